@@ -1,0 +1,77 @@
+"""What can go wrong.
+
+    CheckpointStoreError
+    ├── InvalidConfig (ValueError)        a config, filter or limit names nothing that can be stored or looked up
+    ├── InvalidURL (ValueError)           a connection string that can't be used
+    ├── InvalidOption (ValueError)        options that don't go together
+    ├── UnusableConnection (TypeError)    `conn` is neither an engine nor a connection the saver can work on
+    ├── NotSetUp                          tables missing or older than this version needs
+    ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
+    ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
+    ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
+    ├── Closed (RuntimeError)             the saver was closed
+    ├── Unavailable                       the server could not be reached, or no connection became free
+    ├── NotInstalled (ImportError)        an optional part of the library is needed
+    └── MigrationError                    the schema could not be brought to head
+        └── MigrationLocked               another process has held the migration lock past the deadline
+
+Every error that comes from the server or the driver has that one as its `__cause__`.
+"""
+
+from __future__ import annotations
+
+
+class CheckpointStoreError(Exception):
+    """Base of everything this library raises on purpose."""
+
+
+class InvalidConfig(CheckpointStoreError, ValueError):
+    """Raised before any work when a config, filter or limit can't name a checkpoint; the message says what came."""
+
+
+class InvalidURL(CheckpointStoreError, ValueError):
+    """Raised for a connection string of another database or driver, or one that can't be parsed; never shows a password."""
+
+
+class InvalidOption(CheckpointStoreError, ValueError):
+    """Raised when options don't go together, such as `pipe` with a caller's own connection."""
+
+
+class UnusableConnection(CheckpointStoreError, TypeError):
+    """Raised when `conn` is of a type, dialect or driver the saver can't work on."""
+
+
+class NotSetUp(CheckpointStoreError):
+    """Raised when the tables are missing or too old: run `setup()`, or `alembic upgrade head` before deploying."""
+
+
+class UnstorableValue(CheckpointStoreError, ValueError):
+    """Raised before anything is written when a value fits neither JSONB nor the serializer."""
+
+
+class UnreadableValue(CheckpointStoreError):
+    """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel it belongs to."""
+
+
+class WrongThread(CheckpointStoreError, RuntimeError):
+    """Raised instead of a deadlock: a sync call on the event loop's own thread, a foreign loop, or a forked process."""
+
+
+class Closed(CheckpointStoreError, RuntimeError):
+    """Raised when a saver is used after it was closed: open a new one."""
+
+
+class Unavailable(CheckpointStoreError):
+    """Raised when no connection to the server could be had; safe to try again."""
+
+
+class NotInstalled(CheckpointStoreError, ImportError):
+    """Raised when an optional part of the library is used without its extra; the message has the command to install it."""
+
+
+class MigrationError(CheckpointStoreError):
+    """Raised when the schema could not be brought to head; what was begun has been rolled back."""
+
+
+class MigrationLocked(MigrationError):
+    """Raised when another process holds the migration lock past the deadline: let it finish, then try again."""
