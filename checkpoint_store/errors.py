@@ -30,7 +30,7 @@ class InvalidConfig(CheckpointStoreError, ValueError):
 
 
 class InvalidURL(CheckpointStoreError, ValueError):
-    """Raised for a connection string of another database or driver, or one that can't be parsed; never shows a password."""
+    """Raised for a connection string of another driver, or one that can't be parsed; never shows a password."""
 
 
 class InvalidOption(CheckpointStoreError, ValueError):
@@ -50,7 +50,7 @@ class UnstorableValue(CheckpointStoreError, ValueError):
 
 
 class UnreadableValue(CheckpointStoreError):
-    """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel it belongs to."""
+    """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel."""
 
 
 class WrongThread(CheckpointStoreError, RuntimeError):
@@ -66,7 +66,7 @@ class Unavailable(CheckpointStoreError):
 
 
 class NotInstalled(CheckpointStoreError, ImportError):
-    """Raised when an optional part of the library is used without its extra; the message has the command to install it."""
+    """Raised when an optional part of the library is used without its extra; the message says how to install it."""
 
 
 class MigrationError(CheckpointStoreError):

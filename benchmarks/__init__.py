@@ -1,0 +1,1 @@
+"""Our savers against `langgraph-checkpoint-postgres`, the stock saver: `python -m benchmarks`."""

@@ -1,0 +1,149 @@
+"""Who takes part: a class each, that opens a saver on an empty database, migrated by the saver's own `setup()`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from typing import Any, ClassVar, Literal
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.postgres import PostgresSaver as StockSyncSaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+
+POOL_SIZE = 10
+# What the stock saver's documentation asks of a connection.
+STOCK_CONNECTION = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+
+Saver = BaseCheckpointSaver[Any]
+
+
+class Contender(ABC):
+    """A way to run a saver. The measures treat all of them alike; the report tells them apart by `role`."""
+
+    name: ClassVar[str]
+    role: ClassVar[Literal["ours", "stock", "reference"]]
+
+
+class AsyncContender(Contender):
+    """A contender for the async methods."""
+
+    @abstractmethod
+    def open(self, url: str) -> AbstractAsyncContextManager[Saver]:
+        """A saver that is set up and ready, for as long as the context lasts."""
+
+
+class SyncContender(Contender):
+    """A contender for the sync methods."""
+
+    @abstractmethod
+    def open(self, url: str) -> AbstractContextManager[Saver]:
+        """A saver that is set up and ready, for as long as the context lasts."""
+
+
+class Ours(AsyncContender):
+    """`AsyncPostgresSaver` on an engine of the application's, as most would use it."""
+
+    name = "ours"
+    role = "ours"
+
+    @asynccontextmanager
+    async def open(self, url: str) -> AsyncIterator[Saver]:
+        engine = create_async_engine(
+            "postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=POOL_SIZE, max_overflow=0
+        )
+        saver = AsyncPostgresSaver(engine)
+        try:
+            await saver.setup()
+            yield saver
+        finally:
+            await saver.aclose()
+            await engine.dispose()
+
+
+class StockConnection(AsyncContender):
+    """The stock saver on one connection: its fastest mode for a single caller."""
+
+    name = "stock connection"
+    role = "stock"
+    pipeline: ClassVar[bool] = False
+
+    @asynccontextmanager
+    async def open(self, url: str) -> AsyncIterator[Saver]:
+        # Its setup() creates indexes concurrently, which a pipeline refuses.
+        async with StockSaver.from_conn_string(url) as saver:
+            await saver.setup()
+        async with StockSaver.from_conn_string(url, pipeline=self.pipeline) as saver:
+            yield saver
+
+
+class StockPipeline(StockConnection):
+    """The stock saver on one connection in libpq's pipeline mode."""
+
+    name = "stock pipeline"
+    pipeline = True
+
+
+class StockPool(AsyncContender):
+    """The stock saver on a connection pool."""
+
+    name = "stock pool"
+    role = "stock"
+
+    @asynccontextmanager
+    async def open(self, url: str) -> AsyncIterator[Saver]:
+        async with AsyncConnectionPool(
+            url, min_size=POOL_SIZE, max_size=POOL_SIZE, kwargs=STOCK_CONNECTION, open=False
+        ) as pool:
+            saver = StockSaver(pool)
+            await saver.setup()
+            yield saver
+
+
+class OursSync(SyncContender):
+    """`PostgresSaver` from a URL, as a script would use it."""
+
+    name = "ours"
+    role = "ours"
+
+    @contextmanager
+    def open(self, url: str) -> Iterator[Saver]:
+        with PostgresSaver.from_conn_string(url, pool_size=POOL_SIZE, max_overflow=0) as saver:
+            saver.setup()
+            yield saver
+
+
+class StockSyncConnection(SyncContender):
+    """The stock sync saver on one connection."""
+
+    name = "stock connection"
+    role = "stock"
+
+    @contextmanager
+    def open(self, url: str) -> Iterator[Saver]:
+        with StockSyncSaver.from_conn_string(url) as saver:
+            saver.setup()
+            yield saver
+
+
+class StockSyncPool(SyncContender):
+    """The stock sync saver on a connection pool."""
+
+    name = "stock pool"
+    role = "stock"
+
+    @contextmanager
+    def open(self, url: str) -> Iterator[Saver]:
+        with ConnectionPool(url, min_size=POOL_SIZE, max_size=POOL_SIZE, kwargs=STOCK_CONNECTION, open=False) as pool:
+            saver = StockSyncSaver(pool)
+            saver.setup()
+            yield saver
+
+
+ASYNC: tuple[AsyncContender, ...] = (Ours(), StockConnection(), StockPipeline(), StockPool())
+SYNC: tuple[SyncContender, ...] = (OursSync(), StockSyncConnection(), StockSyncPool())

@@ -1,0 +1,83 @@
+"""Where a call's time goes: one operation of ours in a loop under cProfile.
+
+    python -m benchmarks.hot_path aput [--calls 2000] [--sort tottime]
+
+cProfile sees the loop's thread alone and makes small functions look dearer than they are: trust the order, not the
+microseconds. For a picture without that bias let py-spy watch the same loop with `--bare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import pstats
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+
+from benchmarks import server
+from benchmarks.contenders import ASYNC, Saver
+from benchmarks.proof import prove
+from benchmarks.workload import Chat, Step
+
+Call = Callable[[Saver, Chat, Step], Awaitable[object]]
+
+
+async def _alist(saver: Saver, chat: Chat) -> None:
+    async for _ in saver.alist(chat.config, limit=5):
+        pass
+
+
+CALLS: dict[str, Call] = {
+    "aput": lambda saver, _, step: saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions),
+    "aput_writes": lambda saver, _, step: saver.aput_writes(step.stored, step.writes, step.task_id, step.task_path),
+    "aget_tuple": lambda saver, chat, _: saver.aget_tuple(chat.config),
+    "alist": lambda saver, chat, _: _alist(saver, chat),
+}
+
+
+def main() -> None:
+    """Profile one operation of one contender."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hot_path", description="Profile one operation.")
+    parser.add_argument("operation", choices=CALLS)
+    parser.add_argument("--calls", type=int, default=2_000)
+    parser.add_argument("--contender", choices=[contender.name for contender in ASYNC], default="ours")
+    parser.add_argument("--sort", default="tottime", help="a key of pstats: tottime, cumtime, ncalls")
+    parser.add_argument("--bare", action="store_true", help="no cProfile: for py-spy, or for the plain median")
+    options = parser.parse_args()
+    with server.running() as running:
+        asyncio.run(_profile(running.create_database("hot_path"), options))
+
+
+async def _profile(url: str, options: argparse.Namespace) -> None:
+    contender = next(one for one in ASYNC if one.name == options.contender)
+    call = CALLS[options.operation]
+    chat = Chat("hot")
+    async with contender.open(url) as saver:
+        await prove(saver)
+        for step in chat.steps(5):
+            await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
+            await saver.aput_writes(step.stored, step.writes, step.task_id, step.task_path)
+        for step in chat.steps(20):
+            await call(saver, chat, step)
+        steps, times, profile = chat.steps(options.calls), [], cProfile.Profile()
+        cpu = time.process_time()
+        if not options.bare:
+            profile.enable()
+        for step in steps:
+            started = time.perf_counter()
+            await call(saver, chat, step)
+            times.append(time.perf_counter() - started)
+        profile.disable()
+        cpu = (time.process_time() - cpu) / len(steps)
+    wall = statistics.median(times)
+    print(
+        f"{options.operation}, {options.contender}: median {wall * 1e6:.0f} us, {cpu * 1e6:.0f} us of CPU in this process"
+    )
+    if not options.bare:
+        pstats.Stats(profile).sort_stats(options.sort).print_stats(45)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""One caller: how long each operation takes, with 20 messages of 200 characters in the state."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+
+from benchmarks.bench import Bench, rotations, undisturbed
+from benchmarks.contenders import AsyncContender, Saver
+from benchmarks.report import Result, Target
+from benchmarks.workload import Chat
+
+TARGETS = {
+    "aput": 1.0,
+    "aput_writes, 3 writes": 1.0,
+    "aget_tuple, latest": 1.0,
+    "aget_tuple, by id": 1.0,
+    "alist, 5 checkpoints": 0.7,
+}
+
+
+def measure(bench: Bench) -> list[Result]:
+    """Time each operation alone, in the order a run makes them."""
+    return asyncio.run(_measure(bench))
+
+
+async def _measure(bench: Bench) -> list[Result]:
+    samples: dict[str, dict[AsyncContender, list[list[float]]]] = {name: {} for name in TARGETS}
+    async with bench.savers("latency") as savers:
+        for turns in rotations(list(savers), bench.pick(quick=20, full=100)):
+            chat_id = f"chat-{time.monotonic_ns()}"
+            for contender in turns:
+                for name, times in (await _turn(savers[contender], Chat(chat_id))).items():
+                    samples[name].setdefault(contender, []).append(times)
+    return [
+        Result(measure=name, unit="ms", samples=samples[name], targets={"ours": Target(at_most=ratio)})
+        for name, ratio in TARGETS.items()
+    ]
+
+
+async def _turn(saver: Saver, chat: Chat, *, warm_up: int = 6, timed: int = 10) -> dict[str, list[float]]:
+    """A stretch of calls on a new thread; the first ones warm up what another contender's turn has cooled down."""
+    times: dict[str, list[float]] = {name: [] for name in TARGETS}
+    with undisturbed():
+        for number, step in enumerate(chat.steps(warm_up + timed)):
+            calls = (
+                saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions),
+                saver.aput_writes(step.stored, step.writes, step.task_id, step.task_path),
+                saver.aget_tuple(chat.config),
+                saver.aget_tuple(step.stored),
+                _newest(saver, chat, min(number + 1, 5)),
+            )
+            taken = [await _ms(call) for call in calls]
+            if number >= warm_up:
+                for name, ms in zip(times, taken, strict=True):
+                    times[name].append(ms)
+    return times
+
+
+async def _newest(saver: Saver, chat: Chat, count: int) -> None:
+    found = [one async for one in saver.alist(chat.config, limit=5)]
+    assert len(found) == count, found
+
+
+async def _ms(call: Awaitable[object]) -> float:
+    started = time.perf_counter()
+    await call
+    return (time.perf_counter() - started) * 1e3

@@ -1,0 +1,70 @@
+"""A long list: what iterating over every checkpoint of a thread holds in memory at its peak."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+
+from benchmarks.bench import Bench, undisturbed
+from benchmarks.contenders import ASYNC, AsyncContender, Saver
+from benchmarks.report import Result, Target
+from benchmarks.workload import Chat, Step
+
+WRITERS = 32
+
+
+def measure(bench: Bench) -> list[Result]:
+    """Peak memory of a long list, and how many times that of a list a tenth as long."""
+    return asyncio.run(_measure(bench))
+
+
+async def _measure(bench: Bench) -> list[Result]:
+    count = bench.pick(quick=1_000, full=10_000)
+    peaks: dict[AsyncContender, list[list[float]]] = {}
+    growth: dict[AsyncContender, list[list[float]]] = {}
+    one_per_side = [contender for contender in ASYNC if contender.name in {"ours", "stock pool"}]
+    async with bench.savers("memory", one_per_side) as savers:
+        long, short = Chat("long", window=2), Chat("short", window=2)
+        for chat, length in ((long, count), (short, count // 10)):
+            steps = chat.steps(length)
+            for saver in savers.values():
+                await _store(saver, steps)
+        # Once is enough: what is allocated does not depend on the time of day.
+        for contender, saver in savers.items():
+            whole = await _peak_mb(saver, long, count)
+            tenth = await _peak_mb(saver, short, count // 10)
+            peaks[contender] = [[whole]]
+            growth[contender] = [[whole / tenth]]
+    name = f"alist, {count:,} checkpoints"
+    return [
+        Result(measure=f"{name}: peak memory", unit="MB", samples=peaks),
+        Result(
+            measure=f"{name}: peak against {count // 10:,}",
+            unit="times",
+            samples=growth,
+            targets={"ours": Target(at_most=1.5, of_ours=True)},
+        ),
+    ]
+
+
+async def _store(saver: Saver, steps: list[Step]) -> None:
+    async def writer(mine: list[Step]) -> None:
+        for step in mine:
+            await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
+
+    await asyncio.gather(*(writer(steps[number::WRITERS]) for number in range(WRITERS)))
+
+
+async def _peak_mb(saver: Saver, chat: Chat, count: int) -> float:
+    # Sees Python's allocations only, so what psycopg's libpq holds of a result is not counted against the stock saver.
+    with undisturbed():
+        tracemalloc.start()
+        try:
+            found = 0
+            async for _ in saver.alist(chat.config):
+                found += 1
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert found == count, found
+    return peak / 1e6

@@ -1,0 +1,220 @@
+"""What came out: results, the Markdown tables and the JSON document."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+from benchmarks.contenders import Contender
+
+PACKAGES = (
+    "sqlalchemy",
+    "asyncpg",
+    "psycopg",
+    "psycopg-pool",
+    "langgraph-checkpoint",
+    "langgraph-checkpoint-postgres",
+    "langchain-core",
+)
+
+Rounds = list[list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a ratio has to reach, or with `of_ours` our figure itself."""
+
+    at_most: float | None = None
+    at_least: float | None = None
+    of_ours: bool = False
+
+    def met(self, ratio: float, ours: float) -> bool:
+        """Whether the figure that counts is on the right side."""
+        figure = ours if self.of_ours else ratio
+        return figure <= self.at_most if self.at_most is not None else figure >= self.at_least
+
+    def __str__(self) -> str:
+        bound = f"≤ {self.at_most:.2f}" if self.at_most is not None else f"≥ {self.at_least:.2f}"
+        return f"ours {bound}" if self.of_ours else bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One measure: for each contender its samples, by round. `targets` go by the name of a contender of ours."""
+
+    measure: str
+    unit: str
+    samples: Mapping[Contender, Rounds]
+    higher_is_better: bool = False
+    targets: Mapping[str, Target] = field(default_factory=dict)
+
+    def median(self, contender: Contender) -> float:
+        """Median of all samples."""
+        return statistics.median(self._all(contender))
+
+    def p90(self, contender: Contender) -> float:
+        """What nine samples in ten are at least as good as."""
+        ordered = sorted(self._all(contender), reverse=self.higher_is_better)
+        return ordered[min(len(ordered) * 9 // 10, len(ordered) - 1)]
+
+    def stock_best(self) -> Contender | None:
+        """The stock saver's fastest mode, by its median in this run."""
+        stock = [contender for contender in self.samples if contender.role == "stock"]
+        return (max if self.higher_is_better else min)(stock, key=self.median, default=None)
+
+    def spread(self, ours: Contender, stock: Contender) -> tuple[float, float]:
+        """Quartiles of the ratio taken round by round: how much of the ratio is noise."""
+        pairs = zip(self.samples[ours], self.samples[stock], strict=True)
+        ratios = [statistics.median(mine) / statistics.median(theirs) for mine, theirs in pairs]
+        if len(ratios) < 2:
+            return ratios[0], ratios[0]
+        low, _, high = statistics.quantiles(ratios, method="inclusive")
+        return low, high
+
+    def _all(self, contender: Contender) -> list[float]:
+        return [sample for one_round in self.samples[contender] for sample in one_round]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One of our contenders against the stock saver's best in one measure."""
+
+    result: Result
+    ours: Contender
+    stock: Contender
+
+    @property
+    def ratio(self) -> float:
+        return self.result.median(self.ours) / self.result.median(self.stock)
+
+    @property
+    def target(self) -> Target | None:
+        return self.result.targets.get(self.ours.name)
+
+    @property
+    def met(self) -> bool | None:
+        return self.target and self.target.met(self.ratio, self.result.median(self.ours))
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    """Every contender of ours, in every measure that has a stock saver to compare with."""
+    return [
+        Row(result=result, ours=ours, stock=stock)
+        for result in results
+        if (stock := result.stock_best())
+        for ours in result.samples
+        if ours.role == "ours"
+    ]
+
+
+def markdown(results: Sequence[Result], run: Mapping[str, Any]) -> str:
+    """The comparison, every contender's own figures, and the conditions."""
+    return "\n".join([*_comparison(rows(results)), "", *_figures(results), "", *_conditions(run)])
+
+
+def document(results: Sequence[Result], run: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for machines, with every contender's samples summed up."""
+    return {**run, "results": [_summary(result) for result in results]}
+
+
+def conditions(settings: Mapping[str, str], commit_ms: float, *, quick: bool) -> dict[str, Any]:
+    """When, where and with what this run was made."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "quick": quick,
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "versions": {
+            "python": platform.python_version(),
+            "postgresql": settings["server_version"],
+            **{package: version(package) for package in PACKAGES},
+        },
+        "settings": dict(settings),
+        "commit_ms": round(commit_ms, 3),
+    }
+
+
+def _comparison(compared: Sequence[Row]) -> list[str]:
+    lines = [
+        "| measure | ours | stock best (which) | ratio (quartiles) | target | met? |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for row in compared:
+        result, unit = row.result, row.result.unit
+        low, high = result.spread(row.ours, row.stock)
+        ours = f"{_short(result.median(row.ours))} {unit}" + (f" ({row.ours.name})" if row.ours.name != "ours" else "")
+        stock = f"{_short(result.median(row.stock))} {unit} ({row.stock.name.removeprefix('stock ')})"
+        met = {None: "", True: "yes", False: "**no**"}[row.met]
+        ratio = f"{row.ratio:.2f} ({low:.2f}-{high:.2f})"
+        lines.append(f"| {result.measure} | {ours} | {stock} | {ratio} | {row.target or ''} | {met} |")
+    return lines
+
+
+def _figures(results: Sequence[Result]) -> list[str]:
+    names = list(dict.fromkeys(contender.name for result in results for contender in result.samples))
+    lines = [
+        "Median (p90) of every contender:",
+        "",
+        f"| measure | unit | rounds | {' | '.join(names)} |",
+        f"|---|---|---:|{'---:|' * len(names)}",
+    ]
+    for result in results:
+        figures = {
+            contender.name: f"{_short(result.median(contender))} ({_short(result.p90(contender))})"
+            for contender in result.samples
+        }
+        rounds = max(map(len, result.samples.values()))
+        cells = " | ".join(figures.get(name, "") for name in names)
+        lines.append(f"| {result.measure} | {result.unit} | {rounds} | {cells} |")
+    return lines
+
+
+def _conditions(run: Mapping[str, Any]) -> list[str]:
+    settings = run["settings"]
+    durable = ", ".join(f"{name}={settings[name]}" for name in ("fsync", "synchronous_commit", "full_page_writes"))
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    return [
+        f"{run['date']}{', quick' if run['quick'] else ''}; {run['cpus']} CPUs ({run['machine']}) for server and "
+        f"contenders together; {durable}; the smallest durable commit takes {run['commit_ms']:.2f} ms.",
+        f"{versions}.",
+    ]
+
+
+def _short(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
+def _summary(result: Result) -> dict[str, Any]:
+    return {
+        "measure": result.measure,
+        "unit": result.unit,
+        "better": "higher" if result.higher_is_better else "lower",
+        "contenders": {
+            contender.name: {
+                "role": contender.role,
+                "median": result.median(contender),
+                "p90": result.p90(contender),
+                "rounds": len(rounds),
+                "samples": sum(map(len, rounds)),
+                "median_by_round": [statistics.median(one_round) for one_round in rounds],
+            }
+            for contender, rounds in result.samples.items()
+        },
+        "comparison": [
+            {
+                "ours": row.ours.name,
+                "stock": row.stock.name,
+                "ratio": row.ratio,
+                "quartiles": result.spread(row.ours, row.stock),
+                "target": str(row.target) if row.target else None,
+                "met": row.met,
+            }
+            for row in rows([result])
+        ],
+    }

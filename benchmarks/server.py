@@ -1,0 +1,63 @@
+"""The server that every contender shares, as durable as a production one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import make_url
+
+from checkpoint_store.embedded import EmbeddedPostgres
+
+DURABILITY = ("fsync", "synchronous_commit", "full_page_writes")
+OTHER_SETTINGS = ("server_version", "max_connections", "shared_buffers", "wal_sync_method")
+
+
+class Server:
+    """A running PostgreSQL server: hands out fresh databases and says how it is set up."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def create_database(self, name: str) -> str:
+        """Create a database of that name, words joined, and return its URL."""
+        name = "_".join(name.lower().split())
+        with psycopg.connect(self._url, autocommit=True) as conn:
+            conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return make_url(self._url).set(database=name).render_as_string(hide_password=False)
+
+    def settings(self) -> dict[str, str]:
+        """The settings in force, asked from the server; raises if one of them is not durable."""
+        with psycopg.connect(self._url) as conn:
+            names = (*DURABILITY, *OTHER_SETTINGS)
+            values = {
+                name: conn.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone()[0] for name in names
+            }
+        if careless := [name for name in DURABILITY if values[name] != "on"]:
+            msg = f"the server runs with {', '.join(careless)} off: no figure from it would be worth anything"
+            raise RuntimeError(msg)
+        return values
+
+    def commit_ms(self, commits: int = 200) -> float:
+        """Median time of the smallest durable commit: what no write can do without on this machine."""
+        with psycopg.connect(self._url, autocommit=True, prepare_threshold=0) as conn:
+            conn.execute("CREATE TABLE commits (at float8)")
+            times = []
+            for _ in range(commits):
+                started = time.perf_counter()
+                conn.execute("INSERT INTO commits VALUES (%s)", (started,))
+                times.append(time.perf_counter() - started)
+            conn.execute("DROP TABLE commits")
+        return statistics.median(times) * 1e3
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    """A new server in a temporary directory, gone afterwards."""
+    settings = {**dict.fromkeys(DURABILITY, "on"), "max_connections": 100}
+    with EmbeddedPostgres(settings=settings) as server:
+        yield Server(server.url)

@@ -1,0 +1,145 @@
+"""The statement that walks a checkpoint's ancestors for LangGraph's delta channels; no I/O.
+
+A delta channel stores what each step adds and only now and then its whole value. Its value at a checkpoint is the one
+stored at the nearest ancestor that has one, with all writes since. Which checkpoints are ancestors, only the parents
+tell: a fork shares the namespace, and ids made by several processes need not increase from parent to child.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    ColumnElement,
+    FromClause,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.sql.selectable import LateralFromClause
+
+from checkpoint_store.clauses import (
+    applied,
+    arrays,
+    given,
+    has_member,
+    key,
+    member,
+    member_text,
+    named,
+    number,
+    rows_of,
+    same_graph,
+)
+from checkpoint_store.schema import Tables
+
+
+def delta_history(t: Tables) -> Select[Any]:
+    """Select the ancestors of a checkpoint with what they contribute to some channels.
+
+    A row is an ancestor: its id, its parent's id, whether the walk starts there, its writes to the channels still sought
+    at that point, and the values that end the walk of their channels. The columns are those of `codec.Ancestor`.
+
+    Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id` (or NULL for the newest), `channels` (array of text).
+    """
+    c = t.checkpoints
+    newest = select(c.c.checkpoint_id).where(named(t)).order_by(c.c.checkpoint_id.desc()).limit(number(1))
+    target = func.coalesce(given("checkpoint_id"), newest.scalar_subquery())
+    start = select(c.c.parent_checkpoint_id).where(named(t), c.c.checkpoint_id == target).scalar_subquery()
+
+    channels = bindparam("channels", type_=ARRAY(Text))
+    found = _found(t, channels)
+    chain = (
+        select(
+            c.c.checkpoint_id,
+            c.c.parent_checkpoint_id,
+            _flag(True).label("first"),
+            channels.label("sought"),
+            found.c.found,
+        )
+        .select_from(c.join(found, true()))
+        .where(named(t), c.c.checkpoint_id == start)
+        .cte("chain", recursive=True)
+    )
+    left = _left(chain)
+    found = _found(t, left.c.sought)
+    # UNION, not UNION ALL: a row that was there before ends the walk, so that a cycle of parents can't make it endless.
+    chain = chain.union(
+        select(c.c.checkpoint_id, c.c.parent_checkpoint_id, _flag(False), left.c.sought, found.c.found)
+        .select_from(
+            chain.join(c, c.c.checkpoint_id == chain.c.parent_checkpoint_id).join(left, true()).join(found, true())
+        )
+        .where(named(t), func.cardinality(left.c.sought) > number(0))
+    )
+    writes, values = _writes(t, chain), _values(t, chain)
+    return select(chain.c.checkpoint_id, chain.c.parent_checkpoint_id, chain.c.first, *writes.c, *values.c).select_from(
+        chain.join(writes, true()).join(values, true())
+    )
+
+
+def _flag(value: bool) -> ColumnElement[bool]:
+    return literal_column(str(value).lower(), Boolean)
+
+
+def _found(t: Tables, sought: ColumnElement[Any]) -> LateralFromClause:
+    """Those of the sought channels that a checkpoint has a value for, inline or as a blob."""
+    c = t.checkpoints
+    channel = rows_of(sought, "channel").c.channel
+    inline = has_member(member(c.c.checkpoint, key("channel_values")), channel)
+    blob = exists().where(_is_blob(t, channel)).correlate(c, channel.table)
+    return select(func.array_agg(channel).label("found")).where(or_(inline, blob)).correlate(c).lateral()
+
+
+def _left(chain: FromClause) -> LateralFromClause:
+    """The channels whose walk goes on to the parent."""
+    channel = rows_of(chain.c.sought, "channel").c.channel
+    none = cast(key("{}"), ARRAY(Text))
+    gone = func.coalesce(chain.c.found, none)
+    return (
+        select(func.coalesce(func.array_agg(channel), none).label("sought")).where(channel != func.all(gone)).lateral()
+    )
+
+
+def _is_blob(t: Tables, channel: ColumnElement[str]) -> ColumnElement[bool]:
+    """The condition that a blob is the value of a channel at a checkpoint."""
+    c, b = t.checkpoints, t.checkpoint_blobs
+    version = member_text(member(c.c.checkpoint, key("channel_versions")), channel)
+    return and_(same_graph(b, c), b.c.channel == channel, b.c.version == version, b.c.type != key("empty"))
+
+
+def _writes(t: Tables, chain: FromClause) -> LateralFromClause:
+    w = t.checkpoint_writes
+    return (
+        select(*arrays([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *applied(w)))
+        .where(
+            w.c.thread_id == given("thread_id"),
+            w.c.checkpoint_ns == given("checkpoint_ns"),
+            w.c.checkpoint_id == chain.c.checkpoint_id,
+            w.c.channel == func.any(chain.c.sought),
+        )
+        .correlate(chain)
+        .lateral("writes")
+    )
+
+
+def _values(t: Tables, chain: FromClause) -> LateralFromClause:
+    c, b = t.checkpoints, t.checkpoint_blobs
+    found = rows_of(chain.c.found, "channel")
+    inline = cast(member(member(c.c.checkpoint, key("channel_values")), found.c.channel), Text)
+    return (
+        select(*arrays([found.c.channel, b.c.type, b.c.blob, inline.label("inline")], "value"))
+        .select_from(c.join(found, true()).outerjoin(b, _is_blob(t, found.c.channel)))
+        .where(named(t), c.c.checkpoint_id == chain.c.checkpoint_id)
+        .correlate(chain)
+        .lateral("stored")
+    )

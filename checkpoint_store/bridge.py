@@ -1,0 +1,174 @@
+"""Sync callers, and callers on other loops -> the event loop that an engine's connections live on.
+
+asyncpg's connections belong to the loop they were opened on, and so does the pool that holds them. A bridge is that
+loop and the ways to it: straight through for its own coroutines, across threads for everybody else. Where crossing
+would deadlock or never end it raises `WrongThread` instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import Pool
+
+from checkpoint_store.errors import WrongThread
+
+T = TypeVar("T")
+
+_WATCH_SECONDS = 1.0
+"""How often a sync caller that waits makes sure that the loop it waits for still runs."""
+
+_bridges: weakref.WeakKeyDictionary[Pool, Bridge] = weakref.WeakKeyDictionary()
+_registry_lock = threading.Lock()
+
+
+class Bridge:
+    """The event loop of one connection pool, or of one connection.
+
+    It is bound once, to the running loop by `adopt` or to one in a daemon thread of its own by `start`.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def of(pool: Pool) -> Bridge:
+        """Return the bridge of a connection pool: savers that share an engine share its loop."""
+        with _registry_lock:
+            bridge = _bridges.get(pool)
+            if bridge is None or bridge.is_closed:
+                bridge = _bridges[pool] = Bridge()
+                weakref.finalize(pool, bridge.stop)
+            return bridge
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the loop has ended, or stayed behind in the process this one was forked from."""
+        return self._pid != os.getpid() or (self._loop is not None and self._loop.is_closed())
+
+    def adopt(self) -> None:
+        """Bind to the running loop, if there is one and nothing is bound yet."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = _running_loop()
+
+    def start(self) -> None:
+        """Bind to a loop in a thread of its own, if nothing is bound yet."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=_run_forever, args=(self._loop,), name="checkpoint_store", daemon=True
+                )
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End the loop if it runs in a thread of its own; calls under way are cancelled."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None or self.is_closed:
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        if thread is not threading.current_thread():
+            thread.join()
+
+    async def acall(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Await a coroutine function on the loop, from any coroutine.
+
+        Raises:
+            WrongThread: If the loop is somebody's own and not the one that runs here.
+        """
+        here = asyncio.get_running_loop()
+        if self._loop is None:
+            self.adopt()
+        if self._loop is here:
+            return await function(*args)
+        if self._thread is None:
+            raise WrongThread(
+                "this saver's engine belongs to another event loop"
+                + (", which is closed" if self.is_closed else "")
+                + ". "
+                "Make engine and saver on the loop that uses them, or use PostgresSaver, which has a loop of its own."
+            )
+        return await asyncio.wrap_future(self._send(function, *args))
+
+    def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Run a coroutine function on the loop and wait for it, from a thread that is not the loop's own.
+
+        Raises:
+            WrongThread: If called on the loop's own thread, or if nothing runs the loop.
+        """
+        self.check_sync()
+        future = self._send(function, *args)
+        try:
+            while not concurrent.futures.wait([future], timeout=_WATCH_SECONDS).done:
+                self._check_running()
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise WrongThread("the event loop ended before the call did") from None
+        finally:
+            future.cancel()  # if the wait itself was interrupted, by Ctrl-C for one
+
+    def check_sync(self) -> None:
+        """Raise unless a sync call can be made from here.
+
+        Raises:
+            WrongThread: If called on the loop's own thread, or if nothing runs the loop.
+        """
+        if self._loop is None:
+            self.start()
+        if self._loop is _running_loop():
+            raise WrongThread(
+                "a sync method was called on the event loop's own thread and would wait for itself forever. "
+                "Use the async method (aput, aget_tuple, alist, ...), or call from another thread."
+            )
+        self._check_running()
+
+    def _check_running(self) -> None:
+        if self._pid != os.getpid():
+            raise WrongThread(
+                "this saver was made before the process forked; its connections belong to the parent. "
+                "Make engine and saver in the child."
+            )
+        if self._loop is None or not self._loop.is_running():
+            raise WrongThread(
+                "the event loop that this saver was made on does not run, so a sync call would wait forever. "
+                "Use PostgresSaver, which has a loop of its own."
+            )
+
+    def _send(self, function: Callable[..., Awaitable[T]], *args: Any) -> concurrent.futures.Future[T]:
+        self._check_running()
+        assert self._loop is not None  # noqa: S101 - _check_running has seen to it
+
+        async def run() -> T:
+            return await function(*args)
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()

@@ -1,0 +1,325 @@
+"""Config, checkpoint and serializer <-> bind parameters; rows <-> what LangGraph gets; no I/O."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    PendingWrite,
+    get_serializable_checkpoint_metadata,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
+
+from checkpoint_store import jsonb
+from checkpoint_store.config import Key, check_key, key_of
+from checkpoint_store.errors import InvalidConfig, UnreadableValue, UnstorableValue
+
+Binds = dict[str, Any]
+
+LARGE_BYTES = 64 * 1024
+"""From here on a value is decoded in a worker thread, so that it doesn't hold up the event loop."""
+
+LARGE_ITEMS = 100
+"""From so many items on a container is encoded in a worker thread; a chat message takes some 10 us to encode."""
+
+
+class Row(NamedTuple):
+    """What `statements.checkpoints` selects; arrays are None where nothing is stored."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_checkpoint_id: str | None
+    checkpoint: str
+    metadata: str
+    blob_channels: Sequence[str] | None
+    blob_types: Sequence[str] | None
+    blobs: Sequence[bytes | None] | None
+    write_task_ids: Sequence[str] | None
+    write_channels: Sequence[str] | None
+    write_types: Sequence[str | None] | None
+    writes: Sequence[bytes] | None
+    send_types: Sequence[str | None] | None
+    sends: Sequence[bytes] | None
+
+
+class Ancestor(NamedTuple):
+    """What `ancestry.delta_history` selects; arrays are None where nothing is stored."""
+
+    checkpoint_id: str
+    parent_checkpoint_id: str | None
+    first: bool
+    write_task_ids: Sequence[str] | None
+    write_channels: Sequence[str] | None
+    write_types: Sequence[str | None] | None
+    writes: Sequence[bytes] | None
+    value_channels: Sequence[str] | None
+    value_types: Sequence[str | None] | None
+    value_blobs: Sequence[bytes | None] | None
+    value_inlines: Sequence[str | None] | None
+
+
+class Codec:
+    """Encodes and decodes with one serializer.
+
+    Args:
+        serde: The saver's serializer. Scalars are stored inline, in the clear and searchable, only where the serializer
+            is LangGraph's own plain one; one that encrypts or otherwise has its say gets every value.
+    """
+
+    def __init__(self, serde: SerializerProtocol) -> None:
+        self._serde = serde
+        self._inlines = getattr(type(serde), "dumps_typed", None) is JsonPlusSerializer.dumps_typed
+
+    def encode_checkpoint(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> Binds:
+        """Return the binds of `statements.put_checkpoint`.
+
+        Raises:
+            InvalidConfig: If the config or the checkpoint's id can't be a key.
+            UnstorableValue: If a value fits neither JSONB nor the serializer.
+        """
+        key = key_of(config)
+        place = _place(key)
+        checkpoint_id = key_of({"configurable": {"thread_id": key.thread_id, "checkpoint_id": checkpoint["id"]}})[2]
+        if checkpoint_id is None:
+            raise InvalidConfig(f'{place}: checkpoint["id"] is {checkpoint["id"]!r}; it has to be a non-empty string')
+        check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, checkpoint_id=checkpoint_id)
+
+        values = checkpoint["channel_values"]
+        inline: dict[str, Any] = {}
+        blobs: list[tuple[str, str, str, bytes]] = []
+        for channel in sorted(values):
+            value = values[channel]
+            held = jsonb.holds(value)
+            if held and self._inlines:
+                inline[channel] = jsonb.scalar(value)
+                continue
+            version = new_versions.get(channel)
+            if type(value) is _DeltaSnapshot:
+                # The stock saver's mark of a snapshot: it looks for one here before it prunes.
+                inline[channel] = True
+            elif not held and version is None and channel in checkpoint["channel_versions"]:
+                continue  # unchanged, so stored when it was new
+            # A scalar that is unchanged may have been stored inline, by a saver without this serializer.
+            version = checkpoint["channel_versions"].get(channel) if version is None else version
+            if version is None:
+                raise UnstorableValue(
+                    f"{place}, channel {channel!r}: neither new_versions nor channel_versions has a version for it, "
+                    "so nothing could find the value again"
+                )
+            blobs.append((channel, jsonb.encode(jsonb.scalar(version)).strip('"'), *self._dump(value, place, channel)))
+        for channel, version, _, _ in blobs:
+            check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, channel=channel, version=version)
+
+        document = {**checkpoint, "channel_values": inline}
+        merged = jsonb.document(get_serializable_checkpoint_metadata(config, metadata), f"{place}: metadata")
+        channels, versions, types, contents = map(list, zip(*blobs, strict=True)) if blobs else ([], [], [], [])
+        return {
+            "thread_id": key.thread_id,
+            "checkpoint_ns": key.checkpoint_ns,
+            "checkpoint_id": checkpoint_id,
+            "parent_checkpoint_id": key.checkpoint_id,
+            "checkpoint": _json(document, place),
+            "metadata": _json(merged, place),
+            "channels": channels,
+            "versions": versions,
+            "types": types,
+            "blobs": contents,
+        }
+
+    def encode_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> tuple[Binds, bool]:
+        """Return the binds of `statements.put_writes`, and whether these writes replace earlier ones.
+
+        They do when all of them are to LangGraph's special channels (errors, interrupts, resumes); a task's ordinary
+        writes are kept as they were first stored.
+
+        Raises:
+            InvalidConfig: If the config names no checkpoint, or the task can't be part of a key.
+            UnstorableValue: If the serializer can't hold a value.
+        """
+        key = key_of(config)
+        if key.checkpoint_id is None:
+            raise InvalidConfig('config["configurable"] has no "checkpoint_id"; writes belong to a checkpoint')
+        check_key(**key._asdict(), task_id=task_id)
+        replace = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        rows: dict[int, tuple[str, str, bytes]] = {}
+        for place, (channel, value) in enumerate(writes):
+            idx = WRITES_IDX_MAP.get(channel, place)
+            if replace or idx not in rows:
+                rows[idx] = (channel, *self._dump(value, f"{_place(key)}, task {task_id!r}", channel))
+        # Sorted, so that two writers of the same rows lock them in the same order.
+        idxs = sorted(rows)
+        binds = {
+            **key._asdict(),
+            "task_id": task_id,
+            "task_path": task_path,
+            "idxs": idxs,
+            "channels": [rows[idx][0] for idx in idxs],
+            "types": [rows[idx][1] for idx in idxs],
+            "blobs": [rows[idx][2] for idx in idxs],
+        }
+        return binds, replace
+
+    def decode_checkpoint(self, row: Row) -> CheckpointTuple:
+        """Return a row of `statements.checkpoints` as LangGraph wants it.
+
+        Raises:
+            UnreadableValue: If the serializer can't decode a value.
+        """
+        place = f"{_place(row)}, checkpoint {row.checkpoint_id!r}"
+        checkpoint = jsonb.decode(row.checkpoint)
+        values = checkpoint["channel_values"] = checkpoint.get("channel_values") or {}
+        for channel, kind, blob in _zip(row.blob_channels, row.blob_types, row.blobs):
+            values[channel] = self._load(kind, blob, place, channel)
+        if row.send_types:
+            # Before format 4 LangGraph kept the sends of a step with the parent; it finds them in a channel since.
+            values[TASKS] = [self._load(kind, blob, place, TASKS) for kind, blob in _zip(row.send_types, row.sends)]
+            versions = checkpoint["channel_versions"]
+            versions[TASKS] = max(versions.values()) if versions else next_version(None)
+        writes: list[PendingWrite] = [
+            (task_id, channel, self._load(kind, blob, f"{place}, task {task_id!r}", channel))
+            for task_id, channel, kind, blob in _zip(
+                row.write_task_ids, row.write_channels, row.write_types, row.writes
+            )
+        ]
+        return CheckpointTuple(
+            config=_config(row, row.checkpoint_id),
+            checkpoint=checkpoint,
+            metadata=jsonb.decode(row.metadata),
+            parent_config=_config(row, row.parent_checkpoint_id) if row.parent_checkpoint_id else None,
+            pending_writes=writes,
+        )
+
+    def decode_history(
+        self, key: Key, channels: Sequence[str], rows: Iterable[Ancestor]
+    ) -> dict[str, DeltaChannelHistory]:
+        """Return what the ancestors of a checkpoint contribute to each channel, oldest write first.
+
+        Raises:
+            UnreadableValue: If the serializer can't decode a value.
+        """
+        history: dict[str, DeltaChannelHistory] = {channel: {"writes": []} for channel in channels}
+        ancestors: dict[str, Ancestor] = {}
+        start = None
+        for row in rows:
+            # Twice only where parents form a cycle; then the first visit sought the most channels.
+            ancestors.setdefault(row.checkpoint_id, row)
+            start = row.checkpoint_id if row.first else start
+        while (ancestor := ancestors.pop(start, None) if start else None) is not None:
+            place = f"{_place(key)}, checkpoint {ancestor.checkpoint_id!r}"
+            writes = [
+                (task_id, channel, self._load(kind, blob, f"{place}, task {task_id!r}", channel))
+                for task_id, channel, kind, blob in _zip(
+                    ancestor.write_task_ids, ancestor.write_channels, ancestor.write_types, ancestor.writes
+                )
+            ]
+            for write in reversed(writes):
+                history[write[1]]["writes"].append(write)
+            for channel, kind, blob, inline in _zip(
+                ancestor.value_channels, ancestor.value_types, ancestor.value_blobs, ancestor.value_inlines
+            ):
+                # A blob wins over what is inline: that is only the mark of a snapshot then.
+                stored = jsonb.decode(inline) if kind is None else self._load(kind, blob, place, channel)
+                history[channel]["seed"] = stored
+            start = ancestor.parent_checkpoint_id
+        for entry in history.values():
+            entry["writes"].reverse()
+        return history
+
+    def _dump(self, value: Any, place: str, channel: str) -> tuple[str, bytes]:
+        try:
+            kind, blob = self._serde.dumps_typed(value)
+        except Exception as error:
+            raise UnstorableValue(
+                f"{place}, channel {channel!r}: {type(value).__name__} is not serializable by "
+                f"{type(self._serde).__name__} ({error}). Store a plain value, or pass a serializer that takes it, "
+                "such as serde=JsonPlusSerializer(pickle_fallback=True)."
+            ) from error
+        if not jsonb.holds(channel):
+            raise UnstorableValue(f"{place}: channel {channel!r} has a name that PostgreSQL's text can't hold")
+        return kind, blob if type(blob) is bytes else bytes(blob)
+
+    def _load(self, kind: str | None, blob: bytes | None, place: str, channel: str) -> Any:
+        try:
+            return self._serde.loads_typed((cast("str", kind), cast("bytes", blob)))
+        except Exception as error:
+            raise UnreadableValue(
+                f"{place}, channel {channel!r}: {type(self._serde).__name__} can't decode the stored value of type "
+                f"{kind!r} ({type(error).__name__}: {error}). Read it with the serializer it was written with."
+            ) from error
+
+
+def next_version(current: str | int | float | None) -> str:
+    """Return the version that follows, in the stock saver's format: sortable as text, and unique by chance."""
+    number = 0 if current is None else int(str(current).split(".")[0])
+    return f"{number + 1:032}.{random.random():016}"
+
+
+def next_config(binds: Binds) -> RunnableConfig:
+    """Return the config that names a checkpoint just stored."""
+    return _config(cast("Row", Key(binds["thread_id"], binds["checkpoint_ns"], None)), binds["checkpoint_id"])
+
+
+def is_large(values: Iterable[object]) -> bool:
+    """Guess whether values take long to encode: whether one is a container of many items, or holds one."""
+    for value in values:
+        if isinstance(value, (list, tuple, set, frozenset, dict)):
+            if len(value) > LARGE_ITEMS:
+                return True
+            for item in value.values() if isinstance(value, dict) else value:
+                if isinstance(item, (list, tuple, set, frozenset, dict)) and len(item) > LARGE_ITEMS:
+                    return True
+    return False
+
+
+def is_large_row(row: Row) -> bool:
+    """Tell whether a row takes long to decode."""
+    return sum(len(blob or b"") for blobs in (row.blobs, row.writes) for blob in blobs or ()) > LARGE_BYTES
+
+
+def _json(document: Mapping[str, Any], place: str) -> str:
+    try:
+        text = jsonb.encode(document)
+    except TypeError as error:
+        raise UnstorableValue(f"{place}: the checkpoint is not JSON that PostgreSQL can hold ({error})") from error
+    if "\\u0000" in text and "\\u0000" in text.replace("\\\\", ""):
+        raise UnstorableValue(f"{place}: a name in the checkpoint contains NUL, which PostgreSQL can't hold")
+    return text
+
+
+def _place(key: Key | Row) -> str:
+    return f"thread {key.thread_id!r}, namespace {key.checkpoint_ns!r}"
+
+
+def _config(key: Key | Row, checkpoint_id: str) -> RunnableConfig:
+    return {
+        "configurable": {
+            "thread_id": key.thread_id,
+            "checkpoint_ns": key.checkpoint_ns,
+            "checkpoint_id": checkpoint_id,
+        }
+    }
+
+
+def _zip(*arrays: Sequence[Any] | None) -> Iterable[tuple[Any, ...]]:
+    """The rows of parallel arrays, which are None where there is no row."""
+    return () if arrays[0] is None else zip(*cast("tuple[Sequence[Any], ...]", arrays), strict=True)

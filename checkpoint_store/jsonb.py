@@ -1,0 +1,106 @@
+"""A Python value <-> JSON text that JSONB returns unchanged.
+
+JSONB is not JSON as Python knows it: it has no NUL and no lone surrogates in strings, no NaN and no infinities, and it
+keeps numbers as `numeric`, so that `1e16` comes back as the integer 10000000000000000 and `-0.0` without its sign
+(https://www.postgresql.org/docs/current/datatype-json.html). What can be written so that it comes back equal and of the
+same type is written so; the rest is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from checkpoint_store.errors import UnstorableValue
+
+# Past 64 bits orjson reads an integer as a float; where JSONB's text may hold such a number, Python's parser reads it.
+_LONG_NUMBER = re.compile(r"[:\[,] ?-?\d{19}")
+
+_SUBCLASSES = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+
+
+def holds(value: object) -> bool:
+    """Tell whether JSONB returns this scalar equal and of the same type."""
+    kind = type(value)
+    if kind is str:
+        return _is_text(value)  # type: ignore[arg-type]
+    if kind is float:
+        return math.isfinite(value) and (value != 0 or math.copysign(1, value) > 0)  # type: ignore[arg-type]
+    # Python refuses to write integers of more than 4,300 digits, long before `numeric` ends.
+    return value is None or kind is bool or (kind is int and abs(value) < 10**4000)  # type: ignore[arg-type]
+
+
+def scalar(value: Any) -> Any:
+    """Return a scalar that `holds`, as `encode` takes it: numbers in the one notation that JSONB leaves alone."""
+    if type(value) is float and "e" in (text := repr(value)):
+        plain = format(Decimal(text), "f")
+        return orjson.Fragment(plain if "." in plain else plain + ".0")
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        return orjson.Fragment(str(value))
+    return value
+
+
+def document(value: Any, path: str) -> Any:
+    """Return a nested value as `encode` takes it: containers rebuilt, NUL taken out of strings as LangGraph does.
+
+    Args:
+        value: What is to be stored, such as a checkpoint's metadata or a metadata filter.
+        path: How messages name it, such as `metadata`.
+
+    Raises:
+        UnstorableValue: If any part of it is not JSON; the message has the path to that part.
+    """
+    if isinstance(value, str):
+        text = str.__str__(value).replace("\x00", "") if "\x00" in value else str.__str__(value)
+        if _is_text(text):
+            return text
+        raise UnstorableValue(f"{path} is {text!r}, a string with a lone surrogate, which PostgreSQL can't hold")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)):
+        number = int(value) if isinstance(value, int) else float(value)
+        if number == 0 or holds(number):
+            return scalar(number)
+        raise UnstorableValue(f"{path} is {number!r}; JSON has no such number. Store it as a string, or leave it out.")
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise UnstorableValue(f"{path} has the key {key!r} ({type(key).__name__}); JSON keys are strings")
+        return {document(key, path): document(item, f"{path}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [document(item, f"{path}[{place}]") for place, item in enumerate(value)]
+    raise UnstorableValue(
+        f"{path} is a {type(value).__qualname__}; it has to be JSON: a string, number, bool, None, list or dict"
+    )
+
+
+def encode(prepared: Any) -> str:
+    """Return JSON text of what `document` or `scalar` has prepared, or of plain dicts, lists, strings and numbers.
+
+    Raises:
+        TypeError: If a part is not JSON, or a string has a lone surrogate.
+    """
+    return orjson.dumps(prepared, option=_SUBCLASSES).decode()
+
+
+def decode(text: str) -> Any:
+    """Return the value of JSON text that PostgreSQL wrote; integers of any size stay integers."""
+    return json.loads(text) if _LONG_NUMBER.search(text) else orjson.loads(text)
+
+
+def _is_text(value: str) -> bool:
+    """Tell whether PostgreSQL's text can hold a string (https://www.postgresql.org/docs/current/datatype-character.html)."""
+    if "\x00" in value:
+        return False
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

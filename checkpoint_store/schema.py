@@ -1,0 +1,82 @@
+"""The tables, and what every column means.
+
+Names, columns, types and keys are those of LangGraph's own PostgreSQL saver (`langgraph-checkpoint-postgres`, "the
+stock saver"), so that both can work on one database. This module imports nothing of LangGraph: a deploy job that only
+migrates does not pay for it.
+
+A **thread** is one conversation, a **namespace** one graph within it (the root graph is `""`, subgraphs are
+`"node:task|node:task"`). A **checkpoint** is the state of one graph after one step. Its channel values live inline in
+its JSON when JSON can hold them exactly, otherwise as a **blob** under the channel's version, which all checkpoints
+that did not change the channel share. A **pending write** is what a task produced after a checkpoint and before the next.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy.dialects.postgresql import JSONB
+
+VERSION_TABLE = "checkpoint_store_version"
+"""Where Alembic notes the revision of this schema, apart from a host's own `alembic_version`."""
+
+HEAD = "cs01_baseline"
+"""The revision this version of the library works on; `alembic heads` says the same (a test compares them)."""
+
+
+class Tables:
+    """The table definitions of one PostgreSQL schema.
+
+    Args:
+        schema: Name of the PostgreSQL schema, or None for the one the connection's `search_path` resolves to.
+    """
+
+    def __init__(self, schema: str | None = None) -> None:
+        self.schema = schema
+        self.metadata = MetaData(schema=schema)
+        self.checkpoints = Table(
+            "checkpoints",
+            self.metadata,
+            Column("thread_id", Text, primary_key=True),
+            Column("checkpoint_ns", Text, primary_key=True, server_default=""),
+            Column("checkpoint_id", Text, primary_key=True),
+            # The checkpoint that this one continues; not necessarily stored, and its id not necessarily smaller.
+            Column("parent_checkpoint_id", Text),
+            # Unused; the stock saver's first version wrote a serializer's name here.
+            Column("type", Text),
+            # The checkpoint as JSON: id, ts, channel_versions, versions_seen, and the inline channel_values.
+            Column("checkpoint", JSONB, nullable=False),
+            Column("metadata", JSONB, nullable=False, server_default="{}"),
+        )
+        self.checkpoint_blobs = Table(
+            "checkpoint_blobs",
+            self.metadata,
+            Column("thread_id", Text, primary_key=True),
+            Column("checkpoint_ns", Text, primary_key=True, server_default=""),
+            Column("channel", Text, primary_key=True),
+            # As text what the checkpoint's channel_versions has as text, string or number.
+            Column("version", Text, primary_key=True),
+            # What the serializer calls its format; "empty" stands for a channel without a value.
+            Column("type", Text, nullable=False),
+            Column("blob", LargeBinary),
+        )
+        self.checkpoint_writes = Table(
+            "checkpoint_writes",
+            self.metadata,
+            Column("thread_id", Text, primary_key=True),
+            Column("checkpoint_ns", Text, primary_key=True, server_default=""),
+            Column("checkpoint_id", Text, primary_key=True),
+            Column("task_id", Text, primary_key=True),
+            # The write's place in its task; negative for errors, interrupts and the like (LangGraph's WRITES_IDX_MAP).
+            Column("idx", Integer, primary_key=True, autoincrement=False),
+            Column("channel", Text, nullable=False),
+            Column("type", Text),
+            Column("blob", LargeBinary, nullable=False),
+            # Orders the tasks of a step the way LangGraph applies them; last, since the stock saver added it last.
+            Column("task_path", Text, nullable=False, server_default=""),
+        )
+
+
+tables = Tables()
+metadata = tables.metadata
+checkpoints = tables.checkpoints
+checkpoint_blobs = tables.checkpoint_blobs
+checkpoint_writes = tables.checkpoint_writes

@@ -1,0 +1,216 @@
+"""What the caller handed us -> a `Connection`: whose it is, on which loop, in which transaction.
+
+An **engine** is shared: each operation borrows a connection for one statement, in AUTOCOMMIT so that no BEGIN and
+COMMIT travel with it. A **connection** is the caller's: operations run in the transaction that is open there, one at a time,
+and nothing is begun, committed or rolled back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from asyncpg import PostgresError
+from asyncpg.exceptions import ClientConfigurationError
+from sqlalchemy import Connection, exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from checkpoint_store import migrations, operations
+from checkpoint_store.bridge import Bridge
+from checkpoint_store.errors import Closed, InvalidURL, NotSetUp, Unavailable, UnusableConnection, WrongThread
+from checkpoint_store.statements import Statements
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Operation = Callable[Concatenate[Connection, Statements, P], T]
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_NO_TABLES = {"42P01": "undefined_table", "42703": "undefined_column", "3F000": "invalid_schema_name"}
+_NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
+"""Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
+
+_locks: weakref.WeakKeyDictionary[Connection, asyncio.Lock] = weakref.WeakKeyDictionary()
+
+
+class Source(ABC):
+    """Runs operations on connections of one origin.
+
+    Args:
+        sql: The statements that operations get.
+        bridge: The loop that the connections live on.
+    """
+
+    def __init__(self, sql: Statements, bridge: Bridge) -> None:
+        self.sql = sql
+        self.bridge = bridge
+        self.owned = False
+        """Whether the engine is ours to dispose of, and its loop ours to end."""
+        self._closed = False
+
+    async def run(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
+        """Run an operation, from any coroutine."""
+        result: T = await self.bridge.acall(self._perform, operation, *args)
+        return result
+
+    def run_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
+        """Run an operation and wait for it, from a thread other than the loop's."""
+        return self.bridge.call(self._perform, operation, *args)
+
+    async def setup(self, timeout: float) -> None:
+        """Bring the schema to head, from any coroutine."""
+        await self.bridge.acall(self._setup, timeout)
+
+    def setup_blocking(self, timeout: float) -> None:
+        """Bring the schema to head and wait for it."""
+        self.bridge.call(self._setup, timeout)
+
+    async def close(self) -> None:
+        """Refuse further operations, and give back what is ours."""
+        if not self._closed:
+            self._closed = True
+            await self.bridge.acall(self._release)
+
+    def close_blocking(self) -> None:
+        """Refuse further operations, and give back what is ours."""
+        if not self._closed:
+            self._closed = True
+            self.bridge.call(self._release)
+            if self.owned:
+                self.bridge.stop()
+
+    async def _perform(self, operation: Callable[..., T], *args: Any) -> T:
+        if self._closed:
+            raise Closed("this saver is closed. Make a new one, or use it inside its `with` block.")
+        try:
+            return await self._lend(operation, self.sql, *args)
+        except (exc.SQLAlchemyError, PostgresError, ClientConfigurationError, OSError, asyncio.TimeoutError) as error:
+            if (told := self._explain(error)) is None:
+                raise
+            raise told from error
+
+    @abstractmethod
+    async def _lend(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function with a connection and the arguments, in a greenlet."""
+
+    @abstractmethod
+    async def _setup(self, timeout: float) -> None:
+        """Bring the schema to head."""
+
+    @abstractmethod
+    async def _release(self) -> None:
+        """Give back what is ours."""
+
+    def _explain(self, error: BaseException) -> Exception | None:
+        """Return our error for one of the driver's, or None where that one says it best."""
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        state = getattr(cause, "sqlstate", None) or ""
+        message = str(cause).rpartition("Error'>: ")[2].splitlines()[0] if str(cause) else type(cause).__name__
+        if state in _NO_TABLES:
+            return NotSetUp(f"{message}. Run `setup()` once, or `alembic upgrade head` before deploying.")
+        if isinstance(error, ClientConfigurationError):
+            return InvalidURL(f"{self.where}: {message}")
+        if isinstance(error, exc.TimeoutError):
+            return Unavailable(f"{self.where}: no connection became free in time ({message})")
+        lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+        if lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
+            return Unavailable(
+                f"{self.where}: {message}. Check that the server runs, and that the URL and the login are right."
+            )
+        return None
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """How messages name the database; never with a password."""
+
+
+class EngineSource(Source):
+    """Connections borrowed from an engine.
+
+    Args:
+        engine: The caller's engine, or our own.
+        sql: The statements that operations get.
+        bridge: The loop that the engine lives on.
+    """
+
+    def __init__(self, engine: AsyncEngine, sql: Statements, bridge: Bridge) -> None:
+        super().__init__(sql, bridge)
+        self._engine = engine
+        self._autocommit = engine.sync_engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @property
+    def where(self) -> str:
+        """The engine's URL."""
+        return self._engine.url.render_as_string(hide_password=True)
+
+    async def _lend(self, function: Callable[..., T], *args: Any) -> T:
+        # One greenlet from checkout to return: each switch in and out of one costs as much as a small statement.
+        return await greenlet_spawn(self._borrow, function, *args)
+
+    def _borrow(self, function: Callable[..., T], *args: Any) -> T:
+        with self._autocommit.connect() as conn:
+            loop = getattr(conn.connection.driver_connection, "_loop", None)
+            if loop is not None and loop is not asyncio.get_running_loop():
+                raise WrongThread(
+                    "the engine's pool holds connections of another event loop. Make an engine for the saver, or make "
+                    "the saver before the engine is first used."
+                )
+            return function(conn, *args)
+
+    async def _setup(self, timeout: float) -> None:
+        try:
+            if migrations.is_head(await self._perform(operations.revisions)):
+                return
+        except NotSetUp:
+            pass
+        async with self._engine.connect() as conn:
+            await conn.run_sync(migrations.bring_to_head, self.sql, timeout, _pause)
+
+    async def _release(self) -> None:
+        if self.owned:
+            await self._engine.dispose()
+
+
+class ConnectionSource(Source):
+    """The caller's connection, in the caller's transaction.
+
+    Args:
+        connection: An open connection.
+        sql: The statements that operations get.
+        bridge: The loop that the connection lives on.
+    """
+
+    def __init__(self, connection: AsyncConnection, sql: Statements, bridge: Bridge) -> None:
+        super().__init__(sql, bridge)
+        if connection.sync_connection is None:
+            raise UnusableConnection(
+                "conn is an AsyncConnection that is not open. Use `async with engine.connect() as conn`."
+            )
+        self._connection = connection
+        # Shared by all savers on this connection: it can do one thing at a time.
+        self._lock = _locks.setdefault(connection.sync_connection, asyncio.Lock())
+
+    @property
+    def where(self) -> str:
+        """The URL of the connection's engine."""
+        return self._connection.engine.url.render_as_string(hide_password=True)
+
+    async def _lend(self, function: Callable[..., T], *args: Any) -> T:
+        async with self._lock:
+            return await self._connection.run_sync(function, *args)
+
+    async def _setup(self, timeout: float) -> None:
+        async with self._lock:
+            await self._connection.run_sync(migrations.bring_to_head, self.sql, timeout, _pause)
+
+    async def _release(self) -> None:
+        pass  # the connection is the caller's
+
+
+def _pause(seconds: float) -> None:
+    """Sleep in a greenlet, without holding up the loop."""
+    await_only(asyncio.sleep(seconds))

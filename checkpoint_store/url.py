@@ -1,0 +1,98 @@
+"""A connection string <-> what SQLAlchemy and asyncpg want of it.
+
+asyncpg reads libpq's URLs itself (`sslmode`, `options`, Unix sockets, several hosts), so the string goes to it as a
+DSN; what is left to do here is to name the driver, to take out what asyncpg would mistake for a server setting, and to
+keep passwords out of messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from sqlalchemy import URL
+
+from checkpoint_store.errors import InvalidURL
+
+log = logging.getLogger(__name__)
+
+_SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg"}
+
+# Parameters of SQLAlchemy's dialect and of asyncpg.connect() that a URL may carry, and their types.
+_ARGUMENTS = {
+    "prepared_statement_cache_size": int,
+    "statement_cache_size": int,
+    "command_timeout": float,
+    "timeout": float,
+    "connect_timeout": float,
+}
+
+# libpq parameters without a counterpart in asyncpg, which would send them to the server as settings it doesn't know.
+# https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+_IGNORED = {
+    "channel_binding",
+    "client_encoding",
+    "gssencmode",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "requirepeer",
+    "sslcompression",
+    "sslsni",
+    "tcp_user_timeout",
+}
+
+
+def masked(conn_string: str) -> str:
+    """Return a connection string without its password, fit for a message."""
+    hidden = re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", str(conn_string), count=1)
+    return re.sub(r"(?i)((?:^|[?&\s])(?:ssl)?password=)[^&\s]*", r"\1***", hidden)
+
+
+def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
+    """Split a connection string into an SQLAlchemy URL without secrets and the `connect_args` for asyncpg.
+
+    Args:
+        conn_string: `postgresql://`, `postgres://` or `postgresql+asyncpg://`, with libpq's parameters if any.
+
+    Returns:
+        A URL that names driver, host and database, and `connect_args` whose `dsn` holds the rest.
+
+    Raises:
+        InvalidURL: If the string is no URL, or one of another database or driver.
+    """
+    if not isinstance(conn_string, str) or "://" not in conn_string:
+        raise InvalidURL(
+            f"connection string is {masked(conn_string)!r}; it should look like postgresql://user:password@host:5432/database"
+        )
+    scheme = conn_string.partition("://")[0]
+    if scheme not in _SCHEMES:
+        raise InvalidURL(
+            f"{masked(conn_string)!r} names the driver {scheme!r}; use postgresql://, postgres:// or "
+            "postgresql+asyncpg:// (the saver brings its own driver, asyncpg)"
+        )
+    try:
+        parts = urlsplit(conn_string)
+        several_hosts = "," in parts.netloc.rpartition("@")[2]
+        host, port = (None, None) if several_hosts else (parts.hostname, parts.port)
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError as error:
+        raise InvalidURL(f"{masked(conn_string)!r} can't be parsed: {masked(str(error))}") from None
+    arguments: dict[str, Any] = {}
+    kept = []
+    for name, value in query:
+        if name in _ARGUMENTS:
+            try:
+                arguments[name.removeprefix("connect_")] = _ARGUMENTS[name](value)
+            except ValueError:
+                raise InvalidURL(f"{masked(conn_string)!r}: {name} is {value!r}; it takes a number") from None
+        elif name in _IGNORED:
+            log.warning("connection string: %s has no counterpart in asyncpg and is ignored", name)
+        else:
+            kept.append(("sslmode" if name == "ssl" else name, value))
+    dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(kept), ""))
+    url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
+    return url, {"dsn": dsn, **arguments}

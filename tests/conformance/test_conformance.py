@@ -1,0 +1,142 @@
+"""LangGraph's own conformance suite, on every way to hold a saver."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.conformance import validate
+from langgraph.checkpoint.conformance.capabilities import BASE_CAPABILITIES, Capability
+from langgraph.checkpoint.conformance.initializer import RegisteredCheckpointer
+from langgraph.checkpoint.conformance.spec import (
+    test_delete_thread,
+    test_get_tuple,
+    test_list,
+    test_put,
+    test_put_writes,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+
+# The suite's own lists: a test that LangGraph adds is one to pass, and one that silently does not run is a failure.
+SPEC = {
+    Capability.PUT: test_put.ALL_PUT_TESTS,
+    Capability.PUT_WRITES: test_put_writes.ALL_PUT_WRITES_TESTS,
+    Capability.GET_TUPLE: test_get_tuple.ALL_GET_TUPLE_TESTS,
+    Capability.LIST: test_list.ALL_LIST_TESTS,
+    Capability.DELETE_THREAD: test_delete_thread.ALL_DELETE_THREAD_TESTS,
+}
+
+SaverContext = AbstractAsyncContextManager[BaseCheckpointSaver[str]]
+
+
+class SyncMethods(BaseCheckpointSaver[str]):
+    """The async contract, answered by the sync methods of another saver, each called in a worker thread."""
+
+    def __init__(self, saver: BaseCheckpointSaver[str]) -> None:
+        super().__init__(serde=saver.serde)
+        self.saver = saver
+
+    async def aput(self, *args: Any) -> Any:
+        return await asyncio.to_thread(self.saver.put, *args)
+
+    async def aput_writes(self, *args: Any, **task: Any) -> None:
+        await asyncio.to_thread(self.saver.put_writes, *args, **task)
+
+    async def aget_tuple(self, config: Any) -> CheckpointTuple | None:
+        return await asyncio.to_thread(self.saver.get_tuple, config)
+
+    async def alist(self, config: Any, **criteria: Any) -> AsyncIterator[CheckpointTuple]:
+        for found in await asyncio.to_thread(lambda: list(self.saver.list(config, **criteria))):
+            yield found
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        await asyncio.to_thread(self.saver.delete_thread, thread_id)
+
+
+@asynccontextmanager
+async def on_an_engine(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    yield AsyncPostgresSaver(engine)
+
+
+@asynccontextmanager
+async def on_a_connection(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    async with engine.begin() as connection:
+        yield AsyncPostgresSaver(connection)
+
+
+@asynccontextmanager
+async def from_a_url(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    async with AsyncPostgresSaver.from_conn_string(url) as saver:
+        yield saver
+
+
+@asynccontextmanager
+async def with_a_pipeline(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    async with AsyncPostgresSaver.from_conn_string(url, pipeline=True) as saver:
+        yield saver
+
+
+@asynccontextmanager
+async def sync_methods_from_threads(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    yield SyncMethods(AsyncPostgresSaver(engine))
+
+
+@asynccontextmanager
+async def sync_saver(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    with PostgresSaver.from_conn_string(url) as saver:
+        yield SyncMethods(saver)
+
+
+@asynccontextmanager
+async def sync_saver_with_a_pipeline(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    with PostgresSaver.from_conn_string(url, pipeline=True) as saver:
+        yield SyncMethods(saver)
+
+
+@asynccontextmanager
+async def async_methods_of_the_sync_saver(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    with PostgresSaver.from_conn_string(url) as saver:
+        yield saver
+
+
+HELD = [
+    on_an_engine,
+    on_a_connection,
+    from_a_url,
+    with_a_pipeline,
+    sync_methods_from_threads,
+    sync_saver,
+    sync_saver_with_a_pipeline,
+    async_methods_of_the_sync_saver,
+]
+
+
+def test_the_suite_has_tests_for_every_base_capability() -> None:
+    """Nothing below passes because there was nothing to run."""
+    assert SPEC.keys() == BASE_CAPABILITIES
+    assert all(SPEC.values())
+
+
+@pytest.mark.parametrize("capability", SPEC, ids=lambda capability: capability.value)
+@pytest.mark.parametrize("held", HELD, ids=lambda held: held.__name__)
+async def test_a_base_capability_passes_whole(
+    held: Callable[[str, AsyncEngine], SaverContext], capability: Capability, url: str, engine: AsyncEngine
+) -> None:
+    """Every test that LangGraph has for the capability ran and passed; none was skipped."""
+
+    async def saver() -> AsyncIterator[BaseCheckpointSaver[str]]:
+        async with held(url, engine) as opened:
+            yield opened
+
+    report = await validate(RegisteredCheckpointer(held.__name__, saver), capabilities={capability.value})
+
+    result = report.results[capability.value]
+    assert result.detected
+    assert result.passed, "\n".join(result.failures)
+    assert (result.tests_passed, result.tests_skipped) == (len(SPEC[capability]), 0)

@@ -1,0 +1,98 @@
+"""Graphs under test: each one compiled on our savers, and on LangGraph's own in-memory saver as the model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.pregel import Pregel
+from langgraph.types import StateSnapshot
+
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+
+
+class Agent:
+    """A graph and its saver, driven through LangGraph's async API, or through its sync API in a worker thread."""
+
+    def __init__(self, graph: Pregel, *, blocking: bool) -> None:
+        self.graph = graph
+        self.blocking = blocking
+
+    async def _call(self, method: str, *args: Any, **options: Any) -> Any:
+        if self.blocking:
+            return await asyncio.to_thread(getattr(self.graph, method), *args, **options)
+        return await getattr(self.graph, f"a{method}")(*args, **options)
+
+    async def _read(self, method: str, *args: Any, **options: Any) -> list[Any]:
+        if self.blocking:
+            return await asyncio.to_thread(lambda: list(getattr(self.graph, method)(*args, **options)))
+        return [item async for item in getattr(self.graph, f"a{method}")(*args, **options)]
+
+    async def invoke(self, input: Any, config: RunnableConfig, **options: Any) -> Any:
+        return await self._call("invoke", input, config, **options)
+
+    async def stream(self, input: Any, config: RunnableConfig, **options: Any) -> list[Any]:
+        return await self._read("stream", input, config, **options)
+
+    async def state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
+        return await self._call("get_state", config, subgraphs=subgraphs)
+
+    async def history(self, config: RunnableConfig, **criteria: Any) -> list[StateSnapshot]:
+        return await self._read("get_state_history", config, **criteria)
+
+    async def update(self, config: RunnableConfig, values: Any, **options: Any) -> RunnableConfig:
+        return await self._call("update_state", config, values, **options)
+
+    async def bulk_update(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
+        return await self._call("bulk_update_state", config, supersteps)
+
+    async def story(self, config: RunnableConfig) -> list[Any]:
+        """A thread's whole history, newest first, without the ids and times that no two runs share."""
+        history = await self.history(config)
+        ids = [snapshot.config["configurable"]["checkpoint_id"] for snapshot in history]
+        return [
+            (
+                snapshot.values,
+                snapshot.next,
+                {key: value for key, value in snapshot.metadata.items() if key != "parents"},
+                list(snapshot.metadata.get("parents", {})),
+                snapshot.parent_config and ids.index(snapshot.parent_config["configurable"]["checkpoint_id"]),
+                [
+                    (task.name, task.error and str(task.error), [asked.value for asked in task.interrupts], task.result)
+                    for task in snapshot.tasks
+                ],
+            )
+            for snapshot in history
+        ]
+
+
+Agents = Callable[[Callable[[BaseCheckpointSaver[str]], Pregel]], tuple[Agent, Agent]]
+
+
+@pytest.fixture(
+    params=[
+        (AsyncPostgresSaver, "async"),
+        (AsyncPostgresSaver, "sync"),
+        (PostgresSaver, "sync"),
+        (PostgresSaver, "async"),
+    ],
+    ids=lambda param: f"{param[0].__name__}-{param[1]}",
+)
+def agents(request: pytest.FixtureRequest, saver: AsyncPostgresSaver, sync_saver: PostgresSaver) -> Agents:
+    """Compile a graph twice, on one of our savers and on the in-memory one, both driven through the same API.
+
+    Takes a function of a saver that returns the compiled graph; returns our agent and the model's.
+    """
+    kind, api = request.param
+    ours = saver if kind is AsyncPostgresSaver else sync_saver
+
+    def compile_twice(compiled_on: Callable[[BaseCheckpointSaver[str]], Pregel]) -> tuple[Agent, Agent]:
+        blocking = api == "sync"
+        return Agent(compiled_on(ours), blocking=blocking), Agent(compiled_on(InMemorySaver()), blocking=blocking)
+
+    return compile_twice
