@@ -160,8 +160,8 @@ class EmbeddedPostgres:
         """Open the log once nobody else has it open, sending away a server that its owner left behind."""
         with (self._settled / "log").open("ab") as log:
             deadline = time.monotonic() + 60
-            # Every process of a server has its log open, so this lock tells whether one is alive. The process ids in its
-            # files can't: they may be somebody else's by now, above all in containers, and would keep a server from starting.
+            # Every process of a server has its log open, so this lock tells whether one lives. The process ids in its
+            # files can't: by now they may be somebody else's, in containers above all, and PostgreSQL would not start.
             while not _lock(log.fileno()):
                 if time.monotonic() > deadline:
                     raise Unavailable(f"the last server in {self._settled} does not stop; see the log there")

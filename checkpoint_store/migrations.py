@@ -95,8 +95,10 @@ def upgrade(conn: Connection, schema: str | None = None, *, revision: str = "hea
     """
     from alembic import command
 
+    theirs = conn.in_transaction()
     if schema is not None and not conn.dialect.has_schema(conn, schema):
         conn.execute(CreateSchema(schema, if_not_exists=True))
+    if not theirs:
         conn.commit()
     _alembic(command.upgrade, conn, schema, revision)
 
@@ -133,11 +135,14 @@ def offline_sql(schema: str | None = None, *, revision: str = "head") -> str:
     return made.output_buffer.getvalue()
 
 
-def bring_to_head(conn: Connection, sql: Statements, timeout: float, pause: Callable[[float], None]) -> None:
+def bring_to_head(
+    conn: Connection, sql: Statements, timeout: float, pause: Callable[[float], None] = time.sleep
+) -> None:
     """Migrate to head unless the database is there; whoever else has the same in mind waits, and finds it done.
 
     Args:
-        conn: Where to run. In a transaction the migrations become part of it, and so does the lock.
+        conn: Where to run. In a transaction the migrations become part of it, and so does the lock; otherwise each
+            revision commits itself.
         sql: The statements of the schema.
         timeout: How long to wait for others, in seconds.
         pause: Sleeps for so many seconds.

@@ -442,8 +442,8 @@ def _source(conn: object, pipe: object, schema: str | None) -> Source:
             return EngineSource(conn, sql, Bridge.of(conn.sync_engine.pool))
         return ConnectionSource(conn, sql, Bridge())
     raise UnusableConnection(
-        f"conn is a {type(conn).__module__}.{type(conn).__qualname__}; it has to be an AsyncEngine or an open AsyncConnection "
-        "of SQLAlchemy. From a connection string, use from_conn_string()."
+        f"conn is a {type(conn).__module__}.{type(conn).__qualname__}; it has to be an AsyncEngine or an open "
+        "AsyncConnection of SQLAlchemy. From a connection string, use from_conn_string()."
     )
 
 

@@ -7,7 +7,8 @@ migrates does not pay for it.
 A **thread** is one conversation, a **namespace** one graph within it (the root graph is `""`, subgraphs are
 `"node:task|node:task"`). A **checkpoint** is the state of one graph after one step. Its channel values live inline in
 its JSON when JSON can hold them exactly, otherwise as a **blob** under the channel's version, which all checkpoints
-that did not change the channel share. A **pending write** is what a task produced after a checkpoint and before the next.
+that did not change the channel share. A **pending write** is what a task produced after a checkpoint and before the
+next.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the caller handed us -> a `Connection`: whose it is, on which loop, in which transaction.
 
 An **engine** is shared: each operation borrows a connection for one statement, in AUTOCOMMIT so that no BEGIN and
-COMMIT travel with it. A **connection** is the caller's: operations run in the transaction that is open there, one at a time,
-and nothing is begun, committed or rolled back.
+COMMIT travel with it. A **connection** is the caller's: operations run in the transaction that is open there, one at a
+time, and nothing is begun, committed or rolled back.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Source(ABC):
 
     def run_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation and wait for it, from a thread other than the loop's."""
-        return self.bridge.call(self._perform, operation, *args)
+        result: T = self.bridge.call(self._perform, operation, *args)
+        return result
 
     async def setup(self, timeout: float) -> None:
         """Bring the schema to head, from any coroutine."""
@@ -205,7 +206,13 @@ class ConnectionSource(Source):
 
     async def _setup(self, timeout: float) -> None:
         async with self._lock:
-            await self._connection.run_sync(migrations.bring_to_head, self.sql, timeout, _pause)
+            await self._connection.run_sync(self._setup_within, timeout)
+
+    def _setup_within(self, conn: Connection, timeout: float) -> None:
+        # The first statement on a connection begins the caller's transaction, here as everywhere in SQLAlchemy.
+        if not conn.in_transaction() and not getattr(conn.connection.dbapi_connection, "autocommit", False):
+            conn.begin()
+        migrations.bring_to_head(conn, self.sql, timeout, _pause)
 
     async def _release(self) -> None:
         pass  # the connection is the caller's

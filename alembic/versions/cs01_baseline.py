@@ -1,4 +1,4 @@
-"""The three tables: create them, or adopt those of langgraph-checkpoint-postgres, whichever version it had reached.
+"""Create the three tables, or adopt those of langgraph-checkpoint-postgres.
 
 That saver has ten migrations of its own; after any of them its tables are a subset of these. Its three indexes on
 `thread_id` are neither made nor dropped: they repeat the first column of a primary key, and belong to it.
@@ -118,6 +118,7 @@ def downgrade() -> None:
 
 def refuse_foreign_tables(schema: str | None) -> None:
     """Stop before anything is made if a table of one of our names is somebody else's."""
+    # No percent sign may stand in here: some drivers double it, others don't.
     wanted = ",\n                ".join(
         f"({literal(table)}, {literal(qualified(table, schema))}, '{column}', '{kind}')"
         for table, columns in ADOPTABLE.items()
@@ -129,7 +130,7 @@ def refuse_foreign_tables(schema: str | None) -> None:
         DECLARE
             missing text;
         BEGIN
-            SELECT string_agg(format('%s.%s (%s)', name, col, kind), ', ') INTO missing
+            SELECT string_agg(name || '.' || col || ' ' || kind, ', ') INTO missing
             FROM (VALUES
                 {wanted}
             ) AS wanted(name, rel, col, kind)
@@ -139,8 +140,9 @@ def refuse_foreign_tables(schema: str | None) -> None:
                 AND format_type(atttypid, atttypmod) = kind
             );
             IF missing IS NOT NULL THEN
-                RAISE EXCEPTION 'a table of another application has the name of a checkpoint table: it lacks %', missing
-                USING HINT = 'Keep the checkpoints in a PostgreSQL schema of their own.';
+                RAISE EXCEPTION USING
+                    MESSAGE = 'a table of another application has the name of a checkpoint table; it lacks ' || missing,
+                    HINT = 'Keep the checkpoints in a PostgreSQL schema of their own.';
             END IF;
         END
         $$
