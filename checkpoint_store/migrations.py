@@ -184,7 +184,7 @@ def locked(
         _wait(deadline, pause, "another thread of this process")
     try:
         theirs = conn.in_transaction()
-        key = int.from_bytes(hashlib.sha256(f"{VERSION_TABLE} {schema}".encode()).digest()[:8], "big", signed=True)
+        key = lock_key(schema)
         take = func.pg_try_advisory_xact_lock if theirs else func.pg_try_advisory_lock
         # Poll instead of blocking: a waiting lock holds a snapshot, and CREATE INDEX CONCURRENTLY waits for those.
         while not _answer(conn, select(take(key)), theirs):
@@ -197,6 +197,11 @@ def locked(
                 _answer(conn, select(func.pg_advisory_unlock(key)), theirs)
     finally:
         _mutex.release()
+
+
+def lock_key(schema: str | None) -> int:
+    """Return the number of the advisory lock that whoever migrates a schema holds."""
+    return int.from_bytes(hashlib.sha256(f"{VERSION_TABLE} {schema}".encode()).digest()[:8], "big", signed=True)
 
 
 def is_ours(name: str | None, kind: str, _: object) -> bool:
