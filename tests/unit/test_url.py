@@ -1,0 +1,94 @@
+"""Connection strings as people have them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from checkpoint_store.errors import InvalidURL
+from checkpoint_store.url import engine_arguments, masked
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
+def test_every_spelling_of_postgresql_becomes_a_dsn_for_asyncpg(scheme: str) -> None:
+    """The URLs that Heroku, libpq and SQLAlchemy hand out all work, password and all."""
+    url, arguments = engine_arguments(f"{scheme}://me:s%40crt@db.example:5433/app")
+
+    assert url.drivername == "postgresql+asyncpg"
+    assert (url.host, url.port, url.database) == ("db.example", 5433, "app")
+    assert arguments == {"dsn": "postgresql://me:s%40crt@db.example:5433/app"}
+
+
+def test_the_engines_own_url_has_no_password() -> None:
+    """What an engine prints of itself, in logs and traces, can't leak the password."""
+    url, _ = engine_arguments("postgresql://me:secret@host/app")
+
+    assert "secret" not in url.render_as_string(hide_password=False)
+
+
+def test_libpq_parameters_reach_asyncpg() -> None:
+    """`sslmode`, `options`, Unix sockets and several hosts are asyncpg's to read."""
+    _, arguments = engine_arguments("postgresql://u@h1:1,h2:2/app?sslmode=require&options=-csearch_path%3Dagents")
+
+    assert arguments["dsn"] == "postgresql://u@h1:1,h2:2/app?sslmode=require&options=-csearch_path%3Dagents"
+    assert engine_arguments("postgresql://u@/app?host=/run/pg")[1]["dsn"] == "postgresql://u@/app?host=%2Frun%2Fpg"
+    assert engine_arguments("postgresql+asyncpg://h/app?ssl=require")[1]["dsn"] == "postgresql://h/app?sslmode=require"
+
+
+def test_driver_parameters_become_arguments_of_their_type() -> None:
+    """asyncpg takes time-outs as numbers, not as the text a URL has."""
+    _, arguments = engine_arguments("postgresql://h/app?command_timeout=2.5&connect_timeout=3&statement_cache_size=0")
+
+    assert arguments == {
+        "dsn": "postgresql://h/app",
+        "command_timeout": 2.5,
+        "timeout": 3.0,
+        "statement_cache_size": 0,
+    }
+
+
+def test_parameters_that_asyncpg_lacks_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A URL with channel_binding, as hosted services print it, connects all the same."""
+    with caplog.at_level(logging.WARNING):
+        _, arguments = engine_arguments("postgresql://h/app?sslmode=require&channel_binding=require")
+
+    assert arguments["dsn"] == "postgresql://h/app?sslmode=require"
+    assert "channel_binding has no counterpart in asyncpg" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("conn_string", "message"),
+    [
+        ("mysql://me:secret@host/app", "names the driver 'mysql'; use postgresql://"),
+        ("postgresql+psycopg2://me:secret@host/app", "names the driver 'postgresql\\+psycopg2'"),
+        ("sqlite:///file", "names the driver 'sqlite'"),
+        ("host=localhost password=secret", "should look like postgresql://"),
+        ("", "should look like postgresql://"),
+        (None, "should look like postgresql://"),
+        ("postgresql://me:secret@host:port/app", "can't be parsed"),
+        ("postgresql://me:secret@host/app?timeout=soon", "timeout is 'soon'; it takes a number"),
+    ],
+)
+def test_an_unusable_string_gets_one_clear_error_without_its_password(conn_string: str, message: str) -> None:
+    """The message says what came, what is wanted, and never the password."""
+    with pytest.raises(InvalidURL, match=message) as caught:
+        engine_arguments(conn_string)
+
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "conn_string",
+    [
+        "postgresql://me:secret@host/app",
+        "postgresql://me:se:cr@et/secret@host/app",
+        "postgresql://host/app?user=me&password=secret",
+        "postgresql://host/app?sslpassword=secret&x=1",
+        "host=h password=secret dbname=app",
+    ],
+)
+def test_passwords_are_masked_wherever_they_stand(conn_string: str) -> None:
+    """In the authority, in the query, in libpq's key-value form."""
+    assert "secret" not in masked(conn_string)
+    assert "***" in masked(conn_string)
