@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
@@ -80,7 +81,8 @@ class Codec:
 
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
-        self._inlines = getattr(type(serde), "dumps_typed", None) is JsonPlusSerializer.dumps_typed
+        self._inlines = _is_plain(serde)
+        self._replaces = self._inlines or (isinstance(serde, EncryptedSerializer) and _is_plain(serde.serde))
 
     def encode_checkpoint(
         self,
@@ -254,6 +256,12 @@ class Codec:
                 f"{type(self._serde).__name__} ({error}). Store a plain value, or pass a serializer that takes it, "
                 "such as serde=JsonPlusSerializer(pickle_fallback=True)."
             ) from error
+        # Only where a question mark is in the bytes can one have been put in; encrypted bytes don't tell.
+        if self._replaces and (b"?" in blob or not self._inlines) and jsonb.has_lone_surrogate(value):
+            raise UnstorableValue(
+                f"{place}, channel {channel!r}: a string has a lone surrogate, which {type(self._serde).__name__} "
+                'would replace by "?". Store bytes, or clean the text with text.encode("utf-8", "replace").decode().'
+            )
         if not jsonb.holds(channel):
             raise UnstorableValue(f"{place}: channel {channel!r} has a name that PostgreSQL's text can't hold")
         return kind, blob if type(blob) is bytes else bytes(blob)
@@ -266,6 +274,11 @@ class Codec:
                 f"{place}, channel {channel!r}: {type(self._serde).__name__} can't decode the stored value of type "
                 f"{kind!r} ({type(error).__name__}: {error}). Read it with the serializer it was written with."
             ) from error
+
+
+def _is_plain(serde: object) -> bool:
+    """Tell whether a serializer is LangGraph's own, or derived from it without another way to write."""
+    return getattr(type(serde), "dumps_typed", None) is JsonPlusSerializer.dumps_typed
 
 
 def next_version(current: str | int | float | None) -> str:

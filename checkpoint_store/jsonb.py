@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import deque
 from decimal import Decimal
 from typing import Any
 
@@ -91,6 +92,20 @@ def encode(prepared: Any) -> str:
 def decode(text: str) -> Any:
     """Return the value of JSON text that PostgreSQL wrote; integers of any size stay integers."""
     return json.loads(text) if _LONG_NUMBER.search(text) else orjson.loads(text)
+
+
+def has_lone_surrogate(value: Any) -> bool:
+    """Tell whether a string anywhere in a value has a lone surrogate, the attributes of objects included."""
+    try:
+        orjson.dumps(value, default=_parts, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        return "surrogate" in str(error)
+    return False
+
+
+def _parts(value: object) -> Any:
+    """Return what an object that orjson doesn't know is made of."""
+    return list(value) if isinstance(value, (tuple, set, frozenset, deque)) else getattr(value, "__dict__", None)
 
 
 def _is_text(value: str) -> bool:

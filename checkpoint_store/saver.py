@@ -432,6 +432,10 @@ def _source(conn: object, pipe: object, schema: str | None) -> Source:
         raise InvalidOption(
             f"pipe is a {type(pipe).__name__}; it has to be None: concurrent calls share the engine's pool"
         )
+    if isinstance(conn, AsyncConnection) and conn.sync_connection is None:
+        raise UnusableConnection(
+            "conn is an AsyncConnection that is not open. Use `async with engine.connect() as conn`."
+        )
     if isinstance(conn, (AsyncEngine, AsyncConnection)):
         if (conn.dialect.name, conn.dialect.driver) != ("postgresql", "asyncpg"):
             raise UnusableConnection(

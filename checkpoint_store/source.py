@@ -11,7 +11,7 @@ import asyncio
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError
@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpoint_store import migrations, operations
 from checkpoint_store.bridge import Bridge
-from checkpoint_store.errors import Closed, InvalidURL, NotSetUp, Unavailable, UnusableConnection, WrongThread
+from checkpoint_store.errors import Closed, InvalidURL, NotSetUp, Unavailable, WrongThread
 from checkpoint_store.statements import Statements
 
 P = ParamSpec("P")
@@ -187,13 +187,9 @@ class ConnectionSource(Source):
 
     def __init__(self, connection: AsyncConnection, sql: Statements, bridge: Bridge) -> None:
         super().__init__(sql, bridge)
-        if connection.sync_connection is None:
-            raise UnusableConnection(
-                "conn is an AsyncConnection that is not open. Use `async with engine.connect() as conn`."
-            )
         self._connection = connection
         # Shared by all savers on this connection: it can do one thing at a time.
-        self._lock = _locks.setdefault(connection.sync_connection, asyncio.Lock())
+        self._lock = _locks.setdefault(cast("Connection", connection.sync_connection), asyncio.Lock())
 
     @property
     def where(self) -> str:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     Boolean,
     ColumnElement,
     Delete,
@@ -236,19 +237,39 @@ def list_page(t: Tables, conditions: frozenset[str]) -> Select[Any]:
             `last_checkpoint_id`, `last_thread_id` and `last_checkpoint_ns`.
     """
     c = t.checkpoints.c
+    across = "thread_id" in conditions and "checkpoint_ns" not in conditions
     wanted = [c[name] == given(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id") if name in conditions]
     if "filter" in conditions:
         wanted.append(c.metadata.op("@>", return_type=Boolean)(cast(given("filter"), JSONB)))
     if "before" in conditions:
         wanted.append(c.checkpoint_id < given("before"))
+    size = bindparam("page_size", type_=Integer)
     # Ids are unique only within a thread and namespace; what the conditions leave open completes the order.
     names = ["checkpoint_id", *(name for name in ("thread_id", "checkpoint_ns") if name not in conditions)]
     if "after_row" in conditions:
         last = [given(f"last_{name}") for name in names]
         wanted.append(tuple_(*[c[name] for name in names]) < tuple_(*last) if len(names) > 1 else c[names[0]] < last[0])
-    page = select(t.checkpoints).where(*wanted).order_by(*[c[name].desc() for name in names])
-    whole = checkpoints(t, page.limit(bindparam("page_size", type_=Integer)))
+    page = select(t.checkpoints).where(*wanted).order_by(*[c[name].desc() for name in names]).limit(size)
+    if across:
+        # Namespace by namespace each part of the page comes from the index in order. Otherwise every page would read
+        # and sort the whole thread: its index has the namespace before the checkpoint.
+        namespaces = _namespaces(t)
+        part = page.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces).lateral("part")
+        page = select(part).select_from(namespaces.join(part, true()))
+        page = page.order_by(*[part.c[name].desc() for name in names]).limit(size)
+    whole = checkpoints(t, page)
     return whole.order_by(*[whole.selected_columns[name].desc() for name in names])
+
+
+def _namespaces(t: Tables) -> CTE:
+    """The namespaces of a thread, by a walk that jumps from one to the next in the index."""
+    c = t.checkpoints.c
+    ordered = (
+        select(c.checkpoint_ns).where(c.thread_id == given("thread_id")).order_by(c.checkpoint_ns).limit(number(1))
+    )
+    found = select(ordered.scalar_subquery().label("checkpoint_ns")).cte("namespaces", recursive=True)
+    following = ordered.where(c.checkpoint_ns > found.c.checkpoint_ns).correlate(found).scalar_subquery()
+    return found.union_all(select(following).where(found.c.checkpoint_ns.is_not(None)))
 
 
 def delete_thread(t: Tables) -> Delete:

@@ -25,7 +25,8 @@ class Size(enum.IntEnum):
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, False, 0, -1, 2**63, -(2**70), 0.0, 1.5, 1e16, -1e300, 5e-324, "", "text", "\U0001f600", "\\u0000"]
+    "value",
+    [None, True, False, 0, -1, 2**63, -(2**70), 0.0, 1.5, 1e16, -1e300, 5e-324, "", "text", "\U0001f600", "\\u0000"],
 )
 def test_plain_scalars_are_held(value: Any) -> None:
     """Exactly these types go inline."""
@@ -34,7 +35,22 @@ def test_plain_scalars_are_held(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [math.nan, math.inf, -math.inf, -0.0, "a\x00b", "\ud800", b"bytes", Colour.RED, Size.LARGE, [], {}, (), 10**4000, 1j],
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        -0.0,
+        "a\x00b",
+        "\ud800",
+        b"bytes",
+        Colour.RED,
+        Size.LARGE,
+        [],
+        {},
+        (),
+        10**4000,
+        1j,
+    ],
     ids=repr,
 )
 def test_what_jsonb_would_change_or_refuse_is_not_held(value: Any) -> None:

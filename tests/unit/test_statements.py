@@ -66,7 +66,7 @@ def test_values_travel_as_parameters_only(dialect: Dialect) -> None:
 
 
 def test_parameters_come_in_the_order_of_the_text() -> None:
-    """asyncpg takes parameters by position, psycopg by name."""
+    """Asyncpg takes parameters by position, psycopg by name."""
     binds = {"thread_id": "t", "checkpoint_ns": "n", "checkpoint_id": "c"}
     statement = Statements(Tables()).get_checkpoint
 
@@ -88,11 +88,15 @@ def test_there_is_no_sql_string_in_the_package() -> None:
     for path in package.glob("*.py"):
         tree = ast.parse(path.read_text())
         docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
-        strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        strings = [
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
         for string in strings:
             if string not in docs:
                 assert not string.lstrip().upper().startswith(SQL), f"{path.name}: {string!r}"
-        called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        called = {
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
         assert "text" not in called, f"{path.name} calls text()"
 
 

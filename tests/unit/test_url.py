@@ -37,7 +37,7 @@ def test_libpq_parameters_reach_asyncpg() -> None:
 
 
 def test_driver_parameters_become_arguments_of_their_type() -> None:
-    """asyncpg takes time-outs as numbers, not as the text a URL has."""
+    """Asyncpg takes time-outs as numbers, not as the text a URL has."""
     _, arguments = engine_arguments("postgresql://h/app?command_timeout=2.5&connect_timeout=3&statement_cache_size=0")
 
     assert arguments == {

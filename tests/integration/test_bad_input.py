@@ -1,0 +1,210 @@
+"""Bad input: one clear error that says what was wrong and what to do, before anything is written."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver, errors
+
+Call = Callable[[AsyncPostgresSaver, Any], Awaitable[Any]]
+
+
+async def read_list(saver: AsyncPostgresSaver, config: Any) -> list[Any]:
+    return [item async for item in saver.alist(config)]
+
+
+CALLS: dict[str, Call] = {
+    "aget_tuple": lambda saver, config: saver.aget_tuple(config),
+    "aget": lambda saver, config: saver.aget(config),
+    "alist": read_list,
+    "aput": lambda saver, config: saver.aput(config, empty_checkpoint(), {}, {}),
+    "aput_writes": lambda saver, config: saver.aput_writes(config, [("a", 1)], "task"),
+    "history": lambda saver, config: saver.aget_delta_channel_history(config=config, channels=["a"]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"metadata": {}}, r'config is .*; it needs a "configurable" dict'),
+        ({"configurable": None}, r'it needs a "configurable" dict'),
+        ("t1", r'config is \'t1\'; it needs a "configurable" dict'),
+        ({"configurable": {"checkpoint_ns": ""}}, r'config\["configurable"\] has no "thread_id"'),
+        (
+            {"configurable": {"thread_id": 42}},
+            r'"thread_id"\] is 42 \(int\); thread ids are non-empty strings. Use str',
+        ),
+        ({"configurable": {"thread_id": None}}, r'"thread_id"\] is None \(NoneType\)'),
+        ({"configurable": {"thread_id": ""}}, r'"thread_id"\] is empty'),
+        ({"configurable": {"thread_id": "a\x00b"}}, r"holds neither NUL nor lone surrogates"),
+        ({"configurable": {"thread_id": "\ud800"}}, r"holds neither NUL nor lone surrogates"),
+        ({"configurable": {"thread_id": "x" * 3000}}, r"thread_id.* has 3,000 bytes; .*Use a shorter one"),
+        ({"configurable": {"thread_id": "\U0001f600" * 700}}, r"thread_id.* has 2,800 bytes"),
+        ({"configurable": {"thread_id": "t", "checkpoint_ns": 7}}, r'"checkpoint_ns"\] is 7 \(int\)'),
+        ({"configurable": {"thread_id": "t", "checkpoint_id": 7}}, r'"checkpoint_id"\] is 7 \(int\)'),
+    ],
+    ids=lambda value: repr(value)[:60] if isinstance(value, dict) else "",
+)
+async def test_an_unusable_config_is_named(saver: AsyncPostgresSaver, call: Call, config: Any, message: str) -> None:
+    """Every method that takes a config checks it the same way."""
+    with pytest.raises(errors.InvalidConfig, match=message) as caught:
+        await call(saver, config)
+
+    assert isinstance(caught.value, ValueError)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("thread_id", [None, 42, "", "\x00", "x" * 10_000])
+async def test_an_unusable_thread_id_is_refused_by_delete_thread(saver: AsyncPostgresSaver, thread_id: Any) -> None:
+    """Deleting takes ids that could have been stored, and no others."""
+    with pytest.raises(errors.InvalidConfig, match="thread_id"):
+        await saver.adelete_thread(thread_id)
+
+
+async def test_key_parts_that_are_too_long_together_are_refused(saver: AsyncPostgresSaver) -> None:
+    """PostgreSQL's own error would speak of index rows; ours names the longest part."""
+    long = {"configurable": {"thread_id": "t" * 1500, "checkpoint_ns": "n" * 1400}}
+    with pytest.raises(
+        errors.InvalidConfig, match=r"thread_id 't.*has 1,500 bytes; thread_id, checkpoint_ns, checkpoint_id"
+    ):
+        await saver.aput(long, empty_checkpoint(), {}, {})  # type: ignore[arg-type]
+    checkpoint: Any = {**empty_checkpoint(), "channel_values": {"c" * 2500: [1]}, "channel_versions": {"c" * 2500: "1"}}
+    with pytest.raises(errors.InvalidConfig, match=r"channel 'c.*has 2,500 bytes"):
+        await saver.aput({"configurable": {"thread_id": "t" * 100}}, checkpoint, {}, checkpoint["channel_versions"])
+
+
+async def test_the_longest_key_that_is_let_through_fits_the_index(saver: AsyncPostgresSaver) -> None:
+    """The limit is not only below PostgreSQL's: what passes it is stored, incompressible text included."""
+    import random
+
+    letters = random.Random(7)
+    checkpoint = empty_checkpoint()
+    rest = len(checkpoint["id"])
+    thread = "".join(chr(letters.randrange(0x4E00, 0x9FFF)) for _ in range((2600 - rest) // 3))
+    stored = await saver.aput({"configurable": {"thread_id": thread, "checkpoint_ns": ""}}, checkpoint, {}, {})
+
+    assert await saver.aget(stored) is not None
+
+
+async def test_writes_without_a_checkpoint_id_are_refused(saver: AsyncPostgresSaver) -> None:
+    """Writes belong to a checkpoint."""
+    with pytest.raises(errors.InvalidConfig, match='has no "checkpoint_id"; writes belong to a checkpoint'):
+        await saver.aput_writes({"configurable": {"thread_id": "t", "checkpoint_ns": ""}}, [("a", 1)], "task")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"limit": -1}, "limit is -1; it is a number of checkpoints"),
+        ({"limit": "5"}, "limit is '5'"),
+        ({"before": {"configurable": {"thread_id": "t"}}}, 'before.* has no "checkpoint_id"'),
+        ({"before": "x"}, "before is 'x'"),
+        ({"filter": {"a": {1, 2}}}, r"filter\['a'\] is a set"),
+        ({"filter": {"a": float("nan")}}, r"filter\['a'\] is nan"),
+    ],
+)
+async def test_unusable_list_arguments_are_named(saver: AsyncPostgresSaver, arguments: Any, message: str) -> None:
+    """At the call, not when the first page is read."""
+    with pytest.raises(errors.InvalidConfig, match=message):
+        saver.alist(None, **arguments)
+
+
+async def test_tables_that_are_not_set_up_are_named_with_the_way_out(empty_url: str) -> None:
+    """Forgetting setup() is the first thing that happens to everyone."""
+    async with AsyncPostgresSaver.from_conn_string(empty_url) as saver:
+        for name, call in CALLS.items():
+            config = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "1"}}
+            with pytest.raises(
+                errors.NotSetUp, match=r'relation "\w+" does not exist. Run `setup\(\)` once, or'
+            ) as caught:
+                await call(saver, config)
+            assert caught.value.__cause__ is not None, name
+
+
+async def test_an_unreachable_server_is_named_without_the_password(unused_port: int) -> None:
+    """The driver's error is the cause; the message has host and reason and masks the password."""
+    async with AsyncPostgresSaver.from_conn_string(f"postgresql://me:secret@127.0.0.1:{unused_port}/app") as saver:
+        with pytest.raises(
+            errors.Unavailable, match=f"127.0.0.1:{unused_port}/app.*Check that the server runs"
+        ) as caught:
+            await saver.aget_tuple({"configurable": {"thread_id": "t"}})
+        assert isinstance(caught.value.__cause__, OSError)
+        assert "secret" not in str(caught.value)
+        with pytest.raises(errors.Unavailable):
+            await saver.setup()
+
+
+async def test_a_database_that_does_not_exist_is_named(url: str) -> None:
+    """Not a traceback of the driver's: which database, and what to check."""
+    name = urlsplit(url).path
+    async with AsyncPostgresSaver.from_conn_string(url.replace(name, "/nope")) as saver:
+        with pytest.raises(errors.Unavailable, match='database "nope" does not exist'):
+            await saver.aget_tuple({"configurable": {"thread_id": "t"}})
+
+
+async def test_a_pool_without_a_free_connection_is_named(url: str) -> None:
+    """A pool that is too small says so, instead of hanging."""
+    engine = create_async_engine(
+        "postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=1, max_overflow=0, pool_timeout=0.1
+    )
+    async with engine.connect():
+        with pytest.raises(errors.Unavailable, match="no connection became free in time"):
+            await AsyncPostgresSaver(engine).aget_tuple({"configurable": {"thread_id": "t"}})
+    await engine.dispose()
+
+
+async def test_wrong_types_for_conn_are_told_what_is_wanted() -> None:
+    """The message says what came, what is wanted, and how to start from a URL."""
+    for conn in (None, "postgresql://localhost/app", object(), create_engine("sqlite://")):
+        for kind in (AsyncPostgresSaver, PostgresSaver):
+            with pytest.raises(
+                TypeError, match=r"conn is a .*; it has to be an AsyncEngine .* use from_conn_string\(\)"
+            ) as caught:
+                kind(conn)  # type: ignore[arg-type]
+            assert isinstance(caught.value, errors.CheckpointStoreError)
+
+
+async def test_a_connection_that_is_not_open_is_refused(engine: AsyncEngine) -> None:
+    """`engine.connect()` without `async with` or `await` is an easy slip."""
+    with pytest.raises(errors.UnusableConnection, match=r"not open. Use `async with engine.connect"):
+        AsyncPostgresSaver(engine.connect())
+
+
+async def test_a_pipe_is_refused_with_the_reason(engine: AsyncEngine) -> None:
+    """The stock saver's psycopg pipeline has no meaning here."""
+    with pytest.raises(errors.InvalidOption, match="pipe is a object; it has to be None"):
+        AsyncPostgresSaver(engine, object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("conn_string", ["mysql://localhost/app", "postgresql+psycopg2://localhost/app", "nonsense"])
+async def test_an_unknown_driver_is_refused_before_connecting(conn_string: str) -> None:
+    """From both savers, when the block is entered."""
+    with pytest.raises(errors.InvalidURL):
+        async with AsyncPostgresSaver.from_conn_string(conn_string):
+            pass
+    with pytest.raises(errors.InvalidURL), PostgresSaver.from_conn_string(conn_string):
+        pass
+
+
+async def test_a_closed_saver_says_so(url: str) -> None:
+    """Use after the block is an error, not a silent reconnect on a pool that nobody disposes."""
+    async with AsyncPostgresSaver.from_conn_string(url) as saver:
+        pass
+    with pytest.raises(errors.Closed):
+        await saver.aget_tuple({"configurable": {"thread_id": "t"}})
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,113 @@
+"""EXPLAIN: reading looks rows up by primary key, on tables of 10,000 rows, with generic and with custom plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql import asyncpg as dialect
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from checkpoint_store.schema import tables
+from checkpoint_store.statements import Statement, Statements
+
+SQL = Statements(tables)
+NAMED = {"thread_id": "thread-3", "checkpoint_ns": ""}
+PAGE = {**NAMED, "page_size": 20}
+
+FILL = """
+INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+SELECT 'thread-' || i % {threads}, '', to_char(i, 'FM000000'), to_char(i - {threads}, 'FM000000'),
+       jsonb_build_object('v', 4, 'id', to_char(i, 'FM000000'), 'channel_values', jsonb_build_object('n', i),
+                          'channel_versions', jsonb_build_object('n', i::text, 'messages', i::text)),
+       jsonb_build_object('step', i, 'source', 'loop')
+FROM generate_series(1, 10000) i;
+INSERT INTO checkpoint_blobs
+SELECT 'thread-' || i % {threads}, '', 'messages', i::text, 'msgpack', repeat('x', 300)::bytea
+FROM generate_series(1, 10000) i;
+INSERT INTO checkpoint_writes (thread_id, checkpoint_id, task_id, idx, channel, type, blob)
+SELECT 'thread-' || i % {threads}, to_char(i, 'FM000000'), 'task', 0, 'messages', 'msgpack', repeat('x', 300)::bytea
+FROM generate_series(1, 10000) i;
+"""
+
+
+@pytest.fixture(params=[1, 50, 2000])
+async def filled(url: str, request: pytest.FixtureRequest) -> AsyncIterator[AsyncEngine]:
+    """A database with 10,000 checkpoints, blobs and writes, in few long threads or many short ones."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as conn:
+        for statement in FILL.format(threads=request.param).split(";")[:-1]:
+            await conn.execute(text(statement))
+        await conn.execute(text("ANALYZE"))
+    yield engine
+    await engine.dispose()
+
+
+def explain(conn: Connection, statement: Statement, binds: dict[str, Any], mode: str) -> list[dict[str, Any]]:
+    """The nodes of a prepared statement's plan, as the server makes it for our driver."""
+    sql, values = statement.sql(dialect.dialect()), statement.parameters(dialect.dialect(), binds)
+    conn.exec_driver_sql(f"SET plan_cache_mode = {mode}")
+    conn.exec_driver_sql(f"PREPARE under_test AS {sql}")
+    arguments = ", ".join(conn.dialect.type_compiler_instance and _literal(value) for value in values)
+    plan = conn.exec_driver_sql(f"EXPLAIN (FORMAT JSON) EXECUTE under_test({arguments})").scalar_one()
+    conn.exec_driver_sql("DEALLOCATE under_test")
+    nodes: list[dict[str, Any]] = []
+    _collect((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"], nodes)
+    return nodes
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, list):
+        return "ARRAY[" + ", ".join(map(_literal, value)) + "]::text[]"
+    return str(value) if isinstance(value, int) else "NULL" if value is None else f"'{value}'"
+
+
+def _collect(node: dict[str, Any], into: list[dict[str, Any]]) -> None:
+    into.append(node)
+    for child in node.get("Plans", []):
+        _collect(child, into)
+
+
+STATEMENTS: dict[str, tuple[Statement, dict[str, Any]]] = {
+    "get latest": (SQL.get_latest, NAMED),
+    "get by id": (SQL.get_checkpoint, {**NAMED, "checkpoint_id": "005000"}),
+    "first page": (SQL.list_page(frozenset(NAMED)), PAGE),
+    "next page": (
+        SQL.list_page(frozenset({*NAMED, "after_row"})),
+        {**PAGE, "last_checkpoint_id": "005000"},
+    ),
+    "page before": (SQL.list_page(frozenset({*NAMED, "before"})), {**PAGE, "before": "005000"}),
+    "page by id": (SQL.list_page(frozenset({*NAMED, "checkpoint_id"})), {**PAGE, "checkpoint_id": "005000"}),
+    "page of a thread": (SQL.list_page(frozenset({"thread_id"})), {"thread_id": "thread-3", "page_size": 20}),
+    "delta history": (SQL.delta_history, {**NAMED, "checkpoint_id": "005000", "channels": ["messages"]}),
+}
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_reading_never_scans_a_table(filled: AsyncEngine, name: str, mode: str) -> None:
+    """Every table is reached through its primary key, whatever the plan cache does."""
+    statement, binds = STATEMENTS[name]
+    async with filled.connect() as conn:
+        nodes = await conn.run_sync(explain, statement, binds, mode)
+
+    scans = [node for node in nodes if "Relation Name" in node]
+    assert {node["Relation Name"] for node in scans} >= {"checkpoints", "checkpoint_blobs", "checkpoint_writes"}
+    for node in scans:
+        assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, node
+        assert node.get("Index Name", "").endswith("_pkey") or node["Node Type"] == "Bitmap Heap Scan"
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("filled", [1, 50], indirect=True)
+async def test_a_page_sorts_nothing_within_a_namespace(filled: AsyncEngine, mode: str) -> None:
+    """The index has the order already: a page of a long thread costs its own rows and no more."""
+    async with filled.connect() as conn:
+        nodes = await conn.run_sync(explain, *STATEMENTS["next page"], mode)
+
+    pages = [node for node in nodes if node.get("Relation Name") == "checkpoints"]
+    assert [node["Node Type"] for node in pages] == ["Index Scan"]
+    assert pages[0]["Scan Direction"] == "Backward"
