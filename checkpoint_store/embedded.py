@@ -219,8 +219,8 @@ class EmbeddedPostgres:
         try:
             self._process.communicate(b"\n", timeout=10)
         except subprocess.TimeoutExpired:
-            # PostgreSQL 18 hangs if it is asked to stop while it recovers from a crash. This it does not ignore, and loses
-            # nothing: the next start recovers.
+            # PostgreSQL 18.4 can hang when it is asked to stop while it recovers from a crash. This it obeys, and loses
+            # nothing by it, since the next start recovers.
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait()
         self._process = None

@@ -22,6 +22,9 @@ from checkpoint_store.errors import UnstorableValue
 # Past 64 bits orjson reads an integer as a float; where JSONB's text may hold such a number, Python's parser reads it.
 _LONG_NUMBER = re.compile(r"[:\[,] ?-?\d{19}")
 
+# Python refuses to write integers of more than 4,300 digits, long before `numeric` ends.
+_HUGE = 10**4000
+
 _SUBCLASSES = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
@@ -32,8 +35,7 @@ def holds(value: object) -> bool:
         return _is_text(value)  # type: ignore[arg-type]
     if kind is float:
         return math.isfinite(value) and (value != 0 or math.copysign(1, value) > 0)  # type: ignore[arg-type]
-    # Python refuses to write integers of more than 4,300 digits, long before `numeric` ends.
-    return value is None or kind is bool or (kind is int and abs(value) < 10**4000)  # type: ignore[arg-type]
+    return value is None or kind is bool or (kind is int and -_HUGE < value < _HUGE)  # type: ignore[operator]
 
 
 def scalar(value: Any) -> Any:
@@ -56,6 +58,11 @@ def document(value: Any, path: str) -> Any:
     Raises:
         UnstorableValue: If any part of it is not JSON; the message has the path to that part.
     """
+    kind = type(value)
+    if value is None or kind is bool or (kind is str and value.isascii() and "\x00" not in value):
+        return value
+    if kind is dict and all([type(key) is str for key in value]):
+        return {document(key, path): document(item, f"{path}[{key!r}]") for key, item in value.items()}
     if isinstance(value, str):
         text = str.__str__(value).replace("\x00", "") if "\x00" in value else str.__str__(value)
         if _is_text(text):
