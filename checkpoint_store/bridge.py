@@ -12,7 +12,7 @@ import concurrent.futures
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from sqlalchemy import Pool
@@ -80,7 +80,7 @@ class Bridge:
         if thread is not threading.current_thread():
             thread.join()
 
-    async def acall(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    async def acall(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """Await a coroutine function on the loop, from any coroutine.
 
         Raises:
@@ -100,7 +100,7 @@ class Bridge:
             )
         return await asyncio.wrap_future(self._send(function, *args))
 
-    def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """Run a coroutine function on the loop and wait for it, from a thread that is not the loop's own.
 
         Raises:
@@ -109,9 +109,13 @@ class Bridge:
         self.check_sync()
         future = self._send(function, *args)
         try:
-            while not concurrent.futures.wait([future], timeout=_WATCH_SECONDS).done:
-                self._check_running()
-            return future.result()
+            while True:
+                try:
+                    return future.result(_WATCH_SECONDS)
+                except concurrent.futures.TimeoutError:
+                    if future.done():
+                        raise  # the call's own
+                    self._running()
         except concurrent.futures.CancelledError:
             raise WrongThread("the event loop ended before the call did") from None
         finally:
@@ -130,9 +134,9 @@ class Bridge:
                 "a sync method was called on the event loop's own thread and would wait for itself forever. "
                 "Use the async method (aput, aget_tuple, alist, ...), or call from another thread."
             )
-        self._check_running()
+        self._running()
 
-    def _check_running(self) -> None:
+    def _running(self) -> asyncio.AbstractEventLoop:
         if self._pid != os.getpid():
             raise WrongThread(
                 "this saver was made before the process forked; its connections belong to the parent. "
@@ -143,15 +147,10 @@ class Bridge:
                 "the event loop that this saver was made on does not run, so a sync call would wait forever. "
                 "Use PostgresSaver, which has a loop of its own."
             )
+        return self._loop
 
-    def _send(self, function: Callable[..., Awaitable[T]], *args: Any) -> concurrent.futures.Future[T]:
-        self._check_running()
-        assert self._loop is not None  # noqa: S101 - _check_running has seen to it
-
-        async def run() -> T:
-            return await function(*args)
-
-        return asyncio.run_coroutine_threadsafe(run(), self._loop)
+    def _send(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> concurrent.futures.Future[T]:
+        return asyncio.run_coroutine_threadsafe(function(*args), self._running())
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -23,7 +23,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
 from checkpoint_store import jsonb
-from checkpoint_store.config import Key, check_key, key_of
+from checkpoint_store.config import Key, check_key, key_of, text
 from checkpoint_store.errors import InvalidConfig, UnreadableValue, UnstorableValue
 
 Binds = dict[str, Any]
@@ -99,9 +99,7 @@ class Codec:
         """
         key = key_of(config)
         place = _place(key)
-        checkpoint_id = key_of({"configurable": {"thread_id": key.thread_id, "checkpoint_id": checkpoint["id"]}})[2]
-        if checkpoint_id is None:
-            raise InvalidConfig(f'{place}: checkpoint["id"] is {checkpoint["id"]!r}; it has to be a non-empty string')
+        checkpoint_id = text(checkpoint["id"], 'checkpoint["id"]')
         check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, checkpoint_id=checkpoint_id)
 
         values = checkpoint["channel_values"]
@@ -126,12 +124,15 @@ class Codec:
                     f"{place}, channel {channel!r}: neither new_versions nor channel_versions has a version for it, "
                     "so nothing could find the value again"
                 )
-            blobs.append((channel, jsonb.encode(jsonb.scalar(version)).strip('"'), *self._dump(value, place, channel)))
+            blobs.append((channel, _version_text(version), *self._dump(value, place, channel)))
         for channel, version, _, _ in blobs:
             check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, channel=channel, version=version)
 
         document = {**checkpoint, "channel_values": inline}
-        merged = jsonb.document(get_serializable_checkpoint_metadata(config, metadata), f"{place}: metadata")
+        try:
+            merged = jsonb.document(get_serializable_checkpoint_metadata(config, metadata), f"{place}: metadata")
+        except RecursionError:
+            raise UnstorableValue(f"{place}: metadata is nested too deeply, or contains itself") from None
         channels, versions, types, contents = map(list, zip(*blobs, strict=True)) if blobs else ([], [], [], [])
         return {
             "thread_id": key.thread_id,
@@ -161,7 +162,7 @@ class Codec:
         key = key_of(config)
         if key.checkpoint_id is None:
             raise InvalidConfig('config["configurable"] has no "checkpoint_id"; writes belong to a checkpoint')
-        check_key(**key._asdict(), task_id=task_id)
+        check_key(**key._asdict(), task_id=text(task_id, "task_id"))
         replace = all(channel in WRITES_IDX_MAP for channel, _ in writes)
         rows: dict[int, tuple[str, str, bytes]] = {}
         for place, (channel, value) in enumerate(writes):
@@ -173,7 +174,7 @@ class Codec:
         binds = {
             **key._asdict(),
             "task_id": task_id,
-            "task_path": task_path,
+            "task_path": text(task_path, "task_path"),
             "idxs": idxs,
             "channels": [rows[idx][0] for idx in idxs],
             "types": [rows[idx][1] for idx in idxs],
@@ -304,19 +305,24 @@ def is_large(values: Iterable[object]) -> bool:
     return False
 
 
-def is_large_row(row: Row) -> bool:
-    """Tell whether a row takes long to decode."""
-    return sum(len(blob or b"") for blobs in (row.blobs, row.writes) for blob in blobs or ()) > LARGE_BYTES
+def size_of(*arrays: Sequence[bytes | None] | None) -> int:
+    """Return how many bytes blobs have together."""
+    return sum(len(blob or b"") for array in arrays for blob in array or ())
+
+
+def _version_text(version: str | int | float) -> str:
+    """Return a version as PostgreSQL's jsonb_each_text() will return it from the checkpoint."""
+    return text(version, "version") if isinstance(version, str) else jsonb.encode(jsonb.scalar(version))
 
 
 def _json(document: Mapping[str, Any], place: str) -> str:
     try:
-        text = jsonb.encode(document)
+        encoded = jsonb.encode(document)
     except TypeError as error:
         raise UnstorableValue(f"{place}: the checkpoint is not JSON that PostgreSQL can hold ({error})") from error
-    if "\\u0000" in text and "\\u0000" in text.replace("\\\\", ""):
+    if "\\u0000" in encoded and "\\u0000" in encoded.replace("\\\\", ""):
         raise UnstorableValue(f"{place}: a name in the checkpoint contains NUL, which PostgreSQL can't hold")
-    return text
+    return encoded
 
 
 def _place(key: Key | Row) -> str:

@@ -46,7 +46,7 @@ def key_of(config: Mapping[str, Any]) -> Key:
         )
     return Key(
         thread_id(configurable["thread_id"], 'config["configurable"]["thread_id"]'),
-        _text(configurable.get("checkpoint_ns") or "", 'config["configurable"]["checkpoint_ns"]'),
+        text(configurable.get("checkpoint_ns") or "", 'config["configurable"]["checkpoint_ns"]'),
         checkpoint_id(configurable, "config"),
     )
 
@@ -91,13 +91,32 @@ def thread_id(value: object, name: str = "thread_id") -> str:
         )
     if not value:
         raise InvalidConfig(f"{name} is empty; thread ids are non-empty strings")
-    return _text(value, name)
+    return text(value, name)
 
 
 def checkpoint_id(configurable: Mapping[str, Any], name: str) -> str | None:
     """Return the checkpoint id in a config's `configurable`, or None where there is none."""
     value = configurable.get("checkpoint_id")
-    return _text(value, f'{name}["configurable"]["checkpoint_id"]') if value else None
+    return text(value, f'{name}["configurable"]["checkpoint_id"]') if value else None
+
+
+def text(value: object, name: str) -> str:
+    """Return a string if PostgreSQL's text can hold it.
+
+    Raises:
+        InvalidConfig: If it is no string, or too long for any key, or has a NUL or a lone surrogate.
+    """
+    if not isinstance(value, str):
+        raise InvalidConfig(f"{name} is {_shown(value)} ({type(value).__name__}); it has to be a string")
+    if len(value) * 4 > KEY_BYTES:
+        check_key(**{name: value})
+    try:
+        if "\x00" not in value:
+            value.encode()
+            return str(value) if type(value) is str else str.__str__(value)
+    except UnicodeEncodeError:
+        pass
+    raise InvalidConfig(f"{name} is {_shown(value)}; PostgreSQL's text holds neither NUL nor lone surrogates")
 
 
 def check_key(**columns: str) -> None:
@@ -125,20 +144,6 @@ def _configurable(config: object, name: str) -> Mapping[str, Any]:
             'such as {"configurable": {"thread_id": "1"}}'
         )
     return configurable
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidConfig(f"{name} is {_shown(value)} ({type(value).__name__}); it has to be a string")
-    if len(value) * 4 > KEY_BYTES:
-        check_key(**{name: value})
-    try:
-        if "\x00" not in value:
-            value.encode()
-            return str(value) if type(value) is str else str.__str__(value)
-    except UnicodeEncodeError:
-        pass
-    raise InvalidConfig(f"{name} is {_shown(value)}; PostgreSQL's text holds neither NUL nor lone surrogates")
 
 
 def _shown(value: object) -> str:

@@ -61,7 +61,7 @@ def document(value: Any, path: str) -> Any:
     kind = type(value)
     if value is None or kind is bool or (kind is str and value.isascii() and "\x00" not in value):
         return value
-    if kind is dict and all([type(key) is str for key in value]):
+    if kind is dict and all(type(key) is str for key in value):
         return {document(key, path): document(item, f"{path}[{key!r}]") for key, item in value.items()}
     if isinstance(value, str):
         text = str.__str__(value).replace("\x00", "") if "\x00" in value else str.__str__(value)

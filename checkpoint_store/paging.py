@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from checkpoint_store.codec import Row
+from checkpoint_store.codec import Row, size_of
 from checkpoint_store.config import Listing
 
 FIRST_ROWS = 16
@@ -59,5 +59,4 @@ class Pages:
 
 
 def _size(row: Row) -> int:
-    blobs = sum(len(blob or b"") for blobs in (row.blobs, row.writes) for blob in blobs or ())
-    return blobs + len(row.checkpoint) + len(row.metadata)
+    return size_of(row.blobs, row.writes) + len(row.checkpoint) + len(row.metadata)

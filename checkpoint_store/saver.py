@@ -239,8 +239,9 @@ class _Saver(BaseCheckpointSaver[str]):
         if not channels:
             return {}
         key = key_of(config)
-        rows = await self._source.run(operations.delta_history, key, channels)
-        return self._codec.decode_history(key, channels, (Ancestor._make(row) for row in rows))
+        rows = [Ancestor._make(row) for row in await self._source.run(operations.delta_history, key, channels)]
+        is_large = sum(codec.size_of(row.writes, row.value_blobs) for row in rows) > codec.LARGE_BYTES
+        return await _call(is_large, self._codec.decode_history, key, channels, rows)
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -249,8 +250,8 @@ class _Saver(BaseCheckpointSaver[str]):
         if not channels:
             return {}
         key = key_of(config)
-        rows = self._source.run_blocking(operations.delta_history, key, channels)
-        return self._codec.decode_history(key, channels, (Ancestor._make(row) for row in rows))
+        rows = [Ancestor._make(row) for row in self._source.run_blocking(operations.delta_history, key, channels)]
+        return self._codec.decode_history(key, channels, rows)
 
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the contract's
         """Return the version that follows a channel's current one, as the stock saver makes it."""
@@ -266,11 +267,11 @@ class _Saver(BaseCheckpointSaver[str]):
         return Codec(self.serde)
 
     async def _encode(self, values: Any, encode: Callable[..., T], *args: Any) -> T:
-        return await asyncio.to_thread(encode, *args) if codec.is_large(values) else encode(*args)
+        return await _call(codec.is_large(values), encode, *args)
 
     async def _decode(self, row: Row) -> CheckpointTuple:
-        decode = self._codec.decode_checkpoint
-        return await asyncio.to_thread(decode, row) if codec.is_large_row(row) else decode(row)
+        is_large = codec.size_of(row.blobs, row.writes) > codec.LARGE_BYTES
+        return await _call(is_large, self._codec.decode_checkpoint, row)
 
 
 class AsyncPostgresSaver(_Saver):
@@ -449,6 +450,11 @@ def _source(conn: object, pipe: object, schema: str | None) -> Source:
         f"conn is a {type(conn).__module__}.{type(conn).__qualname__}; it has to be an AsyncEngine or an open "
         "AsyncConnection of SQLAlchemy. From a connection string, use from_conn_string()."
     )
+
+
+async def _call(is_large: bool, function: Callable[..., T], *args: Any) -> T:
+    """Call a function that encodes or decodes, in a worker thread if it would hold up the event loop."""
+    return await asyncio.to_thread(function, *args) if is_large else function(*args)
 
 
 def _engine(conn_string: str, options: dict[str, Any]) -> AsyncEngine:
