@@ -42,7 +42,6 @@ async def main(url: str) -> None:
     async with engine.connect() as connection:
         count = await connection.scalar(select(func.count()).select_from(orders))
     print(f"The application's table has {count} order(s); the thread of table 7 has {len(chat['said'])} messages.")
-    print(f"One engine for both: {engine.pool.status()}")
     await engine.dispose()  # The saver closes only what it has opened itself, and here that is nothing.
 
 

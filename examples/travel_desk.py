@@ -144,7 +144,7 @@ def hold_room(state: HotelState, runtime: Runtime[Desk]) -> HotelState:
     name, price = min(state["rooms"].items(), key=lambda room: room[1])
     with runtime.context.deed("hold_room", f"held a room at {name}, {price} EUR"):
         if not runtime.context.hotel_answers:
-            time.sleep(60)
+            time.sleep(120)
             raise TimeoutError("the hotel does not answer")
         return {"messages": [ToolMessage(f"a room at {name}", tool_call_id=state["call"])], "holds": {"room": price}}
 
