@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     results: list[report.Result] = []
     with server.running() as running:
-        run = report.conditions(running.settings(), running.commit_ms(), quick=options.quick)
+        run = report.conditions(running.settings(), quick=options.quick)
+        commit_ms = [running.commit_ms()]
         for name in options.only or names:
             measure = import_module(f"{measures.__name__}.{name}").measure
             # Looking for garbage among the imported modules would take 60 ms before every turn.
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             started = time.perf_counter()
             results += measure(Bench(running, options.quick))
             print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        run["commit_ms"] = [*commit_ms, running.commit_ms()]
 
     print(report.markdown(results, run))
     if target:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres import PostgresSaver as StockSyncSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
-from psycopg.rows import dict_row
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -18,7 +19,7 @@ from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 
 POOL_SIZE = 10
 # What the stock saver's documentation asks of a connection.
-STOCK_CONNECTION = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+STOCK_CONNECTION: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
 
 Saver = BaseCheckpointSaver[Any]
 
@@ -97,9 +98,10 @@ class StockPool(AsyncContender):
 
     @asynccontextmanager
     async def open(self, url: str) -> AsyncIterator[Saver]:
-        async with AsyncConnectionPool(
+        pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
             url, min_size=POOL_SIZE, max_size=POOL_SIZE, kwargs=STOCK_CONNECTION, open=False
-        ) as pool:
+        )
+        async with pool:
             saver = StockSaver(pool)
             await saver.setup()
             yield saver
@@ -139,7 +141,10 @@ class StockSyncPool(SyncContender):
 
     @contextmanager
     def open(self, url: str) -> Iterator[Saver]:
-        with ConnectionPool(url, min_size=POOL_SIZE, max_size=POOL_SIZE, kwargs=STOCK_CONNECTION, open=False) as pool:
+        pool: ConnectionPool[Connection[DictRow]] = ConnectionPool(
+            url, min_size=POOL_SIZE, max_size=POOL_SIZE, kwargs=STOCK_CONNECTION, open=False
+        )
+        with pool:
             saver = StockSyncSaver(pool)
             saver.setup()
             yield saver

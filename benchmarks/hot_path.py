@@ -70,11 +70,9 @@ async def _profile(url: str, options: argparse.Namespace) -> None:
             await call(saver, chat, step)
             times.append(time.perf_counter() - started)
         profile.disable()
-        cpu = (time.process_time() - cpu) / len(steps)
-    wall = statistics.median(times)
-    print(
-        f"{options.operation}, {options.contender}: median {wall * 1e6:.0f} us, {cpu * 1e6:.0f} us of CPU in this process"
-    )
+        cpu = time.process_time() - cpu
+    wall_us, cpu_us = statistics.median(times) * 1e6, cpu / len(steps) * 1e6
+    print(f"{options.operation}, {options.contender}: {wall_us:.0f} us median, {cpu_us:.0f} us of this process's CPU")
     if not options.bare:
         pstats.Stats(profile).sort_stats(options.sort).print_stats(45)
 

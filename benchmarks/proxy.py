@@ -27,6 +27,7 @@ def proxied(url: str, *, one_way: float) -> Iterator[str]:
         command = [sys.executable, "-m", "benchmarks.proxy", f"{there.query['host']}/{SOCKET}", f"{directory}/{SOCKET}"]
         with subprocess.Popen([*command, str(one_way)], stdout=subprocess.PIPE) as process:
             try:
+                assert process.stdout
                 process.stdout.readline()
                 yield there.update_query_dict({"host": directory}).render_as_string(hide_password=False)
             finally:

@@ -23,7 +23,8 @@ PACKAGES = (
     "langchain-core",
 )
 
-Rounds = list[list[float]]
+Samples = dict[Contender, list[list[float]]]
+"""What was measured: for each contender a list per round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Target:
     def met(self, ratio: float, ours: float) -> bool:
         """Whether the figure that counts is on the right side."""
         figure = ours if self.of_ours else ratio
-        return figure <= self.at_most if self.at_most is not None else figure >= self.at_least
+        return (self.at_most is None or figure <= self.at_most) and (self.at_least is None or figure >= self.at_least)
 
     def __str__(self) -> str:
         bound = f"≤ {self.at_most:.2f}" if self.at_most is not None else f"≥ {self.at_least:.2f}"
@@ -46,11 +47,11 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One measure: for each contender its samples, by round. `targets` go by the name of a contender of ours."""
+    """One measure. `targets` go by the name of a contender of ours."""
 
     measure: str
     unit: str
-    samples: Mapping[Contender, Rounds]
+    samples: Samples
     higher_is_better: bool = False
     targets: Mapping[str, Target] = field(default_factory=dict)
 
@@ -58,10 +59,11 @@ class Result:
         """Median of all samples."""
         return statistics.median(self._all(contender))
 
-    def p90(self, contender: Contender) -> float:
-        """What nine samples in ten are at least as good as."""
+    def figures(self, contender: Contender) -> dict[str, float]:
+        """Median, p10 and p90; counted from the best, so one sample in ten is at least as good as p10."""
         ordered = sorted(self._all(contender), reverse=self.higher_is_better)
-        return ordered[min(len(ordered) * 9 // 10, len(ordered) - 1)]
+        p10, p90 = (ordered[len(ordered) * tenths // 10] for tenths in (1, 9))
+        return {"median": self.median(contender), "p10": p10, "p90": p90}
 
     def stock_best(self) -> Contender | None:
         """The stock saver's fastest mode, by its median in this run."""
@@ -94,12 +96,16 @@ class Row:
         return self.result.median(self.ours) / self.result.median(self.stock)
 
     @property
+    def undisturbed_ratio(self) -> float:
+        return self.result.figures(self.ours)["p10"] / self.result.figures(self.stock)["p10"]
+
+    @property
     def target(self) -> Target | None:
         return self.result.targets.get(self.ours.name)
 
     @property
     def met(self) -> bool | None:
-        return self.target and self.target.met(self.ratio, self.result.median(self.ours))
+        return self.target.met(self.ratio, self.result.median(self.ours)) if self.target else None
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
@@ -123,7 +129,7 @@ def document(results: Sequence[Result], run: Mapping[str, Any]) -> dict[str, Any
     return {**run, "results": [_summary(result) for result in results]}
 
 
-def conditions(settings: Mapping[str, str], commit_ms: float, *, quick: bool) -> dict[str, Any]:
+def conditions(settings: Mapping[str, str], *, quick: bool) -> dict[str, Any]:
     """When, where and with what this run was made."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -136,14 +142,13 @@ def conditions(settings: Mapping[str, str], commit_ms: float, *, quick: bool) ->
             **{package: version(package) for package in PACKAGES},
         },
         "settings": dict(settings),
-        "commit_ms": round(commit_ms, 3),
     }
 
 
 def _comparison(compared: Sequence[Row]) -> list[str]:
     lines = [
-        "| measure | ours | stock best (which) | ratio (quartiles) | target | met? |",
-        "|---|---:|---:|---:|---:|---|",
+        "| measure | ours | stock best (which) | ratio (quartiles) | ratio of p10 | target | met? |",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in compared:
         result, unit = row.result, row.result.unit
@@ -152,21 +157,22 @@ def _comparison(compared: Sequence[Row]) -> list[str]:
         stock = f"{_short(result.median(row.stock))} {unit} ({row.stock.name.removeprefix('stock ')})"
         met = {None: "", True: "yes", False: "**no**"}[row.met]
         ratio = f"{row.ratio:.2f} ({low:.2f}-{high:.2f})"
-        lines.append(f"| {result.measure} | {ours} | {stock} | {ratio} | {row.target or ''} | {met} |")
+        cells = (result.measure, ours, stock, ratio, f"{row.undisturbed_ratio:.2f}", str(row.target or ""), met)
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def _figures(results: Sequence[Result]) -> list[str]:
     names = list(dict.fromkeys(contender.name for result in results for contender in result.samples))
     lines = [
-        "Median (p90) of every contender:",
+        "Median (p10, p90) of every contender:",
         "",
         f"| measure | unit | rounds | {' | '.join(names)} |",
         f"|---|---|---:|{'---:|' * len(names)}",
     ]
     for result in results:
         figures = {
-            contender.name: f"{_short(result.median(contender))} ({_short(result.p90(contender))})"
+            contender.name: "{} ({}, {})".format(*map(_short, result.figures(contender).values()))
             for contender in result.samples
         }
         rounds = max(map(len, result.samples.values()))
@@ -176,12 +182,12 @@ def _figures(results: Sequence[Result]) -> list[str]:
 
 
 def _conditions(run: Mapping[str, Any]) -> list[str]:
-    settings = run["settings"]
+    settings, (before, after) = run["settings"], run["commit_ms"]
     durable = ", ".join(f"{name}={settings[name]}" for name in ("fsync", "synchronous_commit", "full_page_writes"))
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     return [
         f"{run['date']}{', quick' if run['quick'] else ''}; {run['cpus']} CPUs ({run['machine']}) for server and "
-        f"contenders together; {durable}; the smallest durable commit takes {run['commit_ms']:.2f} ms.",
+        f"contenders together; {durable}; smallest durable commit {before:.2f} ms before, {after:.2f} ms after.",
         f"{versions}.",
     ]
 
@@ -198,8 +204,7 @@ def _summary(result: Result) -> dict[str, Any]:
         "contenders": {
             contender.name: {
                 "role": contender.role,
-                "median": result.median(contender),
-                "p90": result.p90(contender),
+                **result.figures(contender),
                 "rounds": len(rounds),
                 "samples": sum(map(len, rounds)),
                 "median_by_round": [statistics.median(one_round) for one_round in rounds],
@@ -211,6 +216,7 @@ def _summary(result: Result) -> dict[str, Any]:
                 "ours": row.ours.name,
                 "stock": row.stock.name,
                 "ratio": row.ratio,
+                "undisturbed_ratio": row.undisturbed_ratio,
                 "quartiles": result.spread(row.ours, row.stock),
                 "target": str(row.target) if row.target else None,
                 "met": row.met,

@@ -33,10 +33,8 @@ class Server:
     def settings(self) -> dict[str, str]:
         """The settings in force, asked from the server; raises if one of them is not durable."""
         with psycopg.connect(self._url) as conn:
-            names = (*DURABILITY, *OTHER_SETTINGS)
-            values = {
-                name: conn.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone()[0] for name in names
-            }
+            query = "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name"
+            values: dict[str, str] = dict(conn.execute(query, ([*DURABILITY, *OTHER_SETTINGS],)).fetchall())
         if careless := [name for name in DURABILITY if values[name] != "on"]:
             msg = f"the server runs with {', '.join(careless)} off: no figure from it would be worth anything"
             raise RuntimeError(msg)
@@ -58,6 +56,5 @@ class Server:
 @contextmanager
 def running() -> Iterator[Server]:
     """A new server in a temporary directory, gone afterwards."""
-    settings = {**dict.fromkeys(DURABILITY, "on"), "max_connections": 100}
-    with EmbeddedPostgres(settings=settings) as server:
+    with EmbeddedPostgres(settings=dict.fromkeys(DURABILITY, "on")) as server:
         yield Server(server.url)

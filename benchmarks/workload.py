@@ -51,7 +51,7 @@ class Chat:
         self._messages = [self._message(turn) for turn in range(window)]
         self._turn = window
         self._parent: str | None = None
-        self._versions = dict.fromkeys(("__start__", "topic", "approved"), self._version(1))
+        self._versions: ChannelVersions = dict.fromkeys(("__start__", "topic", "approved"), self._version(1))
         self._versions |= dict.fromkeys(("messages", "attempts", "branch:to:agent"), self._version(2))
 
     @property
@@ -69,7 +69,7 @@ class Chat:
         self._turn += 1
         self._messages = [*self._messages[1:], message]
         changed = ("messages", "attempts", "branch:to:agent")
-        new_versions = dict.fromkeys(changed, self._version(number))
+        new_versions: ChannelVersions = dict.fromkeys(changed, self._version(number))
         self._versions = {**before, **new_versions}
         checkpoint = Checkpoint(
             v=4,

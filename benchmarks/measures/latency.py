@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable
 
 from benchmarks.bench import Bench, rotations, undisturbed
-from benchmarks.contenders import AsyncContender, Saver
-from benchmarks.report import Result, Target
+from benchmarks.contenders import Saver
+from benchmarks.report import Result, Samples, Target
 from benchmarks.workload import Chat
 
 TARGETS = {
@@ -26,9 +26,9 @@ def measure(bench: Bench) -> list[Result]:
 
 
 async def _measure(bench: Bench) -> list[Result]:
-    samples: dict[str, dict[AsyncContender, list[list[float]]]] = {name: {} for name in TARGETS}
+    samples: dict[str, Samples] = {name: {} for name in TARGETS}
     async with bench.savers("latency") as savers:
-        for turns in rotations(list(savers), bench.pick(quick=20, full=100)):
+        for turns in rotations(list(savers), bench.pick(quick=16, full=100)):
             chat_id = f"chat-{time.monotonic_ns()}"
             for contender in turns:
                 for name, times in (await _turn(savers[contender], Chat(chat_id))).items():

@@ -6,40 +6,40 @@ import asyncio
 import tracemalloc
 
 from benchmarks.bench import Bench, undisturbed
-from benchmarks.contenders import ASYNC, AsyncContender, Saver
-from benchmarks.report import Result, Target
+from benchmarks.contenders import ASYNC, Saver
+from benchmarks.report import Result, Samples, Target
 from benchmarks.workload import Chat, Step
 
 WRITERS = 32
 
 
 def measure(bench: Bench) -> list[Result]:
-    """Peak memory of a long list, and how many times that of a list a tenth as long."""
+    """Peak memory of a long list, and how many times that of a shorter one."""
     return asyncio.run(_measure(bench))
 
 
 async def _measure(bench: Bench) -> list[Result]:
-    count = bench.pick(quick=1_000, full=10_000)
-    peaks: dict[AsyncContender, list[list[float]]] = {}
-    growth: dict[AsyncContender, list[list[float]]] = {}
+    count, fewer = bench.pick(quick=2_000, full=10_000), bench.pick(quick=500, full=1_000)
+    peaks: Samples = {}
+    growth: Samples = {}
     one_per_side = [contender for contender in ASYNC if contender.name in {"ours", "stock pool"}]
     async with bench.savers("memory", one_per_side) as savers:
         long, short = Chat("long", window=2), Chat("short", window=2)
-        for chat, length in ((long, count), (short, count // 10)):
+        for chat, length in ((long, count), (short, fewer)):
             steps = chat.steps(length)
             for saver in savers.values():
                 await _store(saver, steps)
         # Once is enough: what is allocated does not depend on the time of day.
         for contender, saver in savers.items():
             whole = await _peak_mb(saver, long, count)
-            tenth = await _peak_mb(saver, short, count // 10)
+            part = await _peak_mb(saver, short, fewer)
             peaks[contender] = [[whole]]
-            growth[contender] = [[whole / tenth]]
+            growth[contender] = [[whole / part]]
     name = f"alist, {count:,} checkpoints"
     return [
         Result(measure=f"{name}: peak memory", unit="MB", samples=peaks),
         Result(
-            measure=f"{name}: peak against {count // 10:,}",
+            measure=f"{name}: peak against {fewer:,}",
             unit="times",
             samples=growth,
             targets={"ours": Target(at_most=1.5, of_ours=True)},

@@ -6,13 +6,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.bench import Bench, rotations, undisturbed
-from benchmarks.contenders import Saver, SyncContender
-from benchmarks.report import Result, Target
+from benchmarks.contenders import Saver
+from benchmarks.report import Result, Samples, Target
 from benchmarks.workload import Chat, Step
 
 THREADS = 16
-
-Samples = dict[SyncContender, list[list[float]]]
 
 
 def measure(bench: Bench) -> list[Result]:
@@ -20,7 +18,7 @@ def measure(bench: Bench) -> list[Result]:
     with bench.sync_savers("threads") as savers, ThreadPoolExecutor(THREADS) as threads:
         alone: Samples = {contender: [] for contender in savers}
         crowded: Samples = {contender: [] for contender in savers}
-        for number, turns in enumerate(rotations(list(savers), bench.pick(quick=15, full=60) + 1)):
+        for number, turns in enumerate(rotations(list(savers), bench.pick(quick=12, full=60) + 1)):
             for contender in turns:
                 times = _alone(savers[contender], Chat(f"alone-{number}"))
                 rate = _crowded(savers[contender], threads, [Chat(f"crowd-{number}-{n}") for n in range(THREADS)])

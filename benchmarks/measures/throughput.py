@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 
 from benchmarks.bench import Bench, rotations, undisturbed
-from benchmarks.contenders import AsyncContender, Saver
+from benchmarks.contenders import Saver
 from benchmarks.proof import compare
-from benchmarks.report import Result, Target
+from benchmarks.report import Result, Samples, Target
 from benchmarks.workload import Chat, Step
 
 RUNS = 64
@@ -17,7 +17,7 @@ RUNS = 64
 
 def measure(bench: Bench) -> list[Result]:
     """Steps per second over loopback."""
-    rounds, steps = bench.pick(quick=5, full=20), bench.pick(quick=4, full=8)
+    rounds, steps = bench.pick(quick=4, full=20), bench.pick(quick=4, full=8)
     samples = asyncio.run(concurrent_runs(bench, "throughput", rounds=rounds, steps=steps))
     return [
         Result(
@@ -32,10 +32,10 @@ def measure(bench: Bench) -> list[Result]:
 
 async def concurrent_runs(
     bench: Bench, measure: str, *, rounds: int, steps: int, via: Callable[[str], str] | None = None
-) -> dict[AsyncContender, list[list[float]]]:
+) -> Samples:
     """Steps per second of every contender, a sample per round, after one round that doesn't count."""
     async with bench.savers(measure, via=via) as savers:
-        samples = {contender: [] for contender in savers}
+        samples: Samples = {contender: [] for contender in savers}
         for number, turns in enumerate(rotations(list(savers), rounds + 1)):
             for contender in turns:
                 rate = await _turn(savers[contender], number, steps)
