@@ -16,9 +16,9 @@ from langgraph.checkpoint.base.id import uuid6
 
 # Stored text is compressed by PostgreSQL, so it has to be about as compressible as prose.
 PROSE = (
-    "the order was shipped on Monday and should arrive within three working days unless customs holds it back "
-    "please send us your invoice number together with a photograph of the label so that we can find out what "
-    "happened our colleagues in Rotterdam have already been told about this and will call you before noon"
+    "the order was shipped on Monday and should arrive within three working days unless customs holds it back. "
+    "Could you please send us your invoice number together with a photograph of the label? We have to find out what "
+    "happened; our colleagues in Rotterdam have already been told about this and will call you before noon, is that fine?"
 )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from checkpoint_store.codec import Row, size_of
 from checkpoint_store.config import Listing
+from checkpoint_store.statements import MOST_ROWS
 
 FIRST_ROWS = 16
 """The size of the first page, before anything is known of the rows."""
 
-MOST_ROWS = 256
 PAGE_BYTES = 4 * 1024 * 1024
 """What a page should hold: later pages have as many rows as this allows, going by the rows so far."""
 

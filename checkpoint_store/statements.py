@@ -54,6 +54,10 @@ TASKS = "__pregel_tasks"
 """LangGraph's channel of pending sends (`langgraph.checkpoint.serde.types.TASKS`, not imported: see `schema`)."""
 
 
+MOST_ROWS = 256
+"""How many rows a page of a list may have."""
+
+
 class Statement:
     """A Core statement, compiled once per dialect into the driver's own SQL and the order of its parameters.
 
@@ -227,7 +231,7 @@ def checkpoints(t: Tables, chosen: Select[Any]) -> Select[Any]:
 def list_page(t: Tables, conditions: frozenset[str]) -> Select[Any]:
     """Select one page of checkpoints, newest first.
 
-    Binds: `page_size`, and one for each condition.
+    Binds: `page_size`, at most `MOST_ROWS`, and one for each condition.
 
     Args:
         t: The tables.
@@ -242,21 +246,24 @@ def list_page(t: Tables, conditions: frozenset[str]) -> Select[Any]:
         wanted.append(c.metadata.op("@>", return_type=Boolean)(cast(given("filter"), JSONB)))
     if "before" in conditions:
         wanted.append(c.checkpoint_id < given("before"))
-    size = bindparam("page_size", type_=Integer)
     # Ids are unique only within a thread and namespace; what the conditions leave open completes the order.
     names = ["checkpoint_id", *(name for name in ("thread_id", "checkpoint_ns") if name not in conditions)]
     if "after_row" in conditions:
         last = [given(f"last_{name}") for name in names]
         wanted.append(tuple_(*[c[name] for name in names]) < tuple_(*last) if len(names) > 1 else c[names[0]] < last[0])
-    page = select(t.checkpoints).where(*wanted).order_by(*[c[name].desc() for name in names]).limit(size)
+    page = select(t.checkpoints).where(*wanted).order_by(*[c[name].desc() for name in names]).limit(number(MOST_ROWS))
     if across:
         # Namespace by namespace each part of the page comes from the index in order. Otherwise every page would read
         # and sort the whole thread: its index has the namespace before the checkpoint.
         namespaces = _namespaces(t)
         part = page.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces).lateral("part")
         page = select(part).select_from(namespaces.join(part, true()))
-        page = page.order_by(*[part.c[name].desc() for name in names]).limit(size)
-    whole = checkpoints(t, page)
+        page = page.order_by(*[part.c[name].desc() for name in names]).limit(number(MOST_ROWS))
+    # A limit that is a parameter tells the planner nothing: it would plan for a tenth of the thread, and compile the
+    # plan of a long one (JIT), which takes longer than running it. So it is told the most there can be first.
+    most = page.subquery("page")
+    ordered = select(most).order_by(*[most.c[name].desc() for name in names])
+    whole = checkpoints(t, ordered.limit(bindparam("page_size", type_=Integer)))
     return whole.order_by(*[whole.selected_columns[name].desc() for name in names])
 
 
