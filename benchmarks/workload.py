@@ -18,7 +18,7 @@ from langgraph.checkpoint.base.id import uuid6
 PROSE = (
     "the order was shipped on Monday and should arrive within three working days unless customs holds it back. "
     "Could you please send us your invoice number together with a photograph of the label? We have to find out what "
-    "happened; our colleagues in Rotterdam have already been told about this and will call you before noon, is that fine?"
+    "happened; our colleagues in Rotterdam have been told about this and will call you before noon; is that fine?"
 )
 
 

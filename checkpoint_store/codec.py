@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -23,7 +23,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
 from checkpoint_store import jsonb
-from checkpoint_store.config import Key, check_key, key_of, text
+from checkpoint_store.config import Key, check_key, key_of, plain_text
 from checkpoint_store.errors import InvalidConfig, UnreadableValue, UnstorableValue
 
 Binds = dict[str, Any]
@@ -99,7 +99,7 @@ class Codec:
         """
         key = key_of(config)
         place = _place(key)
-        checkpoint_id = text(checkpoint["id"], 'checkpoint["id"]')
+        checkpoint_id = plain_text(checkpoint["id"], 'checkpoint["id"]')
         check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, checkpoint_id=checkpoint_id)
 
         values = checkpoint["channel_values"]
@@ -128,7 +128,6 @@ class Codec:
         for channel, version, _, _ in blobs:
             check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, channel=channel, version=version)
 
-        document = {**checkpoint, "channel_values": inline}
         try:
             merged = jsonb.document(get_serializable_checkpoint_metadata(config, metadata), f"{place}: metadata")
         except RecursionError:
@@ -139,8 +138,8 @@ class Codec:
             "checkpoint_ns": key.checkpoint_ns,
             "checkpoint_id": checkpoint_id,
             "parent_checkpoint_id": key.checkpoint_id,
-            "checkpoint": _json(document, place),
-            "metadata": _json(merged, place),
+            "checkpoint": _document(checkpoint, inline, place),
+            "metadata": jsonb.encode(merged),
             "channels": channels,
             "versions": versions,
             "types": types,
@@ -162,7 +161,7 @@ class Codec:
         key = key_of(config)
         if key.checkpoint_id is None:
             raise InvalidConfig('config["configurable"] has no "checkpoint_id"; writes belong to a checkpoint')
-        check_key(**key._asdict(), task_id=text(task_id, "task_id"))
+        check_key(**key._asdict(), task_id=plain_text(task_id, "task_id"))
         replace = all(channel in WRITES_IDX_MAP for channel, _ in writes)
         rows: dict[int, tuple[str, str, bytes]] = {}
         for place, (channel, value) in enumerate(writes):
@@ -174,7 +173,7 @@ class Codec:
         binds = {
             **key._asdict(),
             "task_id": task_id,
-            "task_path": text(task_path, "task_path"),
+            "task_path": plain_text(task_path, "task_path"),
             "idxs": idxs,
             "channels": [rows[idx][0] for idx in idxs],
             "types": [rows[idx][1] for idx in idxs],
@@ -312,14 +311,18 @@ def size_of(*arrays: Sequence[bytes | None] | None) -> int:
 
 def _version_text(version: str | int | float) -> str:
     """Return a version as PostgreSQL's jsonb_each_text() will return it from the checkpoint."""
-    return text(version, "version") if isinstance(version, str) else jsonb.encode(jsonb.scalar(version))
+    return plain_text(version, "version") if isinstance(version, str) else jsonb.encode(jsonb.scalar(version))
 
 
-def _json(document: Mapping[str, Any], place: str) -> str:
+def _document(checkpoint: Checkpoint, inline: dict[str, Any], place: str) -> str:
+    """Return a checkpoint as JSON text, with these channel values in it."""
     try:
-        encoded = jsonb.encode(document)
-    except TypeError as error:
-        raise UnstorableValue(f"{place}: the checkpoint is not JSON that PostgreSQL can hold ({error})") from error
+        encoded = jsonb.encode({**checkpoint, "channel_values": inline})
+    except TypeError:
+        # Rare enough to look at every part only now: it names the one that is no JSON, or makes JSON of it.
+        rest = {name: part for name, part in checkpoint.items() if name != "channel_values"}
+        prepared = jsonb.document(rest, f"{place}: checkpoint")
+        encoded = jsonb.encode({**prepared, "channel_values": inline})
     if "\\u0000" in encoded and "\\u0000" in encoded.replace("\\\\", ""):
         raise UnstorableValue(f"{place}: a name in the checkpoint contains NUL, which PostgreSQL can't hold")
     return encoded

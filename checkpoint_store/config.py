@@ -46,7 +46,7 @@ def key_of(config: Mapping[str, Any]) -> Key:
         )
     return Key(
         thread_id(configurable["thread_id"], 'config["configurable"]["thread_id"]'),
-        text(configurable.get("checkpoint_ns") or "", 'config["configurable"]["checkpoint_ns"]'),
+        plain_text(configurable.get("checkpoint_ns") or "", 'config["configurable"]["checkpoint_ns"]'),
         checkpoint_id(configurable, "config"),
     )
 
@@ -91,16 +91,16 @@ def thread_id(value: object, name: str = "thread_id") -> str:
         )
     if not value:
         raise InvalidConfig(f"{name} is empty; thread ids are non-empty strings")
-    return text(value, name)
+    return plain_text(value, name)
 
 
 def checkpoint_id(configurable: Mapping[str, Any], name: str) -> str | None:
     """Return the checkpoint id in a config's `configurable`, or None where there is none."""
     value = configurable.get("checkpoint_id")
-    return text(value, f'{name}["configurable"]["checkpoint_id"]') if value else None
+    return plain_text(value, f'{name}["configurable"]["checkpoint_id"]') if value else None
 
 
-def text(value: object, name: str) -> str:
+def plain_text(value: object, name: str) -> str:
     """Return a string if PostgreSQL's text can hold it.
 
     Raises:
