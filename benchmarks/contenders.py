@@ -52,11 +52,12 @@ class Ours(AsyncContender):
 
     name = "ours"
     role = "ours"
+    pool_size: ClassVar[int] = POOL_SIZE
 
     @asynccontextmanager
     async def open(self, url: str) -> AsyncIterator[Saver]:
         engine = create_async_engine(
-            "postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=POOL_SIZE, max_overflow=0
+            "postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=self.pool_size, max_overflow=0
         )
         saver = AsyncPostgresSaver(engine)
         try:

@@ -13,6 +13,8 @@ import math
 import re
 from collections import deque
 from decimal import Decimal
+from functools import lru_cache
+from pathlib import PurePath
 from typing import Any
 
 import orjson
@@ -102,17 +104,41 @@ def decode(text: str) -> Any:
 
 
 def has_lone_surrogate(value: Any) -> bool:
-    """Tell whether a string anywhere in a value has a lone surrogate, the attributes of objects included."""
+    """Tell whether a string anywhere in a value has a lone surrogate, the parts of objects included."""
     try:
         orjson.dumps(value, default=_parts, option=orjson.OPT_NON_STR_KEYS)
     except TypeError as error:
-        return "surrogate" in str(error)
+        # Something else than a surrogate, such as a key that JSON has no name for, has stopped orjson half-way.
+        return "surrogate" in str(error) or _walk(value, 0)
     return False
 
 
-def _parts(value: object) -> Any:
+def _walk(value: Any, depth: int) -> bool:
+    if isinstance(value, str):
+        return not _is_text(value.replace("\x00", ""))
+    if value is None or isinstance(value, (int, float, bytes)):
+        return False
+    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else _parts(value)
+    # As deep as orjson goes.
+    return depth < 254 and any(_walk(part, depth + 1) for part in parts)
+
+
+def _parts(value: object) -> list[Any]:
     """Return what an object that orjson doesn't know is made of."""
-    return list(value) if isinstance(value, (tuple, set, frozenset, deque)) else getattr(value, "__dict__", None)
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return list(value)
+    if isinstance(value, PurePath):
+        return [str(value)]
+    if isinstance(value, re.Pattern):
+        return [value.pattern]
+    return [getattr(value, name, None) for name in _attributes(type(value))]
+
+
+@lru_cache(maxsize=1024)
+def _attributes(kind: type) -> tuple[str, ...]:
+    """Return the names under which objects of a type keep what they are made of."""
+    slots = {name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}
+    return ("__dict__", *(slots - {"__dict__", "__weakref__", "__pydantic_fields_set__", "__pydantic_private__"}))
 
 
 def _is_text(value: str) -> bool:

@@ -199,6 +199,8 @@ class _Saver(BaseCheckpointSaver[str]):
         encoded = self._codec.encode_writes(config, writes, task_id, task_path)
         if writes:
             self._source.run_blocking(operations.put_writes, *encoded)
+        else:
+            self._source.bridge.check_sync()
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything stored for a thread, in all its namespaces, atomically.
@@ -248,6 +250,7 @@ class _Saver(BaseCheckpointSaver[str]):
     ) -> Mapping[str, DeltaChannelHistory]:
         """Get what a checkpoint's ancestors contribute to delta channels, as `aget_delta_channel_history`."""
         if not channels:
+            self._source.bridge.check_sync()
             return {}
         key = key_of(config)
         rows = [Ancestor._make(row) for row in self._source.run_blocking(operations.delta_history, key, channels)]

@@ -28,7 +28,7 @@ def measure(bench: Bench) -> list[Result]:
 async def _measure(bench: Bench) -> list[Result]:
     samples: dict[str, Samples] = {name: {} for name in TARGETS}
     async with bench.savers("latency") as savers:
-        for turns in rotations(list(savers), bench.pick(quick=16, full=100)):
+        for turns in rotations(list(savers), bench.pick(quick=12, full=100)):
             chat_id = f"chat-{time.monotonic_ns()}"
             for contender in turns:
                 for name, times in (await _turn(savers[contender], Chat(chat_id))).items():

@@ -17,7 +17,7 @@ RUNS = 64
 
 def measure(bench: Bench) -> list[Result]:
     """Steps per second over loopback."""
-    rounds, steps = bench.pick(quick=4, full=20), bench.pick(quick=4, full=8)
+    rounds, steps = bench.pick(quick=3, full=20), bench.pick(quick=4, full=8)
     samples = asyncio.run(concurrent_runs(bench, "throughput", rounds=rounds, steps=steps))
     return [
         Result(
