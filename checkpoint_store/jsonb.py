@@ -135,7 +135,7 @@ def _parts(value: object) -> list[Any]:
 
 
 @lru_cache(maxsize=1024)
-def _attributes(kind: type) -> tuple[str, ...]:
+def _attributes(kind: Any) -> tuple[str, ...]:
     """Return the names under which objects of a type keep what they are made of."""
     slots = {name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}
     return ("__dict__", *(slots - {"__dict__", "__weakref__", "__pydantic_fields_set__", "__pydantic_private__"}))
