@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ class Server:
         self._url = url
 
     def create_database(self, name: str) -> str:
-        """Create a database of that name, words joined, and return its URL."""
-        name = "_".join(name.lower().split())
+        """Create a database of about that name and return its URL."""
+        name = "_".join(re.findall(r"\w+", name.lower()))
         with psycopg.connect(self._url, autocommit=True) as conn:
             conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return make_url(self._url).set(database=name).render_as_string(hide_password=False)

@@ -123,7 +123,7 @@ def _walk(value: Any, depth: int) -> bool:
     return depth < 254 and any(_walk(part, depth + 1) for part in parts)
 
 
-def _parts(value: object) -> list[Any]:
+def _parts(value: Any) -> list[Any]:
     """Return what an object that orjson doesn't know is made of."""
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return list(value)
@@ -131,7 +131,8 @@ def _parts(value: object) -> list[Any]:
         return [str(value)]
     if isinstance(value, re.Pattern):
         return [value.pattern]
-    return [getattr(value, name, None) for name in _attributes(type(value))]
+    kind: Any = type(value)
+    return [getattr(value, name, None) for name in _attributes(kind)]
 
 
 @lru_cache(maxsize=1024)

@@ -11,8 +11,6 @@ from benchmarks.contenders import Ours, Saver, StockConnection
 from benchmarks.report import Result, Samples, Target
 from benchmarks.workload import Chat, Step
 
-WRITERS = 32
-
 
 class OursAlone(Ours):
     """On one connection: asyncpg keeps the last piece received on each, so a pool's would grow until all had a turn."""
@@ -54,11 +52,8 @@ async def _measure(bench: Bench) -> list[Result]:
 
 
 async def _store(saver: Saver, steps: list[Step]) -> None:
-    async def writer(mine: list[Step]) -> None:
-        for step in mine:
-            await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
-
-    await asyncio.gather(*(writer(steps[number::WRITERS]) for number in range(WRITERS)))
+    for step in steps:
+        await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
 
 
 async def _peak_mb(saver: Saver, chat: Chat, count: int) -> float:
