@@ -48,7 +48,7 @@ exec "$@" 3<&-
 """
 
 # A path that fits into a socket's address (104 bytes with the file's name) and means itself in every kind of URL.
-_SOCKET_DIRECTORY = re.compile(r"/[\w./+-]{0,87}", re.ASCII)
+_SOCKET_DIRECTORY = re.compile(r"/[\w./-]{0,87}", re.ASCII)
 
 
 class EmbeddedPostgres:

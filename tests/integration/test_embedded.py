@@ -82,7 +82,7 @@ def test_a_named_directory_keeps_its_data(tmp_path: Path) -> None:
         assert ask(server.url, "SELECT answer FROM kept") == 42
 
 
-@pytest.mark.parametrize("name", [None, "plain", "a b,c%20:ü?&#'", "long" * 40])
+@pytest.mark.parametrize("name", [None, "plain", "a+b c,%20:ü?&#'", "long" * 40])
 async def test_every_client_understands_the_url(tmp_path: Path, name: str | None) -> None:
     """libpq, asyncpg and SQLAlchemy connect by one URL, wherever the data lives and whatever the environment says."""
     with (

@@ -1,0 +1,56 @@
+# On a machine with Python 3.10 or newer and make: `make demo`, `make test`. Another Python: `make test PYTHON=python3.13`.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+INSTALLED := $(VENV)/installed-$(VERSION)
+
+.DEFAULT_GOAL := help
+.PHONY: help check fix test test-slow demo migration wheel bench bench-quick
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+check: $(INSTALLED) ## Lint, formatting, types, direction of imports
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+fix: $(INSTALLED) ## Let ruff repair what it can, and format
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+test: $(INSTALLED) ## Run the tests, on CHECKPOINT_STORE_TEST_URL or an embedded server; ARGS="-k sweep" narrows them
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED) ## Run all tests, the slow ones too
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 $(ARGS)
+
+demo: $(INSTALLED) ## Kill an agent in the middle of a step, and watch another process finish its work
+	$(VENV)/bin/python examples/survive_kill.py
+
+migration: $(INSTALLED) ## Write a revision from what changed in schema.py: make migration m="what it does"
+	@test -n "$$m" || { echo 'Say what the migration does: make migration m="what it does"'; exit 1; }
+	PATH="$(VENV)/bin:$$PATH" python -m checkpoint_store.embedded \
+		sh -c 'alembic upgrade head && alembic revision --autogenerate -m "$$m" && ruff format alembic/versions'
+
+wheel: $(INSTALLED) ## Build the sdist and the wheel into dist/
+	$(VENV)/bin/python -m build
+
+bench: $(INSTALLED) ## Measure against the stock saver, on one server
+	$(VENV)/bin/python -m benchmarks
+
+bench-quick: $(INSTALLED) ## The same in a few minutes, for a first impression
+	$(VENV)/bin/python -m benchmarks --quick
+
+# A target of its own for each Python, so that another one starts afresh and a changed pyproject.toml only updates.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo 'Python 3.10 or newer is needed: make PYTHON=/path/to/python3.12'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo '$(PYTHON) can make no environments; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
+	test -e $(VENV)/bin/python$(VERSION) || $(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

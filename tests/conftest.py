@@ -1,0 +1,122 @@
+"""One server for all workers, a template database migrated through `setup()`, and a clone of it for every test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
+from psycopg import sql
+from sqlalchemy import QueuePool
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.embedded import EmbeddedPostgres
+
+SERVER = "CHECKPOINT_STORE_TEST_URL"
+MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a directory in it
+
+# Nothing here has to survive a power failure.
+HASTY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": 300}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start a server unless one is named; xdist's workers find it named, in the environment they inherit."""
+    if SERVER not in os.environ:
+        server = EmbeddedPostgres(settings=HASTY)
+        with pytest.MonkeyPatch.context() as patch:
+            # Creating a database creates 300 files, which takes several times as long on a disk that is busy.
+            if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 << 30:
+                patch.setattr(tempfile, "tempdir", str(MEMORY))
+            server.start()
+        config.add_cleanup(server.stop)
+        config.add_cleanup(partial(os.environ.pop, SERVER))
+        os.environ[SERVER] = server.url
+
+
+@contextmanager
+def database(server_url: str, template: str = "template1") -> Iterator[str]:
+    """Create a database, yield its URL, and drop it whoever is still connected."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, template))))
+    yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def server_url() -> str:
+    """The maintenance database of the server under test."""
+    return os.environ[SERVER]
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a database that `setup()` has brought to head."""
+    with database(server_url) as url:
+        with PostgresSaver.from_conn_string(url) as saver:
+            saver.setup()
+        yield urlsplit(url).path.removeprefix("/")
+
+
+@pytest.fixture
+def make_database(server_url: str) -> Iterator[Callable[[], str]]:
+    """Makes a fresh database without tables at every call."""
+    with ExitStack() as made:
+        yield lambda: made.enter_context(database(server_url))
+
+
+@pytest.fixture
+def empty_url(make_database: Callable[[], str]) -> str:
+    """A fresh database without tables."""
+    return make_database()
+
+
+@pytest.fixture
+def url(server_url: str, template: str) -> Iterator[str]:
+    """A fresh database at head."""
+    with database(server_url, template) as clone:
+        yield clone
+
+
+@pytest.fixture
+async def engine(url: str) -> AsyncIterator[AsyncEngine]:
+    """A host's engine on `url`; whoever borrows a connection from its pool must have given it back by the end."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url})
+    yield engine
+    assert isinstance(engine.pool, QueuePool)
+    left = engine.pool.checkedout()
+    await engine.dispose()
+    assert left == 0, f"{left} connections are still checked out"
+
+
+@pytest.fixture
+async def saver(engine: AsyncEngine) -> AsyncIterator[AsyncPostgresSaver]:
+    """Our saver on the host's engine."""
+    saver = AsyncPostgresSaver(engine)
+    yield saver
+    await saver.aclose()
+
+
+@pytest.fixture
+def sync_saver(url: str) -> Iterator[PostgresSaver]:
+    """Our saver for sync code, on an engine of its own on `url`."""
+    with PostgresSaver.from_conn_string(url) as saver:
+        yield saver
+
+
+@pytest.fixture
+async def stock_saver(url: str) -> AsyncIterator[StockSaver]:
+    """The stock saver on `url`: on tables that we made."""
+    async with StockSaver.from_conn_string(url) as saver:
+        yield saver
