@@ -1,0 +1,509 @@
+"""Our saver and the stock saver on one database: each reads what the other wrote, and sees the same."""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta, timezone
+from itertools import count
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
+from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
+from langgraph.types import Interrupt, Send
+from pydantic import BaseModel
+
+from checkpoint_store import PostgresSaver
+from checkpoint_store.errors import UnstorableValue
+
+Saver = BaseCheckpointSaver[str]
+
+EXAMPLES = 60
+"""Threads per test, of three to five checkpoints each: the three tests below store 540 at least."""
+
+generated = settings(
+    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True
+)
+
+
+class Colour(str, enum.Enum):
+    RED = "red"
+    FOX = "\U0001f98a"
+
+
+class Size(enum.IntEnum):
+    SMALL = 1
+
+
+class Plain(enum.Enum):
+    ONE = (1, "one")
+
+
+@dataclass
+class Point:
+    x: Any
+    y: Any
+
+
+class Order(BaseModel):
+    item: str
+    price: float
+    lines: list[int]
+
+
+def told(value: Any) -> Any:
+    """A value with all its types told: 1, 1.0 and True differ in it, and so do 0.0 and -0.0; dicts have no order."""
+    if isinstance(value, dict):
+        return dict, frozenset((told(key), told(item)) for key, item in value.items())
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(map(told, value))
+    if isinstance(value, (list, tuple, deque)):
+        return type(value), tuple(map(told, value))
+    if isinstance(value, enum.Enum) or not hasattr(value, "__dict__"):
+        return type(value), repr(value)
+    return type(value), told(vars(value))
+
+
+# --- values ---
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+texts_without_nul = texts.filter(lambda text: "\x00" not in text)
+integers = st.integers(-(2**63), 2**64 - 1)
+floats = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
+    [-0.0, 1e16, 1e17, 1e300, 5e-324, 1e-7, 0.1, 2.0**53, 123456789012345680.0]
+)
+scalars = st.none() | st.booleans() | integers | floats | texts
+hashables = scalars | st.binary(max_size=8) | st.uuids()
+objects = (
+    st.binary(max_size=20)
+    | st.binary(max_size=20).map(bytearray)
+    | st.datetimes(timezones=st.sampled_from([timezone.utc, timezone(timedelta(hours=-5, minutes=-30))]))
+    | st.datetimes()
+    | st.dates()
+    | st.times()
+    | st.timedeltas()
+    | st.uuids()
+    | st.decimals(allow_nan=False, places=3)
+    | st.sampled_from([*Colour, *Size, *Plain])
+    | st.sets(hashables, max_size=3)
+    | st.frozensets(hashables, max_size=3)
+    | st.builds(Point, hashables, hashables)
+    | st.builds(Order, item=texts, price=floats, lines=st.lists(integers, max_size=3))
+    | st.builds(HumanMessage, texts, id=texts)
+    | st.builds(AIMessage, texts, additional_kwargs=st.dictionaries(texts, floats, max_size=2))
+    | st.builds(ToolMessage, texts, tool_call_id=texts, artifact=st.tuples(texts, integers))
+    | st.builds(SystemMessage, st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": texts}), max_size=2))
+    | st.builds(Send, texts, hashables)
+    | st.builds(Interrupt, hashables, id=texts)
+)
+nested = st.recursive(
+    scalars | objects,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(texts, inner, max_size=4)
+        | st.dictionaries(integers, inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.lists(inner, max_size=3).map(deque)
+    ),
+    max_leaves=8,
+)
+written_values = scalars | st.sampled_from([math.inf, -math.inf]) | nested
+# Only JSONB holds integers past 64 bits, the serializer does not.
+long_integers = st.integers(-(10**40), 10**40)
+channel_values = written_values | long_integers | nested.map(_DeltaSnapshot)
+
+
+def stock_can_write(value: Any) -> bool:
+    """The stock saver puts every `str` and `float` into JSONB, which refuses NUL and infinities."""
+    return not (isinstance(value, str) and "\x00" in value) and not (isinstance(value, float) and math.isinf(value))
+
+
+def kept(value: Any) -> Any:
+    """A value as the serializer keeps it: the serializer, not the saver, turns a tuple into a list."""
+    if value is None or type(value) in {bool, int, float, str}:
+        return value
+    serde = JsonPlusSerializer()
+    return serde.loads_typed(serde.dumps_typed(value))
+
+
+# --- threads ---
+
+
+@dataclass
+class Writes:
+    """One call of `put_writes`."""
+
+    task_id: str
+    task_path: str
+    writes: list[tuple[str, Any]]
+
+
+@dataclass
+class Put:
+    """One call of `put`, and the calls of `put_writes` that follow it."""
+
+    namespace: str
+    parent: str | None
+    checkpoint: dict[str, Any]
+    metadata: dict[str, Any]
+    config_metadata: dict[str, Any]
+    new_versions: dict[str, str]
+    pending: list[Writes] = field(default_factory=list)
+
+
+channel_names = st.sampled_from(
+    ["messages", "count", "branch:to:x", "__start__", "ключ", 'it\'s "q"', "a.b", "\U0001f98a"]
+)
+task_paths = st.sampled_from(["", "~__pregel_pull, a", "~__pregel_pull, b", "~__pregel_push, 0000000001, a"])
+metadata_values = st.recursive(
+    st.none() | st.booleans() | long_integers | floats.filter(bool) | texts_without_nul,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts_without_nul, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def pending_writes(draw: st.DrawFn, channels: st.SearchStrategy[str]) -> list[Writes]:
+    """A few tasks' writes: ordinary ones, special ones, both in one call, and some calls made twice."""
+    calls = []
+    for task_id in draw(st.lists(st.uuids().map(str), max_size=3, unique=True)):
+        path = draw(task_paths)
+        ordinary = st.lists(st.tuples(channels, written_values), max_size=3)
+        sends = st.lists(st.builds(Send, st.just("node"), written_values).map(lambda send: (TASKS, send)), max_size=2)
+        special = st.lists(st.tuples(st.sampled_from([*WRITES_IDX_MAP]), written_values), max_size=2)
+        mixed = st.tuples(ordinary, special).map(lambda parts: [*parts[0], *parts[1]])
+        kinds = st.lists(ordinary | sends | special | mixed, min_size=1, max_size=2)
+        calls.extend(Writes(task_id, path, writes) for writes in draw(kinds))
+    return calls
+
+
+@st.composite
+def threads(
+    draw: st.DrawFn,
+    values: st.SearchStrategy[Any] = channel_values,
+    channels: st.SearchStrategy[str] = channel_names,
+) -> list[Put]:
+    """A thread of a few checkpoints in one or two namespaces: chains and forks, of any format, ids in any order."""
+    ids = [str(identity) for identity in draw(st.lists(st.uuids(), min_size=3, max_size=5, unique=True))]
+    namespaces = draw(st.sampled_from([[""], ["", "sub:1"], ["sub", "sub|inner:2"]]))
+    puts: list[Put] = []
+    unique = count()
+
+    def next_version(current: str | None) -> str:
+        """A version as both savers make it, but for the part that is random there."""
+        return f"{int(current.partition('.')[0]) + 1 if current else 1:032}.0.{next(unique):014}"
+
+    for identity in ids:
+        namespace = draw(st.sampled_from(namespaces))
+        known = [put for put in puts if put.namespace == namespace]
+        parent = draw(st.sampled_from([None, *known])) if known else None
+        current = dict(parent.checkpoint["channel_values"]) if parent else {}
+        # Never without any version: a checkpoint with sends of an old format would get a random one at every reading.
+        versions = dict(parent.checkpoint["channel_versions"]) if parent else {"__start__": next_version(None)}
+        new_versions = {}
+        for channel, value in draw(st.dictionaries(channels, values, max_size=4)).items():
+            current[channel] = value
+            versions[channel] = new_versions[channel] = next_version(versions.get(channel))
+        for channel in draw(st.lists(channels, max_size=1)):
+            # Written and left without a value, as ephemeral channels are.
+            current.pop(channel, None)
+            versions[channel] = new_versions[channel] = next_version(versions.get(channel))
+        checkpoint = {
+            "v": draw(st.integers(1, 4)),
+            "id": identity,
+            "ts": draw(st.datetimes()).isoformat(),
+            "channel_values": current,
+            "channel_versions": versions,
+            "versions_seen": {"__input__": {}, "node": dict(versions)},
+            **draw(
+                st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "updated_channels": st.none() | st.lists(channels, max_size=2),
+                        "pending_sends": st.just([]),
+                        "key of a later format": st.dictionaries(texts_without_nul, integers, max_size=2),
+                    },
+                )
+            ),
+        }
+        metadata = {
+            "source": draw(st.sampled_from(["input", "loop", "update", "fork"])),
+            "step": draw(st.integers(-1, 3)),
+            "parents": draw(st.dictionaries(st.sampled_from(["", "sub"]), st.uuids().map(str), max_size=1)),
+            **draw(st.dictionaries(texts_without_nul, metadata_values, max_size=2)),
+        }
+        metadata.pop("writes", None)
+        config_metadata = draw(st.dictionaries(texts_without_nul, scalars.filter(bool) | st.binary(), max_size=2))
+        unknown = draw(st.sampled_from([None, None, "00000000-0000-0000-0000-000000000000"]))
+        puts.append(
+            Put(
+                namespace,
+                parent.checkpoint["id"] if parent else unknown,
+                checkpoint,
+                metadata,
+                config_metadata,
+                new_versions,
+                draw(pending_writes(channels)),
+            )
+        )
+    return puts
+
+
+def config(thread_id: str, namespace: str | None = None, checkpoint_id: str | None = None) -> dict[str, Any]:
+    named = {"thread_id": thread_id, "checkpoint_ns": namespace, "checkpoint_id": checkpoint_id}
+    return {"configurable": {key: value for key, value in named.items() if value is not None}}
+
+
+def write(saver: Saver, thread_id: str, puts: list[Put]) -> None:
+    """Store a thread."""
+    for put in puts:
+        stored = saver.put(
+            {**config(thread_id, put.namespace, put.parent), "metadata": put.config_metadata},
+            put.checkpoint,
+            put.metadata,
+            put.new_versions,
+        )
+        for call in put.pending:
+            saver.put_writes(stored, call.writes, call.task_id, call.task_path)
+
+
+def readings(saver: Saver, thread_id: str, puts: list[Put]) -> Iterator[list[CheckpointTuple | None]]:
+    """A thread read in every way there is: by id, newest, and lists by namespace, filter, `before` and `limit`."""
+    for put in puts:
+        yield [saver.get_tuple(config(thread_id, put.namespace, put.checkpoint["id"]))]
+    for namespace in ["", "sub", "nowhere"]:
+        yield [saver.get_tuple(config(thread_id, namespace))]
+        yield list(saver.list(config(thread_id, namespace)))
+    yield list(saver.list(config(thread_id)))
+    first, last = puts[0], puts[-1]
+    before = config(thread_id, checkpoint_id=last.checkpoint["id"])
+    yield list(saver.list(config(thread_id), before=before))
+    yield list(saver.list(config(thread_id), limit=2))
+    yield list(saver.list(config(thread_id), limit=1, before=before, filter={"source": first.metadata["source"]}))
+    yield list(saver.list(config(thread_id), filter={"parents": first.metadata["parents"], "step": 1}))
+    yield list(saver.list(config(thread_id, first.namespace, first.checkpoint["id"])))
+    extra = [key for key in first.metadata if key not in {"source", "step", "parents"}]
+    yield list(saver.list(config(thread_id), filter={key: first.metadata[key] for key in extra}))
+
+
+@pytest.fixture
+def stock(url: str) -> Iterator[StockSaver]:
+    """The stock saver on `url`, for sync code."""
+    with StockSaver.from_conn_string(url) as saver:
+        yield saver
+
+
+def test_the_stock_saver_reads_what_ours_wrote(sync_saver: PostgresSaver, stock: StockSaver) -> None:
+    """Both read the same from a hundred and eighty checkpoints or more of ours, and each value as it was written."""
+    checkpoints = 0
+
+    @generated
+    @given(threads())
+    def check(puts: list[Put]) -> None:
+        nonlocal checkpoints
+        thread_id = f"thread {uuid.uuid4()} \U0001f98a"
+        write(sync_saver, thread_id, puts)
+
+        for put in puts:
+            found = sync_saver.get_tuple(config(thread_id, put.namespace, put.checkpoint["id"]))
+            values = {channel: kept(value) for channel, value in put.checkpoint["channel_values"].items()}
+            stored = {key: value for key, value in found.checkpoint["channel_values"].items() if key != TASKS}
+            assert told(stored) == told(values)
+        for ours, theirs in zip(readings(sync_saver, thread_id, puts), readings(stock, thread_id, puts), strict=True):
+            assert told(ours) == told(theirs)
+        checkpoints += len(puts)
+
+    check()
+
+    assert checkpoints >= 3 * EXAMPLES
+
+
+def test_ours_reads_what_the_stock_saver_wrote(sync_saver: PostgresSaver, stock: StockSaver) -> None:
+    """Both read the same from a hundred and eighty checkpoints or more of the stock saver's."""
+    checkpoints = 0
+
+    @generated
+    @given(threads(channel_values.filter(stock_can_write)))
+    def check(puts: list[Put]) -> None:
+        nonlocal checkpoints
+        thread_id = f"thread {uuid.uuid4()} \U0001f98a"
+        write(stock, thread_id, puts)
+
+        for ours, theirs in zip(readings(sync_saver, thread_id, puts), readings(stock, thread_id, puts), strict=True):
+            assert told(ours) == told(theirs)
+        checkpoints += len(puts)
+
+    check()
+
+    assert checkpoints >= 3 * EXAMPLES
+
+
+def test_both_take_turns_on_one_thread(sync_saver: PostgresSaver, stock: StockSaver) -> None:
+    """A service that moves to our saver and back, checkpoint by checkpoint, loses nothing: both see one thread."""
+    checkpoints = 0
+
+    @generated
+    @given(threads(channel_values.filter(stock_can_write)), st.data())
+    def check(puts: list[Put], data: st.DataObject) -> None:
+        nonlocal checkpoints
+        thread_id = f"thread {uuid.uuid4()}"
+        for put in puts:
+            write(data.draw(st.sampled_from([sync_saver, stock])), thread_id, [put])
+
+        for ours, theirs in zip(readings(sync_saver, thread_id, puts), readings(stock, thread_id, puts), strict=True):
+            assert told(ours) == told(theirs)
+        checkpoints += len(puts)
+
+    check()
+
+    assert checkpoints >= 3 * EXAMPLES
+
+
+def test_lists_of_all_threads_are_the_same(sync_saver: PostgresSaver, stock: StockSaver) -> None:
+    """`list(None)`, whole and cut: three threads with forty checkpoints each, written by turns, newest first."""
+    ids = [str(uuid6(clock_seq=n)) for n in range(120)]
+    for n, identity in enumerate(ids):
+        saver = (sync_saver, stock)[n % 2]
+        checkpoint = {**empty_checkpoint(), "v": 4, "id": identity, "channel_values": {"n": n, "l": [n]}}
+        versions = checkpoint["channel_versions"] = {"n": f"{n:032}.0", "l": f"{n:032}.0"}
+        metadata = {"source": "loop", "step": n // 3, "tags": {"even": n % 2 == 0, "by": [n % 3]}}
+        saver.put(config(f"thread {n % 3}", ("", "sub")[n % 5 == 0]), checkpoint, metadata, versions)
+    cuts: list[dict[str, Any]] = [
+        {},
+        {"limit": 0},
+        {"limit": 1},
+        {"limit": 100},
+        {"filter": {"tags": {"even": True}}},
+        {"filter": {"tags": {"by": [2]}, "source": "loop"}},
+        {"filter": {}},
+        {"before": config("any", checkpoint_id=ids[60])},
+        {"before": config("any", checkpoint_id=ids[60]), "limit": 33, "filter": {"tags": {"even": False}}},
+    ]
+
+    for cut in cuts:
+        for named in (None, config("thread 1"), config("thread 2", "sub"), config("nobody")):
+            ours, theirs = list(sync_saver.list(named, **cut)), list(stock.list(named, **cut))
+            assert told(ours) == told(theirs)
+    assert [found.checkpoint["id"] for found in sync_saver.list(None)] == ids[::-1]
+
+
+def test_delta_channels_have_the_same_history(sync_saver: PostgresSaver, stock: StockSaver) -> None:
+    """For each checkpoint of a tree both collect the same writes and end at the same stored value.
+
+    Ids grow from parent to child here, and no stored value is None, since both are where the stock saver goes wrong.
+    """
+    histories = 0
+
+    values = channel_values.filter(lambda value: value is not None and stock_can_write(value))
+
+    @generated
+    @given(threads(values, st.sampled_from(["messages", "files", "rare"])), st.data())
+    def check(puts: list[Put], data: st.DataObject) -> None:
+        nonlocal histories
+        thread_id = f"thread {uuid.uuid4()}"
+        ids = [put.checkpoint["id"] for put in puts]
+        ascending = dict(zip(ids, sorted(ids), strict=True))
+        for put in puts:
+            put.checkpoint["id"], put.parent = ascending[put.checkpoint["id"]], ascending.get(put.parent)
+            put.checkpoint["v"] = 4
+            write(data.draw(st.sampled_from([sync_saver, stock])), thread_id, [put])
+        sought = data.draw(st.permutations(["messages", "files", "rare", "unknown"]))[:3]
+
+        for put in puts:
+            for target in (config(thread_id, put.namespace, put.checkpoint["id"]), config(thread_id, put.namespace)):
+                ours = sync_saver.get_delta_channel_history(config=target, channels=sought)
+                assert told(ours) == told(stock.get_delta_channel_history(config=target, channels=sought))
+                histories += any("seed" in entry and entry["writes"] for entry in ours.values())
+
+    check()
+
+    assert histories > EXAMPLES / 10, "too few of the generated channels had a stored value and writes after it"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Colour.RED, Size.SMALL, 1e16, -1e300, -0.0, math.inf, -math.inf, "nul\x00inside", "\x00",
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_the_stock_saver_loses_ours_keeps(sync_saver: PostgresSaver, stock: StockSaver, value: Any) -> None:
+    """The stock saver refuses the value or returns another type or sign; ours returns it, to both savers."""
+    checkpoint = {**empty_checkpoint(), "channel_values": {"c": value}, "channel_versions": {"c": "1"}}
+
+    def stored_by(saver: Saver) -> Any:
+        stored = saver.put(config(str(uuid.uuid4()), ""), checkpoint, {}, {"c": "1"})
+        return [told(reader.get(stored)["channel_values"]["c"]) for reader in (sync_saver, stock)]
+
+    with suppress(psycopg.Error):  # it refuses the value
+        assert told(value) not in stored_by(stock)
+
+    assert stored_by(sync_saver) == [told(value)] * 2
+
+
+odd_texts = st.text(st.characters() | st.sampled_from("\x00\ud800\udfff\uffff?"), max_size=5)
+odd_values = st.recursive(
+    odd_texts
+    | st.floats()
+    | st.integers(-(2**70), 2**70)
+    | st.binary(max_size=3)
+    | st.complex_numbers()
+    | st.sampled_from([object(), object, len, Ellipsis, range(3), ValueError("x")])
+    | st.builds(Send, odd_texts, odd_texts)
+    | st.builds(HumanMessage, odd_texts),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(odd_texts | st.integers() | st.tuples(st.integers(0, 9)), inner, max_size=2)
+        | st.builds(Point, inner, inner)
+    ),
+    max_leaves=4,
+)
+
+
+def test_any_value_comes_back_or_is_refused_before_anything_is_written(sync_saver: PostgresSaver, url: str) -> None:
+    """Lone surrogates, NaN, long integers, objects of any kind, nested: never stored as something else in silence."""
+    kept_values = refused = 0
+
+    def rows(thread_id: str) -> int:
+        counts = "SELECT count(*) FROM {} WHERE thread_id = %s"
+        return sum(
+            conn.execute(counts.format(table), [thread_id]).fetchone()[0]
+            for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+        )
+
+    @settings(generated, max_examples=400)
+    @given(odd_values)
+    def check(value: Any) -> None:
+        nonlocal kept_values, refused
+        thread_id = str(uuid.uuid4())
+        checkpoint = {**empty_checkpoint(), "channel_values": {"c": value}, "channel_versions": {"c": "1"}}
+        try:
+            stored = sync_saver.put(config(thread_id, ""), checkpoint, {}, {"c": "1"})
+        except UnstorableValue as error:
+            named = thread_id in str(error) and "'c'" in str(error)
+            assert (named, rows(thread_id)) == (True, 0)
+            refused += 1
+        else:
+            assert told(sync_saver.get(stored)["channel_values"]["c"]) == told(kept(value))
+            # The serializer would put a question mark in its place.
+            assert not re.search(r"\\ud[89a-f]", repr(value))
+            kept_values += 1
+
+    with psycopg.connect(url, autocommit=True) as conn:
+        check()
+
+    assert min(kept_values, refused) > 50
