@@ -13,7 +13,7 @@ from benchmarks.report import Result
 
 def measure(bench: Bench) -> list[Result]:
     """Steps per second behind a delaying proxy."""
-    rounds, steps = bench.pick(quick=2, full=10), bench.pick(quick=2, full=4)
+    rounds, steps = bench.pick(quick=1, full=10), bench.pick(quick=2, full=4)
     with ExitStack() as proxies:
         return asyncio.run(
             concurrent_runs(
