@@ -59,12 +59,12 @@ class _Saver(BaseCheckpointSaver[str]):
             Unavailable: If the server can't be reached.
         """
         row = await self._source.run(operations.get_checkpoint, key_of(config))
-        return row and await self._decode(Row._make(row))
+        return None if row is None else await self._decode(Row._make(row))
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Get one checkpoint, as `aget_tuple`."""
         row = self._source.run_blocking(operations.get_checkpoint, key_of(config))
-        return row and self._codec.decode_checkpoint(Row._make(row))
+        return None if row is None else self._codec.decode_checkpoint(Row._make(row))
 
     def alist(
         self,

@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError
-from sqlalchemy import Connection, exc
+from sqlalchemy import Connection, Pool, QueuePool, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -33,6 +33,7 @@ _NO_TABLES = {"42P01": "undefined_table", "42703": "undefined_column", "3F000": 
 _NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
 """Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
 
+_turns: weakref.WeakKeyDictionary[Pool, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 _locks: weakref.WeakKeyDictionary[Connection, asyncio.Lock] = weakref.WeakKeyDictionary()
 
 
@@ -141,7 +142,9 @@ class EngineSource(Source):
     def __init__(self, engine: AsyncEngine, sql: Statements, bridge: Bridge) -> None:
         super().__init__(sql, bridge)
         self._engine = engine
-        self._autocommit = engine.sync_engine.execution_options(isolation_level="AUTOCOMMIT")
+        # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
+        # queue is fair, and shared by all savers on the pool.
+        self._turns = _turns.setdefault(engine.sync_engine.pool, asyncio.Semaphore(_capacity(engine.sync_engine.pool)))
 
     @property
     def where(self) -> str:
@@ -150,10 +153,12 @@ class EngineSource(Source):
 
     async def _lend(self, function: Callable[..., T], *args: Any) -> T:
         # One greenlet from checkout to return: each switch in and out of one costs as much as a small statement.
-        return await greenlet_spawn(self._borrow, function, *args)
+        async with self._turns:
+            return await greenlet_spawn(self._borrow, function, *args)
 
     def _borrow(self, function: Callable[..., T], *args: Any) -> T:
-        with self._autocommit.connect() as conn:
+        with self._engine.sync_engine.connect() as conn:
+            conn.execution_options(isolation_level="AUTOCOMMIT")
             loop = getattr(conn.connection.driver_connection, "_loop", None)
             if loop is not None and loop is not asyncio.get_running_loop():
                 raise WrongThread(
@@ -212,6 +217,12 @@ class ConnectionSource(Source):
 
     async def _release(self) -> None:
         pass  # the connection is the caller's
+
+
+def _capacity(pool: Pool) -> int:
+    """Return how many connections a pool can lend at once; a pool without a limit lends very many."""
+    overflow = getattr(pool, "_max_overflow", -1)
+    return pool.size() + overflow if isinstance(pool, QueuePool) and overflow >= 0 else 2**31
 
 
 def _pause(seconds: float) -> None:

@@ -401,6 +401,28 @@ def test_lists_of_all_threads_are_the_same(sync_saver: PostgresSaver, stock: Sto
     assert [found.checkpoint["id"] for found in sync_saver.list(None)] == ids[::-1]
 
 
+def test_old_sends_stay_with_their_own_thread_and_namespace(sync_saver: PostgresSaver, stock: StockSaver) -> None:
+    """Before format 4 they were the parent's; where ids repeat, the stock saver mixes threads and namespaces up."""
+    places = [(thread_id, namespace) for thread_id in ("one", "two") for namespace in ("", "sub")]
+    for number, place in enumerate(places):
+        for saver, parent, identity, version in ((stock, None, "1", 4), (sync_saver, "1", "2", 3)):
+            checkpoint = {**empty_checkpoint(), "v": version, "id": identity, "channel_versions": {"c": "7"}}
+            saver.put(config(*place, parent), checkpoint, {}, {})
+        sends = [(TASKS, Send("node", f"{number} first")), (TASKS, Send("node", f"{number} second"))]
+        stock.put_writes(config(*place, "1"), sends, "task", "path")
+
+    listed = {tuple(found.config["configurable"].values()): found for found in sync_saver.list(None)}
+    for number, place in enumerate(places):
+        child = sync_saver.get_tuple(config(*place, "2"))
+        assert child.checkpoint["channel_values"][TASKS] == [
+            Send("node", f"{number} first"),
+            Send("node", f"{number} second"),
+        ]
+        assert child.checkpoint["channel_versions"] == {"c": "7", TASKS: "7"}
+        assert listed[(*place, "2")] == child
+        assert TASKS not in sync_saver.get(config(*place, "1"))["channel_values"]
+
+
 def test_delta_channels_have_the_same_history(sync_saver: PostgresSaver, stock: StockSaver) -> None:
     """For each checkpoint of a tree both collect the same writes and end at the same stored value.
 

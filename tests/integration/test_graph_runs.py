@@ -12,12 +12,16 @@ from decimal import Decimal
 from operator import add
 from typing import Annotated, Any
 
+import psycopg
 import pytest
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.pregel import Pregel
 from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
@@ -296,3 +300,83 @@ async def test_a_deleted_thread_starts_over(agents: Callable[..., Any], sync_sav
     assert await ours.history(THREAD) == []
     assert (await ours.state(THREAD)).values == {}
     assert await ours.invoke({"left": 1}, THREAD) == {"steps": ["1 left"], "left": 0}
+
+
+async def test_a_run_that_is_cancelled_goes_on_later(saver: AsyncPostgresSaver) -> None:
+    """A request that times out in the middle of a step costs that step; no connection is lost, no step runs twice."""
+    entered = asyncio.Event()
+    ran: list[str] = []
+
+    async def slow(_: Count) -> dict[str, Any]:
+        ran.append("slow")
+        if not entered.is_set():
+            entered.set()
+            await asyncio.Event().wait()
+        return {"steps": ["slow"]}
+
+    def quick(_: Count) -> dict[str, Any]:
+        ran.append("quick")
+        return {"steps": ["quick"]}
+
+    graph = StateGraph(Count)
+    graph.add_node("quick", quick)
+    graph.add_node("slow", slow)
+    graph.add_edge(START, "quick")
+    graph.add_edge("quick", "slow")
+    agent = graph.compile(checkpointer=saver)
+
+    run = asyncio.create_task(agent.ainvoke({"left": 1}, THREAD, durability="sync"))
+    await entered.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert (await agent.aget_state(THREAD)).next == ("slow",)
+    assert (await agent.ainvoke(None, THREAD))["steps"] == ["quick", "slow"]
+    assert ran == ["quick", "slow", "slow"]
+
+
+async def test_a_stream_that_is_left_early_goes_on_later(saver: AsyncPostgresSaver) -> None:
+    """A reader that goes away after two steps leaves a thread that another one reads to its end."""
+    agent = countdown(saver)
+    chunks = agent.astream({"left": 5}, THREAD, stream_mode="updates", durability="sync")
+    async for chunk in chunks:
+        if chunk["turn"]["left"] == 3:
+            break
+    await chunks.aclose()
+
+    left = (await agent.aget_state(THREAD)).values["left"]
+    ended = await agent.ainvoke(None, THREAD)
+
+    assert 0 < left <= 3
+    assert ended == {"steps": [f"{n} left" for n in (5, 4, 3, 2, 1)], "left": 0}
+
+
+async def test_an_encrypted_thread_shows_nothing_in_the_database(engine: AsyncEngine, url: str) -> None:
+    """With an encrypting serializer a run's values are nowhere in clear, inline or not, and the graph doesn't notice."""
+    saver = AsyncPostgresSaver(engine, serde=EncryptedSerializer.from_pycryptodome_aes(key=b"0123456789abcdef"))
+    agent = countdown(saver)
+
+    ended = await agent.ainvoke({"steps": ["top secret"], "left": 77_000_077}, THREAD, interrupt_after=["turn"])
+
+    assert ended["steps"] == ["top secret", "77000077 left"]
+    assert (await agent.aget_state(THREAD)).values == ended
+    with psycopg.connect(url) as conn:
+        tables = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+        rows = [str(row).encode() for table in tables for row in conn.execute(f"SELECT * FROM {table}")]
+    assert rows
+    assert not any(told in row for row in rows for told in (b"secret", b"77000077", b"77000076"))
+
+
+async def test_a_type_that_langgraph_allows_is_revived(engine: AsyncEngine) -> None:
+    """LangGraph, when it is strict, compiles graphs on a copy of the saver that may revive the graph's own types."""
+    saver = AsyncPostgresSaver(engine, serde=JsonPlusSerializer(allowed_msgpack_modules=None))
+    allowing = saver.with_allowlist([(Point.__module__, "Point")])
+    graph = StateGraph(Anything)
+    graph.add_node("produce", lambda _: {"value": [Point(1, 2.5)]})
+    graph.add_edge(START, "produce")
+
+    await graph.compile(checkpointer=allowing).ainvoke({}, THREAD)
+
+    assert (await allowing.aget(THREAD))["channel_values"]["value"] == [Point(1, 2.5)]
+    assert (await saver.aget(THREAD))["channel_values"]["value"] == [{"x": 1, "y": 2.5}]
