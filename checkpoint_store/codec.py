@@ -35,6 +35,9 @@ LARGE_ITEMS = 100
 """From so many items on a container is encoded in a worker thread; a chat message takes some 10 us to encode."""
 
 
+_CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
+
+
 class Row(NamedTuple):
     """What `statements.checkpoints` selects; arrays are None where nothing is stored."""
 
@@ -294,14 +297,16 @@ def next_config(binds: Binds) -> RunnableConfig:
 
 def is_large(values: Iterable[object]) -> bool:
     """Guess whether values take long to encode: whether one is a container of many items, or holds one."""
-    for value in values:
-        if isinstance(value, (list, tuple, set, frozenset, dict)):
-            if len(value) > LARGE_ITEMS:
-                return True
-            for item in value.values() if isinstance(value, dict) else value:
-                if isinstance(item, (list, tuple, set, frozenset, dict)) and len(item) > LARGE_ITEMS:
-                    return True
-    return False
+    return any(_has_many(value) or any(map(_has_many, _items(value))) for value in values)
+
+
+def _has_many(value: object) -> bool:
+    return type(value) in _CONTAINERS and len(value) > LARGE_ITEMS  # type: ignore[arg-type]
+
+
+def _items(value: Any) -> Iterable[object]:
+    kind = type(value)
+    return value.values() if kind is dict else value if kind in _CONTAINERS else ()
 
 
 def size_of(*arrays: Sequence[bytes | None] | None) -> int:

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections import deque
+from collections.abc import Callable
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import PurePath
@@ -123,23 +124,24 @@ def _walk(value: Any, depth: int) -> bool:
     return depth < 254 and any(_walk(part, depth + 1) for part in parts)
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: Any) -> Any:
     """Return what an object that orjson doesn't know is made of."""
-    if isinstance(value, (list, tuple, set, frozenset, deque)):
-        return list(value)
-    if isinstance(value, PurePath):
-        return [str(value)]
-    if isinstance(value, re.Pattern):
-        return [value.pattern]
     kind: Any = type(value)
-    return [getattr(value, name, None) for name in _attributes(kind)]
+    return _opener(kind)(value)
 
 
 @lru_cache(maxsize=1024)
-def _attributes(kind: Any) -> tuple[str, ...]:
-    """Return the names under which objects of a type keep what they are made of."""
+def _opener(kind: Any) -> Callable[[Any], Any]:
+    """Return what takes objects of a type apart; called for every message of a chat, hence by type."""
+    if issubclass(kind, (list, tuple, set, frozenset, deque)):
+        return list
+    if issubclass(kind, PurePath):
+        return lambda path: [str(path)]
+    if issubclass(kind, re.Pattern):
+        return lambda pattern: [pattern.pattern]
     slots = {name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}
-    return ("__dict__", *(slots - {"__dict__", "__weakref__", "__pydantic_fields_set__", "__pydantic_private__"}))
+    names = slots - {"__weakref__", "__pydantic_fields_set__", "__pydantic_private__"} | {"__dict__"}
+    return lambda value: [getattr(value, name, None) for name in names]
 
 
 def _is_text(value: str) -> bool:

@@ -353,7 +353,7 @@ async def test_a_stream_that_is_left_early_goes_on_later(saver: AsyncPostgresSav
 
 
 async def test_an_encrypted_thread_shows_nothing_in_the_database(engine: AsyncEngine, url: str) -> None:
-    """With an encrypting serializer a run's values are nowhere in clear, inline or not, and the graph doesn't notice."""
+    """With an encrypting serializer a run's values are nowhere in clear, not even scalars, and the graph runs on."""
     saver = AsyncPostgresSaver(engine, serde=EncryptedSerializer.from_pycryptodome_aes(key=b"0123456789abcdef"))
     agent = countdown(saver)
 
