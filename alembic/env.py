@@ -12,13 +12,16 @@ import os
 from typing import Any
 
 from alembic.util import CommandError
+from asyncpg import PostgresError
 from sqlalchemy import Connection, NullPool
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import context
 from checkpoint_store import migrations
+from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.schema import VERSION_TABLE, Tables
-from checkpoint_store.url import engine_arguments
+from checkpoint_store.url import engine_arguments, masked
 
 config = context.config
 arguments = context.get_x_argument(as_dictionary=True)
@@ -51,9 +54,14 @@ async def run_on_url(url: str) -> None:
     """Run on an engine of our own."""
     target, connect_args = engine_arguments(url)
     engine = create_async_engine(target, connect_args=connect_args, poolclass=NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(run_locked)
-    await engine.dispose()
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(run_locked)
+    except (OSError, PostgresError, DBAPIError, CheckpointStoreError) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise CommandError(f"{masked(url)}: {reason}") from error
+    finally:
+        await engine.dispose()
 
 
 if context.is_offline_mode():

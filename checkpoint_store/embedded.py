@@ -258,8 +258,15 @@ def _unprivileged() -> list[str]:
     return ["setpriv", *user, *reach]
 
 
+_USAGE = """\
+usage: python -m checkpoint_store.embedded COMMAND [ARGUMENT ...]
+
+Runs a command with CHECKPOINT_STORE_URL set to a PostgreSQL that lives as long as the command: what is stored there is
+gone when it ends. To try several commands on one database, run a shell: python -m checkpoint_store.embedded bash"""
+
+
 def main(command: Sequence[str]) -> int:
-    """Run a command, or else a shell, on a temporary server that it finds as CHECKPOINT_STORE_URL.
+    """Run a command on a temporary server that it finds as CHECKPOINT_STORE_URL.
 
     Args:
         command: Such as `["alembic", "upgrade", "head"]`.
@@ -267,9 +274,15 @@ def main(command: Sequence[str]) -> int:
     Returns:
         The command's exit status.
     """
+    if not command or command[0].startswith("-"):
+        print(_USAGE, file=sys.stderr)  # noqa: T201
+        return 0 if command and command[0] in {"-h", "--help"} else 2
+    if shutil.which(command[0]) is None:
+        print(f"{command[0]}: no such command", file=sys.stderr)  # noqa: T201
+        return 127
     with EmbeddedPostgres() as server:
         environment = {**os.environ, "CHECKPOINT_STORE_URL": server.url}
-        return subprocess.call(command or [os.environ.get("SHELL", "/bin/sh")], env=environment)  # noqa: S603
+        return subprocess.call(command, env=environment)  # noqa: S603
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
     ├── InvalidOption (ValueError)        options that don't go together
     ├── UnusableConnection (TypeError)    `conn` is neither an engine nor a connection the saver can work on
     ├── NotSetUp                          tables missing or older than this version needs
+    ├── AccessDenied                      the database role lacks a right on the tables
     ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
@@ -43,6 +44,10 @@ class UnusableConnection(CheckpointStoreError, TypeError):
 
 class NotSetUp(CheckpointStoreError):
     """Raised when the tables are missing or too old: run `setup()`, or `alembic upgrade head` before deploying."""
+
+
+class AccessDenied(CheckpointStoreError):
+    """Raised when the database role lacks a right on the tables; the message has the GRANT that gives it."""
 
 
 class UnstorableValue(CheckpointStoreError, ValueError):

@@ -21,7 +21,8 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpoint_store import migrations, operations
 from checkpoint_store.bridge import Bridge
-from checkpoint_store.errors import Closed, InvalidURL, NotSetUp, Unavailable, WrongThread
+from checkpoint_store.errors import AccessDenied, Closed, InvalidURL, NotSetUp, Unavailable, WrongThread
+from checkpoint_store.schema import VERSION_TABLE
 from checkpoint_store.statements import Statements
 
 P = ParamSpec("P")
@@ -30,6 +31,8 @@ Operation = Callable[Concatenate[Connection, Statements, P], T]
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _NO_TABLES = {"42P01": "undefined_table", "42703": "undefined_column", "3F000": "invalid_schema_name"}
+_NO_RIGHT = "42501"  # insufficient_privilege
+_NO_SETTING = "42704"  # undefined_object, which an unknown parameter in a URL turns out to be
 _NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
 """Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
 
@@ -113,7 +116,9 @@ class Source(ABC):
         message = str(cause).rpartition("Error'>: ")[2].splitlines()[0] if str(cause) else type(cause).__name__
         if state in _NO_TABLES:
             return NotSetUp(f"{message}. Run `setup()` once, or `alembic upgrade head` before deploying.")
-        if isinstance(error, ClientConfigurationError):
+        if state == _NO_RIGHT:
+            return AccessDenied(f"{message}. A role that owns the tables can give the right: {self._grants()}")
+        if isinstance(error, ClientConfigurationError) or (state == _NO_SETTING and "configuration" in message):
             return InvalidURL(f"{self.where}: {message}")
         if isinstance(error, exc.TimeoutError):
             return Unavailable(f"{self.where}: no connection became free in time ({message})")
@@ -123,6 +128,14 @@ class Source(ABC):
                 f"{self.where}: {message}. Check that the server runs, and that the URL and the login are right."
             )
         return None
+
+    def _grants(self) -> str:
+        t = self.sql.tables
+        prefix = "" if t.schema is None else f"{t.schema}."
+        names = ", ".join(f"{prefix}{table.name}" for table in t.metadata.sorted_tables)
+        return (
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO app; GRANT SELECT ON {prefix}{VERSION_TABLE} TO app;"
+        )
 
     @property
     @abstractmethod

@@ -151,6 +151,13 @@ async def test_a_database_that_does_not_exist_is_named(url: str) -> None:
             await saver.aget_tuple({"configurable": {"thread_id": "t"}})
 
 
+async def test_an_unknown_parameter_in_the_url_is_named(url: str) -> None:
+    """asyncpg takes it for a server setting; the error says which parameter the server does not know."""
+    async with AsyncPostgresSaver.from_conn_string(f"{url}&bogus=1") as saver:
+        with pytest.raises(errors.InvalidURL, match='unrecognized configuration parameter "bogus"'):
+            await saver.aget_tuple({"configurable": {"thread_id": "t"}})
+
+
 async def test_a_pool_without_a_free_connection_is_named(url: str) -> None:
     """A pool that is too small says so, instead of hanging."""
     engine = create_async_engine(

@@ -157,6 +157,37 @@ async def test_a_role_without_ddl_rights_passes_setup_at_head(url: str, server_u
         await admin.close()
 
 
+async def test_a_role_that_lacks_a_grant_is_told_which(url: str) -> None:
+    """The README's GRANTs are in the message, for setup() and for the first read alike."""
+    admin = await asyncpg.connect(url)
+    role = f"ungranted_{os.getpid()}"
+    await admin.execute(f"CREATE ROLE {role}")
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url, "server_settings": {"role": role}})
+    try:
+        saver = AsyncPostgresSaver(engine)
+        with pytest.raises(
+            errors.AccessDenied, match=r"checkpoint_store_version.*GRANT SELECT ON checkpoint_store_version"
+        ):
+            await saver.setup()
+        with pytest.raises(
+            errors.AccessDenied, match="permission denied for table .*GRANT SELECT, INSERT, UPDATE, DELETE"
+        ):
+            await saver.aget(CONFIG)
+    finally:
+        await engine.dispose()
+        await admin.execute(f"DROP ROLE {role}")
+        await admin.close()
+
+
+def test_the_command_line_says_in_one_line_that_a_server_is_unreachable() -> None:
+    """A deploy job's log shows host and reason, and no password."""
+    failed = alembic("upgrade", "head", url="postgresql://me:secret@127.0.0.1:1/app", check=False)
+
+    assert failed.returncode != 0
+    assert "FAILED: postgresql://me:***@127.0.0.1:1/app: [Errno 111]" in failed.stderr + failed.stdout
+    assert "secret" not in failed.stderr + failed.stdout
+
+
 async def test_a_role_without_ddl_rights_is_told_what_to_do_before_head(empty_url: str) -> None:
     """On an empty database that role gets the way out, not a bare 'permission denied'."""
     admin = await asyncpg.connect(empty_url)
