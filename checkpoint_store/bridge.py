@@ -15,21 +15,21 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from sqlalchemy import Pool
+from sqlalchemy import Dialect
 
-from checkpoint_store.errors import WrongThread
+from checkpoint_store.errors import Closed, WrongThread
 
 T = TypeVar("T")
 
 _WATCH_SECONDS = 1.0
 """How often a sync caller that waits makes sure that the loop it waits for still runs."""
 
-_bridges: weakref.WeakKeyDictionary[Pool, Bridge] = weakref.WeakKeyDictionary()
+_bridges: weakref.WeakKeyDictionary[Dialect, Bridge] = weakref.WeakKeyDictionary()
 _registry_lock = threading.Lock()
 
 
 class Bridge:
-    """The event loop of one connection pool, or of one connection.
+    """The event loop of one engine, or of one connection.
 
     It is bound once, to the running loop by `adopt` or to one in a daemon thread of its own by `start`.
     """
@@ -37,17 +37,21 @@ class Bridge:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._stopped = False
         self._pid = os.getpid()
         self._lock = threading.Lock()
 
     @staticmethod
-    def of(pool: Pool) -> Bridge:
-        """Return the bridge of a connection pool: savers that share an engine share its loop."""
+    def of(dialect: Dialect) -> Bridge:
+        """Return the bridge of an engine: savers that share an engine share its loop.
+
+        The engine goes by its dialect, which outlives dispose() and is the same for its execution_options() variants.
+        """
         with _registry_lock:
-            bridge = _bridges.get(pool)
+            bridge = _bridges.get(dialect)
             if bridge is None or bridge.is_closed:
-                bridge = _bridges[pool] = Bridge()
-                weakref.finalize(pool, bridge.stop)
+                bridge = _bridges[dialect] = Bridge()
+                weakref.finalize(dialect, bridge.stop)
             return bridge
 
     @property
@@ -76,6 +80,7 @@ class Bridge:
         loop, thread = self._loop, self._thread
         if loop is None or thread is None or self.is_closed:
             return
+        self._stopped = True
         loop.call_soon_threadsafe(loop.stop)
         if thread is not threading.current_thread():
             thread.join()
@@ -98,7 +103,12 @@ class Bridge:
                 + ". "
                 "Make engine and saver on the loop that uses them, or use PostgresSaver, which has a loop of its own."
             )
-        return await asyncio.wrap_future(self._send(function, *args))
+        try:
+            return await asyncio.wrap_future(self._send(function, *args))
+        except asyncio.CancelledError:
+            if self._stopped:
+                raise self._ended() from None
+            raise
 
     def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """Run a coroutine function on the loop and wait for it, from a thread that is not the loop's own.
@@ -114,10 +124,10 @@ class Bridge:
                     return future.result(_WATCH_SECONDS)
                 except concurrent.futures.TimeoutError:
                     if future.done():
-                        raise  # the call's own
+                        return future.result()
                     self._running()
         except concurrent.futures.CancelledError:
-            raise WrongThread("the event loop ended before the call did") from None
+            raise self._ended() from None
         finally:
             future.cancel()  # if the wait itself was interrupted, by Ctrl-C for one
 
@@ -150,7 +160,13 @@ class Bridge:
         return self._loop
 
     def _send(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> concurrent.futures.Future[T]:
-        return asyncio.run_coroutine_threadsafe(function(*args), self._running())
+        loop = self._running()
+        return asyncio.run_coroutine_threadsafe(function(*args), loop)
+
+    def _ended(self) -> Closed | WrongThread:
+        if self._stopped:
+            return Closed("this saver was closed while the call was under way; whether it was carried out is unknown")
+        return WrongThread("the event loop ended before the call did; whether it was carried out is unknown")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

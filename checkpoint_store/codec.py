@@ -103,6 +103,8 @@ class Codec:
         key = key_of(config)
         place = _place(key)
         checkpoint_id = plain_text(checkpoint["id"], 'checkpoint["id"]')
+        if not checkpoint_id:
+            raise InvalidConfig(f'{place}: checkpoint["id"] is empty; it would name the newest checkpoint')
         check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, checkpoint_id=checkpoint_id)
 
         values = checkpoint["channel_values"]
@@ -286,7 +288,7 @@ def _is_plain(serde: object) -> bool:
 
 def next_version(current: str | int | float | None) -> str:
     """Return the version that follows, in the stock saver's format: sortable as text, and unique by chance."""
-    number = 0 if current is None else int(str(current).split(".")[0])
+    number = 0 if current is None else int(current.split(".")[0] if isinstance(current, str) else current)
     return f"{number + 1:032}.{random.random():016}"
 
 
@@ -316,12 +318,16 @@ def size_of(*arrays: Sequence[bytes | None] | None) -> int:
 
 def _version_text(version: str | int | float) -> str:
     """Return a version as PostgreSQL's jsonb_each_text() will return it from the checkpoint."""
-    return plain_text(version, "version") if isinstance(version, str) else jsonb.encode(jsonb.scalar(version))
+    return (
+        plain_text(version, "version") if isinstance(version, str) else jsonb.encode(jsonb.document(version, "version"))
+    )
 
 
 def _document(checkpoint: Checkpoint, inline: dict[str, Any], place: str) -> str:
     """Return a checkpoint as JSON text, with these channel values in it."""
     try:
+        if any(type(version) is float for version in checkpoint["channel_versions"].values()):
+            raise TypeError("JSONB would change some floats, and the blobs of their channels were not found again")
         encoded = jsonb.encode({**checkpoint, "channel_values": inline})
     except TypeError:
         # Rare enough to look at every part only now: it names the one that is no JSON, or makes JSON of it.

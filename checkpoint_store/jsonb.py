@@ -75,7 +75,9 @@ def document(value: Any, path: str) -> Any:
         return value
     if isinstance(value, (int, float)):
         number = int(value) if isinstance(value, int) else float(value)
-        if number == 0 or holds(number):
+        if number == 0:
+            return abs(number)
+        if holds(number):
             return scalar(number)
         raise UnstorableValue(f"{path} is {number!r}; JSON has no such number. Store it as a string, or leave it out.")
     if isinstance(value, dict):

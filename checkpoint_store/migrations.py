@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import os
 import random
 import threading
 import time
@@ -43,6 +44,15 @@ LOCK_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
 _mutex = threading.Lock()
+
+
+def _renew_mutex() -> None:
+    global _mutex  # noqa: PLW0603 - the thread that held it is not in this process
+    _mutex = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_mutex)
 
 
 def script_location() -> Path:
@@ -217,6 +227,8 @@ def _alembic(command: Callable[..., None], conn: Connection, schema: str | None,
     try:
         command(made, revision)
     except exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise
         state = getattr(error.orig, "sqlstate", None)
         message = str(error.orig).rpartition("Error'>: ")[2]
         hint = (
@@ -238,17 +250,12 @@ def _answer(conn: Connection, question: Select[tuple[bool]], theirs: bool) -> bo
 
 def _revisions(conn: Connection, sql: Statements) -> set[str]:
     theirs = conn.in_transaction()
-    # A savepoint, since the missing table would end a caller's transaction.
-    try:
-        with conn.begin_nested():
-            return operations.revisions(conn, sql)
-    except exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in {"42P01", "3F000"}:  # undefined_table, invalid_schema_name
-            return set()
-        raise
-    finally:
-        if not theirs:
-            conn.rollback()
+    # Looked for first, since selecting from a table that is missing would end a caller's transaction.
+    known = conn.dialect.has_table(conn, VERSION_TABLE, schema=sql.tables.schema)
+    revisions = operations.revisions(conn, sql) if known else set()
+    if not theirs:
+        conn.rollback()
+    return revisions
 
 
 def _known() -> set[str]:

@@ -112,7 +112,7 @@ class _Saver(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """List checkpoints, newest first, as `alist`."""
-        self._source.bridge.check_sync()
+        self._source.check_sync()
         return self._list(_listing(config, filter, before, limit))
 
     def _list(self, listing: Listing) -> Iterator[CheckpointTuple]:
@@ -186,6 +186,7 @@ class _Saver(BaseCheckpointSaver[str]):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
+        writes = list(writes)
         encoded = await self._encode(
             (value for _, value in writes), self._codec.encode_writes, config, writes, task_id, task_path
         )
@@ -196,11 +197,12 @@ class _Saver(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task produced after a checkpoint, as `aput_writes`."""
+        writes = list(writes)
         encoded = self._codec.encode_writes(config, writes, task_id, task_path)
         if writes:
             self._source.run_blocking(operations.put_writes, *encoded)
         else:
-            self._source.bridge.check_sync()
+            self._source.check_sync()
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything stored for a thread, in all its namespaces, atomically.
@@ -250,7 +252,7 @@ class _Saver(BaseCheckpointSaver[str]):
     ) -> Mapping[str, DeltaChannelHistory]:
         """Get what a checkpoint's ancestors contribute to delta channels, as `aget_delta_channel_history`."""
         if not channels:
-            self._source.bridge.check_sync()
+            self._source.check_sync()
             return {}
         key = key_of(config)
         rows = [Ancestor._make(row) for row in self._source.run_blocking(operations.delta_history, key, channels)]
@@ -447,7 +449,7 @@ def _source(conn: object, pipe: object, schema: str | None) -> Source:
                 'create_async_engine("postgresql+asyncpg://...")'
             )
         if isinstance(conn, AsyncEngine):
-            return EngineSource(conn, sql, Bridge.of(conn.sync_engine.pool))
+            return EngineSource(conn, sql, Bridge.of(conn.dialect))
         return ConnectionSource(conn, sql, Bridge())
     raise UnusableConnection(
         f"conn is a {type(conn).__module__}.{type(conn).__qualname__}; it has to be an AsyncEngine or an open "

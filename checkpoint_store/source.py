@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError
-from sqlalchemy import Connection, Pool, QueuePool, exc
+from sqlalchemy import URL, Connection, Pool, QueuePool, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -57,21 +57,30 @@ class Source(ABC):
 
     async def run(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation, from any coroutine."""
+        self._check_open()
         result: T = await self.bridge.acall(self._perform, operation, *args)
         return result
 
     def run_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation and wait for it, from a thread other than the loop's."""
+        self._check_open()
         result: T = self.bridge.call(self._perform, operation, *args)
         return result
 
+    def check_sync(self) -> None:
+        """Raise unless a sync call can be made from here."""
+        self._check_open()
+        self.bridge.check_sync()
+
     async def setup(self, timeout: float) -> None:
         """Bring the schema to head, from any coroutine."""
-        await self.bridge.acall(self._setup, timeout)
+        self._check_open()
+        await self.bridge.acall(self._explained, self._setup, timeout)
 
     def setup_blocking(self, timeout: float) -> None:
         """Bring the schema to head and wait for it."""
-        self.bridge.call(self._setup, timeout)
+        self._check_open()
+        self.bridge.call(self._explained, self._setup, timeout)
 
     async def close(self) -> None:
         """Refuse further operations, and give back what is ours."""
@@ -88,10 +97,17 @@ class Source(ABC):
                 self.bridge.stop()
 
     async def _perform(self, operation: Callable[..., T], *args: Any) -> T:
+        self._check_open()
+        return await self._explained(self._lend, operation, self.sql, *args)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise Closed("this saver is closed. Make a new one, or use it inside its `with` block.")
+
+    async def _explained(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Await a coroutine function, and tell the driver's errors in our words."""
         try:
-            return await self._lend(operation, self.sql, *args)
+            return await function(*args)
         except (exc.SQLAlchemyError, PostgresError, ClientConfigurationError, OSError, asyncio.TimeoutError) as error:
             if (told := self._explain(error)) is None:
                 raise
@@ -113,12 +129,16 @@ class Source(ABC):
         """Return our error for one of the driver's, or None where that one says it best."""
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
         state = getattr(cause, "sqlstate", None) or ""
-        message = str(cause).rpartition("Error'>: ")[2].splitlines()[0] if str(cause) else type(cause).__name__
+        message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
         if state in _NO_TABLES:
             return NotSetUp(f"{message}. Run `setup()` once, or `alembic upgrade head` before deploying.")
         if state == _NO_RIGHT:
             return AccessDenied(f"{message}. A role that owns the tables can give the right: {self._grants()}")
-        if isinstance(error, ClientConfigurationError) or (state == _NO_SETTING and "configuration" in message):
+        if (
+            isinstance(error, ClientConfigurationError)
+            or isinstance(getattr(cause, "__cause__", None), ClientConfigurationError)
+            or (state == _NO_SETTING and "configuration" in message)
+        ):
             return InvalidURL(f"{self.where}: {message}")
         if isinstance(error, exc.TimeoutError):
             return Unavailable(f"{self.where}: no connection became free in time ({message})")
@@ -162,7 +182,7 @@ class EngineSource(Source):
     @property
     def where(self) -> str:
         """The engine's URL."""
-        return self._engine.url.render_as_string(hide_password=True)
+        return _shown(self._engine.url)
 
     async def _lend(self, function: Callable[..., T], *args: Any) -> T:
         # One greenlet from checkout to return: each switch in and out of one costs as much as a small statement.
@@ -187,6 +207,8 @@ class EngineSource(Source):
         except NotSetUp:
             pass
         async with self._engine.connect() as conn:
+            # The host's engine may be in AUTOCOMMIT; a migration has to be one transaction.
+            await conn.execution_options(isolation_level="READ COMMITTED")
             await conn.run_sync(migrations.bring_to_head, self.sql, timeout, _pause)
 
     async def _release(self) -> None:
@@ -212,7 +234,7 @@ class ConnectionSource(Source):
     @property
     def where(self) -> str:
         """The URL of the connection's engine."""
-        return self._connection.engine.url.render_as_string(hide_password=True)
+        return _shown(self._connection.engine.url)
 
     async def _lend(self, function: Callable[..., T], *args: Any) -> T:
         async with self._lock:
@@ -230,6 +252,11 @@ class ConnectionSource(Source):
 
     async def _release(self) -> None:
         pass  # the connection is the caller's
+
+
+def _shown(url: URL) -> str:
+    """Return a URL without user, password and parameters, any of which may be secret."""
+    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
 
 
 def _capacity(pool: Pool) -> int:

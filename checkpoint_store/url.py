@@ -46,10 +46,14 @@ _IGNORED = {
 }
 
 
-def masked(conn_string: str) -> str:
-    """Return a connection string without its password, fit for a message."""
-    hidden = re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", str(conn_string), count=1)
-    return re.sub(r"(?i)((?:^|[?&\s])(?:ssl)?password=)[^&\s]*", r"\1***", hidden)
+def masked(conn_string: object) -> str:
+    """Return what of a connection string is fit for a message: of a URL its scheme, host and database."""
+    scheme, separator, rest = str(conn_string).partition("://")
+    if not separator:
+        return "not a URL"
+    place = re.split(r"[?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    # What stands where a port should, and is none, is a password whose host was forgotten or that was not encoded.
+    return f"{scheme}://" + re.sub(r":(?!\d{1,5}(?:[/,]|$)).*", ":***", place)
 
 
 def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
@@ -66,7 +70,7 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     """
     if not isinstance(conn_string, str) or "://" not in conn_string:
         raise InvalidURL(
-            f"connection string is {masked(conn_string)!r}; it should look like postgresql://user:password@host:5432/database"
+            f"connection string is {masked(conn_string)}; it should look like postgresql://user:password@host:5432/database"
         )
     scheme = conn_string.partition("://")[0]
     if scheme not in _SCHEMES:
@@ -79,8 +83,13 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
         several_hosts = "," in parts.netloc.rpartition("@")[2]
         host, port = (None, None) if several_hosts else (parts.hostname, parts.port)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError as error:
-        raise InvalidURL(f"{masked(conn_string)!r} can't be parsed: {masked(str(error))}") from None
+        if "@" in parts.path or parts.fragment:
+            raise ValueError
+    except ValueError:
+        raise InvalidURL(
+            f"{masked(conn_string)!r} can't be parsed. Percent-encode special characters in user and password: "
+            "/ is %2F, # is %23, ? is %3F, @ is %40."
+        ) from None
     arguments: dict[str, Any] = {}
     kept = []
     for name, value in query:

@@ -152,7 +152,7 @@ async def test_a_database_that_does_not_exist_is_named(url: str) -> None:
 
 
 async def test_an_unknown_parameter_in_the_url_is_named(url: str) -> None:
-    """asyncpg takes it for a server setting; the error says which parameter the server does not know."""
+    """Asyncpg takes it for a server setting; the error says which parameter the server does not know."""
     async with AsyncPostgresSaver.from_conn_string(f"{url}&bogus=1") as saver:
         with pytest.raises(errors.InvalidURL, match='unrecognized configuration parameter "bogus"'):
             await saver.aget_tuple({"configurable": {"thread_id": "t"}})

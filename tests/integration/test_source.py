@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import WrongThread
+from checkpoint_store.errors import Closed, WrongThread
 from checkpoint_store.paging import FIRST_ROWS
 
 CONFIG: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -157,6 +158,44 @@ async def test_the_pool_is_whole_after_errors_and_cancellations(engine: AsyncEng
 
     assert await saver.aget_tuple(CONFIG) is not None
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("api", [AsyncPostgresSaver, PostgresSaver])
+async def test_setup_works_on_an_engine_in_autocommit(empty_url: str, api: Any) -> None:
+    """The host's isolation level does not matter: a migration is one transaction all the same."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": empty_url}, isolation_level="AUTOCOMMIT")
+    setup = api(engine).setup
+    if api is PostgresSaver:
+        await asyncio.to_thread(setup)
+        await asyncio.to_thread(setup)
+    else:
+        await setup()
+        async with engine.connect() as conn:
+            await AsyncPostgresSaver(conn).setup()
+        await engine.dispose()
+
+
+def test_a_sync_saver_survives_its_engines_dispose(url: str) -> None:
+    """SQLAlchemy lets an engine go on after dispose(), with a new pool; so does the saver on it."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url})
+    saver = PostgresSaver(engine)
+    assert saver.get(CONFIG) is None
+    saver._source.bridge.call(engine.dispose)
+    gc.collect()
+
+    assert saver.get(CONFIG) is None
+    saver._source.bridge.call(engine.dispose)
+
+
+async def test_a_closed_sync_saver_says_so_from_every_side(url: str) -> None:
+    """Not that its loop does not run."""
+    with PostgresSaver.from_conn_string(url) as saver:
+        pass
+    for call in (saver.setup, lambda: saver.get_tuple(CONFIG), lambda: list(saver.list(None))):
+        with pytest.raises(Closed):
+            call()
+    with pytest.raises(Closed):
+        await saver.aget_tuple(CONFIG)
 
 
 def test_a_saver_made_before_the_loop_belongs_to_the_first_loop_that_uses_it(url: str) -> None:

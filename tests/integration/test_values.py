@@ -200,6 +200,20 @@ async def test_a_value_without_any_version_is_refused(saver: AsyncPostgresSaver,
     assert await row_count(url) == 0
 
 
+@pytest.mark.parametrize(
+    "version", [1, 2.0, 1.5, 1e16, 1.2345678901234568e17, 5e-324, -0.0, 2**70, 'a"b\\', "\U0001f600"]
+)
+async def test_a_value_is_found_under_any_version(saver: AsyncPostgresSaver, version: Any) -> None:
+    """LangGraph's contract allows numbers as versions; JSONB must not change them on the way."""
+    checkpoint = {**checkpoint_with(a=[1]), "channel_versions": {"a": version}}
+    written = await saver.aput(config(), checkpoint, {}, {"a": version})
+    read = await saver.aget(written)
+
+    assert read is not None
+    assert read["channel_values"] == {"a": [1]}
+    assert read["channel_versions"] == {"a": version}
+
+
 async def test_an_unchanged_channel_keeps_its_blob(saver: AsyncPostgresSaver, url: str) -> None:
     """A step that did not touch a channel stores nothing for it and still reads its value."""
     first = checkpoint_with(messages=["hello"], nan=math.inf)
