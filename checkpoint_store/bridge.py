@@ -59,6 +59,11 @@ class Bridge:
         """Whether the loop has ended, or stayed behind in the process this one was forked from."""
         return self._pid != os.getpid() or (self._loop is not None and self._loop.is_closed())
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the loop runs in a thread of our own."""
+        return self._thread is not None
+
     def adopt(self) -> None:
         """Bind to the running loop, if there is one and nothing is bound yet."""
         with self._lock:

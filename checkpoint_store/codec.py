@@ -267,7 +267,7 @@ class Codec:
                 f"{place}, channel {channel!r}: a string has a lone surrogate, which {type(self._serde).__name__} "
                 'would replace by "?". Store bytes, or clean the text with text.encode("utf-8", "replace").decode().'
             )
-        if not jsonb.holds(channel):
+        if not isinstance(channel, str) or not jsonb.holds(channel):
             raise UnstorableValue(f"{place}: channel {channel!r} has a name that PostgreSQL's text can't hold")
         return kind, blob if type(blob) is bytes else bytes(blob)
 

@@ -23,7 +23,7 @@ import orjson
 from checkpoint_store.errors import UnstorableValue
 
 # Past 64 bits orjson reads an integer as a float; where JSONB's text may hold such a number, Python's parser reads it.
-_LONG_NUMBER = re.compile(r"[:\[,] -?\d{19}|\[-?\d{19}")
+_LONG_NUMBER = re.compile(r"(?:^|\[|[:,] )-?\d{19}")
 
 # Python refuses to write integers of more than 4,300 digits, long before `numeric` ends.
 _HUGE = 10**4000

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from checkpoint_store import codec, jsonb, operations
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.codec import Ancestor, Codec, Row
-from checkpoint_store.config import Listing, key_of, listing_of
+from checkpoint_store.config import Listing, key_of, listing_of, plain_text
 from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.errors import InvalidConfig, InvalidOption, UnstorableValue, UnusableConnection
 from checkpoint_store.migrations import LOCK_SECONDS
@@ -242,7 +242,7 @@ class _Saver(BaseCheckpointSaver[str]):
         """
         if not channels:
             return {}
-        key = key_of(config)
+        key, channels = key_of(config), [plain_text(channel, "channel") for channel in channels]
         rows = [Ancestor._make(row) for row in await self._source.run(operations.delta_history, key, channels)]
         is_large = sum(codec.size_of(row.writes, row.value_blobs) for row in rows) > codec.LARGE_BYTES
         return await _call(is_large, self._codec.decode_history, key, channels, rows)
@@ -254,7 +254,7 @@ class _Saver(BaseCheckpointSaver[str]):
         if not channels:
             self._source.check_sync()
             return {}
-        key = key_of(config)
+        key, channels = key_of(config), [plain_text(channel, "channel") for channel in channels]
         rows = [Ancestor._make(row) for row in self._source.run_blocking(operations.delta_history, key, channels)]
         return self._codec.decode_history(key, channels, rows)
 
@@ -474,4 +474,6 @@ def _listing(
         text = jsonb.encode(jsonb.document(metadata, "filter")) if metadata else None
     except UnstorableValue as error:
         raise InvalidConfig(str(error)) from None
+    except RecursionError:
+        raise InvalidConfig("filter is nested too deeply, or contains itself") from None
     return listing_of(config, before, text, limit)

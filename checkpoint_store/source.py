@@ -212,7 +212,8 @@ class EngineSource(Source):
             await conn.run_sync(migrations.bring_to_head, self.sql, timeout, _pause)
 
     async def _release(self) -> None:
-        if self.owned:
+        # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
+        if self.owned or self.bridge.is_ours:
             await self._engine.dispose()
 
 

@@ -78,7 +78,7 @@ def test_a_held_scalar_comes_back_equal_and_of_the_same_type(value: Any) -> None
 @given(st.integers(min_value=-(10**40), max_value=10**40))
 def test_integers_of_any_size_are_read_as_integers(number: int) -> None:
     """The stock saver writes big integers inline too; no reader of ours may turn them into floats."""
-    for text in (f'{{"a": {number}}}', f"[{number}, 1]", f'[["x"], {number}]'):
+    for text in (f'{{"a": {number}}}', f"[{number}, 1]", str(number), f'[["x"], {number}]'):
         read = jsonb.decode(text)
         assert read == json.loads(text)
         assert repr(read) == repr(json.loads(text))
