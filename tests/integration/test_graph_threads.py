@@ -12,7 +12,7 @@ import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.graph import START, StateGraph
 from langgraph.pregel import Pregel
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver
@@ -154,9 +154,11 @@ def test_a_sync_call_after_the_loop_has_ended_raises(url: str) -> None:
     savers: list[AsyncPostgresSaver] = []
 
     async def make() -> None:
-        async with AsyncPostgresSaver.from_conn_string(url) as saver:
-            await noting(saver).ainvoke({"log": ["start"]}, THREAD)
-            savers.append(saver)
+        engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url})
+        saver = AsyncPostgresSaver(engine)
+        await noting(saver).ainvoke({"log": ["start"]}, THREAD)
+        savers.append(saver)
+        await engine.dispose()
 
     asyncio.run(make())
 

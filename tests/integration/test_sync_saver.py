@@ -346,7 +346,7 @@ def test_closing_twice_is_closing(url: str) -> None:
         saver.close()
     saver.close()
 
-    assert loop_threads() == before
+    assert loop_threads() <= before
 
 
 def test_closing_does_not_leave_a_waiting_thread_behind(url: str) -> None:
@@ -379,4 +379,4 @@ def test_a_saver_that_is_forgotten_takes_its_thread_with_it(url: str) -> None:
     for _ in range(3):
         gc.collect()
 
-    assert loop_threads() == before
+    assert loop_threads() <= before
