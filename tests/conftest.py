@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from hypothesis import settings
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
 from psycopg import sql
 from sqlalchemy import QueuePool
@@ -24,6 +25,11 @@ from checkpoint_store.embedded import EmbeddedPostgres
 
 SERVER = "CHECKPOINT_STORE_TEST_URL"
 MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a directory in it
+
+# CI repeats the same generated examples; at a desk every run tries others.
+settings.register_profile("ci", derandomize=True, database=None, print_blob=True)
+if "CI" in os.environ:
+    settings.load_profile("ci")
 
 # Nothing here has to survive a power failure.
 HASTY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": 300}
