@@ -8,12 +8,11 @@ would deadlock or never end it raises `WrongThread` instead.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Dialect
 
@@ -109,7 +108,7 @@ class Bridge:
                 "Make engine and saver on the loop that uses them, or use PostgresSaver, which has a loop of its own."
             )
         try:
-            return await asyncio.wrap_future(self._send(function, *args))
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args), self._running()))
         except asyncio.CancelledError:
             if self._stopped:
                 raise self._ended() from None
@@ -122,19 +121,20 @@ class Bridge:
             WrongThread: If called on the loop's own thread, or if nothing runs the loop.
         """
         self.check_sync()
-        future = self._send(function, *args)
+        loop = self._running()
         try:
-            while True:
-                try:
-                    return future.result(_WATCH_SECONDS)
-                except concurrent.futures.TimeoutError:
-                    if future.done():
-                        return future.result()
-                    self._running()
-        except concurrent.futures.CancelledError:
+            call = _Call(loop, function, args)
+        except RuntimeError:  # closed just now
+            raise self._ended() from None
+        try:
+            while not call.wait(_WATCH_SECONDS):
+                if not loop.is_running():
+                    raise self._ended()
+            return call.result()
+        except asyncio.CancelledError:
             raise self._ended() from None
         finally:
-            future.cancel()  # if the wait itself was interrupted, by Ctrl-C for one
+            call.cancel()  # if the wait itself was interrupted, by Ctrl-C for one
 
     def check_sync(self) -> None:
         """Raise unless a sync call can be made from here.
@@ -164,14 +164,54 @@ class Bridge:
             )
         return self._loop
 
-    def _send(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> concurrent.futures.Future[T]:
-        loop = self._running()
-        return asyncio.run_coroutine_threadsafe(function(*args), loop)
-
     def _ended(self) -> Closed | WrongThread:
         if self._stopped:
             return Closed("this saver was closed while the call was under way; whether it was carried out is unknown")
         return WrongThread("the event loop ended before the call did; whether it was carried out is unknown")
+
+
+class _Call(Generic[T]):
+    """A call on its way to a loop in another thread, and its outcome on the way back.
+
+    Half of what `asyncio.run_coroutine_threadsafe` costs goes to its two chained futures; here a lock does.
+
+    Args:
+        loop: The loop, running.
+        function: The coroutine function to call there.
+        args: Its arguments.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...]
+    ) -> None:
+        self._loop = loop
+        self._function = function
+        self._args = args
+        self._task: asyncio.Task[T] | None = None
+        self._under_way = threading.Lock()
+        self._under_way.acquire()
+        loop.call_soon_threadsafe(self._start)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the outcome; tells whether it is there."""
+        return self._under_way.acquire(timeout=seconds)
+
+    def result(self) -> T:
+        """Return what the call returned, or raise what it raised; to be asked once it is there."""
+        return cast("asyncio.Task[T]", self._task).result()
+
+    def cancel(self) -> None:
+        """Cancel the call, if it is still under way."""
+        if (self._task is None or not self._task.done()) and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._function(*self._args))
+        self._task.add_done_callback(lambda _: self._under_way.release())
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -297,18 +297,16 @@ def next_config(binds: Binds) -> RunnableConfig:
     return _config(cast("Row", Key(binds["thread_id"], binds["checkpoint_ns"], None)), binds["checkpoint_id"])
 
 
-def is_large(values: Iterable[object]) -> bool:
+def is_large(values: Iterable[Any]) -> bool:
     """Guess whether values take long to encode: whether one is a container of many items, or holds one."""
-    return any(_has_many(value) or any(map(_has_many, _items(value))) for value in values)
-
-
-def _has_many(value: object) -> bool:
-    return type(value) in _CONTAINERS and len(value) > LARGE_ITEMS  # type: ignore[arg-type]
-
-
-def _items(value: Any) -> Iterable[object]:
-    kind = type(value)
-    return value.values() if kind is dict else value if kind in _CONTAINERS else ()
+    for value in values:
+        if (kind := type(value)) in _CONTAINERS:
+            if len(value) > LARGE_ITEMS:
+                return True
+            for item in value.values() if kind is dict else value:
+                if type(item) in _CONTAINERS and len(item) > LARGE_ITEMS:
+                    return True
+    return False
 
 
 def size_of(*arrays: Sequence[bytes | None] | None) -> int:

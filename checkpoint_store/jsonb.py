@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import PurePath
 from typing import Any
 
@@ -24,6 +25,9 @@ from checkpoint_store.errors import UnstorableValue
 
 # Past 64 bits orjson reads an integer as a float; where JSONB's text may hold such a number, Python's parser reads it.
 _LONG_NUMBER = re.compile(r"(?:^|\[|[:,] )-?\d{19}")
+
+# What Pydantic's models always have, taken in one go: most values are chat messages.
+_model_parts = attrgetter("__dict__", "__pydantic_extra__")
 
 # Python refuses to write integers of more than 4,300 digits, long before `numeric` ends.
 _HUGE = 10**4000
@@ -109,9 +113,9 @@ def decode(text: str) -> Any:
 def has_lone_surrogate(value: Any) -> bool:
     """Tell whether a string anywhere in a value has a lone surrogate, the parts of objects included."""
     try:
-        orjson.dumps(value, default=_parts, option=orjson.OPT_NON_STR_KEYS)
+        orjson.dumps(value, default=_parts)
     except TypeError as error:
-        # Something else than a surrogate, such as a key that JSON has no name for, has stopped orjson half-way.
+        # Something else than a surrogate, such as a key that is no string, has stopped orjson half-way.
         return "surrogate" in str(error) or _walk(value, 0)
     return False
 
@@ -143,6 +147,8 @@ def _opener(kind: Any) -> Callable[[Any], Any]:
         return lambda pattern: [pattern.pattern]
     slots = {name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}
     names = slots - {"__weakref__", "__pydantic_fields_set__", "__pydantic_private__"} | {"__dict__"}
+    if names == {"__dict__", "__pydantic_extra__"}:
+        return _model_parts
     return lambda value: [getattr(value, name, None) for name in names]
 
 

@@ -23,6 +23,7 @@ from sqlalchemy.schema import CreateSchema
 
 from checkpoint_store import operations
 from checkpoint_store.errors import MigrationError, MigrationLocked
+from checkpoint_store.executor import Ordinary
 from checkpoint_store.schema import HEAD, VERSION_TABLE, Tables
 from checkpoint_store.statements import Statements
 
@@ -252,7 +253,7 @@ def _revisions(conn: Connection, sql: Statements) -> set[str]:
     theirs = conn.in_transaction()
     # Looked for first, since selecting from a table that is missing would end a caller's transaction.
     known = conn.dialect.has_table(conn, VERSION_TABLE, schema=sql.tables.schema)
-    revisions = operations.revisions(conn, sql) if known else set()
+    revisions = operations.revisions(Ordinary(conn), sql) if known else set()
     if not theirs:
         conn.rollback()
     return revisions

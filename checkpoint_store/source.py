@@ -21,13 +21,15 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpoint_store import migrations, operations
 from checkpoint_store.bridge import Bridge
-from checkpoint_store.errors import AccessDenied, Closed, InvalidURL, NotSetUp, Unavailable, WrongThread
+from checkpoint_store.errors import AccessDenied, Closed, InvalidURL, NotSetUp, Unavailable
+from checkpoint_store.executor import Executor, Ordinary, borrowed
 from checkpoint_store.schema import VERSION_TABLE
 from checkpoint_store.statements import Statements
+from checkpoint_store.turns import Turns, TurnTimeout
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Operation = Callable[Concatenate[Connection, Statements, P], T]
+Operation = Callable[Concatenate[Executor, Statements, P], T]
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _NO_TABLES = {"42P01": "undefined_table", "42703": "undefined_column", "3F000": "invalid_schema_name"}
@@ -36,7 +38,10 @@ _NO_SETTING = "42704"  # undefined_object, which an unknown parameter in a URL t
 _NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
 """Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
 
-_turns: weakref.WeakKeyDictionary[Pool, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+_FOREIGN = (exc.SQLAlchemyError, PostgresError, ClientConfigurationError, OSError, asyncio.TimeoutError, TurnTimeout)
+"""What comes from below us, to be told in our words."""
+
+_turns: weakref.WeakKeyDictionary[Pool, Turns] = weakref.WeakKeyDictionary()
 _locks: weakref.WeakKeyDictionary[Connection, asyncio.Lock] = weakref.WeakKeyDictionary()
 
 
@@ -108,14 +113,21 @@ class Source(ABC):
         """Await a coroutine function, and tell the driver's errors in our words."""
         try:
             return await function(*args)
-        except (exc.SQLAlchemyError, PostgresError, ClientConfigurationError, OSError, asyncio.TimeoutError) as error:
+        except (
+            exc.SQLAlchemyError,
+            PostgresError,
+            ClientConfigurationError,
+            OSError,
+            asyncio.TimeoutError,
+            TurnTimeout,
+        ) as error:
             if (told := self._explain(error)) is None:
                 raise
             raise told from error
 
     @abstractmethod
     async def _lend(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function with a connection and the arguments, in a greenlet."""
+        """Call a function with an executor and the arguments, in a greenlet."""
 
     @abstractmethod
     async def _setup(self, timeout: float) -> None:
@@ -140,7 +152,7 @@ class Source(ABC):
             or (state == _NO_SETTING and "configuration" in message)
         ):
             return InvalidURL(f"{self.where}: {message}")
-        if isinstance(error, exc.TimeoutError):
+        if isinstance(error, (exc.TimeoutError, TurnTimeout)):
             return Unavailable(f"{self.where}: no connection became free in time ({message})")
         lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
         if lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
@@ -177,7 +189,8 @@ class EngineSource(Source):
         self._engine = engine
         # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
         # queue is fair, and shared by all savers on the pool.
-        self._turns = _turns.setdefault(engine.sync_engine.pool, asyncio.Semaphore(_capacity(engine.sync_engine.pool)))
+        pool = engine.sync_engine.pool
+        self._turns = _turns.get(pool) or _turns.setdefault(pool, _turns_for(pool))
 
     @property
     def where(self) -> str:
@@ -186,19 +199,15 @@ class EngineSource(Source):
 
     async def _lend(self, function: Callable[..., T], *args: Any) -> T:
         # One greenlet from checkout to return: each switch in and out of one costs as much as a small statement.
-        async with self._turns:
+        await self._turns.take()
+        try:
             return await greenlet_spawn(self._borrow, function, *args)
+        finally:
+            self._turns.give_back()
 
     def _borrow(self, function: Callable[..., T], *args: Any) -> T:
-        with self._engine.sync_engine.connect() as conn:
-            conn.execution_options(isolation_level="AUTOCOMMIT")
-            loop = getattr(conn.connection.driver_connection, "_loop", None)
-            if loop is not None and loop is not asyncio.get_running_loop():
-                raise WrongThread(
-                    "the engine's pool holds connections of another event loop. Make an engine for the saver, or make "
-                    "the saver before the engine is first used."
-                )
-            return function(conn, *args)
+        with borrowed(self._engine.sync_engine) as db:
+            return function(db, *args)
 
     async def _setup(self, timeout: float) -> None:
         try:
@@ -239,7 +248,11 @@ class ConnectionSource(Source):
 
     async def _lend(self, function: Callable[..., T], *args: Any) -> T:
         async with self._lock:
-            return await self._connection.run_sync(function, *args)
+            return await self._connection.run_sync(self._borrow, function, *args)
+
+    @staticmethod
+    def _borrow(conn: Connection, function: Callable[..., T], *args: Any) -> T:
+        return function(Ordinary(conn), *args)
 
     async def _setup(self, timeout: float) -> None:
         async with self._lock:
@@ -260,10 +273,12 @@ def _shown(url: URL) -> str:
     return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
 
 
-def _capacity(pool: Pool) -> int:
-    """Return how many connections a pool can lend at once; a pool without a limit lends very many."""
+def _turns_for(pool: Pool) -> Turns:
+    """Return a queue for a pool's connections; a pool without a limit lends very many."""
     overflow = getattr(pool, "_max_overflow", -1)
-    return pool.size() + overflow if isinstance(pool, QueuePool) and overflow >= 0 else 2**31
+    if isinstance(pool, QueuePool) and overflow >= 0:
+        return Turns(pool.size() + overflow, pool.timeout())
+    return Turns(2**31, 0)
 
 
 def _pause(seconds: float) -> None:

@@ -6,6 +6,7 @@ table it touches carries an equality on `thread_id`, so that a distributed or pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -74,7 +75,7 @@ class Statement:
         """Return the SQL text for a dialect."""
         return self._for(dialect)[0]
 
-    def parameters(self, dialect: Dialect, binds: dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
+    def parameters(self, dialect: Dialect, binds: Mapping[str, Any]) -> tuple[Any, ...] | Mapping[str, Any]:
         """Return the binds as the dialect's driver takes them: by position or by name."""
         order = self._for(dialect)[1]
         return binds if order is None else tuple([binds[name] for name in order])
@@ -263,7 +264,7 @@ def list_page(t: Tables, conditions: frozenset[str]) -> Select[Any]:
     # plan of a long one (JIT), which takes longer than running it. So it is told the most there can be first.
     most = page.subquery("page")
     ordered = select(most).order_by(*[most.c[name].desc() for name in names])
-    whole = checkpoints(t, ordered.limit(bindparam("page_size", type_=Integer)))
+    whole = checkpoints(t, ordered.limit(select(bindparam("page_size", type_=Integer)).scalar_subquery()))
     return whole.order_by(*[whole.selected_columns[name].desc() for name in names])
 
 

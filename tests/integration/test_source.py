@@ -6,6 +6,7 @@ import asyncio
 import gc
 from typing import Any
 
+import asyncpg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from sqlalchemy import event, text
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import Closed, WrongThread
+from checkpoint_store.errors import Closed, Unavailable, WrongThread
 from checkpoint_store.paging import FIRST_ROWS
 
 CONFIG: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -97,6 +98,27 @@ async def test_a_hundred_tasks_share_a_small_pool(url: str) -> None:
 
     assert await asyncio.gather(*map(run, range(100))) == [[number, 4] for number in range(100)]
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await engine.dispose()
+
+
+async def test_a_call_that_gets_no_connection_in_time_says_so(url: str) -> None:
+    """Where the server hangs, later calls wait as long as the pool's timeout says, and the pool is whole afterwards."""
+    engine = create_async_engine(
+        "postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=1, max_overflow=0, pool_timeout=0.2
+    )
+    saver = AsyncPostgresSaver(engine)
+    locking = await asyncpg.connect(url)
+    async with locking.transaction():
+        await locking.execute("LOCK TABLE checkpoints")
+        hanging = asyncio.create_task(saver.aget_tuple(CONFIG))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="no connection became free in time"):
+            await saver.aget_tuple(CONFIG)
+        assert not hanging.done()
+    await locking.close()
+
+    assert await hanging is None
+    assert await saver.aget_tuple(CONFIG) is None
     await engine.dispose()
 
 

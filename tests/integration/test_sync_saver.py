@@ -89,6 +89,12 @@ WAYS_TO_END = {
         left_open = saver.list(run(saver))
         next(left_open)
     """,
+    "never closed, used by threads": """
+        saver = PostgresSaver(create_async_engine("postgresql+asyncpg://", connect_args={"dsn": URL}))
+        saver.setup()
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda n: run(saver, f"thread {n}"), range(8)))
+    """,
     "an async saver used by sync code only": """
         saver = AsyncPostgresSaver(create_async_engine("postgresql+asyncpg://", connect_args={"dsn": URL}))
         run(saver)

@@ -1,0 +1,62 @@
+"""Whose turn it is: a fair queue in front of something that only so many can use at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class TurnTimeout(Exception):
+    """Raised when a turn has not come in time."""
+
+
+class Turns:
+    """Gives turns in the order they were asked for; for the coroutines of one event loop.
+
+    A semaphore with a deadline. `asyncio.wait_for(semaphore.acquire(), ...)` is none: before Python 3.12 it loses the
+    turn when it is cancelled just as that comes.
+
+    Args:
+        count: How many turns there are at a time.
+        timeout: How long to wait for one, in seconds.
+    """
+
+    def __init__(self, count: int, timeout: float) -> None:
+        self._free = count
+        self._timeout = timeout
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Wait for a turn; whoever got one gives it back.
+
+        Raises:
+            TurnTimeout: If none has come in time.
+        """
+        if self._free > 0:
+            self._free -= 1
+            return
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(turn)
+        deadline = loop.call_later(self._timeout, self._expire, turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and turn.exception() is None:
+                self.give_back()  # it came at the same moment
+            raise
+        finally:
+            deadline.cancel()
+
+    def give_back(self) -> None:
+        """Let the next one have its turn."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def _expire(self, turn: asyncio.Future[None]) -> None:
+        if not turn.done():
+            turn.set_exception(TurnTimeout(f"waited for {self._timeout:g} s"))
