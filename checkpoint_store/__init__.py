@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from checkpoint_store.pipeline import AsyncPipeline
     from checkpoint_store.saver import AsyncPostgresSaver, PostgresSaver
 
 __version__ = "0.1.0"
-__all__ = ["AsyncPostgresSaver", "PostgresSaver"]
+__all__ = ["AsyncPipeline", "AsyncPostgresSaver", "PostgresSaver"]
 
 
 def __getattr__(name: str) -> Any:

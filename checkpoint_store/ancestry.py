@@ -40,6 +40,7 @@ from checkpoint_store.clauses import (
     number,
     rows_of,
     same_graph,
+    value_of,
 )
 from checkpoint_store.schema import Tables
 
@@ -137,7 +138,7 @@ def _values(t: Tables, chain: FromClause) -> LateralFromClause:
     found = rows_of(chain.c.found, "channel")
     inline = cast(member(member(c.c.checkpoint, key("channel_values")), found.c.channel), Text)
     # The limit has the primary key looked up, as in `statements`.
-    blob = select(b.c.type, b.c.blob).where(_is_blob(t, found.c.channel)).limit(number(1)).correlate(c, found).lateral()
+    blob = select(*value_of(t, b)).where(_is_blob(t, found.c.channel)).limit(number(1)).correlate(c, found).lateral()
     return (
         select(*arrays([found.c.channel, blob.c.type, blob.c.blob, inline.label("inline")], "value"))
         .select_from(c.join(found, true()).outerjoin(blob, true()))

@@ -11,16 +11,28 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     FromClause,
+    Integer,
+    LargeBinary,
+    Select,
     TableValuedAlias,
     Text,
     and_,
     bindparam,
+    case,
+    cast,
     func,
     literal_column,
+    select,
+    true,
 )
-from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
+from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by, array
 
-from checkpoint_store.schema import Tables
+from checkpoint_store.schema import PAGED, Tables
+
+_ENTRY_BYTES, _PAGE = 17, 255
+"""As `pages` writes its recipes; a test has PostgreSQL read them."""
+
+_EMPTY: ColumnElement[bytes] = literal_column("''::bytea", LargeBinary)
 
 
 def given(name: str) -> ColumnElement[str]:
@@ -35,7 +47,7 @@ def key(name: str) -> ColumnElement[str]:
 
 def number(value: int) -> ColumnElement[int]:
     """A number of ours, as a literal."""
-    return literal_column(str(value))
+    return literal_column(str(value), Integer)
 
 
 def named(t: Tables, *more: str) -> ColumnElement[bool]:
@@ -63,11 +75,13 @@ def has_member(document: ColumnElement[Any], name: ColumnElement[str]) -> Column
     return document.op("?", return_type=Boolean())(name)
 
 
-def rows_of_binds(**columns: Any) -> TableValuedAlias:
+def rows_of_binds(prefix: str = "", /, **columns: Any) -> TableValuedAlias:
     """Parallel arrays, bound under the plurals of the columns' names, as rows."""
-    arrays = [bindparam(f"{name}s", type_=ARRAY(kind)) for name, kind in columns.items()]
+    arrays = [bindparam(f"{prefix}{name}s", type_=ARRAY(kind)) for name, kind in columns.items()]
     return (
-        func.unnest(*arrays).table_valued(*[Column(name, kind) for name, kind in columns.items()]).render_derived("new")
+        func.unnest(*arrays)
+        .table_valued(*[Column(name, kind) for name, kind in columns.items()])
+        .render_derived(f"{prefix}new")
     )
 
 
@@ -82,6 +96,46 @@ def arrays(columns: Sequence[ColumnElement[Any]], prefix: str, *order: ColumnEle
         func.array_agg(aggregate_order_by(column, *order) if order else column).label(f"{prefix}_{column.key}")
         for column in columns
     ]
+
+
+def value_of(t: Tables, b: FromClause) -> tuple[ColumnElement[str], ColumnElement[bytes]]:
+    """The type and the bytes of a blob; a recipe (see `pages`) is joined to its value, or NULL if a page is missing."""
+    p = t.checkpoint_pages
+    entry = _entries(b).subquery("entry")
+    page = select(p.c.page).where(p.c.thread_id == b.c.thread_id, p.c.digest == entry.c.content).correlate(b, entry)
+    piece = case(
+        (entry.c.size == number(_PAGE), page.scalar_subquery()),
+        else_=func.substr(entry.c.content, number(1), entry.c.size),
+    )
+    pieces = select(entry.c.place, piece.label("piece")).select_from(entry).correlate(b).subquery("pieces")
+    in_order = aggregate_order_by(_EMPTY, pieces.c.place)
+    joined = case((func.bool_and(pieces.c.piece.is_not(None)), func.string_agg(pieces.c.piece, in_order)))
+    is_paged = b.c.type == key(PAGED)
+    return (
+        case((is_paged, key("msgpack")), else_=b.c.type).label("type"),
+        case((is_paged, select(joined).select_from(pieces).scalar_subquery()), else_=b.c.blob).label("blob"),
+    )
+
+
+def digests_of(b: FromClause) -> Select[Any]:
+    """The digests of the pages that recipes name; the caller adds which blobs, all of them recipes."""
+    entry = _entries(b).lateral("entry")
+    return select(entry.c.content.label("digest")).select_from(b.join(entry, entry.c.size == number(_PAGE)))
+
+
+def _entries(b: FromClause) -> Select[Any]:
+    """The entries of a recipe: their place, their size or 255 for a page, and their content or the page's digest."""
+    # A SELECT of its own, and the OFFSET keeps it so: a long one is fetched from its TOAST once, not for every entry.
+    recipe = select(b.c.blob.concat(_EMPTY).label("entries")).offset(number(0)).correlate(b).lateral("recipe")
+    entries = recipe.c.entries
+    # The planner takes generate_series() to return 1,000 rows, unnest() 10: enough of the former, and it would compile
+    # the plan (JIT), which takes longer than running it.
+    places = func.array_fill(number(0), array([func.length(entries, type_=Integer) // number(_ENTRY_BYTES)]))
+    place = func.unnest(places).table_valued("zero", with_ordinality="place").render_derived("places").c.place
+    at = cast((place - number(1)) * number(_ENTRY_BYTES), Integer)
+    size = func.get_byte(entries, at).label("size")
+    content = func.substr(entries, at + number(2), number(_ENTRY_BYTES - 1)).label("content")
+    return select(place, size, content).select_from(recipe.join(place.table, true())).correlate(b)
 
 
 def applied(writes: FromClause) -> list[ColumnElement[Any]]:

@@ -1,30 +1,69 @@
 """One function per unit of work, on an `Executor`.
 
 They are written in sync style: SQLAlchemy's greenlets run them on an async engine, a sync engine runs them as they are.
-Each is one statement, so it is atomic on its own and needs no transaction around it.
+Where it doesn't say otherwise each is one statement, so it is atomic on its own and needs no transaction around it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
 from checkpoint_store.executor import Executor, Row
+from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Statements
+
+ASK_BYTES = 64 * 1024
+"""From so many bytes of pages on, the database is asked which of them it has, where nothing is known of the thread."""
 
 Last = tuple[str, str, str]
 """Thread, namespace and id of the last row of a page."""
 
 
-def put_checkpoint(db: Executor, sql: Statements, binds: dict[str, Any]) -> None:
-    """Store a checkpoint with the blobs that are new in it, or replace the one with its id."""
-    db.fetch(sql.put_checkpoint, binds)
+def store(db: Executor, sql: Statements, shelf: Shelf | None, changes: Sequence[Change]) -> None:
+    """Store changes made one after the other, all in one commit.
+
+    Only where pages have been deleted meanwhile, those who counted on them are stored in a second one, with all they
+    need: then the order is kept within a thread.
+
+    Args:
+        db: The executor.
+        sql: The statements.
+        shelf: What is known of the pages that are there; None if the caller may roll back what is stored here.
+        changes: What to store; at least one.
+    """
+    if len(changes) == 1 and not getattr(changes[0], "pages", None):
+        _store_plain(db, sql, changes[0])
+        return
+    puts = [change for change in changes if isinstance(change, Put) and change.pages]
+    known = {put.thread_id: there for put in puts if (there := _known(db, sql, shelf, put)) is not None}
+    while changes:
+        passed = dict(map(tuple, db.fetch(sql.store, merged(changes, known))))
+        if shelf is not None:
+            for put in puts:
+                if put.thread_id in passed:
+                    shelf.remember(put.thread_id, passed[put.thread_id], put.digests)
+                else:
+                    shelf.forget(put.thread_id)
+        known, changes = {}, [change for change in changes if change.thread_id not in passed]
+        puts = [put for put in puts if put.thread_id not in passed]
 
 
-def put_writes(db: Executor, sql: Statements, binds: dict[str, Any], replace: bool) -> None:
-    """Store the pending writes of a task; those that are there already are replaced, or left as they are."""
-    db.fetch(sql.replace_writes if replace else sql.add_writes, binds)
+def _store_plain(db: Executor, sql: Statements, change: Change) -> None:
+    if isinstance(change, Put):
+        db.fetch(sql.put_checkpoint, change.binds)
+    else:
+        db.fetch(sql.replace_writes if change.replace else sql.add_writes, change.binds)
+
+
+def _known(db: Executor, sql: Statements, shelf: Shelf | None, put: Put) -> Known | None:
+    if shelf is not None and (known := shelf.known(put.thread_id)) is not None:
+        return known
+    if sum(map(len, put.pages.values())) <= ASK_BYTES:
+        return None
+    rows = db.fetch(sql.known_pages, {"thread_id": put.thread_id, "digests": list(put.pages)})
+    return Known(rows[0][0], {("", ""): frozenset(rows[0][1] or ())}) if rows else None
 
 
 def get_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
@@ -45,13 +84,29 @@ def list_page(db: Executor, sql: Statements, listing: Listing, last: Last | None
 
 
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
-    """Delete everything stored for a thread."""
+    """Delete everything stored for a thread; in a transaction."""
+    db.fetch(sql.lock_thread, {"thread_id": thread_id})
     db.fetch(sql.delete_thread, {"thread_id": thread_id})
+
+
+def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
+    """Delete the pages of a thread that nothing refers to; in a transaction."""
+    db.fetch(sql.lock_thread, {"thread_id": thread_id})
+    db.fetch(sql.collect_pages, {"thread_id": thread_id})
 
 
 def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[str]) -> Sequence[Row]:
     """Return the ancestors of a checkpoint with what they contribute to some channels."""
     return db.fetch(sql.delta_history, {**key._asdict(), "channels": list(channels)})
+
+
+def is_adopted(db: Executor, sql: Statements) -> bool:
+    """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
+    schema = sql.tables.schema
+    name = (
+        "checkpoint_migrations" if schema is None else f'"{schema.replace(chr(34), chr(34) * 2)}".checkpoint_migrations'
+    )
+    return bool(db.fetch(sql.has_table, {"name": name})[0][0])
 
 
 def revisions(db: Executor, sql: Statements) -> set[str]:

@@ -19,20 +19,23 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from checkpoint_store import codec, jsonb, operations
-from checkpoint_store.bridge import Bridge
+from checkpoint_store import changes, codec, jsonb, operations
+from checkpoint_store.changes import Put, Writes
 from checkpoint_store.codec import Ancestor, Codec, Row
 from checkpoint_store.config import Listing, key_of, listing_of, plain_text
 from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.errors import InvalidConfig, InvalidOption, UnstorableValue, UnusableConnection
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.paging import Pages
-from checkpoint_store.schema import Tables
+from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.source import ConnectionSource, EngineSource, Source
-from checkpoint_store.statements import Statements
+from checkpoint_store.statements import statements_of
 from checkpoint_store.url import engine_arguments
 
 T = TypeVar("T")
+
+CUT_BYTES = 1024 * 1024
+"""From so many bytes on values are cut into pages in a worker thread."""
 
 
 class _Saver(BaseCheckpointSaver[str]):
@@ -153,7 +156,10 @@ class _Saver(BaseCheckpointSaver[str]):
             self._codec.encode_checkpoint,
             *(config, checkpoint, metadata, new_versions),
         )
-        await self._source.run(operations.put_checkpoint, binds)
+        put = Put(binds)
+        if changes.has_large(binds) and await self._shares_pages():
+            put = await _call(changes.size_of(put) > CUT_BYTES, changes.paged, binds, self._source.shelf)
+        await self._source.store(put)
         return codec.next_config(binds)
 
     def put(
@@ -165,7 +171,10 @@ class _Saver(BaseCheckpointSaver[str]):
     ) -> RunnableConfig:
         """Store a checkpoint, as `aput`."""
         binds = self._codec.encode_checkpoint(config, checkpoint, metadata, new_versions)
-        self._source.run_blocking(operations.put_checkpoint, binds)
+        put = Put(binds)
+        if changes.has_large(binds) and self._shares_pages_blocking():
+            put = changes.paged(binds, self._source.shelf)
+        self._source.store_blocking(put)
         return codec.next_config(binds)
 
     async def aput_writes(
@@ -191,7 +200,7 @@ class _Saver(BaseCheckpointSaver[str]):
             (value for _, value in writes), self._codec.encode_writes, config, writes, task_id, task_path
         )
         if writes:
-            await self._source.run(operations.put_writes, *encoded)
+            await self._source.store(Writes(*encoded))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -200,7 +209,7 @@ class _Saver(BaseCheckpointSaver[str]):
         writes = list(writes)
         encoded = self._codec.encode_writes(config, writes, task_id, task_path)
         if writes:
-            self._source.run_blocking(operations.put_writes, *encoded)
+            self._source.store_blocking(Writes(*encoded))
         else:
             self._source.check_sync()
 
@@ -215,11 +224,11 @@ class _Saver(BaseCheckpointSaver[str]):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        await self._source.run(operations.delete_thread, checked_thread_id(thread_id))
+        await self._source.transact(operations.delete_thread, checked_thread_id(thread_id))
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete everything stored for a thread, as `adelete_thread`."""
-        self._source.run_blocking(operations.delete_thread, checked_thread_id(thread_id))
+        self._source.transact_blocking(operations.delete_thread, checked_thread_id(thread_id))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -266,6 +275,18 @@ class _Saver(BaseCheckpointSaver[str]):
         """Close the saver: an engine made from a URL is disposed, one that was handed in is left as it is."""
         await self._source.close()
 
+    async def _shares_pages(self) -> bool:
+        source = self._source
+        if source.shares_pages is None:
+            source.shares_pages = not await source.run(operations.is_adopted)
+        return source.shares_pages
+
+    def _shares_pages_blocking(self) -> bool:
+        source = self._source
+        if source.shares_pages is None:
+            source.shares_pages = not source.run_blocking(operations.is_adopted)
+        return source.shares_pages
+
     @property
     def _codec(self) -> Codec:
         # LangGraph replaces `serde` on copies of a saver, so nothing may be derived from it for long.
@@ -287,24 +308,27 @@ class AsyncPostgresSaver(_Saver):
     Args:
         conn: An `AsyncEngine`, whose pool is shared, or an open `AsyncConnection`, in whose transaction everything runs
             and which is committed by the caller.
-        pipe: None. Reserved for the pipeline that lets concurrent writes share commits.
+        pipe: What lets concurrent writes share commits; made for the same engine. None for a commit each.
         serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
+        share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
+            those, so by default only where it has not set up the tables.
 
     Raises:
-        UnusableConnection: If `conn` is something else.
-        InvalidOption: If `pipe` is given.
+        UnusableConnection: If `conn` or `pipe` is something else.
+        InvalidOption: If `pipe` comes with a connection, or was made for another engine.
     """
 
     def __init__(
         self,
         conn: AsyncEngine | AsyncConnection,
-        pipe: None = None,
+        pipe: AsyncPipeline | None = None,
         serde: SerializerProtocol | None = None,
         *,
         schema: str | None = None,
+        share_pages: bool | None = None,
     ) -> None:
-        source = _source(conn, pipe, schema)
+        source = _source(conn, pipe, schema, share_pages)
         source.bridge.adopt()
         super().__init__(source, serde)
 
@@ -314,18 +338,20 @@ class AsyncPostgresSaver(_Saver):
         cls,
         conn_string: str,
         *,
-        pipeline: bool = False,  # noqa: ARG003 - see below
+        pipeline: bool = False,
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
+        share_pages: bool | None = None,
         **engine_options: Any,
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
 
         Args:
             conn_string: `postgresql://user:password@host:5432/database`, with libpq's parameters if any.
-            pipeline: Accepted for the stock saver's sake: its pipeline mode saves round trips that are not made here.
+            pipeline: Whether concurrent writes share commits (see `AsyncPipeline`).
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
+            share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -334,7 +360,9 @@ class AsyncPostgresSaver(_Saver):
         Raises:
             InvalidURL: If the connection string can't be used.
         """
-        saver = cls(_engine(conn_string, engine_options), serde=serde, schema=schema)
+        engine = _engine(conn_string, engine_options)
+        pipe = AsyncPipeline(engine) if pipeline else None
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
         saver._source.owned = True
         try:
             yield saver
@@ -366,24 +394,27 @@ class PostgresSaver(_Saver):
 
     Args:
         conn: An `AsyncEngine`, not yet used on another loop, or an open `AsyncConnection` of the running loop.
-        pipe: None. Reserved for the pipeline that lets concurrent writes share commits.
+        pipe: What lets concurrent writes share commits; made for the same engine. None for a commit each.
         serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
+        share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
+            those, so by default only where it has not set up the tables.
 
     Raises:
-        UnusableConnection: If `conn` is something else.
-        InvalidOption: If `pipe` is given.
+        UnusableConnection: If `conn` or `pipe` is something else.
+        InvalidOption: If `pipe` comes with a connection, or was made for another engine.
     """
 
     def __init__(
         self,
         conn: AsyncEngine | AsyncConnection,
-        pipe: None = None,
+        pipe: AsyncPipeline | None = None,
         serde: SerializerProtocol | None = None,
         *,
         schema: str | None = None,
+        share_pages: bool | None = None,
     ) -> None:
-        source = _source(conn, pipe, schema)
+        source = _source(conn, pipe, schema, share_pages)
         if isinstance(conn, AsyncConnection):
             source.bridge.adopt()
         else:
@@ -396,18 +427,20 @@ class PostgresSaver(_Saver):
         cls,
         conn_string: str,
         *,
-        pipeline: bool = False,  # noqa: ARG003 - as in AsyncPostgresSaver
+        pipeline: bool = False,
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
+        share_pages: bool | None = None,
         **engine_options: Any,
     ) -> Iterator[PostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
 
         Args:
             conn_string: `postgresql://user:password@host:5432/database`, with libpq's parameters if any.
-            pipeline: Accepted for the stock saver's sake: its pipeline mode saves round trips that are not made here.
+            pipeline: Whether concurrent writes share commits (see `AsyncPipeline`).
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
+            share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -416,7 +449,9 @@ class PostgresSaver(_Saver):
         Raises:
             InvalidURL: If the connection string can't be used.
         """
-        saver = cls(_engine(conn_string, engine_options), serde=serde, schema=schema)
+        engine = _engine(conn_string, engine_options)
+        pipe = AsyncPipeline(engine) if pipeline else None
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
         saver._source.owned = True
         try:
             yield saver
@@ -432,29 +467,36 @@ class PostgresSaver(_Saver):
         self._source.close_blocking()
 
 
-def _source(conn: object, pipe: object, schema: str | None) -> Source:
-    sql = Statements(Tables(schema))
-    if pipe is not None:
-        raise InvalidOption(
-            f"pipe is a {type(pipe).__name__}; it has to be None: concurrent calls share the engine's pool"
-        )
+def _source(conn: object, pipe: object, schema: str | None, share_pages: bool | None) -> Source:
+    sql = statements_of(schema)
     if isinstance(conn, AsyncConnection) and conn.sync_connection is None:
         raise UnusableConnection(
             "conn is an AsyncConnection that is not open. Use `async with engine.connect() as conn`."
         )
-    if isinstance(conn, (AsyncEngine, AsyncConnection)):
-        if (conn.dialect.name, conn.dialect.driver) != ("postgresql", "asyncpg"):
-            raise UnusableConnection(
-                f"conn speaks {conn.dialect.name}+{conn.dialect.driver}; the saver needs "
-                'create_async_engine("postgresql+asyncpg://...")'
+    if not isinstance(conn, (AsyncEngine, AsyncConnection)):
+        raise UnusableConnection(
+            f"conn is a {type(conn).__module__}.{type(conn).__qualname__}; it has to be an AsyncEngine or an open "
+            "AsyncConnection of SQLAlchemy. From a connection string, use from_conn_string()."
+        )
+    if (conn.dialect.name, conn.dialect.driver) != ("postgresql", "asyncpg"):
+        raise UnusableConnection(
+            f"conn speaks {conn.dialect.name}+{conn.dialect.driver}; the saver needs "
+            'create_async_engine("postgresql+asyncpg://...")'
+        )
+    if pipe is not None and not isinstance(pipe, AsyncPipeline):
+        raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it has to be an AsyncPipeline or None")
+    if isinstance(conn, AsyncEngine):
+        # Variants made with execution_options() share the dialect.
+        if pipe is not None and pipe.engine.dialect is not conn.dialect:
+            raise InvalidOption(
+                "pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine."
             )
-        if isinstance(conn, AsyncEngine):
-            return EngineSource(conn, sql, Bridge.of(conn.dialect))
-        return ConnectionSource(conn, sql, Bridge())
-    raise UnusableConnection(
-        f"conn is a {type(conn).__module__}.{type(conn).__qualname__}; it has to be an AsyncEngine or an open "
-        "AsyncConnection of SQLAlchemy. From a connection string, use from_conn_string()."
-    )
+        return EngineSource(conn, sql, pipe, share_pages)
+    if pipe is not None:
+        raise InvalidOption(
+            "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."
+        )
+    return ConnectionSource(conn, sql, share_pages)
 
 
 async def _call(is_large: bool, function: Callable[..., T], *args: Any) -> T:

@@ -1,26 +1,31 @@
 """The tables, and what every column means.
 
-Names, columns, types and keys are those of LangGraph's own PostgreSQL saver (`langgraph-checkpoint-postgres`, "the
-stock saver"), so that both can work on one database. This module imports nothing of LangGraph: a deploy job that only
-migrates does not pay for it.
+Names, columns, types and keys of the first three are those of LangGraph's own PostgreSQL saver
+(`langgraph-checkpoint-postgres`, "the stock saver"), so that both can work on one database. This module imports nothing
+of LangGraph: a deploy job that only migrates does not pay for it.
 
 A **thread** is one conversation, a **namespace** one graph within it (the root graph is `""`, subgraphs are
 `"node:task|node:task"`). A **checkpoint** is the state of one graph after one step. Its channel values live inline in
 its JSON when JSON can hold them exactly, otherwise as a **blob** under the channel's version, which all checkpoints
 that did not change the channel share. A **pending write** is what a task produced after a checkpoint and before the
-next.
+next. A large value may be stored as **pages**, which the thread's later values share as far as they are the same; its
+blob is then the recipe that lists them (see `pages`).
 """
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
 
 VERSION_TABLE = "checkpoint_store_version"
 """Where Alembic notes the revision of this schema, apart from a host's own `alembic_version`."""
 
-HEAD = "cs01_baseline"
+HEAD = "cs02_pages"
 """The revision this version of the library works on; `alembic heads` says the same (a test compares them)."""
+
+
+PAGED = "pages"
+"""The type of a blob that is a recipe; the value it makes is of type `msgpack`. The stock saver refuses it by name."""
 
 
 class Tables:
@@ -74,6 +79,22 @@ class Tables:
             # Orders the tasks of a step the way LangGraph applies them; last, since the stock saver added it last.
             Column("task_path", Text, nullable=False, server_default=""),
         )
+        self.checkpoint_pages = Table(
+            "checkpoint_pages",
+            self.metadata,
+            Column("thread_id", Text, primary_key=True),
+            # BLAKE2b of the page, 16 bytes.
+            Column("digest", LargeBinary, primary_key=True),
+            Column("page", LargeBinary, nullable=False),
+        )
+        # One row for each thread that has pages. Who stores or deletes pages locks it first; its epoch is another
+        # one after pages were deleted, so that whoever remembers older ones asks again.
+        self.checkpoint_threads = Table(
+            "checkpoint_threads",
+            self.metadata,
+            Column("thread_id", Text, primary_key=True),
+            Column("epoch", BigInteger, nullable=False),
+        )
 
 
 tables = Tables()
@@ -81,3 +102,5 @@ metadata = tables.metadata
 checkpoints = tables.checkpoints
 checkpoint_blobs = tables.checkpoint_blobs
 checkpoint_writes = tables.checkpoint_writes
+checkpoint_pages = tables.checkpoint_pages
+checkpoint_threads = tables.checkpoint_threads

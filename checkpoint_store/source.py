@@ -1,8 +1,8 @@
 """What the caller handed us -> a `Connection`: whose it is, on which loop, in which transaction.
 
-An **engine** is shared: each operation borrows a connection for one statement, in AUTOCOMMIT so that no BEGIN and
-COMMIT travel with it. A **connection** is the caller's: operations run in the transaction that is open there, one at a
-time, and nothing is begun, committed or rolled back.
+An **engine** is shared: each operation borrows a connection, as a rule for one statement that commits itself, so that
+no BEGIN and COMMIT travel with it. A **connection** is the caller's: operations run in the transaction that is open
+there, one at a time, and nothing is begun, committed or rolled back.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ from __future__ import annotations
 import asyncio
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError
-from sqlalchemy import URL, Connection, Pool, QueuePool, exc
+from sqlalchemy import URL, Connection, Dialect, Pool, QueuePool, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpoint_store import migrations, operations
 from checkpoint_store.bridge import Bridge
+from checkpoint_store.changes import Change
 from checkpoint_store.errors import AccessDenied, Closed, InvalidURL, NotSetUp, Unavailable
 from checkpoint_store.executor import Executor, Ordinary, borrowed
+from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.schema import VERSION_TABLE
+from checkpoint_store.shelf import Shelf
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import Turns, TurnTimeout
 
@@ -42,6 +45,7 @@ _FOREIGN = (exc.SQLAlchemyError, PostgresError, ClientConfigurationError, OSErro
 """What comes from below us, to be told in our words."""
 
 _turns: weakref.WeakKeyDictionary[Pool, Turns] = weakref.WeakKeyDictionary()
+_shelves: weakref.WeakKeyDictionary[Dialect, dict[str | None, Shelf]] = weakref.WeakKeyDictionary()
 _locks: weakref.WeakKeyDictionary[Connection, asyncio.Lock] = weakref.WeakKeyDictionary()
 
 
@@ -51,26 +55,54 @@ class Source(ABC):
     Args:
         sql: The statements that operations get.
         bridge: The loop that the connections live on.
+        shelf: What is remembered of pages.
+        shares_pages: Whether large values are stored as pages; None for where the stock saver has not set up tables.
     """
 
-    def __init__(self, sql: Statements, bridge: Bridge) -> None:
+    def __init__(self, sql: Statements, bridge: Bridge, shelf: Shelf, shares_pages: bool | None) -> None:
         self.sql = sql
         self.bridge = bridge
         self.owned = False
         """Whether the engine is ours to dispose of, and its loop ours to end."""
+        self.shares_pages = shares_pages
+        """Whether large values are stored as pages; None as long as the database has not been asked."""
+        self.shelf = shelf
+        """What is remembered of pages."""
         self._closed = False
 
     async def run(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation, from any coroutine."""
         self._check_open()
-        result: T = await self.bridge.acall(self._perform, operation, *args)
+        result: T = await self.bridge.acall(self._perform, self._lend, operation, *args)
         return result
 
     def run_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation and wait for it, from a thread other than the loop's."""
         self._check_open()
-        result: T = self.bridge.call(self._perform, operation, *args)
+        result: T = self.bridge.call(self._perform, self._lend, operation, *args)
         return result
+
+    async def transact(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
+        """Run an operation of several statements in a transaction, from any coroutine."""
+        self._check_open()
+        result: T = await self.bridge.acall(self._perform, self._lend_transaction, operation, *args)
+        return result
+
+    def transact_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
+        """Run an operation of several statements in a transaction and wait for it."""
+        self._check_open()
+        result: T = self.bridge.call(self._perform, self._lend_transaction, operation, *args)
+        return result
+
+    async def store(self, change: Change) -> None:
+        """Store a change, from any coroutine."""
+        self._check_open()
+        await self.bridge.acall(self._store, change)
+
+    def store_blocking(self, change: Change) -> None:
+        """Store a change and wait for it."""
+        self._check_open()
+        self.bridge.call(self._store, change)
 
     def check_sync(self) -> None:
         """Raise unless a sync call can be made from here."""
@@ -101,9 +133,9 @@ class Source(ABC):
             if self.owned:
                 self.bridge.stop()
 
-    async def _perform(self, operation: Callable[..., T], *args: Any) -> T:
+    async def _perform(self, lend: Callable[..., Awaitable[T]], operation: Callable[..., T], *args: Any) -> T:
         self._check_open()
-        return await self._explained(self._lend, operation, self.sql, *args)
+        return await self._explained(lend, operation, self.sql, *args)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -128,6 +160,14 @@ class Source(ABC):
     @abstractmethod
     async def _lend(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function with an executor and the arguments, in a greenlet."""
+
+    @abstractmethod
+    async def _lend_transaction(self, function: Callable[..., T], *args: Any) -> T:
+        """The same, with an executor in a transaction, which is committed unless the function raises."""
+
+    @abstractmethod
+    async def _store(self, change: Change) -> None:
+        """Store a change."""
 
     @abstractmethod
     async def _setup(self, timeout: float) -> None:
@@ -181,12 +221,16 @@ class EngineSource(Source):
     Args:
         engine: The caller's engine, or our own.
         sql: The statements that operations get.
-        bridge: The loop that the engine lives on.
+        pipe: What lets concurrent changes share commits.
+        shares_pages: See `Source`.
     """
 
-    def __init__(self, engine: AsyncEngine, sql: Statements, bridge: Bridge) -> None:
-        super().__init__(sql, bridge)
+    def __init__(
+        self, engine: AsyncEngine, sql: Statements, pipe: AsyncPipeline | None, shares_pages: bool | None
+    ) -> None:
+        super().__init__(sql, Bridge.of(engine.dialect), _shelf_for(engine.dialect, sql), shares_pages)
         self._engine = engine
+        self._pipe = pipe
         # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
         # queue is fair, and shared by all savers on the pool.
         pool = engine.sync_engine.pool
@@ -209,9 +253,29 @@ class EngineSource(Source):
         with borrowed(self._engine.sync_engine) as db:
             return function(db, *args)
 
+    async def _lend_transaction(self, function: Callable[..., T], *args: Any) -> T:
+        await self._turns.take()
+        try:
+            async with self._engine.connect() as conn:
+                # The host's engine may be in AUTOCOMMIT.
+                await conn.execution_options(isolation_level="READ COMMITTED")
+                async with conn.begin():
+                    return await conn.run_sync(_ordinarily, function, *args)
+        finally:
+            self._turns.give_back()
+
+    async def _store(self, change: Change) -> None:
+        if self._pipe is None:
+            await self._store_all([change])
+        else:
+            await self._pipe.submit(self._store_all, self.sql.tables.schema, change)
+
+    async def _store_all(self, changes: Sequence[Change]) -> None:
+        await self._perform(self._lend, operations.store, self.shelf, changes)
+
     async def _setup(self, timeout: float) -> None:
         try:
-            if migrations.is_head(await self._perform(operations.revisions)):
+            if migrations.is_head(await self._perform(self._lend, operations.revisions)):
                 return
         except NotSetUp:
             pass
@@ -221,6 +285,8 @@ class EngineSource(Source):
             await conn.run_sync(migrations.bring_to_head, self.sql, timeout, _pause)
 
     async def _release(self) -> None:
+        if self.owned and self._pipe is not None:
+            await self._pipe.aclose()
         # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
         if self.owned or self.bridge.is_ours:
             await self._engine.dispose()
@@ -232,11 +298,11 @@ class ConnectionSource(Source):
     Args:
         connection: An open connection.
         sql: The statements that operations get.
-        bridge: The loop that the connection lives on.
+        shares_pages: See `Source`.
     """
 
-    def __init__(self, connection: AsyncConnection, sql: Statements, bridge: Bridge) -> None:
-        super().__init__(sql, bridge)
+    def __init__(self, connection: AsyncConnection, sql: Statements, shares_pages: bool | None) -> None:
+        super().__init__(sql, Bridge(), Shelf(), shares_pages)
         self._connection = connection
         # Shared by all savers on this connection: it can do one thing at a time.
         self._lock = _locks.setdefault(cast("Connection", connection.sync_connection), asyncio.Lock())
@@ -248,11 +314,14 @@ class ConnectionSource(Source):
 
     async def _lend(self, function: Callable[..., T], *args: Any) -> T:
         async with self._lock:
-            return await self._connection.run_sync(self._borrow, function, *args)
+            return await self._connection.run_sync(_ordinarily, function, *args)
 
-    @staticmethod
-    def _borrow(conn: Connection, function: Callable[..., T], *args: Any) -> T:
-        return function(Ordinary(conn), *args)
+    async def _lend_transaction(self, function: Callable[..., T], *args: Any) -> T:
+        return await self._lend(function, *args)  # the caller's
+
+    async def _store(self, change: Change) -> None:
+        # No shelf: what the caller rolls back must not be remembered.
+        await self._perform(self._lend, operations.store, None, [change])
 
     async def _setup(self, timeout: float) -> None:
         async with self._lock:
@@ -266,6 +335,15 @@ class ConnectionSource(Source):
 
     async def _release(self) -> None:
         pass  # the connection is the caller's
+
+
+def _ordinarily(conn: Connection, function: Callable[..., T], *args: Any) -> T:
+    return function(Ordinary(conn), *args)
+
+
+def _shelf_for(dialect: Dialect, sql: Statements) -> Shelf:
+    """Return the shelf that all savers on an engine and schema share; an engine goes by its dialect, as in `Bridge`."""
+    return _shelves.setdefault(dialect, {}).setdefault(sql.tables.schema, Shelf())
 
 
 def _shown(url: URL) -> str:

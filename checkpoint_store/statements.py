@@ -7,11 +7,12 @@ table it touches carries an equality on `thread_id`, so that a distributed or pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sqlalchemy import (
     CTE,
+    BigInteger,
     Boolean,
     ColumnElement,
     Delete,
@@ -22,16 +23,22 @@ from sqlalchemy import (
     Numeric,
     Select,
     Subquery,
+    Table,
     Text,
+    and_,
     bindparam,
     cast,
     column,
     delete,
+    exists,
     func,
+    or_,
     select,
     table,
     true,
     tuple_,
+    union_all,
+    update,
 )
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.sql.selectable import LateralFromClause
@@ -40,6 +47,7 @@ from checkpoint_store.ancestry import delta_history
 from checkpoint_store.clauses import (
     applied,
     arrays,
+    digests_of,
     given,
     key,
     member,
@@ -48,8 +56,9 @@ from checkpoint_store.clauses import (
     number,
     rows_of_binds,
     same_graph,
+    value_of,
 )
-from checkpoint_store.schema import VERSION_TABLE, Tables
+from checkpoint_store.schema import PAGED, VERSION_TABLE, Tables
 
 TASKS = "__pregel_tasks"
 """LangGraph's channel of pending sends (`langgraph.checkpoint.serde.types.TASKS`, not imported: see `schema`)."""
@@ -113,14 +122,7 @@ class Statements:
     @cached_property
     def replace_writes(self) -> Statement:
         """See `put_writes`, for writes of which the last one counts."""
-        insertion = put_writes(self.tables)
-        new = insertion.excluded
-        return Statement(
-            insertion.on_conflict_do_update(
-                index_elements=list(self.tables.checkpoint_writes.primary_key),
-                set_={"channel": new.channel, "type": new.type, "blob": new.blob, "task_path": new.task_path},
-            )
-        )
+        return Statement(replacing(put_writes(self.tables), "channel", "type", "blob", "task_path"))
 
     @cached_property
     def get_checkpoint(self) -> Statement:
@@ -134,14 +136,40 @@ class Statements:
         return Statement(checkpoints(self.tables, self._pick(named(self.tables)).order_by(newest).limit(number(1))))
 
     @cached_property
+    def store(self) -> Statement:
+        """See `store`."""
+        return Statement(store(self.tables))
+
+    @cached_property
+    def known_pages(self) -> Statement:
+        """See `known_pages`."""
+        return Statement(known_pages(self.tables))
+
+    @cached_property
+    def lock_thread(self) -> Statement:
+        """Waits until nobody stores pages of a thread, and keeps others from it. Binds: `thread_id`."""
+        t = self.tables.checkpoint_threads
+        return Statement(select(t.c.epoch).where(t.c.thread_id == given("thread_id")).with_for_update())
+
+    @cached_property
     def delete_thread(self) -> Statement:
         """See `delete_thread`."""
         return Statement(delete_thread(self.tables))
 
     @cached_property
+    def collect_pages(self) -> Statement:
+        """See `collect_pages`."""
+        return Statement(collect_pages(self.tables))
+
+    @cached_property
     def delta_history(self) -> Statement:
         """See `delta_history`."""
         return Statement(delta_history(self.tables))
+
+    @cached_property
+    def has_table(self) -> Statement:
+        """Whether there is a table: to know a database of the stock saver by. Binds: `name`, qualified."""
+        return Statement(select(func.to_regclass(given("name")).is_not(None)))
 
     @cached_property
     def revision(self) -> Statement:
@@ -157,6 +185,20 @@ class Statements:
 
     def _pick(self, condition: ColumnElement[bool]) -> Select[Any]:
         return select(self.tables.checkpoints).where(condition)
+
+
+@lru_cache(maxsize=64)
+def statements_of(schema: str | None) -> Statements:
+    """Return the statements on the tables of a PostgreSQL schema; savers share them."""
+    return Statements(Tables(schema))
+
+
+def replacing(insertion: Insert, *columns: str) -> Insert:
+    """An insert that replaces some columns of the rows that are there already."""
+    table: Any = insertion.table
+    return insertion.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_={name: insertion.excluded[name] for name in columns}
+    )
 
 
 def put_checkpoint(t: Tables) -> Insert:
@@ -183,10 +225,7 @@ def put_checkpoint(t: Tables) -> Insert:
         checkpoint=cast(given("checkpoint"), JSONB),
         metadata=cast(given("metadata"), JSONB),
     )
-    return insertion.on_conflict_do_update(
-        index_elements=list(t.checkpoints.primary_key),
-        set_={"checkpoint": insertion.excluded.checkpoint, "metadata": insertion.excluded.metadata},
-    ).add_cte(blobs.cte("new_blobs"))
+    return replacing(insertion, "checkpoint", "metadata").add_cte(blobs.cte("new_blobs"))
 
 
 def put_writes(t: Tables) -> Insert:
@@ -279,13 +318,115 @@ def _namespaces(t: Tables) -> CTE:
     return found.union_all(select(following).where(found.c.checkpoint_ns.is_not(None)))
 
 
+def store(t: Tables) -> Select[Any]:
+    """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
+
+    A thread whose rows refer to pages passes only if those are there: its row in `checkpoint_threads` has the epoch
+    they were seen in, or all of them come along. The row is locked until the commit, so that nobody deletes pages
+    meanwhile. (Having waited for a lock, a statement goes on with the snapshot it began with, except for the locked row
+    itself: so it is this row that tells.) Nothing is stored of threads that don't pass. Returns those that do, and
+    their epochs.
+
+    Binds: arrays by the names of `changes.merged`.
+    """
+    passed = _passed(t)
+
+    def rows(prefix: str, target: Table, **columns: Any) -> Insert:
+        new, names = rows_of_binds(prefix, thread_id=Text, **columns), ["thread_id", *columns]
+        values = [cast(new.c[name], JSONB) if name in ("checkpoint", "metadata") else new.c[name] for name in names]
+        chosen = select(*values).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
+        # In the order of keys also here: the join may have changed it.
+        return insert(target).from_select(names, chosen.order_by(*[new.c[column.key] for column in target.primary_key]))
+
+    graph = {"checkpoint_ns": Text}
+    write = {**graph, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
+    value = {"channel": Text, "type": Text, "blob": LargeBinary}
+    pages = rows("page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary).on_conflict_do_nothing()
+    blobs = rows(
+        "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary
+    ).on_conflict_do_nothing()
+    checkpoints = rows(
+        "checkpoint_",
+        t.checkpoints,
+        **graph,
+        checkpoint_id=Text,
+        parent_checkpoint_id=Text,
+        checkpoint=Text,
+        metadata=Text,
+    )
+    added = rows("added_", t.checkpoint_writes, **write, **value).on_conflict_do_nothing()
+    return select(passed.c.thread_id, passed.c.epoch).add_cte(
+        pages.cte("new_pages"),
+        blobs.cte("new_blobs"),
+        replacing(checkpoints, "checkpoint", "metadata").cte("new_checkpoints"),
+        added.cte("added_writes"),
+        replacing(rows("replaced_", t.checkpoint_writes, **write, **value), "channel", "type", "blob", "task_path").cte(
+            "replaced_writes"
+        ),
+    )
+
+
+def _passed(t: Tables) -> CTE:
+    threads, kinds = t.checkpoint_threads, {"thread_id": Text, "kind": Integer, "epoch": BigInteger}
+    gate = rows_of_binds("gate_", **kinds)
+    made = (
+        insert(threads)
+        .from_select(
+            ["thread_id", "epoch"],
+            select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == number(2)).order_by(gate.c.thread_id),
+        )
+        .on_conflict_do_nothing()
+        .returning(threads.c.thread_id, threads.c.epoch)
+        .cte("made")
+    )
+    held = (
+        select(threads.c.thread_id, threads.c.epoch)
+        .select_from(gate.join(threads, threads.c.thread_id == gate.c.thread_id))
+        .where(or_(gate.c.kind == number(2), and_(gate.c.kind == number(1), gate.c.epoch == threads.c.epoch)))
+        .order_by(threads.c.thread_id)
+        .with_for_update(read=True, of=threads)
+        .cte("held")
+    )
+    ungated = select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == number(0))
+    return union_all(ungated, select(made), select(held)).cte("passed")
+
+
+def known_pages(t: Tables) -> Select[Any]:
+    """Select the epoch of a thread and those of some pages that it has; no row if it never had any.
+
+    Binds: `thread_id`, `digests` (array of bytes).
+    """
+    p, threads = t.checkpoint_pages, t.checkpoint_threads
+    digest = rows_of_binds(digest=LargeBinary).c.digest
+    known = select(p.c.digest).where(p.c.thread_id == threads.c.thread_id, p.c.digest == digest)
+    known = select(func.array_agg(digest)).where(known.correlate(threads, digest.table).exists()).correlate(threads)
+    return select(threads.c.epoch, known.scalar_subquery()).where(threads.c.thread_id == given("thread_id"))
+
+
 def delete_thread(t: Tables) -> Delete:
     """Delete everything stored for a thread, atomically. Binds: `thread_id`."""
-    blobs, writes = (
+    rest = [
         delete(table).where(table.c.thread_id == given("thread_id")).cte(f"deleted_{table.name}")
-        for table in (t.checkpoint_blobs, t.checkpoint_writes)
+        for table in (t.checkpoint_blobs, t.checkpoint_writes, t.checkpoint_pages, t.checkpoint_threads)
+    ]
+    return delete(t.checkpoints).where(t.checkpoints.c.thread_id == given("thread_id")).add_cte(*rest)
+
+
+def collect_pages(t: Tables) -> Delete:
+    """Delete the pages of a thread that no blob of it refers to, and begin another epoch. Binds: `thread_id`.
+
+    To be executed after `lock_thread`, in one transaction: its snapshot then has everything that was stored before.
+    """
+    p, threads, b = t.checkpoint_pages, t.checkpoint_threads, t.checkpoint_blobs
+    used = digests_of(b).where(b.c.thread_id == given("thread_id"), b.c.type == key(PAGED)).distinct().cte("used")
+    another = (
+        update(threads)
+        .where(threads.c.thread_id == given("thread_id"))
+        .values(epoch=threads.c.epoch + number(1))
+        .cte("another_epoch")
     )
-    return delete(t.checkpoints).where(t.checkpoints.c.thread_id == given("thread_id")).add_cte(blobs, writes)
+    is_used = exists().where(used.c.digest == p.c.digest)
+    return delete(p).where(p.c.thread_id == given("thread_id"), ~is_used).add_cte(another)
 
 
 def _blobs(t: Tables, c: Subquery) -> LateralFromClause:
@@ -296,7 +437,7 @@ def _blobs(t: Tables, c: Subquery) -> LateralFromClause:
     # The limit has the primary key looked up for each channel. Otherwise the planner, which takes every checkpoint to
     # have 100 channels, would rather read all blobs of a thread and hash them.
     found = (
-        select(b.c.type, b.c.blob)
+        select(*value_of(t, b))
         .where(same_graph(b, c), b.c.channel == current.c.channel, b.c.version == current.c.version)
         .where(b.c.type != key("empty"))
         .limit(number(1))

@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from psycopg import sql
 from sqlalchemy import QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, pages
 from checkpoint_store.embedded import EmbeddedPostgres
 
 SERVER = "CHECKPOINT_STORE_TEST_URL"
@@ -106,18 +107,51 @@ async def engine(url: str) -> AsyncIterator[AsyncEngine]:
     assert left == 0, f"{left} connections are still checked out"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How our savers store what they are given."""
+
+    pipeline: bool = False
+    pages: bool = False
+
+
+ALL_SETTINGS = [
+    pytest.param(Setting(), id="plain"),
+    pytest.param(Setting(pipeline=True, pages=True), id="pipeline-pages"),
+    pytest.param(Setting(pipeline=True), id="pipeline", marks=pytest.mark.slow),
+    pytest.param(Setting(pages=True), id="pages", marks=pytest.mark.slow),
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What LangGraph does with a saver is tested in all settings."""
+    whole = ("test_graph_", "test_conformance", "test_state_machine")
+    if "setting" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2].startswith(whole):
+        metafunc.parametrize("setting", ALL_SETTINGS, indirect=True)
+
+
 @pytest.fixture
-async def saver(engine: AsyncEngine) -> AsyncIterator[AsyncPostgresSaver]:
+def setting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """The setting under test; pages are then made of every value that can be cut, not of large ones only."""
+    setting: Setting = getattr(request, "param", Setting())
+    if setting.pages:
+        monkeypatch.setattr(pages, "LARGE_BYTES", 0)
+    return setting
+
+
+@pytest.fixture
+async def saver(engine: AsyncEngine, setting: Setting) -> AsyncIterator[AsyncPostgresSaver]:
     """Our saver on the host's engine."""
-    saver = AsyncPostgresSaver(engine)
+    pipe = AsyncPipeline(engine) if setting.pipeline else None
+    saver = AsyncPostgresSaver(engine, pipe, share_pages=setting.pages)
     yield saver
     await saver.aclose()
 
 
 @pytest.fixture
-def sync_saver(url: str) -> Iterator[PostgresSaver]:
+def sync_saver(url: str, setting: Setting) -> Iterator[PostgresSaver]:
     """Our saver for sync code, on an engine of its own on `url`."""
-    with PostgresSaver.from_conn_string(url) as saver:
+    with PostgresSaver.from_conn_string(url, pipeline=setting.pipeline, share_pages=setting.pages) as saver:
         yield saver
 
 

@@ -21,7 +21,7 @@ from langgraph.checkpoint.conformance.spec import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 
 # The suite's own lists: a test that LangGraph adds is one to pass, and one that silently does not run is a failure.
 SPEC = {
@@ -60,48 +60,41 @@ class SyncMethods(BaseCheckpointSaver[str]):
 
 
 @asynccontextmanager
-async def on_an_engine(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
-    yield AsyncPostgresSaver(engine)
+async def on_an_engine(url: str, engine: AsyncEngine, setting: Any) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    yield AsyncPostgresSaver(engine, AsyncPipeline(engine) if setting.pipeline else None, share_pages=setting.pages)
 
 
 @asynccontextmanager
-async def on_a_connection(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
+async def on_a_connection(url: str, engine: AsyncEngine, setting: Any) -> AsyncIterator[BaseCheckpointSaver[str]]:
     async with engine.begin() as connection:
-        yield AsyncPostgresSaver(connection)
+        yield AsyncPostgresSaver(connection, share_pages=setting.pages)
 
 
 @asynccontextmanager
-async def from_a_url(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
-    async with AsyncPostgresSaver.from_conn_string(url) as saver:
+async def from_a_url(url: str, engine: AsyncEngine, setting: Any) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    async with AsyncPostgresSaver.from_conn_string(url, pipeline=setting.pipeline, share_pages=setting.pages) as saver:
         yield saver
 
 
 @asynccontextmanager
-async def with_a_pipeline(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
-    async with AsyncPostgresSaver.from_conn_string(url, pipeline=True) as saver:
-        yield saver
-
-
-@asynccontextmanager
-async def sync_methods_from_threads(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
-    yield SyncMethods(AsyncPostgresSaver(engine))
-
-
-@asynccontextmanager
-async def sync_saver(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
-    with PostgresSaver.from_conn_string(url) as saver:
+async def sync_methods_from_threads(
+    url: str, engine: AsyncEngine, setting: Any
+) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    async with on_an_engine(url, engine, setting) as saver:
         yield SyncMethods(saver)
 
 
 @asynccontextmanager
-async def sync_saver_with_a_pipeline(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
-    with PostgresSaver.from_conn_string(url, pipeline=True) as saver:
+async def sync_saver(url: str, engine: AsyncEngine, setting: Any) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    with PostgresSaver.from_conn_string(url, pipeline=setting.pipeline, share_pages=setting.pages) as saver:
         yield SyncMethods(saver)
 
 
 @asynccontextmanager
-async def async_methods_of_the_sync_saver(url: str, engine: AsyncEngine) -> AsyncIterator[BaseCheckpointSaver[str]]:
-    with PostgresSaver.from_conn_string(url) as saver:
+async def async_methods_of_the_sync_saver(
+    url: str, engine: AsyncEngine, setting: Any
+) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    with PostgresSaver.from_conn_string(url, pipeline=setting.pipeline, share_pages=setting.pages) as saver:
         yield saver
 
 
@@ -109,10 +102,8 @@ HELD = [
     on_an_engine,
     on_a_connection,
     from_a_url,
-    with_a_pipeline,
     sync_methods_from_threads,
     sync_saver,
-    sync_saver_with_a_pipeline,
     async_methods_of_the_sync_saver,
 ]
 
@@ -126,12 +117,16 @@ def test_the_suite_has_tests_for_every_base_capability() -> None:
 @pytest.mark.parametrize("capability", SPEC, ids=lambda capability: capability.value)
 @pytest.mark.parametrize("held", HELD, ids=lambda held: held.__name__)
 async def test_a_base_capability_passes_whole(
-    held: Callable[[str, AsyncEngine], SaverContext], capability: Capability, url: str, engine: AsyncEngine
+    held: Callable[[str, AsyncEngine, Any], SaverContext],
+    capability: Capability,
+    url: str,
+    engine: AsyncEngine,
+    setting: Any,
 ) -> None:
     """Every test that LangGraph has for the capability ran and passed; none was skipped."""
 
     async def saver() -> AsyncIterator[BaseCheckpointSaver[str]]:
-        async with held(url, engine) as opened:
+        async with held(url, engine, setting) as opened:
             yield opened
 
     report = await validate(RegisteredCheckpointer(held.__name__, saver), capabilities={capability.value})

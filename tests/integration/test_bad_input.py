@@ -12,7 +12,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, errors
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, errors
 
 Call = Callable[[AsyncPostgresSaver, Any], Awaitable[Any]]
 
@@ -186,10 +186,18 @@ async def test_a_connection_that_is_not_open_is_refused(engine: AsyncEngine) -> 
         AsyncPostgresSaver(engine.connect())
 
 
-async def test_a_pipe_is_refused_with_the_reason(engine: AsyncEngine) -> None:
-    """The stock saver's psycopg pipeline has no meaning here."""
-    with pytest.raises(errors.InvalidOption, match="pipe is a object; it has to be None"):
+async def test_a_pipe_that_does_not_fit_is_refused_with_the_reason(engine: AsyncEngine) -> None:
+    """Neither another library's, nor another engine's, nor one beside a caller's own connection."""
+    with pytest.raises(errors.UnusableConnection, match="pipe is a object; it has to be an AsyncPipeline or None"):
         AsyncPostgresSaver(engine, object())  # type: ignore[arg-type]
+    with pytest.raises(errors.UnusableConnection, match="engine is a str; a pipeline needs the savers' AsyncEngine"):
+        AsyncPipeline("postgresql://localhost")  # type: ignore[arg-type]
+    another = create_async_engine("postgresql+asyncpg://localhost/app")
+    with pytest.raises(errors.InvalidOption, match="made for another engine"):
+        AsyncPostgresSaver(engine, AsyncPipeline(another))
+    async with engine.connect() as conn:
+        with pytest.raises(ValueError, match="can't be used with a connection"):
+            AsyncPostgresSaver(conn, AsyncPipeline(engine))
 
 
 @pytest.mark.parametrize("conn_string", ["mysql://localhost/app", "postgresql+psycopg2://localhost/app", "nonsense"])

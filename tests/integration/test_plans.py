@@ -31,6 +31,12 @@ FROM generate_series(1, 10000) i;
 INSERT INTO checkpoint_blobs
 SELECT 'thread-' || i % {threads}, '', 'messages', i::text, 'msgpack', repeat('x', 300)::bytea
 FROM generate_series(1, 10000) i;
+INSERT INTO checkpoint_blobs
+SELECT 'thread-' || i % {threads}, '', 'files', i::text, 'pages', '\\xff'::bytea || sha224(i::text::bytea)
+FROM generate_series(1, 10000) i;
+INSERT INTO checkpoint_pages
+SELECT 'thread-' || i % {threads}, sha224(i::text::bytea), repeat('x', 300)::bytea
+FROM generate_series(1, 10000) i;
 INSERT INTO checkpoint_writes (thread_id, checkpoint_id, task_id, idx, channel, type, blob)
 SELECT 'thread-' || i % {threads}, to_char(i, 'FM000000'), 'task', 0, 'messages', 'msgpack', repeat('x', 300)::bytea
 FROM generate_series(1, 10000) i;
@@ -99,7 +105,12 @@ async def test_reading_never_scans_a_table(filled: AsyncEngine, name: str, mode:
 
     assert nodes[0]["Total Cost"] < JIT_ABOVE_COST
     scans = [node for node in nodes if "Relation Name" in node]
-    assert {node["Relation Name"] for node in scans} >= {"checkpoints", "checkpoint_blobs", "checkpoint_writes"}
+    assert {node["Relation Name"] for node in scans} >= {
+        "checkpoints",
+        "checkpoint_blobs",
+        "checkpoint_pages",
+        "checkpoint_writes",
+    }
     for node in scans:
         assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, node
         assert node.get("Index Name", "").endswith("_pkey") or node["Node Type"] == "Bitmap Heap Scan"

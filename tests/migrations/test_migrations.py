@@ -107,7 +107,9 @@ async def test_setup_leaves_out_the_stock_savers_redundant_indexes(url: str) -> 
 
     assert [row["indexname"] for row in indexes] == [
         "checkpoint_blobs_pkey",
+        "checkpoint_pages_pkey",
         "checkpoint_store_version_pkc",
+        "checkpoint_threads_pkey",
         "checkpoint_writes_pkey",
         "checkpoints_pkey",
     ]
@@ -142,7 +144,8 @@ async def test_a_role_without_ddl_rights_passes_setup_at_head(url: str, server_u
         CREATE ROLE {role} LOGIN;
         REVOKE CREATE ON SCHEMA public FROM PUBLIC;
         GRANT SELECT ON checkpoint_store_version TO {role};
-        GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes TO {role};
+        GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes,
+            checkpoint_pages, checkpoint_threads TO {role};
         """
     )
     engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url, "server_settings": {"role": role}})

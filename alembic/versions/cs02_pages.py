@@ -1,0 +1,62 @@
+"""Create the tables of shared pages; a downgrade turns paged values back into plain blobs."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from alembic import op
+
+revision = "cs02_pages"
+down_revision = "cs01_baseline"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    schema = op.get_context().version_table_schema
+    op.create_table(
+        "checkpoint_pages",
+        sa.Column("thread_id", sa.Text, nullable=False),
+        sa.Column("digest", sa.LargeBinary, nullable=False),
+        sa.Column("page", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("thread_id", "digest"),
+        schema=schema,
+    )
+    op.create_table(
+        "checkpoint_threads",
+        sa.Column("thread_id", sa.Text, nullable=False),
+        sa.Column("epoch", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("thread_id"),
+        schema=schema,
+    )
+    # Pages stay in their rows as they are: compressing one and moving it elsewhere costs more than storing it.
+    op.execute(f"ALTER TABLE {qualified('checkpoint_pages', schema)} SET (toast_tuple_target = 8160)")
+
+
+def downgrade() -> None:
+    schema = op.get_context().version_table_schema
+    blobs, pages = qualified("checkpoint_blobs", schema), qualified("checkpoint_pages", schema)
+    # An entry of a recipe is 255 and the digest of a page, or a length and so many bytes.
+    op.execute(
+        f"""
+        UPDATE {blobs} AS b
+        SET type = 'msgpack', blob = (
+            SELECT string_agg(
+                CASE get_byte(b.blob, at) WHEN 255 THEN (
+                    SELECT p.page FROM {pages} AS p
+                    WHERE p.thread_id = b.thread_id AND p.digest = substring(b.blob FROM at + 2 FOR 16)
+                ) ELSE substring(b.blob FROM at + 2 FOR get_byte(b.blob, at)) END,
+                '' ORDER BY at
+            )
+            FROM generate_series(0, length(b.blob) - 17, 17) AS at
+        )
+        WHERE b.type = 'pages'
+        """
+    )
+    op.drop_table("checkpoint_threads", schema=schema)
+    op.drop_table("checkpoint_pages", schema=schema)
+
+
+def qualified(table: str, schema: str | None) -> str:
+    quote = op.get_context().dialect.identifier_preparer.quote
+    return table if schema is None else f"{quote(schema)}.{table}"

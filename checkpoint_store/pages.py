@@ -1,0 +1,336 @@
+"""A large msgpack value <-> pages that the thread's other values have too, and the recipe that joins them; no I/O.
+
+A chat is stored again at every step though only its end is new. So its value is cut where its own bytes say so: what
+stays the same is cut into the same pages, wherever it stands.
+
+A container is its header, then its elements, gathered into pages. A page ends behind an element when a checksum of the
+bytes before that point says so (content-defined chunking). A large element is cut like a value of its own; a large
+string, or what is not msgpack at all, at points that its bytes choose. So nothing behind a page has a say in it, unless
+it is a container's last, and an earlier value's pages can be taken over by comparing bytes.
+
+A recipe has an entry of 17 bytes for each page, 255 and its digest, and for each few bytes that are in no page, their
+number and they, padded with zeros: headers, which change whenever a list grows, and what is too little for a page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from hashlib import blake2b
+from itertools import islice
+from struct import Struct
+from typing import NamedTuple
+from zlib import crc32
+
+import msgpack  # type: ignore[import-untyped]
+
+PAGE_BYTES = 4096
+"""What a page has on average."""
+
+LARGE_BYTES = 16 * 1024
+"""Smaller values are not worth cutting."""
+
+DIGEST_BYTES = 16
+"""The size of a page's name, a BLAKE2b digest."""
+
+ENTRY_BYTES = 17
+"""The size of a recipe's entry."""
+
+_ENTRY = Struct(f"B{DIGEST_BYTES}s")
+_PAGE = 255
+
+# A page ends no sooner, and with the first element after the most; so no page has more than four times the average.
+_LEAST = PAGE_BYTES // 2
+_MOST = 2 * PAGE_BYTES
+
+# Past the least, an element of n bytes ends its page with a chance of n in (n + this). Never with certainty: pages that
+# all had, say, the first three elements would all be others once the first element is gone.
+_CHANCE = PAGE_BYTES * 3 // 8
+
+# What the checksum sees. The last 70 bytes of a message are the same in all messages; its id and text come before.
+_SEEN = 256
+
+# Fewer bytes are stated inline: a row of the pages' table has some 60 bytes beside the page.
+_GLUE = 64
+
+# A container whose first 64 elements fit in 4 kB is cut like a string: to look at each takes longer than to hash them.
+_TINY_ELEMENTS = 64
+_TINY_BYTES = 4096
+
+# Beyond, elements stay whole: to see where an element ends takes a walk through it, on every level again.
+_DEEPEST = 8
+
+# LangGraph's Ext codes have msgpack inside; 7 is a channel's snapshot. A smaller object has less to share than its
+# parts would add to the recipe (langgraph/checkpoint/serde/jsonplus.py).
+_SNAPSHOT = 7
+_OBJECT_BYTES = 64 * 1024
+
+# https://github.com/msgpack/msgpack/blob/master/spec.md: arrays and maps, then strings, bytes and Ext of any length.
+_HEADER = re.compile(
+    rb"(?s:(?P<container>[\x80-\x9f]|[\xdc\xde]..|[\xdd\xdf].{4})"
+    rb"|[\xc4\xd9].|[\xc5\xda]..|[\xc6\xdb].{4}|(?:\xc7.|\xc8..|\xc9.{4})(?P<code>.))"
+)
+
+# Where bytes without a structure are cut: behind this word, once each byte is taken for one of six letters. Both were
+# chosen by trial, so that prose, code, JSON, base64, hex, numbers, Cyrillic and Chinese have it every 0.7 to 6 kB.
+_LETTERS = bytes(byte * 73 % 257 % 6 for byte in range(256))
+_WORD = b"\x01\x03\x00\x05"
+
+# How much msgpack gets to see at first; it makes a copy.
+_WINDOW = 256 * 1024
+
+# Instead of a level: the inside of a string.
+_STRING = -1
+
+# How much of a page is looked up among the earlier ones, and how many bytes must be left to make that worthwhile.
+_START = 256
+_WORTHWHILE = 64 * 1024
+
+# What an entry states, and its digest if it is a page. If nothing behind has a say in a stretch of entries that begins
+# with it, also on which level that is, how many entries and how many elements. A named tuple takes five times as long.
+_Stretch = tuple[bytes, bytes | None, int | None, int, int]
+
+
+class Cut(NamedTuple):
+    """A value as it is stored: its recipe, and every page that the recipe names, by digest and in order of first use.
+
+    `stretches` tell the next `cut` what it can take over; a Cut made without them is as good, but saves it no time.
+    """
+
+    recipe: bytes
+    pages: dict[bytes, bytes]
+    stretches: tuple[_Stretch, ...] = ()
+
+
+def cut(value: bytes, before: Cut | None = None) -> Cut:
+    """Cut a value into pages.
+
+    Args:
+        value: Any bytes; msgpack is cut between its elements.
+        before: An earlier value's Cut. The result is the same without, but what is unchanged costs next to nothing.
+    """
+    knife = _Knife(value, before or Cut(b"", {}))
+    knife.value(0, len(value), 0)
+    return Cut(b"".join(knife.recipe), knife.pages, tuple(knife.stretches))
+
+
+def join(recipe: bytes, pages: Mapping[bytes, bytes]) -> bytes:
+    """Return the value that was cut.
+
+    Raises:
+        ValueError: If this is no recipe.
+        KeyError: If a page is missing; the message has its digest.
+    """
+    parts = []
+    for size, content in _entries(recipe):
+        if size != _PAGE:
+            parts.append(content[:size])
+        elif (page := pages.get(content)) is not None:
+            parts.append(page)
+        else:
+            raise KeyError(f"page {content.hex()} is missing: the recipe names it, but it is not among the pages")
+    return b"".join(parts)
+
+
+def digests(recipe: bytes) -> list[bytes]:
+    """Return the digests of the pages that a recipe names, in order; one that it names twice is there twice.
+
+    Raises:
+        ValueError: If this is no recipe.
+    """
+    return [content for size, content in _entries(recipe) if size == _PAGE]
+
+
+def _entries(recipe: bytes) -> list[tuple[int, bytes]]:
+    if len(recipe) % ENTRY_BYTES:
+        raise ValueError(f"a recipe of {len(recipe)} bytes is cut off: entries have {ENTRY_BYTES} bytes")
+    entries = list(_ENTRY.iter_unpack(recipe))
+    for place, (size, _) in enumerate(entries):
+        if DIGEST_BYTES < size < _PAGE:
+            raise ValueError(
+                f"entry {place} of a recipe begins with {size}; it has to be 0 to {DIGEST_BYTES}, or {_PAGE}"
+            )
+    return entries
+
+
+class _Knife:
+    """What has been cut of a value so far, and what `before` has for the rest of it."""
+
+    def __init__(self, value: bytes, before: Cut) -> None:
+        self.recipe: list[bytes] = []
+        self.pages: dict[bytes, bytes] = {}
+        self.stretches: list[_Stretch] = []
+        self._value = value
+        self._before = before
+        self._next = 0
+        self._starts: dict[bytes, int] | None = None
+
+    def value(self, begin: int, end: int, level: int) -> None:
+        """Cut what should be one msgpack value."""
+        header = _HEADER.match(self._value, begin, end)
+        if header is None or level > _DEEPEST:
+            self._string(begin, end)
+            return
+        inside = header.end()
+        self._inline(begin, inside)
+        code = header["code"]
+        if header["container"] and not self._is_tiny(inside, end):
+            self._elements(inside, end, _count(header[0]), level)
+        elif code and code[0] <= _SNAPSHOT and (code[0] == _SNAPSHOT or end - inside > _OBJECT_BYTES):
+            self.value(inside, end, level + 1)
+        else:
+            self._string(inside, end)
+
+    def _is_tiny(self, begin: int, end: int) -> bool:
+        """Tell by a container's first elements whether they are too small to look at one by one."""
+        unpacker = msgpack.Unpacker(max_buffer_size=_TINY_BYTES)
+        unpacker.feed(self._value[begin : min(end, begin + _TINY_BYTES)])
+        try:
+            for _ in range(_TINY_ELEMENTS):
+                unpacker.skip()
+        except (msgpack.UnpackException, ValueError):
+            return False
+        return True
+
+    def _elements(self, place: int, end: int, left: int, level: int) -> None:
+        """Cut a container's elements; what turns out not to be msgpack is cut like a string."""
+        value = self._value
+        unpacker, window = None, _WINDOW
+        while left:
+            start, (place, left) = place, self._take_over(place, end, level, left)
+            if place > start:
+                unpacker, window = None, _WINDOW
+            if unpacker is None:
+                base, fed = place, min(end, place + window)
+                unpacker = msgpack.Unpacker(max_buffer_size=window)
+                unpacker.feed(memoryview(value)[base:fed])
+                skip, tell, seen = unpacker.skip, unpacker.tell, base - _SEEN
+            last = here = tell()
+            least, most = here + _LEAST, here + _MOST
+            try:
+                for count in range(1, left + 1):  # noqa: B007 - it is wanted afterwards
+                    skip()
+                    here = tell()
+                    if here >= least:
+                        size = here - last
+                        if here >= most or crc32(value[seen + here : base + here]) % (_CHANCE + size) < size:
+                            break
+                    last = here
+                else:
+                    self._remainder(place, base + here)
+                    place = base + here
+                    break
+            except (msgpack.UnpackException, ValueError):
+                if fed == end:
+                    break
+                unpacker, window = None, window * 4
+                continue
+            if size > _MOST:
+                first = len(self.stretches)
+                self._remainder(place, base + last)
+                self.value(base + last, base + here, level + 1)
+                part, digest, *_ = self.stretches[first]
+                self.stretches[first] = (part, digest, level, len(self.stretches) - first, count)
+            else:
+                self._page(place, base + here, level, count)
+            place = base + here
+            left -= count
+        self._string(place, end)
+
+    def _string(self, place: int, end: int) -> None:
+        """Cut bytes that have no structure, or none that is known."""
+        letters = None
+        while end - place > _LEAST:
+            place, _ = self._take_over(place, end, _STRING, 0)
+            if letters is None:
+                base = place
+                letters = self._value[place:end].translate(_LETTERS)
+            found = letters.find(_WORD, place - base + _LEAST, place - base + _MOST)
+            stop = place + _MOST if found < 0 else base + found + len(_WORD)
+            if stop > end:
+                break
+            self._page(place, stop, _STRING)
+            place = stop
+        self._remainder(place, end)
+
+    def _remainder(self, begin: int, end: int) -> None:
+        """Put down what ends because something else begins."""
+        if end - begin > _GLUE:
+            self._page(begin, end)
+        else:
+            self._inline(begin, end)
+
+    def _page(self, begin: int, end: int, level: int | None = None, elements: int = 0) -> None:
+        page = self._value[begin:end]
+        digest = blake2b(page, digest_size=DIGEST_BYTES).digest()
+        self.recipe.append(b"\xff" + digest)
+        self.pages[digest] = page
+        self.stretches.append((page, digest, level, 1, elements))
+
+    def _inline(self, begin: int, end: int) -> None:
+        for place in range(begin, end, DIGEST_BYTES):
+            part = self._value[place : min(end, place + DIGEST_BYTES)]
+            self.recipe.append(_ENTRY.pack(len(part), part))
+            self.stretches.append((part, None, None, 1, 0))
+
+    def _take_over(self, place: int, end: int, level: int, left: int) -> tuple[int, int]:
+        """Take over what `before` has for this place; return where that ends, and how many elements are left."""
+        first = self._find(place, end, level)
+        if first is None:
+            return place, left
+        at, place, left = self._follow(first, place, end, level, left)
+        if at > first:
+            self.recipe.append(self._before.recipe[first * ENTRY_BYTES : at * ENTRY_BYTES])
+            taken = self._before.stretches[first:at]
+            self.stretches += taken
+            self.pages.update({stretch[1]: stretch[0] for stretch in taken if stretch[1]})
+            self._next = at
+        return place, left
+
+    def _find(self, place: int, end: int, level: int) -> int | None:
+        """Return the entry of `before` that may be the one for this place."""
+        stretches = self._before.stretches
+        # Behind what was taken over last there may be a page that has changed, and the header of a list that has grown.
+        for at in range(self._next, min(self._next + 4, len(stretches))):
+            if stretches[at][2] == level and self._value.startswith(stretches[at][0], place, end):
+                return at
+        if not stretches or end - place < _WORTHWHILE:
+            return None
+        if self._starts is None:
+            self._starts = _starts(stretches)
+        return self._starts.get(self._value[place : place + _START])
+
+    def _follow(self, at: int, place: int, end: int, level: int, left: int) -> tuple[int, int, int]:
+        """Follow the stretches of `before` from an entry on; return the entry at which they no longer fit."""
+        is_there = self._value.startswith
+        rest = islice(self._before.stretches, at, None)
+        for part, _, its_level, entries, elements in rest:
+            if its_level != level or elements > left or not is_there(part, place, end):
+                break
+            stop = place + len(part)
+            if entries > 1:
+                for inner in islice(rest, entries - 1):
+                    if not is_there(inner[0], stop, end):
+                        return at, place, left
+                    stop += len(inner[0])
+            place = stop
+            left -= elements
+            at += entries
+        return at, place, left
+
+
+def _starts(stretches: tuple[_Stretch, ...]) -> dict[bytes, int]:
+    """Return where each stretch is, by the bytes it begins with."""
+    starts = {}
+    for at, (part, _, level, entries, _) in enumerate(stretches):
+        if level is not None:
+            # A header is too short to be told from others.
+            start = part + stretches[at + 1][0][:_START] if entries > 1 else part
+            starts[start[:_START]] = at
+    return starts
+
+
+def _count(header: bytes) -> int:
+    """Return how many elements a container has, going by its header; a pair of a map is two."""
+    count = int.from_bytes(header[1:], "big") if header[1:] else header[0] & 15
+    return count * 2 if header[0] < 0x90 or header[0] in {0xDE, 0xDF} else count

@@ -1,0 +1,203 @@
+"""Concurrent changes -> few commits: what arrives while a commit is under way goes with the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+from sqlalchemy import exc
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from checkpoint_store.bridge import Bridge
+from checkpoint_store.changes import Change, size_of
+from checkpoint_store.errors import CheckpointStoreError, Closed, UnusableConnection
+
+MOST_CALLS = 256
+"""How many calls a commit may carry."""
+
+MOST_BYTES = 4 * 1024 * 1024
+"""How many bytes a commit should carry; one call alone may have more."""
+
+FLUSHES = 2
+"""How many commits may be under way at once."""
+
+_DEADLOCK = "40P01"
+_RETRIES = 3
+
+Store = Callable[[Sequence[Change]], Awaitable[None]]
+
+
+class _Call(NamedTuple):
+    """A change that waits for a commit."""
+
+    store: Store
+    schema: str | None
+    change: Change
+    outcome: asyncio.Future[None]
+
+
+class AsyncPipeline:
+    """Lets concurrent `put` and `put_writes` share commits: under load the server makes one where it made dozens.
+
+    A call returns when its own rows are committed. One that finds nothing under way goes straight to the database;
+    those that arrive meanwhile wait and share the next commit. Within a thread changes are stored in the order of the
+    calls. A call whose rows the server refuses fails alone. May be shared by all savers on the engine.
+
+    Args:
+        engine: The engine of the savers.
+        flushes: How many commits may be under way at once, each on a connection of the pool.
+
+    Raises:
+        UnusableConnection: If `engine` is no `AsyncEngine`.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, flushes: int = FLUSHES) -> None:
+        if not isinstance(engine, AsyncEngine):
+            raise UnusableConnection(
+                f"engine is a {type(engine).__qualname__}; a pipeline needs the savers' AsyncEngine"
+            )
+        self.engine = engine
+        self._bridge = Bridge.of(engine.dialect)
+        self._flushes = flushes
+        self._waiting: deque[_Call] = deque()
+        self._under_way = 0
+        self._busy: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    async def submit(self, store: Store, schema: str | None, change: Change) -> None:
+        """Store a change together with others, on the engine's loop.
+
+        Args:
+            store: Stores changes, all in one commit.
+            schema: Whose tables; only changes to the same ones go together.
+            change: What to store.
+        """
+        if self._closed:
+            raise Closed("this pipeline is closed")
+        if not self._under_way and not self._waiting:
+            self._begin([change])
+            try:
+                await store([change])
+            finally:
+                self._end([change])
+            return
+        loop = asyncio.get_running_loop()
+        call = _Call(store, schema, change, loop.create_future())
+        self._waiting.append(call)
+        # Not at once: other calls of this turn of the loop may come along.
+        loop.call_soon(self._pump)
+        await call.outcome
+
+    async def aclose(self) -> None:
+        """Refuse further calls, and wait for those that were made."""
+        self._closed = True
+        await self._bridge.acall(self._idle.wait)
+
+    async def __aenter__(self) -> AsyncPipeline:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _begin(self, changes: Sequence[Change]) -> None:
+        self._under_way += 1
+        self._busy.update(change.thread_id for change in changes)
+        self._idle.clear()
+
+    def _end(self, changes: Sequence[Change]) -> None:
+        self._under_way -= 1
+        self._busy.difference_update(change.thread_id for change in changes)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send off as many commits as may be under way."""
+        while self._under_way < self._flushes and (calls := self._next()):
+            self._begin([call.change for call in calls])
+            task = asyncio.get_running_loop().create_task(self._flush(calls))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if not self._under_way and not self._waiting:
+            self._idle.set()
+
+    def _next(self) -> list[_Call]:
+        """Take the calls that go together next: none of a thread that is busy, or that has an earlier call left."""
+        taken: list[_Call] = []
+        left: list[_Call] = []
+        passed_over = set(self._busy)
+        size = 0
+        while self._waiting and len(taken) < MOST_CALLS:
+            call = self._waiting.popleft()
+            if call.outcome.done():
+                continue  # its caller was cancelled
+            thread_id, more = call.change.thread_id, size_of(call.change)
+            goes = thread_id not in passed_over and (not taken or call.schema == taken[0].schema)
+            if goes and (not taken or size + more <= MOST_BYTES):
+                taken.append(call)
+                size += more
+            else:
+                left.append(call)
+                passed_over.add(thread_id)
+        self._waiting.extendleft(reversed(left))
+        return taken
+
+    async def _flush(self, calls: list[_Call]) -> None:
+        try:
+            await self._store(calls)
+        except BaseException:
+            # The loop ends: nobody will tell the callers otherwise.
+            for call in calls:
+                call.outcome.cancel()
+            raise
+        finally:
+            self._end([call.change for call in calls])
+
+    async def _store(self, calls: list[_Call]) -> None:
+        try:
+            await self._store_again_after_deadlock(calls)
+        except Exception as error:
+            if len(calls) > 1 and _may_be_one_calls_fault(error):
+                # In halves, until whoever it was is alone; each half keeps its order.
+                await self._store(calls[: len(calls) // 2])
+                await self._store(calls[len(calls) // 2 :])
+                return
+            for call in calls:
+                if not call.outcome.done():
+                    call.outcome.set_exception(_own(error))
+        else:
+            for call in calls:
+                if not call.outcome.done():
+                    call.outcome.set_result(None)
+
+    async def _store_again_after_deadlock(self, calls: list[_Call]) -> None:
+        changes = [call.change for call in calls]
+        for _ in range(_RETRIES):
+            try:
+                await calls[0].store(changes)
+                return
+            except exc.DBAPIError as error:
+                # Somebody else's transaction locked rows of several threads in another order.
+                if getattr(error.orig, "sqlstate", None) != _DEADLOCK:
+                    raise
+        await calls[0].store(changes)
+
+
+def _may_be_one_calls_fault(error: Exception) -> bool:
+    """Tell whether the others might be stored without it: not where the server or the tables are missing."""
+    return not isinstance(error, CheckpointStoreError) and not getattr(error, "connection_invalidated", False)
+
+
+def _own(error: Exception) -> Exception:
+    """Return an error of ours anew: each caller adds a traceback of its own to the one it gets."""
+    if not isinstance(error, CheckpointStoreError):
+        return error
+    again = type(error)(*error.args)
+    again.__cause__ = error.__cause__
+    return again

@@ -1,0 +1,100 @@
+"""What this process remembers of the pages it has stored, so that it sends only new ones; bounded.
+
+A memory, not a promise: pages may have been deleted meanwhile. So it has the epoch of the thread it was true in, and
+what was stored on the strength of it is stored only if the epoch is still that one (see `statements.store`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from checkpoint_store.pages import Cut
+
+MOST_DIGESTS = 65_536
+"""How many digests are remembered for all threads together: some 6 MB, and 250 MB of pages."""
+
+MOST_BYTES = 8 * 1024 * 1024
+"""How many bytes of pages are kept to compare the next value of a channel with, for all threads together."""
+
+Place = tuple[str, str]
+"""Namespace and channel."""
+
+
+@dataclass
+class Known:
+    """The pages of one thread that the database has while its epoch is this one."""
+
+    epoch: int
+    digests: dict[Place, frozenset[bytes]] = field(default_factory=dict)
+    """Those of each channel's last value: an older value's are not likely to be needed again."""
+
+    def has(self, digest: bytes) -> bool:
+        """Tell whether the database has a page."""
+        return any(digest in some for some in self.digests.values())
+
+    def __len__(self) -> int:
+        return sum(map(len, self.digests.values()))
+
+
+class Shelf:
+    """The memory of all savers on one engine; its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._cuts: OrderedDict[tuple[str, Place], tuple[int, Cut]] = OrderedDict()
+        self._digests = self._bytes = 0
+        self._lock = threading.Lock()
+
+    def known(self, thread_id: str) -> Known | None:
+        """Return what is remembered of a thread."""
+        with self._lock:
+            if (known := self._known.get(thread_id)) is not None:
+                self._known.move_to_end(thread_id)
+            return known
+
+    def remember(self, thread_id: str, epoch: int, digests: Mapping[Place, Iterable[bytes]]) -> None:
+        """Note the pages of the values that were stored in a thread's epoch."""
+        with self._lock:
+            known = self._known.pop(thread_id, None)
+            if known is not None:
+                self._digests -= len(known)
+            if known is None or known.epoch != epoch:
+                known = Known(epoch)
+            # Another one, because a reader may hold the one before.
+            known = Known(epoch, {**known.digests, **{place: frozenset(some) for place, some in digests.items()}})
+            self._known[thread_id] = known
+            self._digests += len(known)
+            while self._digests > MOST_DIGESTS and len(self._known) > 1:
+                _, oldest = self._known.popitem(last=False)
+                self._digests -= len(oldest)
+
+    def forget(self, thread_id: str) -> None:
+        """Forget a thread of which something remembered has turned out to be untrue."""
+        with self._lock:
+            if (known := self._known.pop(thread_id, None)) is not None:
+                self._digests -= len(known)
+
+    def before(self, thread_id: str, place: Place) -> Cut | None:
+        """Return how the last value of a channel was cut."""
+        with self._lock:
+            if (kept := self._cuts.get((thread_id, place))) is None:
+                return None
+            self._cuts.move_to_end((thread_id, place))
+            return kept[1]
+
+    def keep(self, thread_id: str, place: Place, cut: Cut) -> None:
+        """Keep how a channel's value was cut, for the next one."""
+        size = sum(map(len, cut.pages.values()))
+        with self._lock:
+            if (kept := self._cuts.pop((thread_id, place), None)) is not None:
+                self._bytes -= kept[0]
+            if size > MOST_BYTES:
+                return
+            self._cuts[thread_id, place] = size, cut
+            self._bytes += size
+            while self._bytes > MOST_BYTES:
+                _, (oldest, _) = self._cuts.popitem(last=False)
+                self._bytes -= oldest
