@@ -15,7 +15,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 
 POOL_SIZE = 10
 # What the stock saver's documentation asks of a connection.
@@ -53,19 +53,27 @@ class Ours(AsyncContender):
     name = "ours"
     role = "ours"
     pool_size: ClassVar[int] = POOL_SIZE
+    pipeline: ClassVar[bool] = False
 
     @asynccontextmanager
     async def open(self, url: str) -> AsyncIterator[Saver]:
         engine = create_async_engine(
             "postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=self.pool_size, max_overflow=0
         )
-        saver = AsyncPostgresSaver(engine)
+        saver = AsyncPostgresSaver(engine, AsyncPipeline(engine) if self.pipeline else None)
         try:
             await saver.setup()
             yield saver
         finally:
             await saver.aclose()
             await engine.dispose()
+
+
+class OursPipeline(Ours):
+    """The same, with concurrent writes that share commits."""
+
+    name = "ours, pipeline"
+    pipeline = True
 
 
 class StockConnection(AsyncContender):
@@ -151,5 +159,5 @@ class StockSyncPool(SyncContender):
             yield saver
 
 
-ASYNC: tuple[AsyncContender, ...] = (Ours(), StockConnection(), StockPipeline(), StockPool())
+ASYNC: tuple[AsyncContender, ...] = (Ours(), OursPipeline(), StockConnection(), StockPipeline(), StockPool())
 SYNC: tuple[SyncContender, ...] = (OursSync(), StockSyncConnection(), StockSyncPool())

@@ -128,14 +128,16 @@ def _entries(b: FromClause) -> Select[Any]:
     # A SELECT of its own, and the OFFSET keeps it so: a long one is fetched from its TOAST once, not for every entry.
     recipe = select(b.c.blob.concat(_EMPTY).label("entries")).offset(number(0)).correlate(b).lateral("recipe")
     entries = recipe.c.entries
-    # The planner takes generate_series() to return 1,000 rows, unnest() 10: enough of the former, and it would compile
-    # the plan (JIT), which takes longer than running it.
-    places = func.array_fill(number(0), array([func.length(entries, type_=Integer) // number(_ENTRY_BYTES)]))
-    place = func.unnest(places).table_valued("zero", with_ordinality="place").render_derived("places").c.place
+    # To the planner generate_series() returns 1,000 rows and unnest() 10, of which a range leaves 1: if it expected
+    # more, a page of a list would seem so dear that the server compiles the plan (JIT), longer than it takes to run.
+    count = func.length(entries, type_=Integer) // number(_ENTRY_BYTES)
+    zeros = func.unnest(func.array_fill(number(0), array([count])))
+    place = zeros.table_valued("zero", with_ordinality="place").render_derived("places").c.place
     at = cast((place - number(1)) * number(_ENTRY_BYTES), Integer)
     size = func.get_byte(entries, at).label("size")
     content = func.substr(entries, at + number(2), number(_ENTRY_BYTES - 1)).label("content")
-    return select(place, size, content).select_from(recipe.join(place.table, true())).correlate(b)
+    known = and_(place >= number(1), place <= count)
+    return select(place, size, content).select_from(recipe.join(place.table, true())).where(known).correlate(b)
 
 
 def applied(writes: FromClause) -> list[ColumnElement[Any]]:

@@ -64,7 +64,7 @@ TASKS = "__pregel_tasks"
 """LangGraph's channel of pending sends (`langgraph.checkpoint.serde.types.TASKS`, not imported: see `schema`)."""
 
 
-MOST_ROWS = 256
+MOST_ROWS = 128
 """How many rows a page of a list may have."""
 
 
