@@ -60,6 +60,11 @@ def same_graph(one: FromClause, other: FromClause) -> ColumnElement[bool]:
     return and_(one.c.thread_id == other.c.thread_id, one.c.checkpoint_ns == other.c.checkpoint_ns)
 
 
+def same_blob(one: FromClause, other: FromClause) -> ColumnElement[bool]:
+    """The condition that rows of two tables have the key of the same blob."""
+    return and_(same_graph(one, other), one.c.channel == other.c.channel, one.c.version == other.c.version)
+
+
 def member(document: ColumnElement[Any], name: ColumnElement[str]) -> ColumnElement[Any]:
     """A member of a JSON object, as JSON."""
     return document.op("->", return_type=JSONB())(name)

@@ -272,6 +272,11 @@ class Codec:
         return kind, blob if type(blob) is bytes else bytes(blob)
 
     def _load(self, kind: str | None, blob: bytes | None, place: str, channel: str) -> Any:
+        if blob is None and kind == "msgpack":
+            raise UnreadableValue(
+                f"{place}, channel {channel!r}: a page of the stored value is missing. Rows of checkpoint_pages were "
+                "deleted, or not restored from a backup."
+            )
         try:
             return self._serde.loads_typed((cast("str", kind), cast("bytes", blob)))
         except Exception as error:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
 from checkpoint_store.executor import Executor, Row
+from checkpoint_store.schema import PAGED
 from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Statements
+
+Blob = tuple[str, str, str, str]
+"""Thread, namespace, channel and version."""
 
 ASK_BYTES = 64 * 1024
 """From so many bytes of pages on, the database is asked which of them it has, where nothing is known of the thread."""
@@ -93,6 +98,26 @@ def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete the pages of a thread that nothing refers to; in a transaction."""
     db.fetch(sql.lock_thread, {"thread_id": thread_id})
     db.fetch(sql.collect_pages, {"thread_id": thread_id})
+
+
+def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) -> Sequence[Row]:
+    """Return the blobs of a type that follow another one, key and bytes; plain ones only if they are large."""
+    names = ("thread_id", "checkpoint_ns", "channel", "version")
+    least = 0 if kind == PAGED else pages.LARGE_BYTES
+    return db.fetch(sql.next_blobs, {**dict(zip(names, last, strict=True)), "type": kind, "least": least, "most": most})
+
+
+def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
+    """Put recipes in the place of stored blobs. Returns how many."""
+    count = len(db.fetch(sql.share_blobs, merged(puts, {})))
+    # A thread that has just got its row from somebody else does not pass; then once more.
+    return count or len(db.fetch(sql.share_blobs, merged(puts, {})))
+
+
+def inline_blobs(db: Executor, sql: Statements, keys: Sequence[Blob]) -> int:
+    """Put values in the place of recipes. Returns how many."""
+    columns = zip(("thread_id", "checkpoint_ns", "channel", "version"), zip(*keys, strict=True), strict=True)
+    return len(db.fetch(sql.inline_blobs, {f"blob_{name}s": list(column) for name, column in columns}))
 
 
 def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[str]) -> Sequence[Row]:

@@ -76,8 +76,8 @@ _HEADER = re.compile(
 _LETTERS = bytes(byte * 73 % 257 % 6 for byte in range(256))
 _WORD = b"\x01\x03\x00\x05"
 
-# How much msgpack gets to see at first; it makes a copy.
-_WINDOW = 256 * 1024
+# How much msgpack gets to see at once, unless an element has more; it makes a copy.
+_WINDOW = 64 * 1024
 
 # Instead of a level: the inside of a string.
 _STRING = -1
@@ -223,7 +223,7 @@ class _Knife:
             except (msgpack.UnpackException, ValueError):
                 if fed == end:
                     break
-                unpacker, window = None, window * 4
+                unpacker, window = None, _WINDOW if place > base else window * 4
                 continue
             if size > _MOST:
                 first = len(self.stretches)
@@ -275,8 +275,7 @@ class _Knife:
 
     def _take_over(self, place: int, end: int, level: int, left: int) -> tuple[int, int]:
         """Take over what `before` has for this place; return where that ends, and how many elements are left."""
-        first = self._find(place, end, level)
-        if first is None:
+        if not self._before.stretches or (first := self._find(place, end, level)) is None:
             return place, left
         at, place, left = self._follow(first, place, end, level, left)
         if at > first:
@@ -294,7 +293,7 @@ class _Knife:
         for at in range(self._next, min(self._next + 4, len(stretches))):
             if stretches[at][2] == level and self._value.startswith(stretches[at][0], place, end):
                 return at
-        if not stretches or end - place < _WORTHWHILE:
+        if end - place < _WORTHWHILE:
             return None
         if self._starts is None:
             self._starts = _starts(stretches)

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Subquery,
     Table,
     Text,
+    Update,
     and_,
     bindparam,
     cast,
@@ -55,6 +56,7 @@ from checkpoint_store.clauses import (
     named,
     number,
     rows_of_binds,
+    same_blob,
     same_graph,
     value_of,
 )
@@ -160,6 +162,21 @@ class Statements:
     def collect_pages(self) -> Statement:
         """See `collect_pages`."""
         return Statement(collect_pages(self.tables))
+
+    @cached_property
+    def next_blobs(self) -> Statement:
+        """See `next_blobs`."""
+        return Statement(next_blobs(self.tables))
+
+    @cached_property
+    def share_blobs(self) -> Statement:
+        """See `share_blobs`."""
+        return Statement(share_blobs(self.tables))
+
+    @cached_property
+    def inline_blobs(self) -> Statement:
+        """See `inline_blobs`."""
+        return Statement(inline_blobs(self.tables))
 
     @cached_property
     def delta_history(self) -> Statement:
@@ -427,6 +444,66 @@ def collect_pages(t: Tables) -> Delete:
     )
     is_used = exists().where(used.c.digest == p.c.digest)
     return delete(p).where(p.c.thread_id == given("thread_id"), ~is_used).add_cte(another)
+
+
+def next_blobs(t: Tables) -> Select[Any]:
+    """Select the blobs of a type that follow a key, with the bytes stored: a recipe as it is.
+
+    Binds: `type`, `least` (bytes that they have at least), `most` (how many), and the key to start after: `thread_id`,
+    `checkpoint_ns`, `channel`, `version`.
+    """
+    b = t.checkpoint_blobs
+    keys = list(b.primary_key)
+    return (
+        select(*keys, b.c.blob)
+        .where(tuple_(*keys) > tuple_(*[given(column.name) for column in keys]))
+        .where(b.c.type == given("type"), func.octet_length(b.c.blob) >= bindparam("least", type_=Integer))
+        .order_by(*keys)
+        .limit(bindparam("most", type_=Integer))
+    )
+
+
+def share_blobs(t: Tables) -> Update:
+    """Put recipes in the place of plain blobs, and store their pages; under the same conditions as `store`.
+
+    Returns the threads that passed, once for each blob replaced. Binds: those of `store` for gates, pages and blobs.
+    """
+    passed, b = _passed(t), t.checkpoint_blobs
+    page = rows_of_binds("page_", thread_id=Text, digest=LargeBinary, page=LargeBinary)
+    chosen = select(*page.c).select_from(page.join(passed, passed.c.thread_id == page.c.thread_id))
+    pages = insert(t.checkpoint_pages).from_select(
+        ["thread_id", "digest", "page"], chosen.order_by(page.c.thread_id, page.c.digest)
+    )
+    new = rows_of_binds(
+        "blob_", thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text, type=Text, blob=LargeBinary
+    )
+    return (
+        update(b)
+        .values(type=new.c.type, blob=new.c.blob)
+        .where(same_blob(b, new), b.c.type != key(PAGED), passed.c.thread_id == new.c.thread_id)
+        .returning(b.c.thread_id)
+        .add_cte(pages.on_conflict_do_nothing().cte("new_pages"))
+    )
+
+
+def inline_blobs(t: Tables) -> Update:
+    """Put their values in the place of recipes, except where a page is missing.
+
+    Binds: the blobs' keys as arrays, `blob_thread_ids`, `blob_checkpoint_nss`, `blob_channels`, `blob_versions`.
+    """
+    b = t.checkpoint_blobs
+    paged = b.alias("paged")
+    new = rows_of_binds("blob_", thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text)
+    kind, value = value_of(t, paged)
+    whole = select(*[paged.c[column.name] for column in b.primary_key], kind, value)
+    whole = whole.select_from(new.join(paged, same_blob(paged, new))).where(paged.c.type == key(PAGED))
+    found = whole.cte("found")
+    return (
+        update(b)
+        .values(type=found.c.type, blob=found.c.blob)
+        .where(same_blob(b, found), found.c.blob.is_not(None))
+        .returning(b.c.thread_id)
+    )
 
 
 def _blobs(t: Tables, c: Subquery) -> LateralFromClause:

@@ -1,0 +1,96 @@
+"""A whole database's large values, from plain blobs to shared pages or back; while it is in use, and resumable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import groupby
+from operator import itemgetter
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from checkpoint_store import changes, operations
+from checkpoint_store.changes import Put
+from checkpoint_store.executor import Row
+from checkpoint_store.operations import Blob
+from checkpoint_store.schema import PAGED
+from checkpoint_store.shelf import Shelf
+from checkpoint_store.source import EngineSource
+from checkpoint_store.statements import statements_of
+
+Progress = Callable[[int], None]
+
+_FIRST: Blob = ("", "", "", "")
+
+
+async def share(
+    engine: AsyncEngine, *, schema: str | None = None, batch_size: int = 20, on_progress: Progress | None = None
+) -> int:
+    """Store the large values of a database as pages, as `share_pages=True` does for new ones.
+
+    Each batch is a transaction of its own and finds only what is left to do: what was interrupted can be called again.
+
+    Args:
+        engine: The engine of an asyncpg dialect.
+        schema: The PostgreSQL schema of the tables.
+        batch_size: How many values to read and rewrite at a time.
+        on_progress: Called after each batch with the number of values rewritten so far.
+
+    Returns:
+        How many values were rewritten.
+
+    Raises:
+        NotSetUp: If the tables are missing.
+        Unavailable: If the server can't be reached.
+    """
+    source, shelf = EngineSource(engine, statements_of(schema), None, True), Shelf()
+    done, last = 0, _FIRST
+    while rows := await source.run(operations.next_blobs, "msgpack", last, batch_size):
+        for _, same_thread in groupby(rows, itemgetter(0)):
+            puts = [await asyncio.to_thread(_cut, row, shelf) for row in same_thread]
+            done += await source.run(operations.share_blobs, puts)
+        last = tuple(rows[-1][:4])
+        if on_progress:
+            on_progress(done)
+    return done
+
+
+async def inline(
+    engine: AsyncEngine, *, schema: str | None = None, batch_size: int = 20, on_progress: Progress | None = None
+) -> int:
+    """Store paged values as plain blobs again, which the stock saver can read, and delete the pages.
+
+    Stop what shares pages first: what is stored as pages meanwhile may be left. A value that lacks a page stays as it
+    is.
+
+    Args:
+        engine: The engine of an asyncpg dialect.
+        schema: The PostgreSQL schema of the tables.
+        batch_size: How many values to rewrite at a time.
+        on_progress: Called after each batch with the number of values rewritten so far.
+
+    Returns:
+        How many values were rewritten.
+
+    Raises:
+        NotSetUp: If the tables are missing.
+        Unavailable: If the server can't be reached.
+    """
+    source = EngineSource(engine, statements_of(schema), None, False)
+    done, last = 0, _FIRST
+    while rows := await source.run(operations.next_blobs, PAGED, last, batch_size):
+        done += await source.run(operations.inline_blobs, [tuple(row[:4]) for row in rows])
+        for thread_id in dict.fromkeys(row[0] for row in rows):
+            await source.transact(operations.collect_pages, thread_id)
+        last = tuple(rows[-1][:4])
+        if on_progress:
+            on_progress(done)
+    return done
+
+
+def _cut(row: Row, shelf: Shelf) -> Put:
+    """Return a stored blob as a put of nothing but its pages and its recipe."""
+    thread_id, checkpoint_ns, channel, version, blob = row
+    named = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": "", "parent_checkpoint_id": None}
+    value = {"channels": [channel], "versions": [version], "types": ["msgpack"], "blobs": [blob]}
+    return changes.paged({**named, **value, "checkpoint": "", "metadata": ""}, shelf)
