@@ -63,7 +63,7 @@ class AsyncPipeline:
         self._bridge = Bridge.of(engine.dialect)
         self._flushes = flushes
         self._waiting: deque[_Call] = deque()
-        self._under_way = 0
+        self._under_way = self._last_size = 0
         self._busy: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -81,6 +81,7 @@ class AsyncPipeline:
         if self._closed:
             raise Closed("this pipeline is closed")
         if not self._under_way and not self._waiting:
+            self._last_size = 1
             self._begin([change])
             try:
                 await store([change])
@@ -118,8 +119,15 @@ class AsyncPipeline:
         self._pump()
 
     def _pump(self) -> None:
-        """Send off as many commits as may be under way."""
-        while self._under_way < self._flushes and (calls := self._next()):
+        """Send off as many commits as may be under way.
+
+        A further one only when it carries as many calls as the one before: so runs that wait for each other's commits
+        fall into cohorts, and while the server works for one of them, the next one's values are encoded.
+        """
+        while self._under_way < self._flushes and (not self._under_way or len(self._waiting) >= self._last_size):
+            if not (calls := self._next()):
+                break
+            self._last_size = len(calls)
             self._begin([call.change for call in calls])
             task = asyncio.get_running_loop().create_task(self._flush(calls))
             self._tasks.add(task)
