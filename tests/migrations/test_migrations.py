@@ -115,6 +115,27 @@ async def test_setup_leaves_out_the_stock_savers_redundant_indexes(url: str) -> 
     ]
 
 
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_values_are_compressed_by_lz4_where_the_server_has_it(empty_url: str, adopted: bool) -> None:
+    """In tables of our own; those of the stock saver stay as they are."""
+    if adopted:
+        await set_up_stock(empty_url, len(STOCK_MIGRATIONS))
+    async with AsyncPostgresSaver.from_conn_string(empty_url) as saver:
+        await saver.setup()
+    conn = await asyncpg.connect(empty_url)
+    has_lz4 = await conn.fetchval(
+        "SELECT coalesce((SELECT 'lz4' = ANY (enumvals) FROM pg_settings"
+        " WHERE name = 'default_toast_compression'), false)"
+    )
+    methods = await conn.fetch(
+        "SELECT to_jsonb(a) ->> 'attcompression' FROM pg_attribute a WHERE attname = 'blob'"
+        " AND attrelid IN ('checkpoint_blobs'::regclass, 'checkpoint_writes'::regclass)"
+    )
+    await conn.close()
+
+    assert {(row[0] or "").strip() for row in methods} == ({"l"} if has_lz4 and not adopted else {""})
+
+
 async def test_setup_again_changes_nothing(saver: AsyncPostgresSaver) -> None:
     """setup() at every start of a service costs a look and keeps what is stored."""
     await saver.aput(CONFIG, CHECKPOINT, {}, {"messages": "1.0"})
