@@ -39,10 +39,11 @@ migration: $(INSTALLED) ## Write a revision from what changed in schema.py: make
 wheel: $(INSTALLED) ## Build the sdist and the wheel into dist/
 	$(VENV)/bin/python -m build
 
-bench: $(INSTALLED) ## Measure against the stock saver, on one server
+bench: $(INSTALLED) ## Measure against the stock saver, on one server, and draw the plots
 	$(VENV)/bin/python -m benchmarks
+	$(VENV)/bin/python -m benchmarks.plots
 
-bench-quick: $(INSTALLED) ## The same in a few minutes, for a first impression
+bench-quick: $(INSTALLED) ## The same in under two minutes, for a first impression
 	$(VENV)/bin/python -m benchmarks --quick
 
 # A target of its own for each Python, so that another one starts afresh and a changed pyproject.toml only updates.

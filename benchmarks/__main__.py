@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import pkgutil
 import sys
 import time
@@ -30,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     target = options.json or (None if options.only else RESULTS / ("quick.json" if options.quick else "latest.json"))
 
     results: list[report.Result] = []
+    series: list[report.Series] = []
     with server.running() as running:
         run = report.conditions(running.settings(), quick=options.quick)
         commit_ms = [running.commit_ms()]
@@ -39,14 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             gc.collect()
             gc.freeze()
             started = time.perf_counter()
-            results += measure(Bench(running, options.quick))
+            for one in measure(Bench(running, options.quick)):
+                (series if isinstance(one, report.Series) else results).append(one)
             print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
         run["commit_ms"] = [*commit_ms, running.commit_ms()]
 
     print(report.markdown(results, run))
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(report.document(results, run), indent=1) + "\n")
+        target.write_text(report.written(report.document(results, series, run)))
 
 
 if __name__ == "__main__":

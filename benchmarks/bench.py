@@ -26,6 +26,12 @@ class Bench:
         """A size: the first for `--quick`, else the second."""
         return quick if self.quick else full
 
+    def database(self, stack: ExitStack | AsyncExitStack, name: str) -> str:
+        """The URL of a new database of about that name, dropped when the stack unwinds."""
+        url = self.server.create_database(name)
+        stack.callback(self.server.drop_database, url)
+        return url
+
     @asynccontextmanager
     async def savers(
         self, measure: str, contenders: Sequence[AsyncContender] = ASYNC, *, via: Callable[[str], str] | None = None
@@ -40,7 +46,7 @@ class Bench:
         async with AsyncExitStack() as stack:
             opened = {}
             for contender in contenders:
-                url = self.server.create_database(f"{measure} {contender.name}")
+                url = self.database(stack, f"{measure} {contender.name}")
                 opened[contender] = await stack.enter_async_context(contender.open(via(url) if via else url))
                 await prove(opened[contender])
             yield opened
@@ -53,7 +59,7 @@ class Bench:
         with ExitStack() as stack:
             opened = {}
             for contender in contenders:
-                url = self.server.create_database(f"{measure} {contender.name}")
+                url = self.database(stack, f"{measure} {contender.name}")
                 opened[contender] = stack.enter_context(contender.open(url))
                 prove_sync(opened[contender])
             yield opened
@@ -62,9 +68,14 @@ class Bench:
 def rotations(contenders: Sequence[T], rounds: int) -> Iterator[list[T]]:
     """In every round everyone has a turn, each time with another one first and in the other direction."""
     for number in range(rounds):
-        first = number % len(contenders)
-        order = [*contenders[first:], *contenders[:first]]
-        yield order[::-1] if number % 2 else order
+        yield rotation(contenders, number)
+
+
+def rotation(contenders: Sequence[T], number: int) -> list[T]:
+    """The order of one round."""
+    first = number % len(contenders)
+    order = [*contenders[first:], *contenders[:first]]
+    return order[::-1] if number % 2 else order
 
 
 @contextmanager

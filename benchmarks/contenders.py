@@ -7,15 +7,20 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, ClassVar, Literal
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
+import asyncpg
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, ChannelVersions, Checkpoint, CheckpointMetadata
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres import PostgresSaver as StockSyncSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.codec import Codec, next_config
+from checkpoint_store.statements import statements_of
 
 POOL_SIZE = 10
 # What the stock saver's documentation asks of a connection.
@@ -74,6 +79,68 @@ class OursPipeline(Ours):
 
     name = "ours, pipeline"
     pipeline = True
+
+
+class FloorSaver(AsyncPostgresSaver):
+    """Our saver, but its `aput` is nothing except asyncpg running our statement, with what was encoded before."""
+
+    def __init__(self, engine: AsyncEngine, driver: asyncpg.Connection) -> None:
+        super().__init__(engine)
+        self._driver = driver
+        self._dialect = engine.dialect
+        self._statement = statements_of(None).put_checkpoint
+        self._sql = self._statement.sql(engine.dialect)
+        self._prepared: dict[str, tuple[Any, RunnableConfig]] = {}
+
+    def prepare(self, *put: Any) -> None:
+        """Encode the arguments of a coming `aput`."""
+        binds = Codec(self.serde).encode_checkpoint(*put)
+        self._prepared[binds["checkpoint_id"]] = (self._statement.parameters(self._dialect, binds), next_config(binds))
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint; one that was not prepared is encoded now."""
+        if checkpoint["id"] not in self._prepared:
+            self.prepare(config, checkpoint, metadata, new_versions)
+        parameters, stored = self._prepared.pop(checkpoint["id"])
+        await self._driver.fetch(self._sql, *parameters)
+        return stored
+
+
+class Floor(AsyncContender):
+    """Bare asyncpg with the same SQL: what `aput` costs without a saver. The other methods are ours."""
+
+    name = "bare asyncpg"
+    role = "reference"
+
+    @asynccontextmanager
+    async def open(self, url: str) -> AsyncIterator[FloorSaver]:
+        engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=POOL_SIZE)
+        driver = await asyncpg.connect(url)
+        saver = FloorSaver(engine, driver)
+        try:
+            await saver.setup()
+            yield saver
+        finally:
+            await driver.close()
+            await saver.aclose()
+            await engine.dispose()
+
+
+class InMemory(AsyncContender):
+    """LangGraph's own saver that keeps everything in the process and loses it with it: what no database can be."""
+
+    name = "in memory"
+    role = "reference"
+
+    @asynccontextmanager
+    async def open(self, url: str) -> AsyncIterator[Saver]:  # noqa: ARG002 - it needs no database
+        yield InMemorySaver()
 
 
 class StockConnection(AsyncContender):

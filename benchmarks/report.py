@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ PACKAGES = (
     "asyncpg",
     "psycopg",
     "psycopg-pool",
+    "langgraph",
     "langgraph-checkpoint",
     "langgraph-checkpoint-postgres",
     "langchain-core",
@@ -35,25 +38,31 @@ class Target:
     at_least: float | None = None
     of_ours: bool = False
 
-    def met(self, ratio: float, ours: float) -> bool:
+    def met(self, ratio: float | None, ours: float) -> bool:
         """Whether the figure that counts is on the right side."""
-        figure = ours if self.of_ours else ratio
+        figure = ours if self.of_ours or ratio is None else ratio
         return (self.at_most is None or figure <= self.at_most) and (self.at_least is None or figure >= self.at_least)
 
     def __str__(self) -> str:
-        bound = f"≤ {self.at_most:.2f}" if self.at_most is not None else f"≥ {self.at_least:.2f}"
+        bound = f"≤ {_ratio(self.at_most)}" if self.at_most is not None else f"≥ {_ratio(self.at_least or 0)}"
         return f"ours {bound}" if self.of_ours else bound
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One measure. `targets` go by the name of a contender of ours."""
+    """One measure.
+
+    `targets` go by the name of a contender of ours, and are against the stock saver's best mode, or the one that
+    `stock` names; `reference_targets` are against a reference contender's figure, of which a measure has one at most.
+    """
 
     measure: str
     unit: str
     samples: Samples
     higher_is_better: bool = False
     targets: Mapping[str, Target] = field(default_factory=dict)
+    reference_targets: Mapping[str, Target] = field(default_factory=dict)
+    stock: str | None = None
 
     def median(self, contender: Contender) -> float:
         """Median of all samples."""
@@ -66,13 +75,23 @@ class Result:
         return {"median": self.median(contender), "p10": p10, "p90": p90}
 
     def stock_best(self) -> Contender | None:
-        """The stock saver's fastest mode, by its median in this run."""
+        """What represents the stock saver: its best mode, by its median in this run, if the measure names no other."""
         stock = [contender for contender in self.samples if contender.role == "stock"]
+        stock = [contender for contender in stock if self.stock in (None, contender.name)]
         return (max if self.higher_is_better else min)(stock, key=self.median, default=None)
 
-    def spread(self, ours: Contender, stock: Contender) -> tuple[float, float]:
+    def compared(self, ours: Contender) -> list[tuple[Contender | None, Target | None]]:
+        """Whom a contender of ours is compared with, and what it has to reach; None for itself alone."""
+        target = self.targets.get(ours.name)
+        references = [one for one in self.samples if one.role == "reference"]
+        pairs: list[tuple[Contender | None, Target | None]] = []
+        if (stock := self.stock_best()) or (target and target.of_ours):
+            pairs.append((stock, target))
+        return [*pairs, *[(one, self.reference_targets.get(ours.name)) for one in references]]
+
+    def spread(self, ours: Contender, other: Contender) -> tuple[float, float]:
         """Quartiles of the ratio taken round by round: how much of the ratio is noise."""
-        pairs = zip(self.samples[ours], self.samples[stock], strict=True)
+        pairs = zip(self.samples[ours], self.samples[other], strict=True)
         ratios = [statistics.median(mine) / statistics.median(theirs) for mine, theirs in pairs]
         if len(ratios) < 2:
             return ratios[0], ratios[0]
@@ -84,24 +103,32 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Series:
+    """How something develops: for each contender its points, for the plots."""
+
+    name: str
+    x: str
+    unit: str
+    points: Mapping[Contender, Sequence[tuple[float, float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One of our contenders against the stock saver's best in one measure."""
+    """One of our contenders against another in one measure; with no other its figure counts alone."""
 
     result: Result
     ours: Contender
-    stock: Contender
+    other: Contender | None
+    target: Target | None
 
     @property
-    def ratio(self) -> float:
-        return self.result.median(self.ours) / self.result.median(self.stock)
+    def ratio(self) -> float | None:
+        return self.result.median(self.ours) / self.result.median(self.other) if self.other else None
 
     @property
-    def undisturbed_ratio(self) -> float:
-        return self.result.figures(self.ours)["p10"] / self.result.figures(self.stock)["p10"]
-
-    @property
-    def target(self) -> Target | None:
-        return self.result.targets.get(self.ours.name)
+    def undisturbed_ratio(self) -> float | None:
+        p10 = {one: self.result.figures(one)["p10"] for one in (self.ours, self.other) if one}
+        return p10[self.ours] / p10[self.other] if self.other else None
 
     @property
     def met(self) -> bool | None:
@@ -109,13 +136,13 @@ class Row:
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """Every contender of ours, in every measure that has a stock saver to compare with."""
+    """Every contender of ours, in every measure, against each that it is compared with."""
     return [
-        Row(result=result, ours=ours, stock=stock)
+        Row(result=result, ours=ours, other=other, target=target)
         for result in results
-        if (stock := result.stock_best())
         for ours in result.samples
         if ours.role == "ours"
+        for other, target in result.compared(ours)
     ]
 
 
@@ -124,9 +151,15 @@ def markdown(results: Sequence[Result], run: Mapping[str, Any]) -> str:
     return "\n".join([*_comparison(rows(results)), "", *_figures(results), "", *_conditions(run)])
 
 
-def document(results: Sequence[Result], run: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for machines, with every contender's samples summed up."""
-    return {**run, "results": [_summary(result) for result in results]}
+def document(results: Sequence[Result], series: Sequence[Series], run: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for machines, with every contender's samples summed up, and the series that the plots show."""
+    return {**run, "results": [_summary(result) for result in results], "series": [_points(one) for one in series]}
+
+
+def written(document: Mapping[str, Any]) -> str:
+    """A document as JSON, lists of numbers on one line."""
+    text = json.dumps(document, indent=1)
+    return re.sub(r"\[[-+.,\seE\d]+\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n"
 
 
 def conditions(settings: Mapping[str, str], *, quick: bool) -> dict[str, Any]:
@@ -147,17 +180,19 @@ def conditions(settings: Mapping[str, str], *, quick: bool) -> dict[str, Any]:
 
 def _comparison(compared: Sequence[Row]) -> list[str]:
     lines = [
-        "| measure | ours | stock best (which) | ratio (quartiles) | ratio of p10 | target | met? |",
+        "| measure | ours | stock best (which), or reference | ratio (quartiles) | ratio of p10 | target | met? |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in compared:
         result, unit = row.result, row.result.unit
-        low, high = result.spread(row.ours, row.stock)
         ours = f"{_short(result.median(row.ours))} {unit}" + (f" ({row.ours.name})" if row.ours.name != "ours" else "")
-        stock = f"{_short(result.median(row.stock))} {unit} ({row.stock.name.removeprefix('stock ')})"
+        other = ratio = undisturbed = ""
+        if row.other and row.ratio is not None and row.undisturbed_ratio is not None:
+            other = f"{_short(result.median(row.other))} {unit} ({row.other.name.removeprefix('stock ')})"
+            ratio = "{} ({}-{})".format(*map(_ratio, (row.ratio, *result.spread(row.ours, row.other))))
+            undisturbed = _ratio(row.undisturbed_ratio)
         met = {None: "", True: "yes", False: "**no**"}[row.met]
-        ratio = f"{row.ratio:.2f} ({low:.2f}-{high:.2f})"
-        cells = (result.measure, ours, stock, ratio, f"{row.undisturbed_ratio:.2f}", str(row.target or ""), met)
+        cells = (result.measure, ours, other, ratio, undisturbed, str(row.target or ""), met)
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -196,6 +231,26 @@ def _short(figure: float) -> str:
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
 
 
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if abs(ratio) >= 0.1 else f"{ratio:.2g}"
+
+
+def _points(series: Series) -> dict[str, Any]:
+    return {
+        "name": series.name,
+        "x": series.x,
+        "unit": series.unit,
+        "contenders": {
+            contender.name: {
+                "role": contender.role,
+                "x": [x for x, _ in points],
+                "y": [float(f"{y:.4g}") for _, y in points],
+            }
+            for contender, points in series.points.items()
+        },
+    }
+
+
 def _summary(result: Result) -> dict[str, Any]:
     return {
         "measure": result.measure,
@@ -214,10 +269,11 @@ def _summary(result: Result) -> dict[str, Any]:
         "comparison": [
             {
                 "ours": row.ours.name,
-                "stock": row.stock.name,
+                "other": row.other.name if row.other else None,
+                "role": row.other.role if row.other else None,
                 "ratio": row.ratio,
                 "undisturbed_ratio": row.undisturbed_ratio,
-                "quartiles": result.spread(row.ours, row.stock),
+                "quartiles": result.spread(row.ours, row.other) if row.other else None,
                 "target": str(row.target) if row.target else None,
                 "met": row.met,
             }

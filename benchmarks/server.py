@@ -31,6 +31,12 @@ class Server:
             conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return make_url(self._url).set(database=name).render_as_string(hide_password=False)
 
+    def drop_database(self, url: str) -> None:
+        """Drop a database that `create_database` made, so that it costs the measures after it nothing."""
+        name = make_url(url).database
+        with psycopg.connect(self._url, autocommit=True) as conn:
+            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(name))))
+
     def settings(self) -> dict[str, str]:
         """The settings in force, asked from the server; raises if one of them is not durable."""
         with psycopg.connect(self._url) as conn:

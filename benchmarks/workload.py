@@ -67,7 +67,7 @@ class Chat:
         number, before = self._turn, self._versions
         message = self._message(number)
         self._turn += 1
-        self._messages = [*self._messages[1:], message]
+        self._messages = self._following(message)
         changed = ("messages", "attempts", "branch:to:agent")
         new_versions: ChannelVersions = dict.fromkeys(changed, self._version(number))
         self._versions = {**before, **new_versions}
@@ -103,6 +103,10 @@ class Chat:
             task_id=self._uuid(),
             task_path="~__pregel_pull, agent",
         )
+
+    def _following(self, message: BaseMessage) -> list[BaseMessage]:
+        """The messages of the next checkpoint."""
+        return [*self._messages[1:], message]
 
     def _message(self, turn: int) -> BaseMessage:
         text = " ".join(self._random.choices(self._words, k=self.length))[: self.length]

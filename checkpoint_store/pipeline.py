@@ -8,12 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.bridge import Bridge
-from checkpoint_store.changes import Change, size_of
-from checkpoint_store.errors import CheckpointStoreError, Closed, UnusableConnection
+from checkpoint_store.changes import Change, Put, size_of
+from checkpoint_store.errors import AccessDenied, CheckpointStoreError, Closed, UnusableConnection
 
 MOST_CALLS = 256
 """How many calls a commit may carry."""
@@ -24,8 +23,8 @@ MOST_BYTES = 4 * 1024 * 1024
 FLUSHES = 2
 """How many commits may be under way at once."""
 
-_DEADLOCK = "40P01"
-_RETRIES = 3
+_PATIENCE_SECONDS = 0.02
+"""How long a call waits for company while a commit is under way and another one might be."""
 
 Store = Callable[[Sequence[Change]], Awaitable[None]]
 
@@ -68,6 +67,7 @@ class AsyncPipeline:
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def submit(self, store: Store, schema: str | None, change: Change) -> None:
@@ -124,32 +124,49 @@ class AsyncPipeline:
         A further one only when it carries as many calls as the one before: so runs that wait for each other's commits
         fall into cohorts, and while the server works for one of them, the next one's values are encoded.
         """
-        while self._under_way < self._flushes and (not self._under_way or len(self._waiting) >= self._last_size):
-            if not (calls := self._next()):
+        while self._waiting and self._under_way < self._flushes:
+            if self._under_way and len(self._waiting) < self._last_size:
+                # Not for long: what is under way may itself be waiting for somebody's lock.
+                self._timer = self._timer or asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._push)
+                return
+            if not self._send():
                 break
+        if not self._under_way and not self._waiting:
+            self._idle.set()
+
+    def _push(self) -> None:
+        """Send off what has waited long enough."""
+        self._timer = None
+        if self._waiting and self._under_way < self._flushes:
+            self._send()
+        self._pump()
+
+    def _send(self) -> bool:
+        if calls := self._next():
             self._last_size = len(calls)
             self._begin([call.change for call in calls])
             task = asyncio.get_running_loop().create_task(self._flush(calls))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if not self._under_way and not self._waiting:
-            self._idle.set()
+        return bool(calls)
 
     def _next(self) -> list[_Call]:
         """Take the calls that go together next: none of a thread that is busy, or that has an earlier call left."""
         taken: list[_Call] = []
         left: list[_Call] = []
         passed_over = set(self._busy)
-        size = 0
+        size = other = 0
         while self._waiting and len(taken) < MOST_CALLS:
             call = self._waiting.popleft()
             if call.outcome.done():
                 continue  # its caller was cancelled
             thread_id, more = call.change.thread_id, size_of(call.change)
-            goes = thread_id not in passed_over and (not taken or call.schema == taken[0].schema)
-            if goes and (not taken or size + more <= MOST_BYTES):
+            kind = _kind(call.change)
+            fits = not taken or (call.schema == taken[0].schema and size + more <= MOST_BYTES)
+            if fits and thread_id not in passed_over and kind * other >= 0:
                 taken.append(call)
                 size += more
+                other = other or kind
             else:
                 left.append(call)
                 passed_over.add(thread_id)
@@ -169,7 +186,7 @@ class AsyncPipeline:
 
     async def _store(self, calls: list[_Call]) -> None:
         try:
-            await self._store_again_after_deadlock(calls)
+            await calls[0].store([call.change for call in calls])
         except Exception as error:
             if len(calls) > 1 and _may_be_one_calls_fault(error):
                 # In halves, until whoever it was is alone; each half keeps its order.
@@ -184,22 +201,25 @@ class AsyncPipeline:
                 if not call.outcome.done():
                     call.outcome.set_result(None)
 
-    async def _store_again_after_deadlock(self, calls: list[_Call]) -> None:
-        changes = [call.change for call in calls]
-        for _ in range(_RETRIES):
-            try:
-                await calls[0].store(changes)
-                return
-            except exc.DBAPIError as error:
-                # Somebody else's transaction locked rows of several threads in another order.
-                if getattr(error.orig, "sqlstate", None) != _DEADLOCK:
-                    raise
-        await calls[0].store(changes)
+
+def _kind(change: Change) -> int:
+    """Tell apart what can't go together: writes to special channels that replace, 1, and those that don't, -1.
+
+    They may be to the same rows, and a statement locks all those of one kind before those of the other: two processes
+    could deadlock, each with one row in either.
+    """
+    if isinstance(change, Put):
+        return 0
+    return 1 if change.replace else -1 if min(change.binds["idxs"]) < 0 else 0
 
 
 def _may_be_one_calls_fault(error: Exception) -> bool:
-    """Tell whether the others might be stored without it: not where the server or the tables are missing."""
-    return not isinstance(error, CheckpointStoreError) and not getattr(error, "connection_invalidated", False)
+    """Tell whether others might be stored without it: where the server or the tables are missing they are not.
+
+    An AccessDenied may be a policy's, on one row (row-level security).
+    """
+    ours = isinstance(error, CheckpointStoreError) and not isinstance(error, AccessDenied)
+    return not ours and not getattr(error, "connection_invalidated", False)
 
 
 def _own(error: Exception) -> Exception:

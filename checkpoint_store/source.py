@@ -41,6 +41,10 @@ _NO_SETTING = "42704"  # undefined_object, which an unknown parameter in a URL t
 _NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
 """Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
 
+_DEADLOCK = "40P01"
+_DEADLOCKS = 3
+"""How many times something is done again; each time the server took a second to notice (its `deadlock_timeout`)."""
+
 _FOREIGN = (exc.SQLAlchemyError, PostgresError, ClientConfigurationError, OSError, asyncio.TimeoutError, TurnTimeout)
 """What comes from below us, to be told in our words."""
 
@@ -271,7 +275,20 @@ class EngineSource(Source):
             await self._pipe.submit(self._store_all, self.sql.tables.schema, change)
 
     async def _store_all(self, changes: Sequence[Change]) -> None:
-        await self._perform(self._lend, operations.store, self.shelf, changes)
+        # Also when this saver has been closed meanwhile: it was open when the first call came in, and there may be
+        # others' among them.
+        await self._explained(self._lend, operations.store, self.sql, self.shelf, changes)
+
+    async def _explained(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        # Whoever locks rows of several threads in another order may meet us halfway: the host, or the stock saver. The
+        # server then chooses one whose work is undone, and all of ours can be done again.
+        for _ in range(_DEADLOCKS):
+            try:
+                return await super()._explained(function, *args)
+            except exc.DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) != _DEADLOCK:
+                    raise
+        return await super()._explained(function, *args)
 
     async def _setup(self, timeout: float) -> None:
         try:

@@ -352,8 +352,13 @@ def store(t: Tables) -> Select[Any]:
         new, names = rows_of_binds(prefix, thread_id=Text, **columns), ["thread_id", *columns]
         values = [cast(new.c[name], JSONB) if name in ("checkpoint", "metadata") else new.c[name] for name in names]
         chosen = select(*values).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
-        # In the order of keys also here: the join may have changed it.
-        return insert(target).from_select(names, chosen.order_by(*[new.c[column.key] for column in target.primary_key]))
+        # Everybody locks rows in one order: by key, as Python sorts strings, but special writes (whose idx is negative)
+        # before ordinary ones, because those that replace are all special and go first.
+        order = [new.c[column.key] for column in target.primary_key]
+        order = [column.collate("C") if isinstance(column.type, Text) else column for column in order]
+        if "idx" in columns:
+            order.insert(0, new.c.idx >= number(0))
+        return insert(target).from_select(names, chosen.order_by(*order))
 
     graph = {"checkpoint_ns": Text}
     write = {**graph, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
@@ -422,11 +427,13 @@ def known_pages(t: Tables) -> Select[Any]:
 
 def delete_thread(t: Tables) -> Delete:
     """Delete everything stored for a thread, atomically. Binds: `thread_id`."""
+    # In the order in which `store` writes, so that the two don't deadlock: PostgreSQL executes the statement itself,
+    # then the CTEs, the last one first.
     rest = [
         delete(table).where(table.c.thread_id == given("thread_id")).cte(f"deleted_{table.name}")
-        for table in (t.checkpoint_blobs, t.checkpoint_writes, t.checkpoint_pages, t.checkpoint_threads)
+        for table in (t.checkpoint_threads, t.checkpoint_pages, t.checkpoint_blobs, t.checkpoints)
     ]
-    return delete(t.checkpoints).where(t.checkpoints.c.thread_id == given("thread_id")).add_cte(*rest)
+    return delete(t.checkpoint_writes).where(t.checkpoint_writes.c.thread_id == given("thread_id")).add_cte(*rest)
 
 
 def collect_pages(t: Tables) -> Delete:

@@ -18,7 +18,7 @@ def measure(bench: Bench) -> list[Result]:
     with bench.sync_savers("threads") as savers, ThreadPoolExecutor(THREADS) as threads:
         alone: Samples = {contender: [] for contender in savers}
         crowded: Samples = {contender: [] for contender in savers}
-        for number, turns in enumerate(rotations(list(savers), bench.pick(quick=8, full=60) + 1)):
+        for number, turns in enumerate(rotations(list(savers), bench.pick(quick=5, full=40) + 1)):
             for contender in turns:
                 times = _alone(savers[contender], Chat(f"alone-{number}"))
                 rate = _crowded(savers[contender], threads, [Chat(f"crowd-{number}-{n}") for n in range(THREADS)])
