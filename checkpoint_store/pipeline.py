@@ -20,8 +20,11 @@ MOST_CALLS = 256
 MOST_BYTES = 4 * 1024 * 1024
 """How many bytes a commit should carry; one call alone may have more."""
 
-FLUSHES = 2
+FLUSHES = 8
 """How many commits may be under way at once."""
+
+_COHORTS = 2
+"""How many of them may be shared by several calls."""
 
 _PATIENCE_SECONDS = 0.02
 """How long a call waits for company while a commit is under way and another one might be."""
@@ -41,9 +44,9 @@ class _Call(NamedTuple):
 class AsyncPipeline:
     """Lets concurrent `put` and `put_writes` share commits: under load the server makes one where it made dozens.
 
-    A call returns when its own rows are committed. One that finds nothing under way goes straight to the database;
-    those that arrive meanwhile wait and share the next commit. Within a thread changes are stored in the order of the
-    calls. A call whose rows the server refuses fails alone. May be shared by all savers on the engine.
+    A call returns when its own rows are committed. Few at once go straight to the database; more than that wait, and
+    what has gathered shares the next commit. Within a thread changes are stored in the order of the calls. A call whose
+    rows the server refuses fails alone. May be shared by all savers on the engine.
 
     Args:
         engine: The engine of the savers.
@@ -62,7 +65,7 @@ class AsyncPipeline:
         self._bridge = Bridge.of(engine.dialect)
         self._flushes = flushes
         self._waiting: deque[_Call] = deque()
-        self._under_way = self._last_size = 0
+        self._under_way = self._shared = self._last_size = 0
         self._busy: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -80,8 +83,8 @@ class AsyncPipeline:
         """
         if self._closed:
             raise Closed("this pipeline is closed")
-        if not self._under_way and not self._waiting:
-            self._last_size = 1
+        few = self._under_way < self._flushes and not self._shared and not self._waiting
+        if few and change.thread_id not in self._busy:
             self._begin([change])
             try:
                 await store([change])
@@ -121,11 +124,11 @@ class AsyncPipeline:
     def _pump(self) -> None:
         """Send off as many commits as may be under way.
 
-        A further one only when it carries as many calls as the one before: so runs that wait for each other's commits
-        fall into cohorts, and while the server works for one of them, the next one's values are encoded.
+        A second shared one only when it carries as many calls as the first: so runs that wait for each other's commits
+        fall into cohorts, and while the server works for one of them, the other one's values are encoded.
         """
-        while self._waiting and self._under_way < self._flushes:
-            if self._under_way and len(self._waiting) < self._last_size:
+        while self._waiting and self._under_way < self._flushes and self._shared < _COHORTS:
+            if self._shared and len(self._waiting) < self._last_size:
                 # Not for long: what is under way may itself be waiting for somebody's lock.
                 self._timer = self._timer or asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._push)
                 return
@@ -144,6 +147,7 @@ class AsyncPipeline:
     def _send(self) -> bool:
         if calls := self._next():
             self._last_size = len(calls)
+            self._shared += 1
             self._begin([call.change for call in calls])
             task = asyncio.get_running_loop().create_task(self._flush(calls))
             self._tasks.add(task)
@@ -182,6 +186,7 @@ class AsyncPipeline:
                 call.outcome.cancel()
             raise
         finally:
+            self._shared -= 1
             self._end([call.change for call in calls])
 
     async def _store(self, calls: list[_Call]) -> None:

@@ -354,10 +354,9 @@ def store(t: Tables) -> Select[Any]:
         chosen = select(*values).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
         # Everybody locks rows in one order: by key, as Python sorts strings, but special writes (whose idx is negative)
         # before ordinary ones, because those that replace are all special and go first.
-        order = [new.c[column.key] for column in target.primary_key]
-        order = [column.collate("C") if isinstance(column.type, Text) else column for column in order]
-        if "idx" in columns:
-            order.insert(0, new.c.idx >= number(0))
+        special_first = [new.c.idx >= number(0)] if "idx" in columns else []
+        keys = [new.c[column.key] for column in target.primary_key]
+        order = [*special_first, *[key.collate("C") if isinstance(key.type, Text) else key for key in keys]]
         return insert(target).from_select(names, chosen.order_by(*order))
 
     graph = {"checkpoint_ns": Text}

@@ -865,7 +865,7 @@ def test_the_end_of_the_loop_is_the_end_of_all_calls(url: str) -> None:
 
     async def main() -> None:
         engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url})
-        pipe = AsyncPipeline(engine)
+        pipe = AsyncPipeline(engine, flushes=2)
         saver = AsyncPostgresSaver(engine, pipe)
         tasks.extend(asyncio.create_task(put(saver, f"t{number % 5}", f"{number}")) for number in range(20))
         await until(lambda: pipe._under_way == 2 and pipe._waiting)
