@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change, Put, size_of
-from checkpoint_store.errors import AccessDenied, CheckpointStoreError, Closed, UnusableConnection
+from checkpoint_store.errors import AccessDenied, CheckpointStoreError, Closed, InvalidOption, UnusableConnection
 
 MOST_CALLS = 256
 """How many calls a commit may carry."""
@@ -54,6 +54,7 @@ class AsyncPipeline:
 
     Raises:
         UnusableConnection: If `engine` is no `AsyncEngine`.
+        InvalidOption: If `flushes` is less than one.
     """
 
     def __init__(self, engine: AsyncEngine, *, flushes: int = FLUSHES) -> None:
@@ -61,6 +62,8 @@ class AsyncPipeline:
             raise UnusableConnection(
                 f"engine is a {type(engine).__qualname__}; a pipeline needs the savers' AsyncEngine"
             )
+        if flushes < 1:
+            raise InvalidOption(f"flushes is {flushes}; with less than one commit at a time nothing is ever stored")
         self.engine = engine
         self._bridge = Bridge.of(engine.dialect)
         self._flushes = flushes

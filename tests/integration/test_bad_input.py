@@ -192,6 +192,8 @@ async def test_a_pipe_that_does_not_fit_is_refused_with_the_reason(engine: Async
         AsyncPostgresSaver(engine, object())  # type: ignore[arg-type]
     with pytest.raises(errors.UnusableConnection, match="engine is a str; a pipeline needs the savers' AsyncEngine"):
         AsyncPipeline("postgresql://localhost")  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidOption, match="flushes is 0"):
+        AsyncPipeline(engine, flushes=0)
     another = create_async_engine("postgresql+asyncpg://localhost/app")
     with pytest.raises(errors.InvalidOption, match="made for another engine"):
         AsyncPostgresSaver(engine, AsyncPipeline(another))
