@@ -72,6 +72,7 @@ async def test_no_turn_is_lost_or_made_by_random_cancellations_and_deadlines(see
     while not all(task.done() for task in tasks):
         chance.choice(tasks).cancel()
         await asyncio.sleep(0 if chance.random() < 0.8 else 0.001)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
     assert most == 3
     for _ in range(3):
