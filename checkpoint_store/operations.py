@@ -7,6 +7,7 @@ Where it doesn't say otherwise each is one statement, so it is atomic on its own
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
@@ -14,10 +15,13 @@ from checkpoint_store.config import Key, Listing
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED
 from checkpoint_store.shelf import Known, Shelf
-from checkpoint_store.statements import Statements
+from checkpoint_store.statements import Read, Statements
 
 Blob = tuple[str, str, str, str]
 """Thread, namespace, channel and version."""
+
+_BLOB_TYPES = 7
+"""The place of the blobs' types among the columns of `statements.checkpoints`."""
 
 ASK_BYTES = 64 * 1024
 """From so many bytes of pages on, the database is asked which of them it has, where nothing is known of the thread."""
@@ -71,21 +75,33 @@ def _known(db: Executor, sql: Statements, shelf: Shelf | None, put: Put) -> Know
     return Known(rows[0][0], {("", ""): frozenset(rows[0][1] or ())}) if rows else None
 
 
-def get_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
+def get_checkpoint(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row | None:
     """Return the checkpoint that a key names, or the newest of its thread and namespace, or None."""
-    statement = sql.get_checkpoint if key.checkpoint_id else sql.get_latest
-    rows = db.fetch(statement, key._asdict())
+    read = sql.get_checkpoint if key.checkpoint_id else sql.get_latest
+    rows = _read(db, read, shelf, key._asdict())
     return rows[0] if rows else None
 
 
-def list_page(db: Executor, sql: Statements, listing: Listing, last: Last | None, size: int) -> Sequence[Row]:
-    """Return the page of a listing that follows the row `last`, or its first: `size` checkpoints, fewer at the end."""
+def list_page(
+    db: Executor, sql: Statements, shelf: Shelf, listing: Listing, after: tuple[Last | None, int]
+) -> Sequence[Row]:
+    """Return the page of a listing that follows a row, or its first: so many checkpoints, fewer at the end."""
+    last, size = after
     binds = {name: value for name, value in listing._asdict().items() if value is not None and name != "limit"}
     conditions = frozenset(binds)
     if last is not None:
         conditions |= {"after_row"}
         binds.update(last_thread_id=last[0], last_checkpoint_ns=last[1], last_checkpoint_id=last[2])
-    return db.fetch(sql.list_page(conditions), {**binds, "page_size": size})
+    return _read(db, sql.list_page(conditions), shelf, {**binds, "page_size": size})
+
+
+def _read(db: Executor, read: Read, shelf: Shelf, binds: dict[str, Any]) -> Sequence[Row]:
+    """Read checkpoints: in one statement, but in two where pages come unexpected."""
+    if binds.get("thread_id") is None or shelf.known(binds["thread_id"]) is None:
+        rows = db.fetch(read.plain, binds)
+        if not any(PAGED in (row[_BLOB_TYPES] or ()) for row in rows):
+            return rows
+    return db.fetch(read.joined, binds)
 
 
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:

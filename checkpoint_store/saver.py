@@ -61,12 +61,12 @@ class _Saver(BaseCheckpointSaver[str]):
             UnreadableValue: If the serializer can't decode a stored value.
             Unavailable: If the server can't be reached.
         """
-        row = await self._source.run(operations.get_checkpoint, key_of(config))
+        row = await self._source.run(operations.get_checkpoint, self._source.shelf, key_of(config))
         return None if row is None else await self._decode(Row._make(row))
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Get one checkpoint, as `aget_tuple`."""
-        row = self._source.run_blocking(operations.get_checkpoint, key_of(config))
+        row = self._source.run_blocking(operations.get_checkpoint, self._source.shelf, key_of(config))
         return None if row is None else self._codec.decode_checkpoint(Row._make(row))
 
     def alist(
@@ -102,7 +102,7 @@ class _Saver(BaseCheckpointSaver[str]):
     async def _alist(self, listing: Listing) -> AsyncIterator[CheckpointTuple]:
         pages = Pages(listing)
         while pages.has_next:
-            rows = await self._source.run(operations.list_page, listing, pages.last, pages.size)
+            rows = await self._source.run(operations.list_page, self._source.shelf, listing, (pages.last, pages.size))
             for row in pages.turn([Row._make(row) for row in rows]):
                 yield await self._decode(row)
 
@@ -121,7 +121,9 @@ class _Saver(BaseCheckpointSaver[str]):
     def _list(self, listing: Listing) -> Iterator[CheckpointTuple]:
         pages = Pages(listing)
         while pages.has_next:
-            rows = self._source.run_blocking(operations.list_page, listing, pages.last, pages.size)
+            rows = self._source.run_blocking(
+                operations.list_page, self._source.shelf, listing, (pages.last, pages.size)
+            )
             for row in pages.turn([Row._make(row) for row in rows]):
                 yield self._codec.decode_checkpoint(row)
 

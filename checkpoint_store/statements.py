@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     CTE,
@@ -100,6 +100,18 @@ class Statement:
         return known
 
 
+class Read(NamedTuple):
+    """A statement that reads checkpoints, in two forms.
+
+    Joining pages is a large part of the plan, and each execution pays for it whether there are pages or not.
+    """
+
+    plain: Statement
+    """Returns recipes as they are, of the type `schema.PAGED`."""
+    joined: Statement
+    """Returns their values."""
+
+
 class Statements:
     """All statements on the tables of one schema, each built when it is first needed.
 
@@ -109,7 +121,7 @@ class Statements:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
-        self._pages: dict[frozenset[str], Statement] = {}
+        self._pages: dict[frozenset[str], Read] = {}
 
     @cached_property
     def put_checkpoint(self) -> Statement:
@@ -127,15 +139,17 @@ class Statements:
         return Statement(replacing(put_writes(self.tables), "channel", "type", "blob", "task_path"))
 
     @cached_property
-    def get_checkpoint(self) -> Statement:
+    def get_checkpoint(self) -> Read:
         """See `checkpoints`: the one with a given id. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
-        return Statement(checkpoints(self.tables, self._pick(named(self.tables, "checkpoint_id"))))
+        chosen = self._pick(named(self.tables, "checkpoint_id"))
+        return Read(*[Statement(checkpoints(self.tables, chosen, joined=joined)) for joined in (False, True)])
 
     @cached_property
-    def get_latest(self) -> Statement:
+    def get_latest(self) -> Read:
         """See `checkpoints`: the newest. Binds: `thread_id`, `checkpoint_ns`."""
         newest = self.tables.checkpoints.c.checkpoint_id.desc()
-        return Statement(checkpoints(self.tables, self._pick(named(self.tables)).order_by(newest).limit(number(1))))
+        chosen = self._pick(named(self.tables)).order_by(newest).limit(number(1))
+        return Read(*[Statement(checkpoints(self.tables, chosen, joined=joined)) for joined in (False, True)])
 
     @cached_property
     def store(self) -> Statement:
@@ -194,10 +208,11 @@ class Statements:
         noted = table(VERSION_TABLE, column("version_num"), schema=self.tables.schema)
         return Statement(select(noted.c.version_num))
 
-    def list_page(self, conditions: frozenset[str]) -> Statement:
+    def list_page(self, conditions: frozenset[str]) -> Read:
         """See `list_page`; built once for each set of conditions."""
         if (page := self._pages.get(conditions)) is None:
-            page = self._pages[conditions] = Statement(list_page(self.tables, conditions))
+            both = [Statement(list_page(self.tables, conditions, joined=joined)) for joined in (False, True)]
+            page = self._pages[conditions] = Read(*both)
         return page
 
     def _pick(self, condition: ColumnElement[bool]) -> Select[Any]:
@@ -259,7 +274,7 @@ def put_writes(t: Tables) -> Insert:
     )
 
 
-def checkpoints(t: Tables, chosen: Select[Any]) -> Select[Any]:
+def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool) -> Select[Any]:
     """Select checkpoints whole: with the blobs of their channels, their pending writes and old-style pending sends.
 
     The columns are those of `codec.Row`. What belongs to a checkpoint comes as parallel arrays from LATERAL subqueries,
@@ -269,9 +284,10 @@ def checkpoints(t: Tables, chosen: Select[Any]) -> Select[Any]:
         t: The tables.
         chosen: Which rows of `checkpoints`, ordered and limited as wanted. It is a subquery of its own, so that the
             LATERAL parts run for these rows only, and only after sorting and limiting.
+        joined: Whether pages are joined to values.
     """
     c = chosen.subquery("c")
-    blobs, writes, sends = _blobs(t, c), _writes(t, c), _sends(t, c)
+    blobs, writes, sends = _blobs(t, c, joined=joined), _writes(t, c), _sends(t, c)
     return select(
         c.c.thread_id,
         c.c.checkpoint_ns,
@@ -285,7 +301,7 @@ def checkpoints(t: Tables, chosen: Select[Any]) -> Select[Any]:
     ).select_from(c.join(blobs, true()).join(writes, true()).join(sends, true()))
 
 
-def list_page(t: Tables, conditions: frozenset[str]) -> Select[Any]:
+def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[Any]:
     """Select one page of checkpoints, newest first.
 
     Binds: `page_size`, at most `MOST_ROWS`, and one for each condition.
@@ -295,6 +311,7 @@ def list_page(t: Tables, conditions: frozenset[str]) -> Select[Any]:
         conditions: Any of `thread_id`, `checkpoint_ns`, `checkpoint_id`, `filter` (JSON text that the metadata must
             contain), `before` (a checkpoint id) and `after_row`, which says that the page begins after the row with
             `last_checkpoint_id`, `last_thread_id` and `last_checkpoint_ns`.
+        joined: Whether pages are joined to values.
     """
     c = t.checkpoints.c
     across = "thread_id" in conditions and "checkpoint_ns" not in conditions
@@ -320,7 +337,8 @@ def list_page(t: Tables, conditions: frozenset[str]) -> Select[Any]:
     # plan of a long one (JIT), which takes longer than running it. So it is told the most there can be first.
     most = page.subquery("page")
     ordered = select(most).order_by(*[most.c[name].desc() for name in names])
-    whole = checkpoints(t, ordered.limit(select(bindparam("page_size", type_=Integer)).scalar_subquery()))
+    size = select(bindparam("page_size", type_=Integer)).scalar_subquery()
+    whole = checkpoints(t, ordered.limit(size), joined=joined)
     return whole.order_by(*[whole.selected_columns[name].desc() for name in names])
 
 
@@ -512,7 +530,7 @@ def inline_blobs(t: Tables) -> Update:
     )
 
 
-def _blobs(t: Tables, c: Subquery) -> LateralFromClause:
+def _blobs(t: Tables, c: Subquery, *, joined: bool) -> LateralFromClause:
     b = t.checkpoint_blobs
     pairs = func.jsonb_each_text(member(c.c.checkpoint, key("channel_versions"))).table_valued("key", "value")
     # A SELECT of its own: a distributed PostgreSQL can't plan the set-returning function in the join itself.
@@ -520,7 +538,7 @@ def _blobs(t: Tables, c: Subquery) -> LateralFromClause:
     # The limit has the primary key looked up for each channel. Otherwise the planner, which takes every checkpoint to
     # have 100 channels, would rather read all blobs of a thread and hash them.
     found = (
-        select(*value_of(t, b))
+        select(*(value_of(t, b) if joined else (b.c.type, b.c.blob)))
         .where(same_graph(b, c), b.c.channel == current.c.channel, b.c.version == current.c.version)
         .where(b.c.type != key("empty"))
         .limit(number(1))

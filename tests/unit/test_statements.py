@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,22 @@ from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 import checkpoint_store
 from checkpoint_store import statements
 from checkpoint_store.schema import Tables
-from checkpoint_store.statements import Statement, Statements
+from checkpoint_store.statements import Read, Statement, Statements
 
 DIALECTS: list[Dialect] = [asyncpg.dialect(), psycopg.dialect()]
 CONDITIONS = ["thread_id", "checkpoint_ns", "checkpoint_id", "filter", "before", "after_row"]
 
 
 def every_statement(sql: Statements) -> Iterator[tuple[str, Statement]]:
-    for name in ("put_checkpoint", "add_writes", "replace_writes", "get_checkpoint", "get_latest", "delete_thread"):
-        yield name, getattr(sql, name)
-    yield "delta_history", sql.delta_history
-    yield "revision", sql.revision
-    for count in range(len(CONDITIONS) + 1):
-        yield f"list_page of {count}", sql.list_page(frozenset(CONDITIONS[:count]))
+    names = [name for name, found in vars(Statements).items() if isinstance(found, cached_property)]
+    found = {name: getattr(sql, name) for name in names}
+    found |= {f"list_page of {n}": sql.list_page(frozenset(CONDITIONS[:n])) for n in range(len(CONDITIONS) + 1)}
+    for name, statement in found.items():
+        if isinstance(statement, Read):
+            yield f"{name}, plain", statement.plain
+            yield f"{name}, joined", statement.joined
+        else:
+            yield name, statement
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.driver)
@@ -68,7 +72,7 @@ def test_values_travel_as_parameters_only(dialect: Dialect) -> None:
 def test_parameters_come_in_the_order_of_the_text() -> None:
     """Asyncpg takes parameters by position, psycopg by name."""
     binds = {"thread_id": "t", "checkpoint_ns": "n", "checkpoint_id": "c"}
-    statement = Statements(Tables()).get_checkpoint
+    statement = Statements(Tables()).get_checkpoint.plain
 
     assert statement.parameters(DIALECTS[0], binds) == ("t", "n", "c")
     assert statement.parameters(DIALECTS[1], binds) == binds
