@@ -365,26 +365,17 @@ def store(t: Tables) -> Select[Any]:
     Binds: arrays by the names of `changes.merged`.
     """
     passed = _passed(t)
-
-    def rows(prefix: str, target: Table, **columns: Any) -> Insert:
-        new, names = rows_of_binds(prefix, thread_id=Text, **columns), ["thread_id", *columns]
-        values = [cast(new.c[name], JSONB) if name in ("checkpoint", "metadata") else new.c[name] for name in names]
-        chosen = select(*values).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
-        # Everybody locks rows in one order: by key, as Python sorts strings, but special writes (whose idx is negative)
-        # before ordinary ones, because those that replace are all special and go first.
-        special_first = [new.c.idx >= number(0)] if "idx" in columns else []
-        keys = [new.c[column.key] for column in target.primary_key]
-        order = [*special_first, *[key.collate("C") if isinstance(key.type, Text) else key for key in keys]]
-        return insert(target).from_select(names, chosen.order_by(*order))
-
     graph = {"checkpoint_ns": Text}
     write = {**graph, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
     value = {"channel": Text, "type": Text, "blob": LargeBinary}
-    pages = rows("page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary).on_conflict_do_nothing()
-    blobs = rows(
-        "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary
+    pages = _new_rows(
+        passed, "page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary
     ).on_conflict_do_nothing()
-    checkpoints = rows(
+    blobs = _new_rows(
+        passed, "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary
+    ).on_conflict_do_nothing()
+    checkpoints = _new_rows(
+        passed,
         "checkpoint_",
         t.checkpoints,
         **graph,
@@ -393,16 +384,33 @@ def store(t: Tables) -> Select[Any]:
         checkpoint=Text,
         metadata=Text,
     )
-    added = rows("added_", t.checkpoint_writes, **write, **value).on_conflict_do_nothing()
+    added = _new_rows(passed, "added_", t.checkpoint_writes, **write, **value).on_conflict_do_nothing()
     return select(passed.c.thread_id, passed.c.epoch).add_cte(
         pages.cte("new_pages"),
         blobs.cte("new_blobs"),
         replacing(checkpoints, "checkpoint", "metadata").cte("new_checkpoints"),
         added.cte("added_writes"),
-        replacing(rows("replaced_", t.checkpoint_writes, **write, **value), "channel", "type", "blob", "task_path").cte(
-            "replaced_writes"
-        ),
+        replacing(
+            _new_rows(passed, "replaced_", t.checkpoint_writes, **write, **value),
+            "channel",
+            "type",
+            "blob",
+            "task_path",
+        ).cte("replaced_writes"),
     )
+
+
+def _new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
+    """Insert rows that come as arrays, of the threads that passed."""
+    new, names = rows_of_binds(prefix, thread_id=Text, **columns), ["thread_id", *columns]
+    values = [cast(new.c[name], JSONB) if name in ("checkpoint", "metadata") else new.c[name] for name in names]
+    chosen = select(*values).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
+    # Everybody locks rows in one order: by key, as Python sorts strings, but special writes (whose idx is negative)
+    # before ordinary ones, because those that replace are all special and go first.
+    special_first = [new.c.idx >= number(0)] if "idx" in columns else []
+    keys = [new.c[column.key] for column in target.primary_key]
+    order = [*special_first, *[key.collate("C") if isinstance(key.type, Text) else key for key in keys]]
+    return insert(target).from_select(names, chosen.order_by(*order))
 
 
 def _passed(t: Tables) -> CTE:
@@ -493,11 +501,7 @@ def share_blobs(t: Tables) -> Update:
     Returns the threads that passed, once for each blob replaced. Binds: those of `store` for gates, pages and blobs.
     """
     passed, b = _passed(t), t.checkpoint_blobs
-    page = rows_of_binds("page_", thread_id=Text, digest=LargeBinary, page=LargeBinary)
-    chosen = select(*page.c).select_from(page.join(passed, passed.c.thread_id == page.c.thread_id))
-    pages = insert(t.checkpoint_pages).from_select(
-        ["thread_id", "digest", "page"], chosen.order_by(page.c.thread_id, page.c.digest)
-    )
+    pages = _new_rows(passed, "page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary)
     new = rows_of_binds(
         "blob_", thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text, type=Text, blob=LargeBinary
     )
