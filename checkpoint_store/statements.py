@@ -6,7 +6,7 @@ table it touches carries an equality on `thread_id`, so that a distributed or pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -111,6 +111,11 @@ class Read(NamedTuple):
     joined: Statement
     """Returns their values."""
 
+    @classmethod
+    def of(cls, build: Callable[[bool], Executable]) -> Read:
+        """Build both from a function of whether pages are joined."""
+        return cls(Statement(build(False)), Statement(build(True)))
+
 
 class Statements:
     """All statements on the tables of one schema, each built when it is first needed.
@@ -142,14 +147,14 @@ class Statements:
     def get_checkpoint(self) -> Read:
         """See `checkpoints`: the one with a given id. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
         chosen = self._pick(named(self.tables, "checkpoint_id"))
-        return Read(*[Statement(checkpoints(self.tables, chosen, joined=joined)) for joined in (False, True)])
+        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined))
 
     @cached_property
     def get_latest(self) -> Read:
         """See `checkpoints`: the newest. Binds: `thread_id`, `checkpoint_ns`."""
         newest = self.tables.checkpoints.c.checkpoint_id.desc()
         chosen = self._pick(named(self.tables)).order_by(newest).limit(number(1))
-        return Read(*[Statement(checkpoints(self.tables, chosen, joined=joined)) for joined in (False, True)])
+        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined))
 
     @cached_property
     def store(self) -> Statement:
@@ -211,8 +216,8 @@ class Statements:
     def list_page(self, conditions: frozenset[str]) -> Read:
         """See `list_page`; built once for each set of conditions."""
         if (page := self._pages.get(conditions)) is None:
-            both = [Statement(list_page(self.tables, conditions, joined=joined)) for joined in (False, True)]
-            page = self._pages[conditions] = Read(*both)
+            page = Read.of(lambda joined: list_page(self.tables, conditions, joined=joined))
+            self._pages[conditions] = page
         return page
 
     def _pick(self, condition: ColumnElement[bool]) -> Select[Any]:
