@@ -89,7 +89,7 @@ def test_a_schema_qualifies_every_table() -> None:
 def test_there_is_no_sql_string_in_the_package() -> None:
     """Statements are Core; SQL text stands in migrations only."""
     package = Path(checkpoint_store.__file__).parent
-    for path in package.glob("*.py"):
+    for path in package.rglob("*.py"):
         tree = ast.parse(path.read_text())
         docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
         strings = [

@@ -28,7 +28,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.selectable import LateralFromClause
 
-from checkpoint_store.clauses import (
+from checkpoint_store.schema import Tables
+from checkpoint_store.statements.clauses import (
     applied,
     arrays,
     given,
@@ -42,7 +43,6 @@ from checkpoint_store.clauses import (
     same_graph,
     value_of,
 )
-from checkpoint_store.schema import Tables
 
 
 def delta_history(t: Tables) -> Select[Any]:

@@ -1,0 +1,313 @@
+"""What LangGraph calls, in LangGraph's names: the contract that both savers keep."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from checkpoint_store import changes, codec, jsonb, operations
+from checkpoint_store.changes import Put, Writes
+from checkpoint_store.codec import Ancestor, Codec, Row
+from checkpoint_store.config import Listing, key_of, listing_of, plain_text
+from checkpoint_store.config import thread_id as checked_thread_id
+from checkpoint_store.errors import InvalidConfig, UnstorableValue
+from checkpoint_store.paging import Pages
+from checkpoint_store.source import Source
+
+T = TypeVar("T")
+
+CUT_BYTES = 1024 * 1024
+"""From so many bytes on values are cut into pages in a worker thread."""
+
+
+class Contract(BaseCheckpointSaver[str]):
+    """LangGraph's contract, async and sync, on one source of connections."""
+
+    def __init__(self, source: Source, serde: SerializerProtocol | None) -> None:
+        super().__init__(serde=serde)
+        # Everything but `serde` is shared by the copies that LangGraph's with_allowlist() makes.
+        self._source = source
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Get one checkpoint: the one that `config` names, or the newest of its thread and namespace.
+
+        Args:
+            config: Needs `configurable.thread_id`; `checkpoint_ns` defaults to the root graph's `""`.
+
+        Returns:
+            The checkpoint with its channel values and its pending writes in the order LangGraph applies them, or None.
+
+        Raises:
+            InvalidConfig: If there is no usable `thread_id`.
+            NotSetUp: If the tables are missing.
+            UnreadableValue: If the serializer can't decode a stored value.
+            Unavailable: If the server can't be reached.
+        """
+        row = await self._source.run(operations.get_checkpoint, self._source.shelf, key_of(config))
+        return None if row is None else await self._decode(Row._make(row))
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Get one checkpoint, as `aget_tuple`."""
+        row = self._source.run_blocking(operations.get_checkpoint, self._source.shelf, key_of(config))
+        return None if row is None else self._codec.decode_checkpoint(Row._make(row))
+
+    def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """List checkpoints, newest first.
+
+        They are read in pages, each by a statement of its own: no connection is held while you iterate, no more than
+        one page is in memory, and what is stored meanwhile is not in the list.
+
+        Args:
+            config: Names the thread, and a namespace or checkpoint if it has one; None for all threads.
+            filter: What the metadata must contain (PostgreSQL's `@>`: nested dicts match by their members).
+            before: A config with a `checkpoint_id`: list only smaller ids.
+            limit: How many at most; None for all.
+
+        Returns:
+            An async iterator of checkpoints.
+
+        Raises:
+            InvalidConfig: If an argument can't be used.
+            NotSetUp: If the tables are missing.
+            UnreadableValue: If the serializer can't decode a stored value.
+            Unavailable: If the server can't be reached.
+        """
+        return self._alist(_listing(config, filter, before, limit))
+
+    async def _alist(self, listing: Listing) -> AsyncIterator[CheckpointTuple]:
+        pages = Pages(listing)
+        while pages.has_next:
+            rows = await self._source.run(operations.list_page, self._source.shelf, listing, (pages.last, pages.size))
+            for row in pages.turn([Row._make(row) for row in rows]):
+                yield await self._decode(row)
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """List checkpoints, newest first, as `alist`."""
+        self._source.check_sync()
+        return self._list(_listing(config, filter, before, limit))
+
+    def _list(self, listing: Listing) -> Iterator[CheckpointTuple]:
+        pages = Pages(listing)
+        while pages.has_next:
+            rows = self._source.run_blocking(
+                operations.list_page, self._source.shelf, listing, (pages.last, pages.size)
+            )
+            for row in pages.turn([Row._make(row) for row in rows]):
+                yield self._codec.decode_checkpoint(row)
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint: when this returns it is committed, with all its values or not at all.
+
+        On a connection of the caller's it is committed with the caller's transaction.
+
+        Args:
+            config: Names the thread and namespace; its `checkpoint_id`, if any, becomes the parent.
+            checkpoint: The checkpoint. One that has been stored under its id is replaced.
+            metadata: JSON that lists can be filtered by; strings and numbers of the config's metadata are added to it.
+            new_versions: The channels whose values are new, and their versions. Other channels keep the stored value.
+
+        Returns:
+            The config that names the stored checkpoint.
+
+        Raises:
+            InvalidConfig: If there is no usable `thread_id`.
+            UnstorableValue: If a value fits neither JSONB nor the serializer; nothing has been written.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        binds = await self._encode(
+            checkpoint["channel_values"].values(),
+            self._codec.encode_checkpoint,
+            *(config, checkpoint, metadata, new_versions),
+        )
+        put = Put(binds)
+        if changes.has_large(binds) and await self._shares_pages():
+            put = await _call(changes.size_of(put) > CUT_BYTES, changes.paged, binds, self._source.shelf)
+        await self._source.store(put)
+        return codec.next_config(binds)
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint, as `aput`."""
+        binds = self._codec.encode_checkpoint(config, checkpoint, metadata, new_versions)
+        put = Put(binds)
+        if changes.has_large(binds) and self._shares_pages_blocking():
+            put = changes.paged(binds, self._source.shelf)
+        self._source.store_blocking(put)
+        return codec.next_config(binds)
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store what a task produced after a checkpoint: when this returns it is committed, all of it or nothing.
+
+        Args:
+            config: Names the checkpoint; needs `checkpoint_id`.
+            writes: Pairs of channel and value. Writes stored before for the same task stay as they are, unless all of
+                these are to LangGraph's special channels (errors, interrupts, resumes), which replace.
+            task_id: The task that made them.
+            task_path: Where the task stands in its step; it decides the order in which writes are applied.
+
+        Raises:
+            InvalidConfig: If the config names no checkpoint.
+            UnstorableValue: If the serializer can't hold a value; nothing has been written.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        writes = list(writes)
+        encoded = await self._encode(
+            (value for _, value in writes), self._codec.encode_writes, config, writes, task_id, task_path
+        )
+        if writes:
+            await self._source.store(Writes(*encoded))
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store what a task produced after a checkpoint, as `aput_writes`."""
+        writes = list(writes)
+        encoded = self._codec.encode_writes(config, writes, task_id, task_path)
+        if writes:
+            self._source.store_blocking(Writes(*encoded))
+        else:
+            self._source.check_sync()
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete everything stored for a thread, in all its namespaces, atomically.
+
+        Args:
+            thread_id: The thread; it need not exist.
+
+        Raises:
+            InvalidConfig: If it can't be a thread id.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        await self._source.transact(operations.delete_thread, checked_thread_id(thread_id))
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Delete everything stored for a thread, as `adelete_thread`."""
+        self._source.transact_blocking(operations.delete_thread, checked_thread_id(thread_id))
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Get what a checkpoint's ancestors contribute to delta channels, by following parents.
+
+        Args:
+            config: Names the checkpoint, or with no `checkpoint_id` the newest of its thread and namespace.
+            channels: Channel names.
+
+        Returns:
+            For each channel its writes, oldest first, back to the nearest ancestor that has a value for it, and that
+            value as `seed`; no `seed` where none has.
+
+        Raises:
+            InvalidConfig: If there is no usable `thread_id`.
+            NotSetUp: If the tables are missing.
+            UnreadableValue: If the serializer can't decode a stored value.
+            Unavailable: If the server can't be reached.
+        """
+        if not channels:
+            return {}
+        key, channels = key_of(config), [plain_text(channel, "channel") for channel in channels]
+        rows = [Ancestor._make(row) for row in await self._source.run(operations.delta_history, key, channels)]
+        is_large = sum(codec.size_of(row.writes, row.value_blobs) for row in rows) > codec.LARGE_BYTES
+        return await _call(is_large, self._codec.decode_history, key, channels, rows)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Get what a checkpoint's ancestors contribute to delta channels, as `aget_delta_channel_history`."""
+        if not channels:
+            self._source.check_sync()
+            return {}
+        key, channels = key_of(config), [plain_text(channel, "channel") for channel in channels]
+        rows = [Ancestor._make(row) for row in self._source.run_blocking(operations.delta_history, key, channels)]
+        return self._codec.decode_history(key, channels, rows)
+
+    def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the contract's
+        """Return the version that follows a channel's current one, as the stock saver makes it."""
+        return codec.next_version(current)
+
+    async def aclose(self) -> None:
+        """Close the saver: an engine made from a URL is disposed, one that was handed in is left as it is."""
+        await self._source.close()
+
+    async def _shares_pages(self) -> bool:
+        source = self._source
+        if source.shares_pages is None:
+            source.shares_pages = not await source.run(operations.is_adopted)
+        return source.shares_pages
+
+    def _shares_pages_blocking(self) -> bool:
+        source = self._source
+        if source.shares_pages is None:
+            source.shares_pages = not source.run_blocking(operations.is_adopted)
+        return source.shares_pages
+
+    @property
+    def _codec(self) -> Codec:
+        # LangGraph replaces `serde` on copies of a saver, so nothing may be derived from it for long.
+        return Codec(self.serde)
+
+    async def _encode(self, values: Any, encode: Callable[..., T], *args: Any) -> T:
+        return await _call(codec.is_large(values), encode, *args)
+
+    async def _decode(self, row: Row) -> CheckpointTuple:
+        is_large = codec.size_of(row.blobs, row.writes) > codec.LARGE_BYTES
+        return await _call(is_large, self._codec.decode_checkpoint, row)
+
+
+async def _call(is_large: bool, function: Callable[..., T], *args: Any) -> T:
+    """Call a function that encodes or decodes, in a worker thread if it would hold up the event loop."""
+    return await asyncio.to_thread(function, *args) if is_large else function(*args)
+
+
+def _listing(
+    config: RunnableConfig | None, metadata: dict[str, Any] | None, before: RunnableConfig | None, limit: int | None
+) -> Listing:
+    try:
+        text = jsonb.encode(jsonb.document(metadata, "filter")) if metadata else None
+    except UnstorableValue as error:
+        raise InvalidConfig(str(error)) from None
+    except RecursionError:
+        raise InvalidConfig("filter is nested too deeply, or contains itself") from None
+    return listing_of(config, before, text, limit)

@@ -1,0 +1,62 @@
+"""What an error of the server's or the driver's means, in our words."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asyncpg import PostgresError
+from asyncpg.exceptions import ClientConfigurationError
+from sqlalchemy import exc
+
+from checkpoint_store.errors import AccessDenied, InvalidURL, NotSetUp, Unavailable
+from checkpoint_store.schema import VERSION_TABLE, Tables
+from checkpoint_store.turns import TurnTimeout
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_NO_TABLES = {"42P01": "undefined_table", "42703": "undefined_column", "3F000": "invalid_schema_name"}
+_NO_RIGHT = "42501"  # insufficient_privilege
+_NO_SETTING = "42704"  # undefined_object, which an unknown parameter in a URL turns out to be
+_NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
+"""Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
+
+DEADLOCK = "40P01"
+DEADLOCKS = 3
+"""How many times something is done again; each time the server took a second to notice (its `deadlock_timeout`)."""
+
+FOREIGN = (exc.SQLAlchemyError, PostgresError, ClientConfigurationError, OSError, asyncio.TimeoutError, TurnTimeout)
+"""What comes from below us, to be told in our words."""
+
+
+def explain(error: BaseException, where: str, t: Tables) -> Exception | None:
+    """Return our error for one of the driver's, or None where that one says it best.
+
+    Args:
+        error: One of `FOREIGN`.
+        where: How messages name the database.
+        t: The tables, for messages about rights.
+    """
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    state = getattr(cause, "sqlstate", None) or ""
+    message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
+    if state in _NO_TABLES:
+        return NotSetUp(f"{message}. Run `setup()` once, or `alembic upgrade head` before deploying.")
+    if state == _NO_RIGHT:
+        return AccessDenied(f"{message}. A role that owns the tables can give the right: {_grants(t)}")
+    if (
+        isinstance(error, ClientConfigurationError)
+        or isinstance(getattr(cause, "__cause__", None), ClientConfigurationError)
+        or (state == _NO_SETTING and "configuration" in message)
+    ):
+        return InvalidURL(f"{where}: {message}")
+    if isinstance(error, (exc.TimeoutError, TurnTimeout)):
+        return Unavailable(f"{where}: no connection became free in time ({message})")
+    lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+    if lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
+        return Unavailable(f"{where}: {message}. Check that the server runs, and that the URL and the login are right.")
+    return None
+
+
+def _grants(t: Tables) -> str:
+    prefix = "" if t.schema is None else f"{t.schema}."
+    names = ", ".join(f"{prefix}{table.name}" for table in t.metadata.sorted_tables)
+    return f"GRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO app; GRANT SELECT ON {prefix}{VERSION_TABLE} TO app;"
