@@ -15,9 +15,7 @@ from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
-from sqlalchemy import Dialect, Select, column, select, table
-from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
-from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
+from sqlalchemy import URL, Dialect, Select, column, select, table
 
 from checkpoint_store.calls import Calls
 from checkpoint_store.statements import Statement
@@ -55,9 +53,9 @@ def _known(source: BaseCheckpointSaver[Any]) -> tuple[Statement, Dialect] | None
     if hasattr(source, "conn"):
         for base in type(source).__mro__:
             if base.__module__.startswith("langgraph.checkpoint.sqlite"):
-                return Statement(_paths_in("writes")), sqlite_dialect()
+                return Statement(_paths_in("writes")), URL.create("sqlite").get_dialect()()
             if base.__module__.startswith("langgraph.checkpoint.postgres"):
-                return Statement(_paths_in("checkpoint_writes")), postgresql_dialect()
+                return Statement(_paths_in("checkpoint_writes")), URL.create("postgresql+psycopg").get_dialect()()
     return None
 
 
