@@ -98,4 +98,4 @@ def _fetch_on(loop: asyncio.AbstractEventLoop, conn: Any, *query: Any) -> list[A
 
 def _lent(conn: Any) -> Any:
     """Return a context that has a connection, of a pool or the one there is."""
-    return conn.connection() if hasattr(conn, "connection") else nullcontext(conn)
+    return conn.connection() if hasattr(conn, "getconn") else nullcontext(conn)
