@@ -4,10 +4,10 @@ A chat is stored again at every step though only its end is new. So its value is
 stays the same is cut into the same pages, wherever it stands.
 
 A container is its header, then its elements, gathered into pages. A page ends behind an element when a checksum of the
-bytes before that point says so (content-defined chunking). The last elements, too few for that, are small pages, so that
-a list that grows sends what it has grown by, and once more what has become a page. A large element is cut like a value of its own; a large
-string, or what is not msgpack at all, at points that its bytes choose. So nothing behind a page has a say in it, unless
-it is a container's last, and an earlier value's pages can be taken over by comparing bytes.
+bytes before that point says so (content-defined chunking). The last elements, too few for that, are small pages: so a
+list that grows sends what it has grown by, and once more what has become a page. A large element is cut like a value
+of its own; a large string, or what is not msgpack at all, at points that its bytes choose. So nothing behind a page has
+a say in it, unless it is a container's last, and an earlier value's pages can be taken over by comparing bytes.
 
 A recipe has an entry of 17 bytes for each page, 255 and its digest, and for each few bytes that are in no page, their
 number and they, padded with zeros: headers, which change whenever a list grows, and what is too little for a page.
@@ -52,7 +52,7 @@ _CHANCE = PAGE_BYTES * 3 // 8
 _SEEN = 256
 
 # How much of a container's end, which the next value probably adds to, is a page by itself.
-_SMALL = 512
+_SMALL = 256
 
 # Fewer bytes are stated inline: a row of the pages' table has some 60 bytes beside the page.
 _GLUE = 64
