@@ -1,4 +1,4 @@
-"""A service that keeps its agent's state in PostgreSQL; as a process of its own it is a pod: `python -m waiter stock URL`.
+"""A service that keeps its agent's state in PostgreSQL; `python -m waiter stock URL` is a pod of it.
 
 Its answers are texts, so that processes can compare them to the last type.
 """
@@ -64,7 +64,8 @@ def waiting(saver: Saver) -> Pregel:
         return {"orders": [Order(wine, datetime(2026, 11, 24, tzinfo=timezone.utc))], "log": [f"wine: {wine}"]}
 
     def cook(state: Table) -> Any:
-        return {"log": ["cooked"], "menu": [f"{number} {'dish ' * 20}" for number in range(len(state["orders"]), 250)]}
+        first = len(state["orders"])
+        return {"log": ["cooked"], "menu": [f"{number} {'dish ' * 20}" for number in range(first, first + 200)]}
 
     def reckon(state: Table) -> Any:
         bill = sum(len(order.dish) for order in state["orders"])
@@ -142,18 +143,21 @@ def saver_of(kind: str, url: str) -> Iterator[Any]:
             yield saver
 
 
+def call(saver: Saver, method: str, *args: Any) -> Any:
+    """Answer one call; an error is an answer too."""
+    try:
+        return (turn if method == "turn" else history)(saver, *args)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def serve(kind: str, url: str) -> None:
     """A pod: sets up when it starts, then answers line by line."""
     with saver_of(kind, url) as saver:
         saver.setup()
         print("ready", flush=True)  # noqa: T201
         for line in sys.stdin:
-            method, *args = json.loads(line)
-            try:
-                answer = (turn if method == "turn" else history)(saver, *args)
-            except Exception as error:
-                answer = f"{type(error).__name__}: {error}"
-            print(json.dumps(answer), flush=True)  # noqa: T201
+            print(json.dumps(call(saver, *json.loads(line))), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
