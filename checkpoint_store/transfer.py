@@ -21,7 +21,6 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from checkpoint_store import operations
@@ -37,7 +36,7 @@ from checkpoint_store.errors import (
     Unavailable,
     WrongThread,
 )
-from checkpoint_store.source import ConnectionSource, EngineSource
+from checkpoint_store.source import held
 from checkpoint_store.task_paths import PathsAt, paths_at
 
 Inventory = Counter[tuple[str, ...]]
@@ -295,30 +294,19 @@ class _Transfer:
     def _transaction(self) -> Iterator[Contract]:
         """Yield the target on a connection of its own, in a transaction that is committed unless there is an error."""
         source = self._target._source
-        if not isinstance(source, EngineSource):
-            yield self._target  # in the transaction of the caller
+        if source.origin.is_callers:
+            yield self._target
             return
-        bridge = source.bridge
-        conn = self._calls.call(bridge.call, bridge.acall, source._explained, _begin, source._engine)
+        holding, origin = held(source)
         bound = copy.copy(self._target)
-        bound._source = ConnectionSource(conn, source.sql, source.shares_pages)
-        bound._source.bridge = bridge
+        bound._source = holding
+        self._calls.call(source._call, source._await, origin.begin)
         try:
             yield bound
-            self._calls.call(bridge.call, bridge.acall, source._explained, conn.commit)
-        finally:
-            self._calls.call(bridge.call, bridge.acall, conn.close)
-
-
-async def _begin(engine: AsyncEngine) -> AsyncConnection:
-    conn = await engine.connect()
-    try:
-        await conn.execution_options(isolation_level="READ COMMITTED")
-        await conn.begin()
-    except BaseException:
-        await conn.close()
-        raise
-    return conn
+        except BaseException as error:
+            self._calls.call(source._call, source._await, origin.end, error)
+            raise
+        self._calls.call(source._call, source._await, origin.end, None)
 
 
 def _config(thread_id: str, namespace: str, checkpoint_id: str | None) -> RunnableConfig:

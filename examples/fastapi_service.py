@@ -46,7 +46,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Make the engine once, for the application and its agent; whoever made it disposes of it."""
     url = make_url(os.environ["CHECKPOINT_STORE_URL"]).set(drivername="postgresql+asyncpg")
     app.state.engine = engine = create_async_engine(url, pool_pre_ping=True)
-    saver = AsyncPostgresSaver(engine)
+    app.state.saver = saver = AsyncPostgresSaver(engine)
     await saver.setup()  # one SELECT, where the deploy pipeline has migrated
     async with engine.begin() as conn:
         await conn.run_sync(orders.metadata.create_all)
@@ -63,19 +63,6 @@ def thread(table: int) -> RunnableConfig:
     return {"configurable": {"thread_id": f"table {table}"}}
 
 
-@app.post("/tables/{table}/orders", status_code=201)
-async def order(table: int, dish: str) -> dict[str, Any]:
-    """Take an order: its row and what the agent remembers of it are committed together, or neither is."""
-    try:
-        async with app.state.engine.begin() as conn:
-            number = await conn.scalar(insert(orders).values(dish=dish).returning(orders.c.id))
-            agent = app.state.agent.copy({"checkpointer": AsyncPostgresSaver(conn)})
-            chat = await agent.ainvoke({"messages": [("user", dish)]}, thread(table), durability="exit")
-    except SoldOut:
-        raise HTTPException(409, f"{dish} is sold out") from None
-    return {"order": number, "reply": chat["messages"][-1].content}
-
-
 @app.post("/tables/{table}/chat")
 async def chat(table: int, say: str) -> StreamingResponse:
     """Stream the reply as server-sent events; no connection is held between two steps of the agent."""
@@ -85,6 +72,19 @@ async def chat(table: int, say: str) -> StreamingResponse:
             yield f"data: {json.dumps(word)}\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@app.post("/tables/{table}/orders", status_code=201)
+async def order(table: int, dish: str) -> dict[str, Any]:
+    """Take an order: its row and what the agent remembers of it are committed together, or neither is."""
+    try:
+        async with app.state.engine.begin() as conn:
+            number = await conn.scalar(insert(orders).values(dish=dish).returning(orders.c.id))
+            agent = app.state.agent.copy({"checkpointer": app.state.saver.bind(conn)})
+            chat = await agent.ainvoke({"messages": [("user", dish)]}, thread(table), durability="exit")
+    except SoldOut:
+        raise HTTPException(409, f"{dish} is sold out") from None
+    return {"order": number, "reply": chat["messages"][-1].content}
 
 
 @app.get("/ready")

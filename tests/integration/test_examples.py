@@ -86,6 +86,25 @@ async def test_the_fastapi_service_tells_whether_it_is_ready(client: AsyncClient
     assert (not_ready.status_code, not_ready.json()) == (503, {"detail": "the checkpoint tables are at cs01_baseline"})
 
 
+def test_the_flask_service_commits_both_or_neither(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An order and the agent's checkpoint are there together; where the agent refuses, neither is."""
+    monkeypatch.setenv("CHECKPOINT_STORE_URL", empty_url)
+    app = example("flask_service").create_app()
+    client = app.test_client()
+
+    served = client.post("/tables/7/orders?dish=Soup")
+    assert (served.status_code, served.json) == (201, {"reply": "Soup, coming right up."})
+    held = count(empty_url, "orders"), count(empty_url, "checkpoints")
+    refused = client.post("/tables/7/orders?dish=Unicorn")
+    assert refused.status_code == 409
+    assert (count(empty_url, "orders"), count(empty_url, "checkpoints")) == held == (1, 1)
+    client.post("/tables/7/orders?dish=Bread")
+    said = client.get("/tables/7").json
+    assert said == ["Soup", "Soup, coming right up.", "Bread", "Bread, coming right up."]
+    assert app.extensions["engine"].pool.checkedout() == 0
+    app.extensions["engine"].dispose()
+
+
 async def test_the_existing_engines_example_goes_on_when_it_is_run_again(
     empty_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

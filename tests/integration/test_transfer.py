@@ -35,6 +35,7 @@ from langgraph.pregel import Pregel
 from langgraph.types import Command, Send, interrupt
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
@@ -332,13 +333,19 @@ async def test_a_source_with_a_pool_of_one_connection_is_enough(
 def test_ours_reads_a_database_of_the_stock_saver_that_was_never_migrated(
     make_database: MakeDatabase, sync_saver: PostgresSaver
 ) -> None:
-    """So all of it can be copied page by page, where the stock saver would read a whole list into memory."""
-    url = make_database()
-    with StockSaver.from_conn_string(url) as old, PostgresSaver.from_conn_string(url) as reader:
+    """With no right but SELECT; so it is copied page by page, where the stock saver reads whole lists into memory."""
+    url, role = make_database(), f"reader_{uuid.uuid4().hex}"
+    read_only = {"connect_args": {"server_settings": {"role": role}}}
+    with StockSaver.from_conn_string(url) as old, PostgresSaver.from_conn_string(url, **read_only) as reader:
         old.setup()
         travel(old, "t")
-
-        copy_threads(reader, sync_saver)
+        old.conn.execute(f"CREATE ROLE {role}")
+        old.conn.execute(f"GRANT SELECT ON checkpoints, checkpoint_blobs, checkpoint_writes TO {role}")
+        try:
+            copy_threads(reader, sync_saver)
+        finally:
+            old.conn.execute(f"DROP OWNED BY {role}")
+            old.conn.execute(f"DROP ROLE {role}")
 
         assert listed(sync_saver) == listed(old)
 
@@ -769,6 +776,34 @@ async def test_a_cancelled_copy_leaves_nothing_half(engine: AsyncEngine, saver: 
 
     assert [found.config["configurable"]["thread_id"] async for found in saver.alist(None)] == ["first"]
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["sync psycopg", "async psycopg", "asyncpg driven from threads", "pipeline"])
+async def test_it_writes_to_a_saver_on_any_engine(url: str, kind: str) -> None:
+    """The transaction of a thread is held on whatever the target is made of, and given back."""
+    source = InMemorySaver()
+    travel(source, "t")
+    psycopg_url = make_url(url).set(drivername="postgresql+psycopg")
+    if kind == "sync psycopg":
+        engine: Any = create_engine(psycopg_url, pool_size=1, max_overflow=0)
+        await asyncio.to_thread(copy_threads, source, PostgresSaver(engine))
+        await acopy_threads(source, PostgresSaver(engine))
+        assert engine.pool.checkedout() == 0
+        engine.dispose()
+    elif kind == "async psycopg":
+        engine = create_async_engine(psycopg_url, pool_size=1, max_overflow=0)
+        await acopy_threads(source, AsyncPostgresSaver(engine))
+        assert engine.pool.checkedout() == 0
+        await engine.dispose()
+    elif kind == "pipeline":
+        async with AsyncPostgresSaver.from_conn_string(url, pipeline=True) as target:
+            await acopy_threads(source, target)
+    else:
+        async with AsyncPostgresSaver.from_conn_string(url, pool_size=1, max_overflow=0) as target:
+            await asyncio.to_thread(copy_threads, source, target)
+
+    with PostgresSaver.from_conn_string(url) as reader:
+        assert await asyncio.to_thread(listed, reader) == listed(source)
 
 
 async def test_in_a_transaction_of_the_callers_it_goes_with_that(engine: AsyncEngine) -> None:
