@@ -329,7 +329,7 @@ async def test_setups_on_one_loop_do_not_disturb_each_other(empty_url: str, make
 async def test_setup_gives_up_when_another_process_holds_the_lock(empty: AsyncEngine) -> None:
     """A migration that hangs elsewhere becomes an error here, not a hang."""
     async with empty.connect() as other:
-        await other.execute(select(func.pg_advisory_lock(migrations.lock_key(None))))
+        await other.execute(select(func.pg_advisory_lock(migrations.lock_key("public"))))
 
         with pytest.raises(errors.MigrationLocked, match="another process has held the migration lock"):
             await AsyncPostgresSaver(empty).setup(timeout=0.2)
@@ -447,7 +447,7 @@ def test_offline_sql_from_the_command_line_needs_no_database() -> None:
     up = alembic("upgrade", "head", "--sql", url=None).stdout
     down = alembic("downgrade", f"{schema.HEAD}:base", "--sql", url=None).stdout
 
-    assert up.count("CREATE TABLE IF NOT EXISTS") == 3
+    assert up.count("CREATE TABLE IF NOT EXISTS") == 5
     assert "DROP TABLE checkpoints" in down
 
 
