@@ -241,6 +241,7 @@ def _passed(noted: str | None) -> set[str] | None:
     if noted is None or script is None:
         return set()
     try:
-        return {passed.revision for passed in script.iterate_revisions(noted, "base")}
+        script.get_revision(noted)
     except CommandError:
         return None
+    return {passed.revision for passed in script.iterate_revisions(noted, "base")}
