@@ -158,53 +158,6 @@ async def test_setup_at_head_is_one_statement(engine: AsyncEngine, saver: AsyncP
     assert seen[0].startswith("SELECT checkpoint_store_version.version_num")
 
 
-async def test_a_role_without_ddl_rights_passes_setup_at_head(url: str, server_url: str) -> None:
-    """The service's own role needs no right to create tables once the deploy job has run."""
-    admin = await asyncpg.connect(url)
-    role = f"runtime_{os.getpid()}"
-    await admin.execute(
-        f"""
-        CREATE ROLE {role} LOGIN;
-        REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-        GRANT SELECT ON checkpoint_store_version TO {role};
-        GRANT SELECT, INSERT, UPDATE, DELETE ON checkpoints, checkpoint_blobs, checkpoint_writes,
-            checkpoint_pages, checkpoint_threads TO {role};
-        """
-    )
-    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url, "server_settings": {"role": role}})
-    try:
-        saver = AsyncPostgresSaver(engine)
-        await saver.setup()
-        await saver.aput(CONFIG, CHECKPOINT, {}, {"messages": "1.0"})
-        assert await saver.aget(CONFIG) is not None
-    finally:
-        await engine.dispose()
-        await admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
-        await admin.close()
-
-
-async def test_a_role_that_lacks_a_grant_is_told_which(url: str) -> None:
-    """The README's GRANTs are in the message, for setup() and for the first read alike."""
-    admin = await asyncpg.connect(url)
-    role = f"ungranted_{os.getpid()}"
-    await admin.execute(f"CREATE ROLE {role}")
-    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url, "server_settings": {"role": role}})
-    try:
-        saver = AsyncPostgresSaver(engine)
-        with pytest.raises(
-            errors.AccessDenied, match=r"checkpoint_store_version.*GRANT SELECT ON checkpoint_store_version"
-        ):
-            await saver.setup()
-        with pytest.raises(
-            errors.AccessDenied, match=r"permission denied for table .*GRANT SELECT, INSERT, UPDATE, DELETE"
-        ):
-            await saver.aget(CONFIG)
-    finally:
-        await engine.dispose()
-        await admin.execute(f"DROP ROLE {role}")
-        await admin.close()
-
-
 def test_the_command_line_says_in_one_line_that_a_server_is_unreachable() -> None:
     """A deploy job's log shows host and reason, and no password."""
     failed = alembic("upgrade", "head", url="postgresql://me:secret@127.0.0.1:1/app", check=False)
