@@ -13,7 +13,7 @@ from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
 from checkpoint_store.executor import Executor, Row
-from checkpoint_store.schema import PAGED
+from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Read, Statements
 
@@ -165,10 +165,7 @@ def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[st
 
 def is_adopted(db: Executor, sql: Statements) -> bool:
     """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
-    schema = sql.tables.schema
-    name = (
-        "checkpoint_migrations" if schema is None else f'"{schema.replace(chr(34), chr(34) * 2)}".checkpoint_migrations'
-    )
+    name = qualified(STOCK_TABLE, sql.tables.schema)
     return bool(db.fetch(sql.has_table, {"name": name})[0][0])
 
 
