@@ -406,8 +406,10 @@ def test_a_killed_process_leaves_both_or_neither(url: str, orders: psycopg.Conne
             lines = iter(kitchen.stdout.readline, "")
             child = next(int(line.split()[1]) for line in lines if line.startswith("started"))
             # The first transaction has warmed it up; this or a later one is hit.
-            next(line for line in lines if line.startswith("inserted") and not line.endswith("-0\n"))
-            time.sleep(chance.uniform(0, 0.05))  # there is nothing to wait for: any moment will do
+            moment = chance.choice(["inserted", "inserted", "inserted", "committing"])
+            next(line for line in lines if line.startswith(moment) and not line.endswith("-0\n"))
+            # There is nothing to wait for: any moment will do.
+            time.sleep(chance.uniform(0, 0.05 if moment == "inserted" else 0.005))
             os.kill(child, signal.SIGKILL)
             words = list(takewhile(lambda line: not line.startswith("killed by"), lines))
             last_words[words[-1].split()[0] if words else "inserted"] += 1
