@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -231,7 +232,7 @@ def _alembic(command: Callable[..., None], conn: Connection, schema: str | None,
         if error.connection_invalidated:
             raise
         state = getattr(error.orig, "sqlstate", None)
-        message = str(error.orig).rpartition("Error'>: ")[2]
+        message = re.sub(r"\nLINE \d+: .*\n *\^", "", str(error.orig).rpartition("Error'>: ")[2])
         hint = (
             " Run `alembic upgrade head` before deploying, with a role that may create tables; "
             "then setup() needs no such right."

@@ -391,16 +391,20 @@ KITCHEN = """
 """
 
 
-@pytest.mark.parametrize("kind", ["async", "sync"])
-def test_a_killed_process_leaves_both_or_neither(url: str, orders: psycopg.Connection[Any], kind: str) -> None:
-    """SIGKILL at 20 random moments between the INSERT of an order and the COMMIT, and after it."""
+@pytest.mark.parametrize(
+    ("kind", "moments"), [("async", 20), ("sync", 5), pytest.param("sync", 20, marks=pytest.mark.slow)]
+)
+def test_a_killed_process_leaves_both_or_neither(
+    url: str, orders: psycopg.Connection[Any], kind: str, moments: int
+) -> None:
+    """SIGKILL at random moments between the INSERT of an order and the COMMIT, and after it."""
     chance = random.Random()
     last_words: Counter[str] = Counter()
     command = [sys.executable, "-c", textwrap.dedent(KITCHEN), url]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as kitchen:
         assert kitchen.stdin is not None
         assert kitchen.stdout is not None
-        for run in range(20):
+        for run in range(moments):
             kitchen.stdin.write(f"{kind} {run}\n")
             kitchen.stdin.flush()
             lines = iter(kitchen.stdout.readline, "")
@@ -422,7 +426,7 @@ def test_a_killed_process_leaves_both_or_neither(url: str, orders: psycopg.Conne
                 assert {name for (name,) in threads} <= ordered
         kitchen.stdin.close()
 
-    assert sum(last_words.values()) == 20
+    assert sum(last_words.values()) == moments
     assert last_words["inserted"] + last_words["committing"] > 0, "none was hit in a transaction: that proves nothing"
 
 
