@@ -220,7 +220,12 @@ def _set(thing: object, **attributes: Any) -> None:
 
 
 def _is_watched(engine: Engine) -> bool:
-    return bool(Connection._has_events or engine._has_events or engine.dialect._has_events or engine._should_log_info())
+    return bool(
+        engine._has_events
+        or engine.dialect._has_events
+        or engine._should_log_info()
+        or getattr(Connection, "_has_events", False)  # SQLAlchemy 2.0 has it only once there is a listener
+    )
 
 
 def _is_in_transaction(driver: Any) -> bool:

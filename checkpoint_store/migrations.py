@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -354,7 +355,8 @@ def _alembic(command: Callable[..., None], conn: Connection, schema: str | None,
 
 
 def _reason(error: exc.DBAPIError) -> str:
-    return str(error.orig).rpartition("Error'>: ")[2]
+    # psycopg adds where in the statement it was.
+    return re.sub(r"\nLINE \d+: .*\n *\^", "", str(error.orig).rpartition("Error'>: ")[2])
 
 
 def _answer(conn: Connection, question: Select[tuple[T]], theirs: bool) -> T:

@@ -352,6 +352,33 @@ async def test_a_listener_that_sets_what_policies_look_at_is_honoured(
     await asyncio.gather(use("one"), use("two"))
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_listener_sees_the_context_of_the_thread_that_calls(url: str, driver: str) -> None:
+    """Also where the call crosses over to a loop: a tenant's thread is not taken for another's."""
+    host = Host(url, driver)
+    saver = PostgresSaver(host.engine)
+    seen: set[tuple[str, str]] = set()
+    caller: ContextVar[str] = ContextVar("caller")
+
+    @event.listens_for(host.sync_engine, "before_cursor_execute")
+    def before(conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        thread_id = parameters["thread_id"] if isinstance(parameters, dict) else parameters[0]
+        seen.add((caller.get(), thread_id))
+
+    def call(name: str) -> None:
+        caller.set(name)
+        for _ in range(5):
+            saver.get(thread(name))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(call, [f"t{number}" for number in range(8)]))
+    saver.close()
+    if not host.is_async:
+        host.engine.dispose()
+
+    assert seen == {(f"t{number}", f"t{number}") for number in range(8)}
+
+
 # --- many calls, many savers, many tasks ---
 
 
