@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from checkpoint_store import schema
+from checkpoint_store import migrations, schema
+
+HOSTS = Path(__file__).parent
+DOCS = HOSTS.parents[1] / "docs" / "how-to"
+PAGE = (DOCS / "host-alembic.md").read_text()
+LISTINGS = re.findall(r"^`(\w+/[\w/.]+)`\n\n```\w+\n(.+?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 OURS = sorted([*(table.name for table in schema.tables.all), schema.VERSION_TABLE])
 TABLES = "SELECT tablename::text FROM pg_tables WHERE schemaname = '{}' ORDER BY 1"
@@ -22,12 +30,38 @@ def is_one_look(statements: list[str]) -> bool:
     return only.startswith("SELECT ") and f"{schema.VERSION_TABLE}.version_num" in only
 
 
+def commands_of(section: str) -> list[list[str]]:
+    """The arguments of the `alembic` commands that a section of the page has."""
+    text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```sh\n(.+?)^```$", text, re.DOTALL | re.MULTILINE)
+    commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    assert {command[0] for command in commands} == {"alembic"}
+    return [command[1:] for command in commands]
+
+
+@pytest.mark.parametrize(("name", "text"), LISTINGS, ids=[name for name, _ in LISTINGS])
+def test_the_page_shows_the_files_as_they_are(name: str, text: str) -> None:
+    """What a reader copies is what the tests below run."""
+    assert text == (HOSTS / name).read_text()
+
+
+def test_the_page_shows_every_file_that_matters() -> None:
+    """The pattern above still finds the listings."""
+    files = [*HOSTS.glob("*/alembic.ini"), *HOSTS.glob("*/migrations/env.py")]
+    assert {str(file.relative_to(HOSTS)) for file in files} <= {name for name, _ in LISTINGS}
+
+
+def test_the_pages_grants_are_those_of_the_function() -> None:
+    """An administrator may copy them from the page."""
+    assert f"```sql\n{migrations.grants('app', 'agents')}\n```" in (DOCS / "deploy-pipeline.md").read_text()
+
+
 def test_separate_two_chains_in_one_pipeline(host_of: Callable[[str], Any]) -> None:
     """Recipe (a): a section of the host's ini file points into the package; neither chain sees the other."""
     host = host_of("bookshop")
 
-    host.alembic("upgrade", "head")
-    host.alembic("-n", "checkpoint_store", "upgrade", "head")
+    for command in commands_of("Separate"):
+        host.alembic(*command)
 
     assert host.fetch(TABLES.format("public")) == sorted(["alembic_version", "orders", *OURS])
     assert host.fetch("SELECT version_num FROM alembic_version") == ["0001_orders"]
@@ -56,19 +90,39 @@ def test_separate_from_an_ini_file_of_its_own_and_in_a_schema(host_of: Callable[
 def test_merged_one_chain_of_two_branches(host_of: Callable[[str], Any]) -> None:
     """Recipe (b): the host's `upgrade heads` runs our revisions too; the branch goes up and down by its label."""
     host = host_of("clinic")
+    upgrade, current, check, downgrade, again, revision = commands_of("Merged")
 
-    host.alembic("upgrade", "heads")
-
+    host.alembic(*upgrade)
     assert host.fetch(TABLES.format("public")) == sorted(["alembic_version", "appointments", *OURS])
-    assert sorted(host.alembic("current").split("\n")) == ["", "0001_appointments (head)", HEAD]
+    assert sorted(host.alembic(*current).split("\n")) == ["", "0001_appointments (head)", HEAD]
     assert is_one_look(host.setup())
-    assert host.alembic("check") == NO_CHANGES
+    assert host.alembic(*check) == NO_CHANGES
 
-    host.alembic("downgrade", "checkpoint_store@base")
+    host.alembic(*downgrade)
     assert host.fetch(TABLES.format("public")) == ["alembic_version", "appointments", schema.VERSION_TABLE]
     assert host.fetch("SELECT version_num FROM alembic_version") == ["0001_appointments"]
-    host.alembic("upgrade", "checkpoint_store@head")
+    host.alembic(*again)
     assert is_one_look(host.setup())
+
+    host.alembic(*revision)
+    (written,) = host.folder.glob("migrations/versions/*your_next_revision.py")
+    assert "op." not in written.read_text()
+
+
+def test_from_separate_to_merged_and_back(host_of: Callable[[str], Any]) -> None:
+    """Neither way loses anything: to begin with, the revisions are only noted; in the end, forgotten by the host."""
+    host = host_of("clinic")
+    host.setup()
+    host.alembic("upgrade", "heads")
+    ini = host.folder / "alembic.ini"
+    ini.write_text(ini.read_text().replace("    checkpoint_store:_alembic/versions\n", ""))
+    (stamp,) = re.findall(r"`alembic (stamp [^`]+)`", PAGE)
+    host.alembic(*stamp.split())
+
+    assert host.alembic("current") == "0001_appointments (head)\n"
+    assert host.alembic("check") == NO_CHANGES
+    assert is_one_look(host.setup())
+    assert host.fetch("SELECT thread_id FROM checkpoints") == ["t"]
 
 
 def test_merged_as_sql(host_of: Callable[[str], Any]) -> None:
