@@ -333,11 +333,15 @@ def access_denied(message: str, schema: str | None) -> AccessDenied:
 
 
 def _alembic(command: Callable[..., None], conn: Connection, schema: str | None, revision: str) -> None:
+    from alembic.util import CommandError
+
     made = config(schema)
     made.attributes["connection"] = conn
     try:
         with untranslated(conn):
             command(made, revision)
+    except CommandError as error:
+        raise MigrationError(f"migration to {revision!r} can't be run: {error}") from error
     except exc.DBAPIError as error:
         if error.connection_invalidated:
             raise
