@@ -9,6 +9,7 @@
     ├── AccessDenied                      the database role lacks a right on the tables
     ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
+    ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
     ├── Closed (RuntimeError)             the saver was closed
     ├── Unavailable                       the server could not be reached, or no connection became free
@@ -56,6 +57,10 @@ class UnstorableValue(CheckpointStoreError, ValueError):
 
 class UnreadableValue(CheckpointStoreError):
     """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel."""
+
+
+class TransferError(CheckpointStoreError):
+    """Raised when a thread can't be copied from another saver; names it. Those copied before it are there."""
 
 
 class WrongThread(CheckpointStoreError, RuntimeError):

@@ -16,7 +16,7 @@ from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
 from checkpoint_store.statements.deleting import collect_pages, delete_thread
-from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, list_page
+from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
 from checkpoint_store.statements.statement import Read, Statement
 from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
 
@@ -107,6 +107,11 @@ class Statements:
     def delta_history(self) -> Statement:
         """See `delta_history`."""
         return Statement(delta_history(self.tables))
+
+    @cached_property
+    def inventory(self) -> Statement:
+        """See `inventory`."""
+        return Statement(inventory(self.tables))
 
     @cached_property
     def has_table(self) -> Statement:
