@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from alembic.runtime.environment import EnvironmentContext
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -18,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session, scoped_session
 from typing_extensions import assert_type
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, migrations
 from checkpoint_store.schema import Tables, checkpoints, metadata
 
 
@@ -43,6 +44,7 @@ async def async_methods(saver: AsyncPostgresSaver, config: RunnableConfig, check
     assert_type(history, Mapping[str, DeltaChannelHistory])
     await saver.aput_writes(config, [("messages", 1)], "task", "path")
     await saver.adelete_thread("1")
+    await saver.acheck()
     await saver.aclose()
 
 
@@ -56,6 +58,7 @@ def sync_savers(saver: PostgresSaver, config: RunnableConfig, checkpoint: Checkp
         assert_type(found, CheckpointTuple)
     saver.put_writes(config, [("messages", 1)], "task")
     saver.delete_thread("1")
+    saver.check()
     saver.close()
 
 
@@ -94,3 +97,14 @@ class Own(AsyncPostgresSaver):
 def tables() -> None:
     assert Tables("agents").checkpoints.schema == "agents"
     assert checkpoints.metadata is metadata
+    assert Tables("agents", metadata=metadata).metadata is metadata
+
+
+async def schema_and_alembic(conn: Connection, connection: AsyncConnection, context: EnvironmentContext) -> None:
+    migrations.upgrade(conn, "agents", revision="head", timeout=5)
+    migrations.downgrade(conn, revision="-1")
+    await connection.run_sync(migrations.check, "agents")
+    assert_type(await connection.run_sync(migrations.current), str | None)
+    assert_type(migrations.offline_sql("agents"), str)
+    assert_type(migrations.grants("app", "agents"), str)
+    context.configure(connection=conn, include_object=migrations.not_ours)
