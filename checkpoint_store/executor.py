@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection
 from sqlalchemy.util import await_only
@@ -16,6 +16,9 @@ from checkpoint_store.errors import WrongThread
 from checkpoint_store.statements import Statement
 
 Row = Sequence[Any]
+
+_IN_TRANSACTION = (1, 2, 3)
+"""psycopg's `TransactionStatus`: ACTIVE, INTRANS, INERROR."""
 
 
 class Executor(ABC):
@@ -66,10 +69,13 @@ class Direct(Executor):
         try:
             rows = self._fetch(sql, parameters)
         except BaseException as error:
-            # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
-            conn = Connection(self._engine, self._pooled)
-            conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
+            self._give_up(error, sql, parameters)
         return rows
+
+    def _give_up(self, error: BaseException, sql: str | None = None, parameters: Any = None) -> NoReturn:
+        # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
+        conn = Connection(self._engine, self._pooled)
+        conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
 
     @abstractmethod
     def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
@@ -107,8 +113,11 @@ class Psycopg(Direct):
     def in_autocommit(self) -> Iterator[Executor]:
         """Set autocommit for a block, and what it was thereafter; psycopg keeps that to itself, no server is asked."""
         before = self._driver.autocommit
-        if not before:
-            self._wait(self._driver.set_autocommit(True))
+        try:
+            if not before:
+                self._wait(self._driver.set_autocommit(True))
+        except BaseException as error:
+            self._give_up(error)
         try:
             yield self
         finally:
@@ -220,18 +229,15 @@ def _set(thing: object, **attributes: Any) -> None:
 
 
 def _is_watched(engine: Engine) -> bool:
-    return bool(
-        engine._has_events
-        or engine.dialect._has_events
-        or engine._should_log_info()
-        or getattr(Connection, "_has_events", False)  # SQLAlchemy 2.0 has it only once there is a listener
-    )
+    # SQLAlchemy 2.0 gives the class this attribute when something first listens to it.
+    anywhere = getattr(Connection, "_has_events", False)
+    return bool(anywhere or engine._has_events or engine.dialect._has_events or engine._should_log_info())
 
 
 def _is_in_transaction(driver: Any) -> bool:
     if hasattr(driver, "is_in_transaction"):
         return bool(driver.is_in_transaction())  # asyncpg
-    return bool(driver.pgconn.transaction_status)  # psycopg; IDLE is 0
+    return driver.pgconn.transaction_status in _IN_TRANSACTION
 
 
 def _check_loop(pooled: PoolProxiedConnection) -> None:
