@@ -267,6 +267,11 @@ class Contract(BaseCheckpointSaver[str]):
         """Return the version that follows a channel's current one, as the stock saver makes it."""
         return codec.next_version(current)
 
+    @property
+    def retries(self) -> int:
+        """How many times this saver has made a call again that had failed by something that passes."""
+        return self._source.retries
+
     async def aclose(self) -> None:
         """Close the saver: an engine made from a URL is disposed, one that was handed in is left as it is."""
         await self._source.close()

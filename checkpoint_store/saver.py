@@ -14,6 +14,7 @@ from checkpoint_store.errors import InvalidOption, UnusableConnection
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.source import ConnectionSource, EngineSource, Source
+from checkpoint_store.source.retrying import RETRY_SECONDS
 from checkpoint_store.statements import statements_of
 from checkpoint_store.url import engine_arguments
 
@@ -31,10 +32,12 @@ class AsyncPostgresSaver(Contract):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
+            server that restarts; 0 for never. On a connection of the caller's none ever is.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection, or was made for another engine.
+        InvalidOption: If `pipe` comes with a connection, or was made for another engine, or `retry_timeout` is no time.
     """
 
     def __init__(
@@ -45,8 +48,9 @@ class AsyncPostgresSaver(Contract):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
     ) -> None:
-        source = _source(conn, pipe, schema, share_pages)
+        source = _source(conn, pipe, schema, share_pages, retry_timeout)
         source.bridge.adopt()
         super().__init__(source, serde)
 
@@ -60,6 +64,7 @@ class AsyncPostgresSaver(Contract):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
         **engine_options: Any,
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -70,6 +75,7 @@ class AsyncPostgresSaver(Contract):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -80,7 +86,7 @@ class AsyncPostgresSaver(Contract):
         """
         engine = _engine(conn_string, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, retry_timeout=retry_timeout)
         saver._source.owned = True
         try:
             yield saver
@@ -117,10 +123,12 @@ class PostgresSaver(Contract):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
+            server that restarts; 0 for never. On a connection of the caller's none ever is.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection, or was made for another engine.
+        InvalidOption: If `pipe` comes with a connection, or was made for another engine, or `retry_timeout` is no time.
     """
 
     def __init__(
@@ -131,8 +139,9 @@ class PostgresSaver(Contract):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
     ) -> None:
-        source = _source(conn, pipe, schema, share_pages)
+        source = _source(conn, pipe, schema, share_pages, retry_timeout)
         if isinstance(conn, AsyncConnection):
             source.bridge.adopt()
         else:
@@ -149,6 +158,7 @@ class PostgresSaver(Contract):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
         **engine_options: Any,
     ) -> Iterator[PostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -159,6 +169,7 @@ class PostgresSaver(Contract):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -169,7 +180,7 @@ class PostgresSaver(Contract):
         """
         engine = _engine(conn_string, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, retry_timeout=retry_timeout)
         saver._source.owned = True
         try:
             yield saver
@@ -185,7 +196,7 @@ class PostgresSaver(Contract):
         self._source.close_blocking()
 
 
-def _source(conn: object, pipe: object, schema: str | None, share_pages: bool | None) -> Source:
+def _source(conn: object, pipe: object, schema: str | None, share_pages: bool | None, retry_timeout: float) -> Source:
     sql = statements_of(schema)
     if isinstance(conn, AsyncConnection) and conn.sync_connection is None:
         raise UnusableConnection(
@@ -209,7 +220,7 @@ def _source(conn: object, pipe: object, schema: str | None, share_pages: bool | 
             raise InvalidOption(
                 "pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine."
             )
-        return EngineSource(conn, sql, pipe, share_pages)
+        return EngineSource(conn, sql, pipe, share_pages, retry_timeout)
     if pipe is not None:
         raise InvalidOption(
             "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."

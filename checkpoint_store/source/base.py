@@ -107,9 +107,17 @@ class Source(ABC):
             if self.owned:
                 self.bridge.stop()
 
+    @property
+    def retries(self) -> int:
+        """How many times a call was made again; on a connection of the caller's none ever is."""
+        return 0
+
     async def _perform(self, lend: Callable[..., Awaitable[T]], operation: Callable[..., T], *args: Any) -> T:
+        return await self._explained(self._lend_if_open, lend, operation, self.sql, *args)
+
+    async def _lend_if_open(self, lend: Callable[..., Awaitable[T]], *args: Any) -> T:
         self._check_open()
-        return await self._explained(lend, operation, self.sql, *args)
+        return await lend(*args)
 
     def _check_open(self) -> None:
         if self._closed:

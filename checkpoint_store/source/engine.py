@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Dialect, Pool, QueuePool, exc
+from sqlalchemy import Dialect, Pool, QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
@@ -14,11 +14,13 @@ from checkpoint_store import migrations, operations
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change
 from checkpoint_store.errors import NotSetUp
-from checkpoint_store.executor import borrowed
+from checkpoint_store.executor import borrowed, transaction
+from checkpoint_store.faults import fault_of
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.shelf import Shelf
-from checkpoint_store.source.base import Source, ordinarily, pause, shown
-from checkpoint_store.source.failures import DEADLOCK, DEADLOCKS
+from checkpoint_store.source.base import Source, pause, shown
+from checkpoint_store.source.failures import FOREIGN, explain
+from checkpoint_store.source.retrying import RETRY_SECONDS, Retries
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import Turns
 
@@ -36,18 +38,30 @@ class EngineSource(Source):
         sql: The statements that operations get.
         pipe: What lets concurrent changes share commits.
         shares_pages: See `Source`.
+        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
     """
 
     def __init__(
-        self, engine: AsyncEngine, sql: Statements, pipe: AsyncPipeline | None, shares_pages: bool | None
+        self,
+        engine: AsyncEngine,
+        sql: Statements,
+        pipe: AsyncPipeline | None,
+        shares_pages: bool | None,
+        retry_timeout: float = RETRY_SECONDS,
     ) -> None:
         super().__init__(sql, Bridge.of(engine.dialect), _shelf_for(engine.dialect, sql), shares_pages)
         self._engine = engine
         self._pipe = pipe
+        self._retries = Retries(retry_timeout, engine.dialect, self.where)
         # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
         # queue is fair, and shared by all savers on the pool.
         pool = engine.sync_engine.pool
         self._turns = _turns.get(pool) or _turns.setdefault(pool, _turns_for(pool))
+
+    @property
+    def retries(self) -> int:
+        """How many times a call was made again."""
+        return self._retries.count
 
     @property
     def where(self) -> str:
@@ -69,13 +83,13 @@ class EngineSource(Source):
     async def _lend_transaction(self, function: Callable[..., T], *args: Any) -> T:
         await self._turns.take()
         try:
-            async with self._engine.connect() as conn:
-                # The host's engine may be in AUTOCOMMIT.
-                await conn.execution_options(isolation_level="READ COMMITTED")
-                async with conn.begin():
-                    return await conn.run_sync(ordinarily, function, *args)
+            return await greenlet_spawn(self._transact, function, *args)
         finally:
             self._turns.give_back()
+
+    def _transact(self, function: Callable[..., T], *args: Any) -> T:
+        with transaction(self._engine.sync_engine) as db:
+            return function(db, *args)
 
     async def _store(self, change: Change) -> None:
         if self._pipe is None:
@@ -89,15 +103,18 @@ class EngineSource(Source):
         await self._explained(self._lend, operations.store, self.sql, self.shelf, changes)
 
     async def _explained(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        # Whoever locks rows of several threads in another order may meet us halfway: the host, or the stock saver. The
-        # server then chooses one whose work is undone, and all of ours can be done again.
-        for _ in range(DEADLOCKS):
-            try:
-                return await super()._explained(function, *args)
-            except exc.DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) != DEADLOCK:
-                    raise
-        return await super()._explained(function, *args)
+        try:
+            return await function(*args)
+        except FOREIGN as error:
+            last, tried, fault = error, 0.0, fault_of(error)
+            if fault and self._retries.seconds:
+                try:
+                    return await self._retries.repeat(fault, error, function, *args)
+                except FOREIGN as another:
+                    last, tried = another, self._retries.seconds
+            if (told := explain(last, self.where, self.sql.tables, tried)) is None:
+                raise last from last.__cause__
+            raise told from last
 
     async def _setup(self, timeout: float) -> None:
         try:

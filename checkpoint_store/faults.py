@@ -1,0 +1,117 @@
+"""What goes wrong in production and passes by itself: after it the same call, made again, is likely to succeed.
+
+The table is the whole truth: what is not in it is never tried again. Such are mistakes, which would only be told later,
+and limits that somebody has set: on the time of a statement, a transaction or a lock, on the wait for a connection of
+the pool. Behind those there is load, and more tries would be more of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from asyncpg.exceptions import PostgresError, TargetServerAttributeNotMatched
+from sqlalchemy import exc
+
+
+class Fault(NamedTuple):
+    """Something that passes."""
+
+    reason: str
+    """What has happened, and why it passes; fit for a log, since nothing of the server's own words is in it."""
+    ends_connections: bool
+    """Whether the connection it was met on, and those of the pool that are as old, are of no more use."""
+
+
+_ENDS, _STAYS = True, False
+
+PLAN_CHANGED = "0A000 RevalidateCachedQuery"
+"""An SQLSTATE that covers more, and the function in PostgreSQL that tells this case from the others."""
+
+FAULTS: Mapping[str | type[BaseException], Fault] = MappingProxyType(
+    {
+        # By SQLSTATE, or its class: https://www.postgresql.org/docs/current/errcodes-appendix.html
+        "08": Fault("the connection was lost, or a proxy gave it up; another one may hold", _ENDS),
+        "25006": Fault("the server only reads: it was demoted, or is a standby about to be promoted", _ENDS),
+        "25P03": Fault("the transaction was idle for too long and was undone; it is begun again", _ENDS),
+        "40001": Fault("another transaction came first; repeated, this one sees its rows", _STAYS),
+        "40P01": Fault("two transactions waited for each other, and the server undid ours", _STAYS),
+        "53300": Fault("the server has as many connections as it may; some will end", _STAYS),
+        "57P01": Fault("the server shuts down, or an administrator ended the connection", _ENDS),
+        "57P02": Fault("a process of the server crashed, so it starts anew", _ENDS),
+        "57P03": Fault("the server starts, stops or recovers from a crash", _ENDS),
+        "57P05": Fault("the connection was idle for longer than the server allows", _ENDS),
+        PLAN_CHANGED: Fault("a table was altered since the statement was prepared; it is prepared again", _STAYS),
+        # By class, for what has no SQLSTATE because no server was there to give it.
+        ConnectionError: Fault("the connection was refused or cut; the server may be starting", _ENDS),
+        FileNotFoundError: Fault("the server's socket is not there; the server may be starting", _ENDS),
+        asyncio.TimeoutError: Fault("no answer while connecting; another attempt may reach another host", _ENDS),
+        socket.gaierror: Fault("the host's name could not be resolved; a name may be moving", _ENDS),
+        TargetServerAttributeNotMatched: Fault("no host of the URL takes writes; one may be about to", _ENDS),
+    }
+)
+"""What passes: by SQLSTATE, by class of SQLSTATEs, or by class of exception."""
+
+_UNREACHABLE = frozenset(
+    {
+        errno.EADDRNOTAVAIL,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+"""Numbers of an `OSError` that is a `ConnectionError` but for its class."""
+
+
+def fault_of(error: BaseException) -> Fault | None:
+    """Tell whether an error is of those that pass, and which.
+
+    Args:
+        error: SQLAlchemy's, asyncpg's or the system's.
+    """
+    if isinstance(error, exc.DBAPIError):
+        state = _state(error.orig)
+        # A driver that finds its connection closed has no SQLSTATE to show for it.
+        return _by_state(state) if state else FAULTS["08"] if error.connection_invalidated else None
+    if isinstance(error, exc.SQLAlchemyError):
+        return None  # the pool's time-out among others; and a statement's, which comes as StatementError
+    if isinstance(error, PostgresError):
+        return _by_state(_state(error))
+    # A host with several addresses, each with a failure of its own, comes as one OSError without a number.
+    several = type(error) is OSError and error.errno is None
+    if several or (isinstance(error, OSError) and error.errno in _UNREACHABLE):
+        return FAULTS[ConnectionError]
+    return next((FAULTS[kind] for kind in type(error).__mro__ if kind in FAULTS), None)
+
+
+def ends_connections(error: BaseException) -> bool:
+    """Tell whether the connection an error was met on is of no more use, whatever the driver thinks of it."""
+    fault = fault_of(error)
+    return fault is not None and fault.ends_connections
+
+
+def name_of(error: BaseException) -> str:
+    """Name an error without its text: by SQLSTATE, or by class."""
+    cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig else error
+    return _state(cause) or type(cause).__name__
+
+
+def _by_state(state: str) -> Fault | None:
+    return FAULTS.get(state) or FAULTS.get(state[:2])
+
+
+def _state(error: BaseException | None) -> str:
+    """Return the SQLSTATE the server gave, which a driver that tells of its lost connection has as the cause."""
+    state = ""
+    while error is not None:
+        state = getattr(error, "sqlstate", None) or state
+        if state == "0A000" and getattr(error, "server_source_function", None) == PLAN_CHANGED.partition(" ")[2]:
+            return PLAN_CHANGED
+        error = error.__cause__
+    return state
