@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc
-from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.util import await_only
 
 from checkpoint_store.errors import WrongThread
@@ -20,7 +20,7 @@ Row = Sequence[Any]
 
 
 class Executor(ABC):
-    """Executes statements on one connection, in a greenlet of SQLAlchemy's."""
+    """Executes statements on one connection, in a greenlet of SQLAlchemy's if the engine is an async one."""
 
     @abstractmethod
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
@@ -89,17 +89,24 @@ class Direct(Executor):
 
 
 @contextmanager
-def borrowed(engine: Engine) -> Iterator[Executor]:
-    """Borrow a connection for statements that need no transaction around them.
+def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
+    """Borrow a connection of the pool.
 
-    Where an event listener or the log would want to know, they are executed the ordinary way.
+    Where an event listener or the log would want to know, statements are executed the ordinary way. Where a listener
+    begins transactions, to set something in them that policies look at, they are executed in one.
+
+    Args:
+        engine: The engine.
+        whole: Whether the statements of the block are one transaction; otherwise each commits itself, as a rule.
 
     Raises:
         WrongThread: If the pool's connections belong to another event loop.
     """
-    if Connection._has_events or engine._has_events or engine.dialect._has_events or engine._should_log_info():
-        with _connected(engine, "AUTOCOMMIT") as conn:
-            yield Ordinary(conn)
+    if whole or _is_watched(engine) or engine.dialect.driver != "asyncpg":
+        with engine.connect() as conn, _given_up_if_ended(conn):
+            _check_loop(conn.connection)
+            with _committed(conn, whole=whole) as db:
+                yield db
         return
     pooled = _checkout(engine)
     while pooled.driver_connection.is_closed():  # type: ignore[union-attr]
@@ -109,35 +116,28 @@ def borrowed(engine: Engine) -> Iterator[Executor]:
         pooled = _checkout(engine)
     try:
         _check_loop(pooled)
-        yield Direct(engine, pooled)
+        if _is_in_transaction(pooled):
+            conn = Connection(engine, pooled)
+            with _given_up_if_ended(conn), _committed(conn, whole=True) as db:
+                yield db
+        else:
+            yield Direct(engine, pooled)
     finally:
         pooled.close()
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Executor]:
-    """Borrow a connection for statements in one transaction, which is committed unless the block raises.
-
-    Raises:
-        WrongThread: If the pool's connections belong to another event loop.
-    """
-    # The host's engine may be in AUTOCOMMIT.
-    with _connected(engine, "READ COMMITTED") as conn, conn.begin():
-        yield Ordinary(conn)
-
-
-@contextmanager
-def _connected(engine: Engine, isolation_level: IsolationLevel) -> Iterator[Connection]:
+def migrating(engine: Engine) -> Iterator[Connection]:
+    """Borrow a connection for migrations, which begin and commit their transactions themselves."""
     with engine.connect() as conn:
         _check_loop(conn.connection)
-        try:
-            yield conn.execution_options(isolation_level=isolation_level)
-        except exc.DBAPIError as error:
-            if ends_connections(error) and not conn.invalidated:
-                # As where the driver notices by itself, the other connections of the pool are not tried either.
-                engine.pool._invalidate(conn.connection, error, _checkin=False)
-                conn.invalidate(error)
-            raise
+        # What listeners have set for the session stays.
+        if conn.in_transaction():
+            conn.commit()
+        elif _is_in_transaction(conn.connection):
+            conn.connection.commit()
+        _isolate(conn, "READ COMMITTED")
+        yield conn
 
 
 def _checkout(engine: Engine) -> PoolProxiedConnection:
@@ -145,6 +145,67 @@ def _checkout(engine: Engine) -> PoolProxiedConnection:
         return engine.raw_connection()
     except engine.dialect.loaded_dbapi.Error as error:
         Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+
+
+@contextmanager
+def _given_up_if_ended(conn: Connection) -> Iterator[None]:
+    """Give up a connection that is of no more use, although its driver has not noticed or would not think so."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if ends_connections(error) and not conn.invalidated:
+            # As where the driver does notice, the other connections of the pool are not tried one after the other.
+            conn.engine.pool._invalidate(conn.connection, error, _checkin=False)
+            conn.invalidate(error)
+        raise
+
+
+@contextmanager
+def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
+    """Commit what is executed on a connection in the block: at its end, or each statement by itself."""
+    # Listeners of the pool's or the connection's may have begun a transaction: what they have set may end with it.
+    is_begun = conn.in_transaction() or _is_in_transaction(conn.connection)
+    whole = whole or is_begun or bool(conn.dispatch.begin)
+    if not is_begun:
+        # The host's engine may be in AUTOCOMMIT, or in an isolation level in which locks don't show what others did.
+        _isolate(conn, "READ COMMITTED" if whole else "AUTOCOMMIT")
+    yield Ordinary(conn)
+    if whole:
+        conn.commit()
+
+
+def _isolate(conn: Connection, level: str) -> None:
+    """Set the isolation level until the connection goes back to the pool."""
+    pooled: Any = conn.connection
+    # SQLAlchemy resets it to the engine's. A listener of the host's may have set another one on this connection: so
+    # that is noted and, the last callback being called first, set again at the very end.
+    pooled._connection_record.finalize_callback.append(_restoring(conn.dialect, pooled))
+    conn.execution_options(isolation_level=level)
+
+
+def _restoring(dialect: Any, pooled: PoolProxiedConnection) -> Callable[[Any], None]:
+    """Return what gives the driver's connection the isolation level that it has now."""
+    if dialect.driver == "asyncpg":
+        adapter: Any = pooled.dbapi_connection
+        return partial(_set, isolation_level=adapter.isolation_level, _isolation_setting=adapter._isolation_setting)
+    driver: Any = pooled.driver_connection
+    return partial(dialect._do_isolation_level, autocommit=driver.autocommit, isolation_level=driver.isolation_level)
+
+
+def _set(thing: object, **attributes: Any) -> None:
+    for name, value in attributes.items():
+        setattr(thing, name, value)
+
+
+def _is_watched(engine: Engine) -> bool:
+    return bool(Connection._has_events or engine._has_events or engine.dialect._has_events or engine._should_log_info())
+
+
+def _is_in_transaction(pooled: PoolProxiedConnection) -> bool:
+    driver: Any = pooled.driver_connection
+    if hasattr(driver, "is_in_transaction"):
+        return bool(driver.is_in_transaction())
+    return bool(driver.pgconn.transaction_status)  # psycopg; IDLE is 0
 
 
 def _check_loop(pooled: PoolProxiedConnection) -> None:

@@ -45,13 +45,15 @@ FAULTS: Mapping[str | type[BaseException], Fault] = MappingProxyType(
         "57P02": Fault("a process of the server crashed, so it starts anew", _ENDS),
         "57P03": Fault("the server starts, stops or recovers from a crash", _ENDS),
         "57P05": Fault("the connection was idle for longer than the server allows", _ENDS),
-        PLAN_CHANGED: Fault("a table was altered since the statement was prepared; it is prepared again", _STAYS),
+        # asyncpg prepares it again by itself, psycopg never does.
+        PLAN_CHANGED: Fault("a table was altered after the statement was prepared; another session prepares it", _ENDS),
         # By class, for what has no SQLSTATE because no server was there to give it.
         ConnectionError: Fault("the connection was refused or cut; the server may be starting", _ENDS),
         FileNotFoundError: Fault("the server's socket is not there; the server may be starting", _ENDS),
         asyncio.TimeoutError: Fault("no answer while connecting; another attempt may reach another host", _ENDS),
         socket.gaierror: Fault("the host's name could not be resolved; a name may be moving", _ENDS),
         TargetServerAttributeNotMatched: Fault("no host of the URL takes writes; one may be about to", _ENDS),
+        exc.OperationalError: Fault("libpq could not reach the server, or lost it; the server may be starting", _ENDS),
     }
 )
 """What passes: by SQLSTATE, by class of SQLSTATEs, or by class of exception."""
@@ -76,9 +78,14 @@ def fault_of(error: BaseException) -> Fault | None:
         error: SQLAlchemy's, asyncpg's or the system's.
     """
     if isinstance(error, exc.DBAPIError):
-        state = _state(error.orig)
-        # A driver that finds its connection closed has no SQLSTATE to show for it.
-        return _by_state(state) if state else FAULTS["08"] if error.connection_invalidated else None
+        if state := _state(error.orig):
+            return _by_state(state)
+        if isinstance(error, exc.OperationalError):
+            # psycopg gives no SQLSTATE to what happens before there is a connection, a refused login included.
+            asked = getattr(getattr(error.orig, "pgconn", None), "used_password", False)
+            return None if asked else FAULTS[exc.OperationalError]
+        # asyncpg, where it finds its connection closed already.
+        return FAULTS["08"] if error.connection_invalidated else None
     if isinstance(error, exc.SQLAlchemyError):
         return None  # the pool's time-out among others; and a statement's, which comes as StatementError
     if isinstance(error, PostgresError):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.util import await_only
 
 
 class TurnTimeout(Exception):
@@ -18,10 +22,10 @@ class Turns:
 
     Args:
         count: How many turns there are at a time.
-        timeout: How long to wait for one, in seconds.
+        timeout: How long to wait for one, in seconds; None for as long as it takes.
     """
 
-    def __init__(self, count: int, timeout: float) -> None:
+    def __init__(self, count: int, timeout: float | None) -> None:
         self._free = count
         self._timeout = timeout
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -38,7 +42,7 @@ class Turns:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting.append(turn)
-        deadline = loop.call_later(self._timeout, self._expire, turn)
+        deadline = None if self._timeout is None else loop.call_later(self._timeout, self._expire, turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -46,7 +50,8 @@ class Turns:
                 self.give_back()  # it came at the same moment
             raise
         finally:
-            deadline.cancel()
+            if deadline is not None:
+                deadline.cancel()
 
     def give_back(self) -> None:
         """Let the next one have its turn."""
@@ -56,6 +61,22 @@ class Turns:
                 turn.set_result(None)
                 return
         self._free += 1
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Have a turn for the length of a block, in a greenlet of SQLAlchemy's.
+
+        Raises:
+            TurnTimeout: If none has come in time.
+        """
+        if self._free > 0:  # as a rule, and then without a switch out of the greenlet and back
+            self._free -= 1
+        else:
+            await_only(self.take())
+        try:
+            yield
+        finally:
+            self.give_back()
 
     def _expire(self, turn: asyncio.Future[None]) -> None:
         if not turn.done():

@@ -3,146 +3,103 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-from sqlalchemy import Dialect, Pool, QueuePool
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy import Engine, Pool, QueuePool, StaticPool
 
 from checkpoint_store import migrations, operations
-from checkpoint_store.bridge import Bridge
-from checkpoint_store.changes import Change
 from checkpoint_store.errors import NotSetUp
-from checkpoint_store.executor import borrowed, transaction
+from checkpoint_store.executor import borrowed, migrating
 from checkpoint_store.faults import fault_of
-from checkpoint_store.pipeline import AsyncPipeline
-from checkpoint_store.shelf import Shelf
-from checkpoint_store.source.base import Source, pause, shown
-from checkpoint_store.source.failures import FOREIGN, explain
-from checkpoint_store.source.retrying import RETRY_SECONDS, Retries
+from checkpoint_store.source.failures import FOREIGN
+from checkpoint_store.source.origin import Origin, pause_of
+from checkpoint_store.source.retrying import Retries
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import Turns
 
 T = TypeVar("T")
 
 _turns: weakref.WeakKeyDictionary[Pool, Turns] = weakref.WeakKeyDictionary()
-_shelves: weakref.WeakKeyDictionary[Dialect, dict[str | None, Shelf]] = weakref.WeakKeyDictionary()
 
 
-class EngineSource(Source):
-    """Connections borrowed from an engine.
+class EngineOrigin(Origin):
+    """Borrows connections from an engine's pool, and leaves engine and pool as they were.
 
     Args:
-        engine: The caller's engine, or our own.
+        engine: A sync engine, or what an async one has inside.
         sql: The statements that operations get.
-        pipe: What lets concurrent changes share commits.
-        shares_pages: See `Source`.
-        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
+        retry_timeout: For how long, in seconds, an operation is done again that failed by something that passes.
     """
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        sql: Statements,
-        pipe: AsyncPipeline | None,
-        shares_pages: bool | None,
-        retry_timeout: float = RETRY_SECONDS,
-    ) -> None:
-        super().__init__(sql, Bridge.of(engine.dialect), _shelf_for(engine.dialect, sql), shares_pages)
-        self._engine = engine
-        self._pipe = pipe
-        self._retries = Retries(retry_timeout, engine.dialect, self.where)
+    def __init__(self, engine: Engine, sql: Statements, retry_timeout: float) -> None:
+        super().__init__(engine, sql)
+        self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
         # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
-        # queue is fair, and shared by all savers on the pool.
-        pool = engine.sync_engine.pool
-        self._turns = _turns.get(pool) or _turns.setdefault(pool, _turns_for(pool))
+        # queue is fair, and shared by all savers on the pool. Threads have no such trouble.
+        pool = engine.pool
+        self._turn: Callable[[], AbstractContextManager[object]] = (
+            (_turns.get(pool) or _turns.setdefault(pool, _turns_for(pool))).taken
+            if engine.dialect.is_async
+            else nullcontext
+        )
 
     @property
     def retries(self) -> int:
-        """How many times a call was made again."""
+        """How many times an operation was done again."""
         return self._retries.count
 
-    @property
-    def where(self) -> str:
-        """The engine's URL."""
-        return shown(self._engine.url)
+    def stop_trying(self) -> None:
+        """Let what fails from now on not be done again: it would open connections that nobody closes."""
+        self._retries.stop()
 
-    async def _lend(self, function: Callable[..., T], *args: Any) -> T:
-        # One greenlet from checkout to return: each switch in and out of one costs as much as a small statement.
-        await self._turns.take()
+    def lend(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend a connection on which each statement commits itself."""
+        result: T = self._insist(self._borrow, False, operation, args)
+        return result
+
+    def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend a connection in a transaction."""
+        result: T = self._insist(self._borrow, True, operation, args)
+        return result
+
+    def setup(self, timeout: float) -> None:
+        """Migrate on a connection of the pool, unless the database is at head."""
+        self._insist(self._setup, timeout)
+
+    def _setup(self, timeout: float) -> None:
         try:
-            return await greenlet_spawn(self._borrow, function, *args)
-        finally:
-            self._turns.give_back()
-
-    def _borrow(self, function: Callable[..., T], *args: Any) -> T:
-        with borrowed(self._engine.sync_engine) as db:
-            return function(db, *args)
-
-    async def _lend_transaction(self, function: Callable[..., T], *args: Any) -> T:
-        await self._turns.take()
-        try:
-            return await greenlet_spawn(self._transact, function, *args)
-        finally:
-            self._turns.give_back()
-
-    def _transact(self, function: Callable[..., T], *args: Any) -> T:
-        with transaction(self._engine.sync_engine) as db:
-            return function(db, *args)
-
-    async def _store(self, change: Change) -> None:
-        if self._pipe is None:
-            await self._store_all([change])
-        else:
-            await self._pipe.submit(self._store_all, self.sql.tables.schema, change)
-
-    async def _store_all(self, changes: Sequence[Change]) -> None:
-        # Also when this saver has been closed meanwhile: it was open when the first call came in, and there may be
-        # others' among them.
-        await self._explained(self._lend, operations.store, self.sql, self.shelf, changes)
-
-    async def _explained(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        try:
-            return await function(*args)
-        except FOREIGN as error:
-            last, tried, fault = error, 0.0, fault_of(error)
-            if fault and self._retries.seconds:
-                try:
-                    return await self._retries.repeat(fault, error, function, *args)
-                except FOREIGN as another:
-                    last, tried = another, self._retries.seconds
-            if (told := explain(last, self.where, self.sql.tables, tried)) is None:
-                raise last from last.__cause__
-            raise told from last
-
-    async def _setup(self, timeout: float) -> None:
-        try:
-            if migrations.is_head(await self._perform(self._lend, operations.revisions)):
+            if migrations.is_head(self.lend(operations.revisions)):
                 return
         except NotSetUp:
             pass
-        async with self._engine.connect() as conn:
-            # The host's engine may be in AUTOCOMMIT; a migration has to be one transaction.
-            await conn.execution_options(isolation_level="READ COMMITTED")
-            await conn.run_sync(migrations.bring_to_head, self.sql, timeout, pause)
+        with migrating(self.engine) as conn:
+            migrations.bring_to_head(conn, self.sql, timeout, pause_of(self.engine.dialect))
 
-    async def _release(self) -> None:
-        if self.owned and self._pipe is not None:
-            await self._pipe.aclose()
-        # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
-        if self.owned or self.bridge.is_ours:
-            await self._engine.dispose()
+    def _insist(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that borrows connections, and again if what keeps it from succeeding is likely to pass."""
+        try:
+            return function(*args)
+        except FOREIGN as error:
+            fault = fault_of(error)
+            if fault is None or not self._retries.seconds:
+                with self.told():
+                    raise
+            # By now it has given back its connection, and its turn.
+            with self.told(self._retries.seconds):
+                return self._retries.repeat(fault, error, function, *args)
 
-
-def _shelf_for(dialect: Dialect, sql: Statements) -> Shelf:
-    """Return the shelf that all savers on an engine and schema share; an engine goes by its dialect, as in `Bridge`."""
-    return _shelves.setdefault(dialect, {}).setdefault(sql.tables.schema, Shelf())
+    def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
+        with self._turn(), borrowed(self.engine, whole=whole) as db:
+            return operation(db, self.sql, *args)
 
 
 def _turns_for(pool: Pool) -> Turns:
     """Return a queue for a pool's connections; a pool without a limit lends very many."""
+    if isinstance(pool, StaticPool):
+        return Turns(1, None)
     overflow = getattr(pool, "_max_overflow", -1)
     if isinstance(pool, QueuePool) and overflow >= 0:
         return Turns(pool.size() + overflow, pool.timeout())
-    return Turns(2**31, 0)
+    return Turns(2**31, None)

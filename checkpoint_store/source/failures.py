@@ -32,23 +32,26 @@ FOREIGN = (
 """What comes from below us, to be told in our words."""
 
 
-def explain(error: BaseException, where: str, t: Tables, tried: float | None = None) -> Exception | None:
+def explain(
+    error: BaseException, where: str, t: Tables, *, callers: bool = False, tried: float = 0.0
+) -> Exception | None:
     """Return our error for one of the driver's, or None where that one says it best.
 
     Args:
         error: One of `FOREIGN`.
         where: How messages name the database.
         t: The tables, for messages about rights.
-        tried: For how long, in seconds, it was tried again; None in a transaction of the caller's, where what ended it
-            is the caller's to know.
+        callers: Whether it came in a transaction of the caller's, who then wants to know what has ended it.
+        tried: For how long, in seconds, the call was made again.
     """
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
     state = getattr(cause, "sqlstate", None) or ""
     message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
+    ended = " With this error PostgreSQL has ended your transaction: roll it back first." if callers else ""
     if state in _NO_TABLES:
-        return NotSetUp(f"{message}. Run `setup()` once, or `alembic upgrade head` before deploying.")
+        return NotSetUp(f"{message}.{ended} Run `setup()` once, or `alembic upgrade head` before deploying.")
     if state == _NO_RIGHT:
-        return AccessDenied(f"{message}. A role that owns the tables can give the right: {_grants(t)}")
+        return AccessDenied(f"{message}.{ended} A role that owns the tables can give the right: {_grants(t)}")
     if (
         isinstance(error, ClientConfigurationError)
         or isinstance(getattr(cause, "__cause__", None), ClientConfigurationError)
@@ -59,12 +62,15 @@ def explain(error: BaseException, where: str, t: Tables, tried: float | None = N
         return Unavailable(f"{where}: no connection became free in time ({message})")
     if isinstance(error, exc.StatementError) and isinstance(error.orig, asyncio.TimeoutError):
         return Unavailable(f"{where}: the statement took longer than the engine's command_timeout allows")
-    fault = None if tried is None else fault_of(error)
+    fault = None if callers else fault_of(error)
     if fault and tried:
         return Unavailable(f"{where}: {message}. Tried again for {tried:g} s (retry_timeout): {fault.reason}.")
     if fault and not fault.ends_connections:
         return Unavailable(f"{where}: {message}: {fault.reason}. Try again, or set retry_timeout.")
-    lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+    # psycopg gives no state to what comes from libpq: nobody listens there, or the login was refused.
+    lost = isinstance(error, exc.DBAPIError) and (
+        error.connection_invalidated or (isinstance(error, exc.OperationalError) and not state)
+    )
     if fault or lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
         return Unavailable(f"{where}: {message}. Check that the server runs, and that the URL and the login are right.")
     return None

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Dialect
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from checkpoint_store.errors import InvalidOption
+from checkpoint_store.errors import Closed, InvalidOption
 from checkpoint_store.faults import Fault, fault_of, name_of
 
 T = TypeVar("T")
@@ -34,25 +33,30 @@ class Retries:
     Args:
         seconds: For how long after a call has failed for the first time; 0 for never.
         dialect: That of the engine, whose savers share what is logged.
+        pause: Sleeps for so many seconds.
         where: How the log names the database.
 
     Raises:
         InvalidOption: If `seconds` is no such time.
     """
 
-    def __init__(self, seconds: float, dialect: Dialect, where: str) -> None:
+    def __init__(self, seconds: float, dialect: Dialect, pause: Callable[[float], None], where: str) -> None:
         if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
             raise InvalidOption(f"retry_timeout is {seconds!r}; it is a time in seconds, 0 for no second try")
         self.seconds = float(seconds)
         self.count = 0
         """How many times a call was made again."""
+        self._pause = pause
+        self._stopped = False
         self._where = where
         self._incidents = _incidents.setdefault(dialect, {})
 
-    async def repeat(self, fault: Fault, error: BaseException, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Call a coroutine function again, and again after waits that grow, until it succeeds or the time is over.
+    def stop(self) -> None:
+        """Make no call again from now on."""
+        self._stopped = True
 
-        The function itself takes a connection and gives it back, so none is held meanwhile.
+    def repeat(self, fault: Fault, error: BaseException, function: Callable[..., T], *args: Any) -> T:
+        """Call a function again, and again after waits that grow, until it succeeds or the time is over.
 
         Args:
             fault: What has kept it from succeeding.
@@ -61,18 +65,19 @@ class Retries:
             args: Its arguments.
 
         Raises:
+            Closed: If the saver was closed meanwhile.
             BaseException: What it raised last, or as the first thing that doesn't pass.
         """
         with self._noted(fault, error) as incident:
-            repeating = AsyncRetrying(
-                sleep=asyncio.sleep,
+            repeating = Retrying(
+                sleep=self._pause,
                 retry=retry_if_exception(_passes),
                 stop=stop_after_delay(self.seconds),
                 wait=self._wait,
                 before=lambda _: self._count(incident),
                 reraise=True,
             )
-            return await repeating(function, *args)
+            return repeating(function, *args)
 
     def _wait(self, state: RetryCallState) -> float:
         # The last try comes when the time is over, not up to a second before.
@@ -80,6 +85,8 @@ class Retries:
         return min(_jittered(state), max(0.0, left))
 
     def _count(self, incident: Incident) -> None:
+        if self._stopped:
+            raise Closed("this saver was closed while a call was tried again; whether it was carried out is unknown")
         with _lock:
             self.count += 1
             incident.tries += 1
