@@ -73,9 +73,13 @@ class Direct(Executor):
             rows: Sequence[Row] = await_only(self._driver.fetch(sql, *parameters))
         except BaseException as error:
             # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
-            conn, translated = Connection(self._engine, self._pooled), self._translated(error)
-            conn._is_disconnect = ends_connections(translated)
-            conn._handle_dbapi_exception(translated, sql, parameters, None, None)
+            conn = Connection(self._engine, self._pooled)
+            if isinstance(error, asyncio.TimeoutError):
+                # The server may be slow, or gone without a word: then whoever had this connection next would wait too.
+                self._pooled.invalidate(error)
+            else:
+                conn._is_disconnect = ends_connections(error)
+            conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
         return rows
 
     def _translated(self, error: BaseException) -> BaseException:
