@@ -14,8 +14,10 @@ from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from checkpoint_store import embedded
 from checkpoint_store.embedded import EmbeddedPostgres
@@ -119,10 +121,10 @@ class Network:
     """A TCP port in front of a server, on an event loop in a thread of its own.
 
     Args:
-        upstream: The socket of the server.
+        upstream: The socket of the server, or its host and port.
     """
 
-    def __init__(self, upstream: Path) -> None:
+    def __init__(self, upstream: Path | tuple[str, int]) -> None:
         self._upstream = upstream
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -148,9 +150,20 @@ class Network:
         self._thread.join()
         self._loop.close()
 
-    def url(self, database: str, user: str = "postgres") -> str:
-        """The URL of a database behind it, for a user."""
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}?sslmode=disable"
+    @staticmethod
+    def before(url: str) -> Network:
+        """A network in front of the server of a URL."""
+        info = conninfo_to_dict(url)
+        host, port = str(info.get("host") or "localhost"), int(info.get("port") or 5432)
+        return Network(Path(host, f".s.PGSQL.{port}") if host.startswith("/") else (host, port))
+
+    def through(self, url: str) -> str:
+        """The URL of the same database behind it."""
+        info = conninfo_to_dict(url)
+        login = quote(str(info.get("user", "postgres")))
+        if "password" in info:
+            login += ":" + quote(str(info["password"]))
+        return f"postgresql://{login}@127.0.0.1:{self.port}/{info['dbname']}?sslmode=disable"
 
     def cut(self) -> None:
         """Reset all connections, and carry new ones."""
@@ -186,7 +199,7 @@ class Network:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            server_reader, server_writer = await asyncio.open_unix_connection(self._upstream)
+            server_reader, server_writer = await self._connect()
         except OSError:
             _reset(writer)
             return
@@ -196,6 +209,11 @@ class Network:
             task = self._loop.create_task(direction)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._upstream, Path):
+            return await asyncio.open_unix_connection(self._upstream)
+        return await asyncio.open_connection(*self._upstream)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_answer: bool) -> None:
         with suppress(ConnectionError):

@@ -78,7 +78,7 @@ class Bed:
     def url(self) -> str:
         """Where the load goes: through the network, or to both servers."""
         if self.standby is None:
-            return self.network.url(DATABASE, USER)
+            return self.network.through(self.primary.of(DATABASE, USER))
         hosts = ",".join(sorted(str(server.socket.parent) for server in (self.primary, self.standby)))
         # The servers change places; the URL doesn't.
         return f"postgresql://{USER}@/{DATABASE}?host={hosts}&port=5432,5432&target_session_attrs=read-write"
