@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -50,13 +50,13 @@ class Ordinary(Executor):
 
 
 class Direct(Executor):
-    """Executes on asyncpg's connection: each statement is a transaction of its own, with neither BEGIN nor COMMIT sent.
+    """Executes on the driver's connection: each statement is a transaction of its own, with neither BEGIN nor COMMIT.
 
     SQLAlchemy's execution context and result, and setting AUTOCOMMIT and taking it back, cost more than a small
     statement does.
 
     Args:
-        engine: The engine of an asyncpg dialect.
+        engine: The engine.
         pooled: A connection of its pool.
     """
 
@@ -70,26 +70,65 @@ class Direct(Executor):
         dialect = self._engine.dialect
         sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
         try:
-            rows: Sequence[Row] = await_only(self._driver.fetch(sql, *parameters))
+            rows = self._fetch(sql, parameters)
         except BaseException as error:
             # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
             conn = Connection(self._engine, self._pooled)
-            if isinstance(error, asyncio.TimeoutError):
-                # The server may be slow, or gone without a word: then whoever had this connection next would wait too.
-                self._pooled.invalidate(error)
-            else:
-                conn._is_disconnect = ends_connections(error)
             conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
         return rows
 
+    @abstractmethod
+    def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
+        """Execute SQL."""
+
     def _translated(self, error: BaseException) -> BaseException:
-        """Return an error of asyncpg's as the dialect's DBAPI has it, with the original as its cause."""
+        """Return an error of the driver's as the dialect's DBAPI has it."""
+        return error
+
+
+class Asyncpg(Direct):
+    """Executes on asyncpg's connection."""
+
+    def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
+        rows: Sequence[Row] = await_only(self._driver.fetch(sql, *parameters))
+        return rows
+
+    def _translated(self, error: BaseException) -> BaseException:
         if isinstance(error, Exception):
             try:
                 self._pooled.dbapi_connection._handle_exception(error)  # type: ignore[union-attr]
             except Exception as translated:
                 return translated
         return error
+
+
+class Psycopg(Direct):
+    """Executes on psycopg's connection, sync or async, while it is in autocommit."""
+
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection) -> None:
+        super().__init__(engine, pooled)
+        self._wait: Callable[[Any], Any] = await_only if engine.dialect.is_async else _as_it_is
+
+    @contextmanager
+    def in_autocommit(self) -> Iterator[Executor]:
+        """Set autocommit for a block, and what it was thereafter; psycopg keeps that to itself, no server is asked."""
+        before = self._driver.autocommit
+        if not before:
+            self._wait(self._driver.set_autocommit(True))
+        try:
+            yield self
+        finally:
+            if not before and not self._driver.closed:
+                self._wait(self._driver.set_autocommit(False))
+
+    def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
+        cursor = self._wait(self._driver.execute(sql, parameters, binary=True))
+        rows: Sequence[Row] = self._wait(cursor.fetchall()) if cursor.description else []
+        return rows
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 @contextmanager
@@ -106,26 +145,23 @@ def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
     Raises:
         WrongThread: If the pool's connections belong to another event loop.
     """
-    if whole or _is_watched(engine) or engine.dialect.driver != "asyncpg":
-        with engine.connect() as conn, _given_up_if_ended(conn):
-            _check_loop(conn.connection)
-            with _committed(conn, whole=whole) as db:
-                yield db
+    if whole or _is_watched(engine):
+        with engine.connect() as conn:
+            pooled = conn.connection
+            try:
+                with _committed(conn, whole=whole) as db:
+                    yield db
+            except exc.StatementError as error:
+                _give_up(engine, pooled, error)
+                raise
         return
     pooled = _checkout(engine)
-    while pooled.driver_connection.is_closed():  # type: ignore[union-attr]
-        # The server, or something on the way to it, hung up while the connection lay in the pool.
-        pooled.invalidate()
-        pooled.close()
-        pooled = _checkout(engine)
     try:
-        _check_loop(pooled)
-        if _is_in_transaction(pooled):
-            conn = Connection(engine, pooled)
-            with _given_up_if_ended(conn), _committed(conn, whole=True) as db:
-                yield db
-        else:
-            yield Direct(engine, pooled)
+        with _direct(engine, pooled) as db:
+            yield db
+    except exc.StatementError as error:
+        _give_up(engine, pooled, error)
+        raise
     finally:
         pooled.close()
 
@@ -138,37 +174,58 @@ def migrating(engine: Engine) -> Iterator[Connection]:
         # What listeners have set for the session stays.
         if conn.in_transaction():
             conn.commit()
-        elif _is_in_transaction(conn.connection):
+        elif _is_in_transaction(conn.connection.driver_connection):
             conn.connection.commit()
         _isolate(conn, "READ COMMITTED")
         yield conn
 
 
 def _checkout(engine: Engine) -> PoolProxiedConnection:
-    try:
-        return engine.raw_connection()
-    except engine.dialect.loaded_dbapi.Error as error:
-        Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+    """Take a connection from the pool, one that is open as far as this side can know."""
+    while True:
+        try:
+            pooled = engine.raw_connection()
+        except engine.dialect.loaded_dbapi.Error as error:
+            Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+        driver: Any = pooled.driver_connection
+        if not (driver.is_closed() if engine.dialect.driver == "asyncpg" else driver.closed):
+            return pooled
+        # The server, or something on the way to it, hung up while the connection lay in the pool.
+        pooled.invalidate()
+        pooled.close()
 
 
-@contextmanager
-def _given_up_if_ended(conn: Connection) -> Iterator[None]:
+def _give_up(engine: Engine, pooled: PoolProxiedConnection, error: exc.StatementError) -> None:
     """Give up a connection that is of no more use, although its driver has not noticed or would not think so."""
-    try:
-        yield
-    except exc.DBAPIError as error:
-        if ends_connections(error) and not conn.invalidated:
-            # As where the driver does notice, the other connections of the pool are not tried one after the other.
-            conn.engine.pool._invalidate(conn.connection, error, _checkin=False)
-            conn.invalidate(error)
-        raise
+    if not pooled.is_valid:
+        return
+    if ends_connections(error):
+        # As where the driver does notice: the other connections of the pool are not tried one after the other.
+        engine.pool._invalidate(pooled, error)
+    elif isinstance(error.orig, asyncio.TimeoutError):
+        # The server may be slow, or gone without a word: whoever had this connection next might wait too.
+        pooled.invalidate(error)
+
+
+def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
+    """Return what executes on the driver's connection where that is what it seems to be."""
+    _check_loop(pooled)
+    driver: Any = pooled.driver_connection
+    if not _is_in_transaction(driver):
+        if engine.dialect.driver == "asyncpg":
+            return nullcontext(Asyncpg(engine, pooled))
+        dbapi: Any = engine.dialect.dbapi
+        if driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor):
+            return Psycopg(engine, pooled).in_autocommit()
+    return _committed(Connection(engine, pooled), whole=False)
 
 
 @contextmanager
 def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
     """Commit what is executed on a connection in the block: at its end, or each statement by itself."""
+    _check_loop(conn.connection)
     # Listeners of the pool's or the connection's may have begun a transaction: what they have set may end with it.
-    is_begun = conn.in_transaction() or _is_in_transaction(conn.connection)
+    is_begun = conn.in_transaction() or _is_in_transaction(conn.connection.driver_connection)
     whole = whole or is_begun or bool(conn.dispatch.begin)
     if not is_begun:
         # The host's engine may be in AUTOCOMMIT, or in an isolation level in which locks don't show what others did.
@@ -205,10 +262,9 @@ def _is_watched(engine: Engine) -> bool:
     return bool(Connection._has_events or engine._has_events or engine.dialect._has_events or engine._should_log_info())
 
 
-def _is_in_transaction(pooled: PoolProxiedConnection) -> bool:
-    driver: Any = pooled.driver_connection
+def _is_in_transaction(driver: Any) -> bool:
     if hasattr(driver, "is_in_transaction"):
-        return bool(driver.is_in_transaction())
+        return bool(driver.is_in_transaction())  # asyncpg
     return bool(driver.pgconn.transaction_status)  # psycopg; IDLE is 0
 
 

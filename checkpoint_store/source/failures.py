@@ -47,7 +47,7 @@ def explain(
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
     state = getattr(cause, "sqlstate", None) or ""
     message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
-    ended = " With this error PostgreSQL has ended your transaction: roll it back first." if callers else ""
+    ended = " Your transaction can only be rolled back now: do that first." if callers else ""
     if state in _NO_TABLES:
         return NotSetUp(f"{message}.{ended} Run `setup()` once, or `alembic upgrade head` before deploying.")
     if state == _NO_RIGHT:
