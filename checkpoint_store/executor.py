@@ -259,7 +259,9 @@ def _set(thing: object, **attributes: Any) -> None:
 
 
 def _is_watched(engine: Engine) -> bool:
-    return bool(Connection._has_events or engine._has_events or engine.dialect._has_events or engine._should_log_info())
+    # SQLAlchemy 2.0 gives the class this attribute when something first listens to it.
+    anywhere = getattr(Connection, "_has_events", False)
+    return bool(anywhere or engine._has_events or engine.dialect._has_events or engine._should_log_info())
 
 
 def _is_in_transaction(driver: Any) -> bool:

@@ -118,7 +118,10 @@ def _state(error: BaseException | None) -> str:
     state = ""
     while error is not None:
         state = getattr(error, "sqlstate", None) or state
-        if state == "0A000" and getattr(error, "server_source_function", None) == PLAN_CHANGED.partition(" ")[2]:
+        # In asyncpg's words, or in psycopg's.
+        diagnosis = getattr(error, "diag", None)
+        function = getattr(error, "server_source_function", None) or getattr(diagnosis, "source_function", None)
+        if f"{state} {function}" == PLAN_CHANGED:
             return PLAN_CHANGED
         error = error.__cause__
     return state
