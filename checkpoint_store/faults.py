@@ -40,7 +40,7 @@ FAULTS: Mapping[str | type[BaseException], Fault] = MappingProxyType(
         "25P03": Fault("the transaction was idle for too long and was undone; it is begun again", _ENDS),
         "40001": Fault("another transaction came first; repeated, this one sees its rows", _STAYS),
         "40P01": Fault("two transactions waited for each other, and the server undid ours", _STAYS),
-        "53300": Fault("the server has as many connections as it may; some will end", _STAYS),
+        "53300": Fault("the server has as many connections as it may; some will end", _ENDS),
         "57P01": Fault("the server shuts down, or an administrator ended the connection", _ENDS),
         "57P02": Fault("a process of the server crashed, so it starts anew", _ENDS),
         "57P03": Fault("the server starts, stops or recovers from a crash", _ENDS),
@@ -101,6 +101,12 @@ def ends_connections(error: BaseException) -> bool:
     """Tell whether the connection an error was met on is of no more use, whatever the driver thinks of it."""
     fault = fault_of(error)
     return fault is not None and fault.ends_connections
+
+
+def is_conflict(error: BaseException | None) -> bool:
+    """Tell whether an error is of a server that works, where transactions have got in each other's way."""
+    fault = None if error is None else fault_of(error)
+    return fault is not None and not fault.ends_connections
 
 
 def name_of(error: BaseException) -> str:

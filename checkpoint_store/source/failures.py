@@ -9,7 +9,7 @@ from asyncpg.exceptions import ClientConfigurationError, TargetServerAttributeNo
 from sqlalchemy import exc
 
 from checkpoint_store.errors import AccessDenied, InvalidURL, NotSetUp, Unavailable
-from checkpoint_store.faults import fault_of
+from checkpoint_store.faults import fault_of, is_conflict
 from checkpoint_store.schema import VERSION_TABLE, Tables
 from checkpoint_store.turns import TurnTimeout
 
@@ -65,7 +65,7 @@ def explain(
     fault = None if callers else fault_of(error)
     if fault and tried:
         return Unavailable(f"{where}: {message}. Tried again for {tried:g} s (retry_timeout): {fault.reason}.")
-    if fault and not fault.ends_connections:
+    if fault and is_conflict(error):
         return Unavailable(f"{where}: {message}: {fault.reason}. Try again, or set retry_timeout.")
     # psycopg gives no state to what comes from libpq: nobody listens there, or the login was refused.
     lost = isinstance(error, exc.DBAPIError) and (
