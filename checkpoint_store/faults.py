@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from asyncpg.exceptions import PostgresError, TargetServerAttributeNotMatched
+from asyncpg.exceptions import InterfaceError, InternalClientError, TargetServerAttributeNotMatched
 from sqlalchemy import exc
 
 
@@ -53,6 +53,7 @@ FAULTS: Mapping[str | type[BaseException], Fault] = MappingProxyType(
         asyncio.TimeoutError: Fault("no answer while connecting; another attempt may reach another host", _ENDS),
         socket.gaierror: Fault("the host's name could not be resolved; a name may be moving", _ENDS),
         TargetServerAttributeNotMatched: Fault("no host of the URL takes writes; one may be about to", _ENDS),
+        InternalClientError: Fault("the connection ended in the middle of asyncpg's protocol, as in a crash", _ENDS),
         exc.OperationalError: Fault("libpq could not reach the server, or lost it; the server may be starting", _ENDS),
     }
 )
@@ -77,24 +78,24 @@ def fault_of(error: BaseException) -> Fault | None:
     Args:
         error: SQLAlchemy's, asyncpg's or the system's.
     """
-    if isinstance(error, exc.DBAPIError):
-        if state := _state(error.orig):
-            return _by_state(state)
-        if isinstance(error, exc.OperationalError):
-            # psycopg gives no SQLSTATE to what happens before there is a connection, a refused login included.
-            asked = getattr(getattr(error.orig, "pgconn", None), "used_password", False)
-            return None if asked else FAULTS[exc.OperationalError]
-        # asyncpg, where it finds its connection closed already.
-        return FAULTS["08"] if error.connection_invalidated else None
-    if isinstance(error, exc.SQLAlchemyError):
-        return None  # the pool's time-out among others; and a statement's, which comes as StatementError
-    if isinstance(error, PostgresError):
-        return _by_state(_state(error))
+    cause = error.orig if isinstance(error, exc.StatementError) else error
+    if state := _state(cause):
+        return FAULTS.get(state) or FAULTS.get(state[:2])
+    if isinstance(error, exc.OperationalError):
+        # psycopg gives no SQLSTATE to what happens before there is a connection, a refused login included.
+        asked = getattr(getattr(cause, "pgconn", None), "used_password", False)
+        return None if asked else FAULTS[exc.OperationalError]
+    # What a driver says that finds its connection closed, and what SQLAlchemy makes of that.
+    closed = isinstance(cause, InterfaceError) and "connection is closed" in str(cause)
+    if closed or (isinstance(error, exc.DBAPIError) and error.connection_invalidated):
+        return FAULTS["08"]
+    if cause is not error and isinstance(cause, asyncio.TimeoutError):
+        return None  # of a statement, by a limit of the caller's
     # A host with several addresses, each with a failure of its own, comes as one OSError without a number.
-    several = type(error) is OSError and error.errno is None
-    if several or (isinstance(error, OSError) and error.errno in _UNREACHABLE):
+    several = type(cause) is OSError and cause.errno is None
+    if several or (isinstance(cause, OSError) and cause.errno in _UNREACHABLE):
         return FAULTS[ConnectionError]
-    return next((FAULTS[kind] for kind in type(error).__mro__ if kind in FAULTS), None)
+    return next((FAULTS[kind] for kind in type(cause).__mro__ if kind in FAULTS), None)
 
 
 def ends_connections(error: BaseException) -> bool:
@@ -111,12 +112,8 @@ def is_conflict(error: BaseException | None) -> bool:
 
 def name_of(error: BaseException) -> str:
     """Name an error without its text: by SQLSTATE, or by class."""
-    cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig else error
+    cause = error.orig if isinstance(error, exc.StatementError) and error.orig else error
     return _state(cause) or type(cause).__name__
-
-
-def _by_state(state: str) -> Fault | None:
-    return FAULTS.get(state) or FAULTS.get(state[:2])
 
 
 def _state(error: BaseException | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from asyncpg import PostgresError
-from asyncpg.exceptions import ClientConfigurationError, TargetServerAttributeNotMatched
+from asyncpg.exceptions import ClientConfigurationError, InterfaceError, InternalClientError
 from sqlalchemy import exc
 
 from checkpoint_store.errors import AccessDenied, InvalidURL, NotSetUp, Unavailable
@@ -23,8 +23,8 @@ _NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
 FOREIGN = (
     exc.SQLAlchemyError,
     PostgresError,
-    ClientConfigurationError,
-    TargetServerAttributeNotMatched,
+    InterfaceError,
+    InternalClientError,
     OSError,
     asyncio.TimeoutError,
     TurnTimeout,
@@ -44,7 +44,7 @@ def explain(
         callers: Whether it came in a transaction of the caller's, who then wants to know what has ended it.
         tried: For how long, in seconds, the call was made again.
     """
-    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    cause = error.orig if isinstance(error, exc.StatementError) else error
     state = getattr(cause, "sqlstate", None) or ""
     message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
     ended = " Your transaction can only be rolled back now: do that first." if callers else ""
