@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc
 from sqlalchemy.util import await_only
@@ -40,12 +40,7 @@ class Ordinary(Executor):
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
         dialect = self._conn.dialect
-        sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
-        try:
-            result = self._conn.exec_driver_sql(sql, parameters)
-        except asyncio.TimeoutError as error:
-            # As `Direct` has it: a limit for statements is not to be taken for a server that can't be reached.
-            raise exc.StatementError("the statement took too long", sql, None, error, hide_parameters=True) from error
+        result = self._conn.exec_driver_sql(statement.sql(dialect), statement.parameters(dialect, binds))
         return result.all() if result.returns_rows else []
 
 
@@ -151,17 +146,15 @@ def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
             try:
                 with _committed(conn, whole=whole) as db:
                     yield db
-            except exc.StatementError as error:
-                _give_up(engine, pooled, error)
-                raise
+            except (exc.StatementError, asyncio.TimeoutError) as error:
+                _part_with(engine, pooled, error)
         return
     pooled = _checkout(engine)
     try:
         with _direct(engine, pooled) as db:
             yield db
-    except exc.StatementError as error:
-        _give_up(engine, pooled, error)
-        raise
+    except (exc.StatementError, asyncio.TimeoutError) as error:
+        _part_with(engine, pooled, error)
     finally:
         pooled.close()
 
@@ -195,16 +188,16 @@ def _checkout(engine: Engine) -> PoolProxiedConnection:
         pooled.close()
 
 
-def _give_up(engine: Engine, pooled: PoolProxiedConnection, error: exc.StatementError) -> None:
-    """Give up a connection that is of no more use, although its driver has not noticed or would not think so."""
-    if not pooled.is_valid:
-        return
-    if ends_connections(error):
-        # As where the driver does notice: the other connections of the pool are not tried one after the other.
+def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) -> NoReturn:
+    """Raise an error, and part with the connection if it is of no more use, whatever its driver thinks of it."""
+    if isinstance(error, asyncio.TimeoutError):
+        # The caller's limit for statements, not to be taken for a server that did not answer when it was connected to.
+        # The connection has been given up, as after an interruption: the next to have it might wait as long.
+        raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
+    if pooled.is_valid and ends_connections(error):
+        # As where the driver notices, the other connections of the pool are not tried one after the other.
         engine.pool._invalidate(pooled, error)
-    elif isinstance(error.orig, asyncio.TimeoutError):
-        # The server may be slow, or gone without a word: whoever had this connection next might wait too.
-        pooled.invalidate(error)
+    raise error
 
 
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
