@@ -18,6 +18,9 @@ from checkpoint_store.statements import Statement
 
 Row = Sequence[Any]
 
+_IN_TRANSACTION = (1, 2, 3)
+"""psycopg's `TransactionStatus`: ACTIVE, INTRANS, INERROR."""
+
 
 class Executor(ABC):
     """Executes statements on one connection, in a greenlet of SQLAlchemy's if the engine is an async one."""
@@ -67,10 +70,13 @@ class Direct(Executor):
         try:
             rows = self._fetch(sql, parameters)
         except BaseException as error:
-            # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
-            conn = Connection(self._engine, self._pooled)
-            conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
+            self._give_up(error, sql, parameters)
         return rows
+
+    def _give_up(self, error: BaseException, sql: str | None = None, parameters: Any = None) -> NoReturn:
+        # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
+        conn = Connection(self._engine, self._pooled)
+        conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
 
     @abstractmethod
     def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
@@ -108,8 +114,11 @@ class Psycopg(Direct):
     def in_autocommit(self) -> Iterator[Executor]:
         """Set autocommit for a block, and what it was thereafter; psycopg keeps that to itself, no server is asked."""
         before = self._driver.autocommit
-        if not before:
-            self._wait(self._driver.set_autocommit(True))
+        try:
+            if not before:
+                self._wait(self._driver.set_autocommit(True))
+        except BaseException as error:
+            self._give_up(error)
         try:
             yield self
         finally:
@@ -260,7 +269,7 @@ def _is_watched(engine: Engine) -> bool:
 def _is_in_transaction(driver: Any) -> bool:
     if hasattr(driver, "is_in_transaction"):
         return bool(driver.is_in_transaction())  # asyncpg
-    return bool(driver.pgconn.transaction_status)  # psycopg; IDLE is 0
+    return driver.pgconn.transaction_status in _IN_TRANSACTION
 
 
 def _check_loop(pooled: PoolProxiedConnection) -> None:

@@ -13,7 +13,7 @@ from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
 from checkpoint_store.executor import Executor, Row
-from checkpoint_store.schema import PAGED
+from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Read, Statements
 
@@ -163,12 +163,14 @@ def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[st
     return db.fetch(sql.delta_history, {**key._asdict(), "channels": list(channels)})
 
 
+def take_inventory(db: Executor, sql: Statements, thread_id: str) -> Sequence[Row]:
+    """Return the checkpoints of a thread, and of each the tasks that have pending writes, with their number."""
+    return db.fetch(sql.inventory, {"thread_id": thread_id})
+
+
 def is_adopted(db: Executor, sql: Statements) -> bool:
     """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
-    schema = sql.tables.schema
-    name = (
-        "checkpoint_migrations" if schema is None else f'"{schema.replace(chr(34), chr(34) * 2)}".checkpoint_migrations'
-    )
+    name = qualified(STOCK_TABLE, sql.tables.schema)
     return bool(db.fetch(sql.has_table, {"name": name})[0][0])
 
 

@@ -224,7 +224,12 @@ class PostgresSaver(Contract):
 
     def bind(
         self,
-        conn_or_session: Connection | Session | scoped_session[Any] | AsyncConnection | AsyncSession,
+        conn_or_session: Connection
+        | Session
+        | scoped_session[Any]
+        | AsyncConnection
+        | AsyncSession
+        | async_scoped_session[Any],
         *,
         bind_arguments: Mapping[str, Any] | None = None,
     ) -> Self:

@@ -100,5 +100,5 @@ def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[objec
     with _registry_lock:
         if is_async:
             return (_turns.get(thing) or _turns.setdefault(thing, Turns(1, None))).taken()
-        # One that a thread may take twice: a session's flush may call us, by a listener of the caller's.
+        # One that a thread may take twice: where a session's flush calls us, SQLAlchemy has an error for it.
         return _locks.get(thing) or _locks.setdefault(thing, threading.RLock())

@@ -8,9 +8,10 @@ from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError, InterfaceError, InternalClientError
 from sqlalchemy import exc
 
-from checkpoint_store.errors import AccessDenied, InvalidURL, NotSetUp, Unavailable
+from checkpoint_store.errors import InvalidURL, NotSetUp, Unavailable
 from checkpoint_store.faults import fault_of, is_conflict
-from checkpoint_store.schema import VERSION_TABLE, Tables
+from checkpoint_store.migrations import access_denied
+from checkpoint_store.schema import Tables
 from checkpoint_store.turns import TurnTimeout
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -51,7 +52,7 @@ def explain(
     if state in _NO_TABLES:
         return NotSetUp(f"{message}.{ended} Run `setup()` once, or `alembic upgrade head` before deploying.")
     if state == _NO_RIGHT:
-        return AccessDenied(f"{message}.{ended} A role that owns the tables can give the right: {_grants(t)}")
+        return access_denied(f"{message}.{ended}".removesuffix("."), t.schema)
     if (
         isinstance(error, ClientConfigurationError)
         or isinstance(getattr(cause, "__cause__", None), ClientConfigurationError)
@@ -74,9 +75,3 @@ def explain(
     if fault or lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
         return Unavailable(f"{where}: {message}. Check that the server runs, and that the URL and the login are right.")
     return None
-
-
-def _grants(t: Tables) -> str:
-    prefix = "" if t.schema is None else f"{t.schema}."
-    names = ", ".join(f"{prefix}{table.name}" for table in t.metadata.sorted_tables)
-    return f"GRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO app; GRANT SELECT ON {prefix}{VERSION_TABLE} TO app;"

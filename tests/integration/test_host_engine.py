@@ -1,13 +1,16 @@
-"""A host's engine is borrowed: whatever it is made of it serves, and sees our statements as its own, and is left alone."""
+"""A host's engine is borrowed: whatever it is, it serves, sees our statements as its own, and stays as it was."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -18,7 +21,7 @@ from sqlalchemy import Connection, Engine, NullPool, QueuePool, StaticPool, crea
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import AccessDenied, InvalidConfig, NotSetUp, UnstorableValue
+from checkpoint_store.errors import AccessDenied, InvalidConfig, NotSetUp, Unavailable
 
 T = TypeVar("T")
 DRIVERS = ["asyncpg", "async psycopg", "psycopg"]
@@ -82,7 +85,7 @@ def thread(name: str = "t") -> Any:
 
 
 async def put(saver: Any, name: str = "t", **values: Any) -> Any:
-    new = dict.fromkeys(values, "1")
+    new = dict.fromkeys(values, uuid.uuid4().hex)
     checkpoint: Any = {**empty_checkpoint(), "channel_values": values, "channel_versions": new}
     return await saver.aput(thread(name), checkpoint, {"by": name}, new)
 
@@ -188,19 +191,19 @@ async def test_what_a_host_sets_on_the_drivers_connection_stays_set(host_of: Cal
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_what_instruments_an_engine_sees_our_statements(host_of: Callable[..., Host], driver: str) -> None:
-    """As OpenTelemetry's instrumentation does: a span begun before each cursor's execution, ended after it or failed."""
+    """As OpenTelemetry's instrumentation does: a span begins before each statement, and ends after it or fails."""
     host = host_of(driver)
     begun: list[str] = []
     ended: list[str] = []
     failed: list[str] = []
 
     @event.listens_for(host.sync_engine, "before_cursor_execute", retval=True)
-    def before(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> Any:
+    def before(conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> Any:
         begun.append(statement)
         return f"{statement} /* traceparent='00-1-2-03' */", parameters
 
     @event.listens_for(host.sync_engine, "after_cursor_execute")
-    def after(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def after(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
         ended.append(statement)
 
     @event.listens_for(host.sync_engine, "handle_error")
@@ -264,7 +267,7 @@ TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_pa
 
 
 @pytest.fixture
-def tenants_role(url: str) -> AsyncIterator[str]:
+def tenants_role(url: str) -> Iterator[str]:
     """A role that sees of every table only threads of the tenant that `app.tenant` names."""
     role = f"app_{uuid.uuid4().hex}"
     with psycopg.connect(url, autocommit=True) as admin:
@@ -347,3 +350,213 @@ async def test_a_listener_that_sets_what_policies_look_at_is_honoured(
             await put(host.saver, "another:1", a=[1])
 
     await asyncio.gather(use("one"), use("two"))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_listener_sees_the_context_of_the_thread_that_calls(url: str, driver: str) -> None:
+    """Also where the call crosses over to a loop: a tenant's thread is not taken for another's."""
+    host = Host(url, driver)
+    saver = PostgresSaver(host.engine)
+    seen: set[tuple[str, str]] = set()
+    caller: ContextVar[str] = ContextVar("caller")
+
+    @event.listens_for(host.sync_engine, "before_cursor_execute")
+    def before(conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        thread_id = parameters["thread_id"] if isinstance(parameters, dict) else parameters[0]
+        seen.add((caller.get(), thread_id))
+
+    def call(name: str) -> None:
+        caller.set(name)
+        for _ in range(5):
+            saver.get(thread(name))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(call, [f"t{number}" for number in range(8)]))
+    saver.close()
+    if not host.is_async:
+        host.engine.dispose()
+
+    assert seen == {(f"t{number}", f"t{number}") for number in range(8)}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("watched", [False, True], ids=["quiet", "watched"])
+async def test_a_connection_lost_in_the_pool_is_replaced(
+    host_of: Callable[..., Host], url: str, driver: str, watched: bool
+) -> None:
+    """Whether or not the driver has noticed; by the second call at the latest, and the error says what it was."""
+    host = host_of(driver, pool_size=1, max_overflow=0)
+    lost = asyncio.Event()
+    if driver == "asyncpg":
+
+        @event.listens_for(host.sync_engine, "connect")
+        def connect(adapter: Any, _: Any) -> None:
+            adapter.driver_connection.add_termination_listener(lambda _: lost.set())
+
+    if watched:
+        event.listen(host.sync_engine, "before_cursor_execute", lambda *_: None)
+    for notices in (False, True):
+        await put(host.saver, a=[1])
+        lost.clear()
+        with psycopg.connect(url, autocommit=True) as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid != pg_backend_pid()"
+            )
+        if driver == "asyncpg" and notices:
+            await asyncio.wait_for(lost.wait(), 30)
+        with suppress(Unavailable):
+            await put(host.saver, a=[1])
+        await put(host.saver, a=[1])
+
+
+# --- many calls, many savers, many tasks ---
+
+
+async def states_of_all(host: Host, count: int) -> list[Any]:
+    """The state of every connection of the pool, all of them taken at once."""
+    if host.is_async:
+        async with AsyncExitStack() as taken:
+            conns = [await taken.enter_async_context(host.engine.connect()) for _ in range(count)]
+            return [await conn.run_sync(state_of) for conn in conns]
+
+    def take_all() -> list[Any]:
+        with ExitStack() as taken:
+            return [state_of(conn) for conn in [taken.enter_context(host.engine.connect()) for _ in range(count)]]
+
+    return await asyncio.to_thread(take_all)
+
+
+async def call(saver: Any, number: int) -> None:
+    """Make one of the saver's calls, or one that the saver or the server refuses."""
+    name = f"t{number % 7}"
+    stored = await put(saver, name, a=[number])
+    match number % 10:
+        case 0:
+            await saver.adelete_thread(name)
+        case 1:
+            await saver.aput_writes(stored, [("a", number)], "task")
+        case 2:
+            await put(saver, name, large=["y" * 1000 + str(number)] * 100)
+        case 3:
+            [found async for found in saver.alist(thread(name), limit=3)]
+        case 4:
+            await put(saver, "refused", a=[1])
+        case 5:
+            await put(saver, name, a=object())
+        case 6:
+            await saver.aget_tuple({"configurable": {}})
+        case 7:
+            await saver.aget_delta_channel_history(config=stored, channels=["a"])
+        case _:
+            await saver.aget_tuple(thread(name))
+
+
+@pytest.mark.parametrize(
+    ("driver", "watched"),
+    [
+        ("asyncpg", False),
+        ("asyncpg", True),
+        ("psycopg", False),
+        pytest.param("psycopg", True, marks=pytest.mark.slow),
+        pytest.param("async psycopg", False, marks=pytest.mark.slow),
+        pytest.param("async psycopg", True, marks=pytest.mark.slow),
+    ],
+)
+async def test_after_a_thousand_calls_the_engine_is_what_it_was(
+    host_of: Callable[..., Host], driver: str, watched: bool
+) -> None:
+    """Errors and cancellations among them, beside transactions of the host's, half of which it rolls back."""
+    host = host_of(driver, pool_size=4, max_overflow=0, execution_options={"logging_token": "host"})
+    if watched:
+        event.listen(host.sync_engine, "before_cursor_execute", lambda *_: None)
+    await host.work(prepare_for_orders)
+    pool, options, before = host.engine.pool, host.engine.get_execution_options(), await states_of_all(host, 4)
+    chance = random.Random(driver)
+
+    def order(conn: Connection, number: int) -> None:
+        conn.execute(text("INSERT INTO orders VALUES (:number)"), {"number": number})
+        assert conn.scalar(text("SELECT count(*) FROM orders WHERE number = :number"), {"number": number}) == 1
+        if number % 2:
+            conn.commit()
+        else:
+            conn.rollback()
+
+    async def run(number: int) -> str:
+        if number % 5 == 0:
+            await host.work(partial(order, number=number))
+        task = asyncio.ensure_future(call(host.saver, number))
+        if chance.random() < 0.3:
+            for _ in range(chance.randrange(40)):
+                await asyncio.sleep(0)
+            task.cancel()
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        return type(outcome).__name__
+
+    outcomes: Counter[str] = Counter()
+    for first in range(0, 1000, 50):
+        outcomes.update(await asyncio.gather(*[run(number) for number in range(first, first + 50)]))
+
+    assert outcomes.keys() == {"NoneType", "CancelledError", "InternalError", "UnstorableValue", "InvalidConfig"}
+    assert await states_of_all(host, 4) == before
+    assert host.engine.pool is pool
+    assert pool.checkedout() == 0
+    assert host.engine.get_execution_options() == options
+    orders = await host.work(lambda conn: conn.scalars(text("SELECT number FROM orders ORDER BY number")).all())
+    assert orders == [number for number in range(1000) if number % 5 == 0 and number % 2]
+    await use_everything(host.saver)
+
+
+def prepare_for_orders(conn: Connection) -> None:
+    conn.execute(text("CREATE TABLE orders (number int PRIMARY KEY)"))
+    # A refusal that only the server knows of.
+    conn.exec_driver_sql(
+        """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            RAISE EXCEPTION USING MESSAGE = 'refused', ERRCODE = 'XX000';
+        END $$
+        """
+    )
+    conn.exec_driver_sql(
+        "CREATE TRIGGER refuse BEFORE INSERT ON checkpoints FOR EACH ROW WHEN (NEW.thread_id = 'refused') "
+        "EXECUTE FUNCTION refuse()"
+    )
+    conn.commit()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_savers_and_tasks_share_a_small_pool(host_of: Callable[..., Host], driver: str) -> None:
+    """A hundred tasks on two savers and two connections, beside the host: no lock, and nobody starves."""
+    host = host_of(driver, pool_size=2, max_overflow=0)
+    savers = [host.saver, host.another_saver()]
+
+    async def run(number: int) -> list[int]:
+        for step in range(3):
+            await put(savers[number % 2], f"t{number}", at=[number, step])
+            if number % 10 == 0:
+                await host.work(lambda conn: conn.scalar(text("SELECT 1")))
+        found = await savers[1 - number % 2].aget_tuple(thread(f"t{number}"))
+        return found.checkpoint["channel_values"]["at"]
+
+    assert await asyncio.gather(*map(run, range(100))) == [[number, 2] for number in range(100)]
+
+
+def test_a_hundred_threads_share_a_small_pool(url: str) -> None:
+    """On a sync engine each call waits in its own thread; the pool's deadline is met by all."""
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), pool_size=2, max_overflow=0)
+    savers = [PostgresSaver(engine), PostgresSaver(engine)]
+
+    def run(number: int) -> list[int]:
+        for step in range(3):
+            checkpoint: Any = {
+                **empty_checkpoint(),
+                "channel_values": {"at": [number, step]},
+                "channel_versions": {"at": str(step)},
+            }
+            savers[number % 2].put(thread(f"t{number}"), checkpoint, {}, {"at": str(step)})
+        return savers[1 - number % 2].get(thread(f"t{number}"))["channel_values"]["at"]  # type: ignore[index]
+
+    with ThreadPoolExecutor(100) as threads:
+        assert list(threads.map(run, range(100))) == [[number, 2] for number in range(100)]
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()

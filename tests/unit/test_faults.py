@@ -99,7 +99,7 @@ def test_what_is_not_in_the_table_does_not_pass(case: str) -> None:
 
 
 def test_the_state_a_server_ended_a_connection_with_counts() -> None:
-    """asyncpg tells first of the lost connection: what the server said is its cause."""
+    """First asyncpg tells of the lost connection: what the server said is its cause."""
     lost = X.ConnectionDoesNotExistError("connection was closed in the middle of operation")
     lost.__cause__ = told_by_the_server("57P01")
     assert fault_of(lost) is FAULTS["57P01"]
