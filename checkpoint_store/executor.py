@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc
 from sqlalchemy.util import await_only
 
 from checkpoint_store.errors import WrongThread
+from checkpoint_store.faults import ends_connections
 from checkpoint_store.statements import Statement
 
 Row = Sequence[Any]
@@ -149,16 +150,20 @@ def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
         WrongThread: If the pool's connections belong to another event loop.
     """
     if whole or _is_watched(engine):
-        with engine.connect() as conn, _committed(conn, whole=whole) as db:
-            yield db
+        with engine.connect() as conn:
+            pooled = conn.connection
+            try:
+                with _committed(conn, whole=whole) as db:
+                    yield db
+            except (exc.StatementError, asyncio.TimeoutError) as error:
+                _part_with(engine, pooled, error)
         return
-    try:
-        pooled = engine.raw_connection()
-    except engine.dialect.loaded_dbapi.Error as error:
-        Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+    pooled = _checkout(engine)
     try:
         with _direct(engine, pooled) as db:
             yield db
+    except (exc.StatementError, asyncio.TimeoutError) as error:
+        _part_with(engine, pooled, error)
     finally:
         pooled.close()
 
@@ -175,6 +180,33 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             conn.connection.commit()
         _isolate(conn, "READ COMMITTED")
         yield conn
+
+
+def _checkout(engine: Engine) -> PoolProxiedConnection:
+    """Take a connection from the pool, one that is open as far as this side can know."""
+    while True:
+        try:
+            pooled = engine.raw_connection()
+        except engine.dialect.loaded_dbapi.Error as error:
+            Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+        driver: Any = pooled.driver_connection
+        if not (driver.is_closed() if engine.dialect.driver == "asyncpg" else driver.closed):
+            return pooled
+        # The server, or something on the way to it, hung up while the connection lay in the pool.
+        pooled.invalidate()
+        pooled.close()
+
+
+def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) -> NoReturn:
+    """Raise an error, and part with the connection if it is of no more use, whatever its driver thinks of it."""
+    if isinstance(error, asyncio.TimeoutError):
+        # The caller's limit for statements, not to be taken for a server that did not answer when it was connected to.
+        # The connection has been given up, as after an interruption: the next to have it might wait as long.
+        raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
+    if pooled.is_valid and ends_connections(error):
+        # As where the driver notices, the other connections of the pool are not tried one after the other.
+        engine.pool._invalidate(pooled, error)
+    raise error
 
 
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
