@@ -9,6 +9,8 @@
     ├── AccessDenied                      the database role lacks a right on the tables
     ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
+    ├── ThreadNotFound (LookupError)      nothing is stored for a thread, or not the checkpoint asked for
+    ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
     ├── Closed (RuntimeError)             the saver was closed
     ├── Unavailable                       the server could not be reached, or no connection became free
@@ -56,6 +58,14 @@ class UnstorableValue(CheckpointStoreError, ValueError):
 
 class UnreadableValue(CheckpointStoreError):
     """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel."""
+
+
+class ThreadNotFound(CheckpointStoreError, LookupError):
+    """Raised when a thread that has to be there has nothing stored; where none need be, methods return None."""
+
+
+class ThreadExists(CheckpointStoreError, ValueError):
+    """Raised instead of mixing two threads: delete the target first, choose another id, or pass `replace=True`."""
 
 
 class WrongThread(CheckpointStoreError, RuntimeError):

@@ -6,12 +6,15 @@ Where it doesn't say otherwise each is one statement, so it is atomic on its own
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
+from checkpoint_store.errors import ThreadExists, ThreadNotFound
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED
 from checkpoint_store.shelf import Known, Shelf
@@ -108,6 +111,54 @@ def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete everything stored for a thread; in a transaction."""
     db.fetch(sql.lock_thread, {"thread_id": thread_id})
     db.fetch(sql.delete_thread, {"thread_id": thread_id})
+
+
+def copy_thread(db: Executor, sql: Statements, copy: tuple[str, str], replace: bool) -> int:
+    """Copy everything stored for a thread under another id; in a transaction. Returns how many rows.
+
+    Raises:
+        ThreadNotFound: If there is nothing to copy.
+        ThreadExists: If the target has something already, and is not to be replaced.
+    """
+    source, target = copy
+    binds = {"thread_id": source, "target_id": target}
+    db.fetch(sql.claim_target, {"lock": lock_number("copy", sql.tables.schema, target)})
+    is_stored, is_taken = db.fetch(sql.stored_threads, binds)[0]
+    # Before anything is deleted: what a caller's own transaction has begun stays whole.
+    if not is_stored:
+        raise _not_found(source)
+    if is_taken and not replace:
+        raise ThreadExists(
+            f"target_thread_id is {target!r}, for which something is stored. "
+            "Delete it first, choose another id, or pass replace=True."
+        )
+    if replace:
+        delete_thread(db, sql, target)
+    # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
+    copied: int = db.fetch(sql.copy_thread, {**binds, "epoch": secrets.randbits(62)})[0][0]
+    if not copied:  # deleted just now
+        raise _not_found(source)
+    return copied
+
+
+def _not_found(thread_id: str) -> ThreadNotFound:
+    return ThreadNotFound(f"nothing is stored for the thread {thread_id!r}")
+
+
+def lock_number(*name: object) -> int:
+    """Return the number of the advisory lock that goes by a name."""
+    return int.from_bytes(blake2b(repr(name).encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
+    """Return the next part of a list of threads, as `statements.threads` has it."""
+    return db.fetch(sql.list_threads(conditions), binds)[0]
+
+
+def thread_stats(db: Executor, sql: Statements, thread_id: str) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Return what a thread occupies, by table and by channel."""
+    binds = {"thread_id": thread_id}
+    return db.fetch(sql.thread_tables, binds), db.fetch(sql.thread_channels, binds)
 
 
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:

@@ -15,10 +15,13 @@ from checkpoint_store.schema import VERSION_TABLE, Tables
 from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
+from checkpoint_store.statements.copying import claim_target, copy_thread, stored_threads
 from checkpoint_store.statements.deleting import collect_pages, delete_thread
 from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, list_page
+from checkpoint_store.statements.sizes import thread_channels, thread_tables
 from checkpoint_store.statements.statement import Read, Statement
 from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
+from checkpoint_store.statements.threads import newest_threads, threads_by_id
 
 __all__ = ["MOST_ROWS", "TASKS", "Read", "Statement", "Statements", "statements_of"]
 
@@ -33,6 +36,7 @@ class Statements:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self._pages: dict[frozenset[str], Read] = {}
+        self._threads: dict[frozenset[str], Statement] = {}
 
     @cached_property
     def put_checkpoint(self) -> Statement:
@@ -84,6 +88,31 @@ class Statements:
         return Statement(delete_thread(self.tables))
 
     @cached_property
+    def claim_target(self) -> Statement:
+        """See `claim_target`."""
+        return Statement(claim_target())
+
+    @cached_property
+    def stored_threads(self) -> Statement:
+        """See `stored_threads`."""
+        return Statement(stored_threads(self.tables))
+
+    @cached_property
+    def copy_thread(self) -> Statement:
+        """See `copy_thread`."""
+        return Statement(copy_thread(self.tables))
+
+    @cached_property
+    def thread_tables(self) -> Statement:
+        """See `thread_tables`."""
+        return Statement(thread_tables(self.tables))
+
+    @cached_property
+    def thread_channels(self) -> Statement:
+        """See `thread_channels`."""
+        return Statement(thread_channels(self.tables))
+
+    @cached_property
     def collect_pages(self) -> Statement:
         """See `collect_pages`."""
         return Statement(collect_pages(self.tables))
@@ -125,6 +154,13 @@ class Statements:
             page = Read.of(lambda joined: list_page(self.tables, conditions, joined=joined))
             self._pages[conditions] = page
         return page
+
+    def list_threads(self, conditions: frozenset[str]) -> Statement:
+        """See `newest_threads` or `threads_by_id`, whichever the conditions name; built once for each set of them."""
+        if (listed := self._threads.get(conditions)) is None:
+            build = newest_threads if "newest" in conditions else threads_by_id
+            listed = self._threads[conditions] = Statement(build(self.tables, conditions))
+        return listed
 
     def _pick(self, condition: ColumnElement[bool]) -> Select[Any]:
         return select(self.tables.checkpoints).where(condition)
