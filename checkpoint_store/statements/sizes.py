@@ -57,12 +57,10 @@ def thread_channels(t: Tables) -> Select[Any]:
     paged = digests_of(b).add_columns(_graph(b), b.c.channel)
     paged = paged.where(b.c.thread_id == given("thread_id"), b.c.type == key(PAGED))
     digests = paged.subquery("digests")
-    once = (
-        select(digests)
-        .distinct(digests.c.digest)
-        .order_by(digests.c.digest, digests.c.graph, digests.c.channel)
-        .subquery("once")
-    )
+    # A page that several channels share is the first one's.
+    first = func.row_number().over(partition_by=digests.c.digest, order_by=[digests.c.graph, digests.c.channel])
+    placed = select(digests, first.label("place")).subquery("placed")
+    once = select(placed).where(placed.c.place == number(1)).subquery("once")
     parts = union_all(
         select(_graph(b), b.c.channel, number(1).label("values"), nothing, _bytes(b.c.blob)).where(
             b.c.thread_id == given("thread_id")
