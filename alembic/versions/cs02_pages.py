@@ -29,8 +29,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("thread_id"),
         schema=schema,
     )
-    # Pages stay in their rows as they are: compressing one and moving it elsewhere costs more than storing it.
-    op.execute(f"ALTER TABLE {qualified('checkpoint_pages', schema)} SET (toast_tuple_target = 8160)")
+    # Pages stay in their rows, compressed: to move one elsewhere costs more than to store it.
+    pages = qualified("checkpoint_pages", schema)
+    op.execute(f"ALTER TABLE {pages} SET (toast_tuple_target = 128), ALTER COLUMN page SET STORAGE MAIN")
     compress_faster(schema)
 
 
@@ -63,9 +64,10 @@ def compress_faster(schema: str | None) -> None:
 
     Not in tables that are the stock saver's too.
     """
-    tables = [qualified(table, schema) for table in ("checkpoint_blobs", "checkpoint_writes")]
+    columns = {"checkpoint_blobs": "blob", "checkpoint_writes": "blob", "checkpoint_pages": "page"}
     statements = "".join(
-        f"EXECUTE {literal(f'ALTER TABLE {table} ALTER COLUMN blob SET COMPRESSION lz4')};" for table in tables
+        f"EXECUTE {literal(f'ALTER TABLE {qualified(table, schema)} ALTER COLUMN {column} SET COMPRESSION lz4')};"
+        for table, column in columns.items()
     )
     op.execute(
         f"""
