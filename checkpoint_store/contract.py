@@ -18,11 +18,12 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from checkpoint_store import changes, codec, jsonb, operations
 from checkpoint_store.changes import Put, Writes
-from checkpoint_store.codec import Ancestor, Codec, Row
+from checkpoint_store.codec import Codec
 from checkpoint_store.config import Listing, copy_of, key_of, listing_of, plain_text
 from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.overview import Overview
 from checkpoint_store.paging import Pages
+from checkpoint_store.rows import Ancestor, Row
 from checkpoint_store.source import Source
 
 T = TypeVar("T")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from hashlib import blake2b
+from operator import itemgetter
 from typing import Any
 
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
-from checkpoint_store.errors import ThreadExists, ThreadNotFound
+from checkpoint_store.errors import InvalidConfig, ThreadExists, ThreadNotFound
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED
 from checkpoint_store.shelf import Known, Shelf
@@ -183,6 +184,43 @@ def thread_stats(db: Executor, sql: Statements, thread_id: str) -> tuple[Sequenc
     return db.fetch(sql.thread_tables, binds), db.fetch(sql.thread_channels, binds)
 
 
+def largest_threads(db: Executor, sql: Statements, most: int) -> Sequence[Row]:
+    """Return the threads that have most, their checkpoints and bytes; reads every row."""
+    return db.fetch(sql.largest_threads, {"most": most})
+
+
+def table_sizes(db: Executor, sql: Statements) -> Sequence[Row]:
+    """Return about how many rows the tables have, and what they occupy on disk."""
+    names = {_qualified(sql.tables.schema, name): name for name in (t.name for t in sql.tables.metadata.sorted_tables)}
+    rows = db.fetch(sql.table_sizes, {"names": list(names)})
+    return sorted(((names[name], rows, size) for name, rows, size in rows), key=itemgetter(2), reverse=True)
+
+
+def history(db: Executor, sql: Statements, thread_id: str, most: int) -> Sequence[Row]:
+    """Return the newest checkpoints of a thread without their values; see `statements.history`."""
+    return db.fetch(sql.history, {"thread_id": thread_id, "most": most})
+
+
+def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
+    """Return the checkpoint whose id is that of a key or the only one that begins so, or the newest, whole.
+
+    Raises:
+        InvalidConfig: If several ids begin so.
+    """
+    if key.checkpoint_id is not None:
+        rows = db.fetch(sql.get_checkpoint.joined, key._asdict())
+        if rows:
+            return rows[0]
+        begun = db.fetch(sql.matching, {**key._asdict(), "start": key.checkpoint_id})
+        if len(begun) > 1:
+            raise InvalidConfig(f"several checkpoints have ids that begin with {key.checkpoint_id!r}; give more of it")
+        if not begun:
+            return None
+        key = key._replace(checkpoint_id=begun[0][0])
+    rows = db.fetch(sql.get_checkpoint.joined if key.checkpoint_id else sql.get_latest.joined, key._asdict())
+    return rows[0] if rows else None
+
+
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete the pages of a thread that nothing refers to; in a transaction."""
     db.fetch(sql.lock_thread, {"thread_id": thread_id})
@@ -216,11 +254,12 @@ def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[st
 
 def is_adopted(db: Executor, sql: Statements) -> bool:
     """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
-    schema = sql.tables.schema
-    name = (
-        "checkpoint_migrations" if schema is None else f'"{schema.replace(chr(34), chr(34) * 2)}".checkpoint_migrations'
-    )
+    name = _qualified(sql.tables.schema, "checkpoint_migrations")
     return bool(db.fetch(sql.has_table, {"name": name})[0][0])
+
+
+def _qualified(schema: str | None, name: str) -> str:
+    return name if schema is None else f'"{schema.replace(chr(34), chr(34) * 2)}".{name}'
 
 
 def revisions(db: Executor, sql: Statements) -> set[str]:

@@ -17,8 +17,9 @@ from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
 from checkpoint_store.statements.copying import claim_target, copy_thread, stored_threads
 from checkpoint_store.statements.deleting import collect_pages, delete_thread
+from checkpoint_store.statements.history import history, matching
 from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, list_page
-from checkpoint_store.statements.sizes import thread_channels, thread_tables
+from checkpoint_store.statements.sizes import largest_threads, table_sizes, thread_channels, thread_tables
 from checkpoint_store.statements.statement import Read, Statement
 from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
 from checkpoint_store.statements.threads import newest_threads, threads_by_id
@@ -111,6 +112,26 @@ class Statements:
     def thread_channels(self) -> Statement:
         """See `thread_channels`."""
         return Statement(thread_channels(self.tables))
+
+    @cached_property
+    def largest_threads(self) -> Statement:
+        """See `largest_threads`."""
+        return Statement(largest_threads(self.tables))
+
+    @cached_property
+    def table_sizes(self) -> Statement:
+        """See `table_sizes`."""
+        return Statement(table_sizes())
+
+    @cached_property
+    def history(self) -> Statement:
+        """See `history`."""
+        return Statement(history(self.tables))
+
+    @cached_property
+    def matching(self) -> Statement:
+        """See `matching`."""
+        return Statement(matching(self.tables))
 
     @cached_property
     def collect_pages(self) -> Statement:

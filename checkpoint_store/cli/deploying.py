@@ -1,0 +1,131 @@
+"""The commands of a deploy pipeline: they migrate, check and print SQL, and import nothing of LangGraph."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from checkpoint_store import migrations
+from checkpoint_store.cli import output
+from checkpoint_store.cli.connection import Json, Schema, Url, Yes, connected, on_engine
+from checkpoint_store.errors import NotSetUp
+from checkpoint_store.schema import HEAD
+from checkpoint_store.source import EngineSource
+from checkpoint_store.source.base import pause
+
+_ROLLED_BACK = "the revision under way was rolled back, those before it stay; the same command goes on"
+
+
+def upgrade(
+    url: Url,
+    revision: Annotated[str, typer.Argument(help="How far; as a rule the newest.")] = "head",
+    schema: Schema = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for another process that migrates.")
+    ] = migrations.LOCK_SECONDS,
+) -> None:
+    """Bring the tables to what this version needs.
+
+    Safe to run from many processes at once, and where nothing is left to do. A database of
+    langgraph-checkpoint-postgres is taken over in place.
+
+    \b
+    Example:
+      checkpoint-store upgrade
+      checkpoint-store upgrade --schema agents
+    """
+
+    async def bring(source: EngineSource) -> None:
+        await source.setup(timeout)
+
+    if revision == "head":
+        connected(url, schema, bring, _ROLLED_BACK)
+    else:
+        _migrate(url, schema, lambda conn: migrations.upgrade(conn, schema, revision=revision), timeout)
+    output.line(f"at {_current(url, schema)}")
+
+
+def downgrade(
+    url: Url,
+    revision: Annotated[str, typer.Argument(help='How far back: the name of a revision, or "base" for all of it.')],
+    schema: Schema = None,
+    yes: Yes = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for another process that migrates.")
+    ] = migrations.LOCK_SECONDS,
+) -> None:
+    """Undo revisions; "base" drops the tables.
+
+    With them every checkpoint is gone. Tables that langgraph-checkpoint-postgres made are left, as it knows them.
+
+    \b
+    Example:
+      checkpoint-store downgrade cs02_pages
+      checkpoint-store downgrade base --yes
+    """
+    if not yes:
+        what = "drop all tables and every checkpoint in them" if revision == "base" else f"go back to {revision}"
+        typer.confirm(f"This will {what}. Go on?", abort=True, err=True)
+    _migrate(url, schema, lambda conn: migrations.downgrade(conn, schema, revision=revision), timeout)
+    output.line(f"at {_current(url, schema) or 'base'}")
+
+
+def check(url: Url, schema: Schema = None, as_json: Json = False) -> None:
+    """Tell whether the database is at head.
+
+    Exit code 0 says that it is at this version's revision, 3 that it is not. Needs the right to read one table. Fit
+    for a readiness probe.
+
+    \b
+    Example:
+      checkpoint-store check || checkpoint-store upgrade
+    """
+    revision = _current(url, schema)
+    at_head = migrations.is_head({revision} if revision else set())
+    if as_json:
+        output.document({"revision": revision, "head": HEAD, "at_head": at_head})
+    elif at_head:
+        output.line(f"at {revision}, which is head")
+    if not at_head:
+        raise NotSetUp(f"the database is at {revision or 'no revision'}, and head is {HEAD}: checkpoint-store upgrade")
+
+
+def sql(
+    revision: Annotated[str, typer.Argument(help="How far; as a rule the newest.")] = "head", schema: Schema = None
+) -> None:
+    """Print the SQL that an upgrade would run.
+
+    It needs no database, and is for one that was never migrated.
+
+    \b
+    Example:
+      checkpoint-store sql > checkpoint_store.sql
+      psql --single-transaction -f checkpoint_store.sql
+    """
+    typer.echo(migrations.offline_sql(schema, revision=revision).rstrip("\n"))
+
+
+COMMANDS = (upgrade, downgrade, check, sql)
+
+
+def _migrate(url: str, schema: str | None, migrate: object, timeout: float) -> None:
+    def locked(conn: Connection) -> None:
+        with migrations.locked(conn, schema, timeout, pause):
+            migrate(conn)  # type: ignore[operator]
+
+    async def work(engine: AsyncEngine) -> None:
+        async with engine.connect() as conn:
+            await conn.run_sync(locked)
+
+    on_engine(url, work, _ROLLED_BACK)
+
+
+def _current(url: str, schema: str | None) -> str | None:
+    async def ask(engine: AsyncEngine) -> str | None:
+        async with engine.connect() as conn:
+            return await conn.run_sync(migrations.current, schema)
+
+    return on_engine(url, ask)
