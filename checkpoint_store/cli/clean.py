@@ -36,9 +36,9 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
 
 
-def moment(time: datetime | None) -> str:
-    """Return a time to the second, in UTC."""
-    return "-" if time is None else time.strftime("%Y-%m-%d %H:%M:%S")
+def moment(time: datetime | None, *, precise: bool = False) -> str:
+    """Return a time, in UTC, to the second or to the millisecond."""
+    return "-" if time is None else time.strftime("%Y-%m-%d %H:%M:%S.%f")[: -3 if precise else -7]
 
 
 def counted(count: int, noun: str) -> str:

@@ -135,9 +135,11 @@ def history(
         ]
         output.document({"thread_id": thread, "checkpoints": document, "complete": not more})
         return
-    graphs = len({entry.namespace for entry in entries})
+    namespaces = len({entry.namespace for entry in entries})
     added = size(sum(entry.added for entry in entries))
-    output.line(f"{thread}: {counted(len(entries), 'checkpoint')} of {counted(graphs, 'graph')}, {added}", "bold")
+    output.line(
+        f"{thread}: {counted(len(entries), 'checkpoint')} in {counted(namespaces, 'namespace')}, {added}", "bold"
+    )
     for line in tree.drawn(entries):
         output.line(line)
     if more:
@@ -283,7 +285,8 @@ def _all_stats(url: str, schema: str | None, limit: int, as_json: bool) -> None:
         )
         return
     output.table(
-        ["TABLE", ">ROWS (ABOUT)", ">ON DISK"], [(name, f"{rows:,}", size(count)) for name, rows, count in tables]
+        ["TABLE", ">ROWS (ABOUT)", ">ON DISK"],
+        [(name, "-" if rows is None else f"{rows:,}", size(count)) for name, rows, count in tables],
     )
     output.line()
     output.table(

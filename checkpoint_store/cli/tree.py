@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from checkpoint_store import jsonb
-from checkpoint_store.cli.clean import clean, moment, short, size
+from checkpoint_store.cli.clean import clean, counted, moment, short, size
 from checkpoint_store.statements.history import ERROR, INTERRUPT
 from checkpoint_store.threads import time_of
 
@@ -72,6 +72,7 @@ class _Line(NamedTuple):
 def drawn(entries: Sequence[Entry]) -> list[str]:
     """Return the lines of a tree, whatever the parents say: each checkpoint has one line."""
     newest = max((entry.checkpoint_id for entry in entries if not entry.namespace), default=None)
+    parents = {(entry.namespace, entry.parent_id) for entry in entries}
     left, right = [], []
     for line in _walk(sorted(entries, key=lambda entry: (entry.checkpoint_id, entry.namespace))):
         entry = line.what
@@ -88,12 +89,12 @@ def drawn(entries: Sequence[Entry]) -> list[str]:
             notes.append("interrupt")
         if ERROR in entry.marks:
             notes.append("error")
-        if entry.tasks:
-            notes.append(f"writes of {entry.tasks} task{'s' * (entry.tasks != 1)}")
+        if entry.tasks and entry.key not in parents:
+            notes.append(f"waiting: writes of {counted(entry.tasks, 'task')}")
         if entry.key == ("", newest):
             notes.append("latest")
-        told = f"{short(entry.checkpoint_id)}  {moment(entry.time):>19}  {size(entry.added):>9}  {', '.join(notes)}"
-        right.append(told.rstrip())
+        cells = (short(entry.checkpoint_id), f"{moment(entry.time, precise=True):>23}", f"{size(entry.added):>9}")
+        right.append("  ".join([*cells, ", ".join(notes)]).rstrip())
     width = max(map(len, left), default=0)
     return [f"{one.ljust(width)}  {other}".rstrip() for one, other in zip(left, right, strict=True)]
 

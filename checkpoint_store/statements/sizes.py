@@ -111,11 +111,14 @@ def table_sizes() -> Select[Any]:
     name = func.unnest(bindparam("names", type_=ARRAY(Text))).table_valued("name").render_derived("named")
     part = func.pg_partition_tree(func.to_regclass(name.c.name)).table_valued("relid").lateral("part")
     known = table("pg_class", column("oid"), column("reltuples"), schema="pg_catalog")
-    rows = cast(func.sum(func.greatest(known.c.reltuples, number(0))), BigInteger)
-    size = func.sum(func.pg_total_relation_size(part.c.relid))
+    # A table without partitions is no part of a tree either.
+    relation = func.coalesce(part.c.relid, func.to_regclass(name.c.name))
+    # -1 says that nobody has counted yet.
+    rows = cast(func.sum(known.c.reltuples).filter(known.c.reltuples >= number(0)), BigInteger)
+    size = func.sum(func.pg_total_relation_size(relation))
     return (
         select(name.c.name, rows, cast(size, BigInteger))
-        .select_from(name.join(part, true()).join(known, known.c.oid == part.c.relid))
+        .select_from(name.outerjoin(part, true()).join(known, known.c.oid == relation))
         .group_by(name.c.name)
     )
 
