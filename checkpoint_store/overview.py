@@ -10,7 +10,8 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from checkpoint_store import operations
 from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.source import Source
-from checkpoint_store.threads import Order, ThreadListing, ThreadStats, ThreadSummary, Walk, listing_of, stats_of
+from checkpoint_store.thread_list import listed, listed_blocking
+from checkpoint_store.threads import Order, ThreadStats, ThreadSummary, listing_of, stats_of
 
 
 class Overview(BaseCheckpointSaver[str]):
@@ -67,7 +68,7 @@ class Overview(BaseCheckpointSaver[str]):
     ) -> Iterator[ThreadSummary]:
         """List threads, those that were last used first, as `alist_threads`."""
         self._source.check_sync()
-        return _listed_blocking(
+        return listed_blocking(
             self._source,
             listing_of(limit=limit, cursor=cursor, order=order, metadata_filter=filter, prefix=prefix, count=count),
         )
@@ -92,17 +93,3 @@ class Overview(BaseCheckpointSaver[str]):
         """Tell what a thread occupies, as `aget_thread_stats`."""
         thread_id = checked_thread_id(thread_id)
         return stats_of(thread_id, *self._source.run_blocking(operations.thread_stats, thread_id))
-
-
-async def listed(source: Source, listing: ThreadListing) -> AsyncIterator[ThreadSummary]:
-    """List threads."""
-    walk = Walk(listing)
-    while walk.has_next:
-        for summary in walk.turn(await source.run(operations.list_threads, walk.conditions, walk.binds)):
-            yield summary
-
-
-def _listed_blocking(source: Source, listing: ThreadListing) -> Iterator[ThreadSummary]:
-    walk = Walk(listing)
-    while walk.has_next:
-        yield from walk.turn(source.run_blocking(operations.list_threads, walk.conditions, walk.binds))

@@ -16,10 +16,10 @@ from checkpoint_store.cli.clean import clean, counted, moment, short, size
 from checkpoint_store.cli.connection import Json, Schema, Url, connected
 from checkpoint_store.config import Key, plain_text, thread_id
 from checkpoint_store.errors import InvalidConfig, ThreadNotFound
-from checkpoint_store.overview import listed
 from checkpoint_store.rows import Row
 from checkpoint_store.source import EngineSource
 from checkpoint_store.statements.history import ERROR, INTERRUPT
+from checkpoint_store.thread_list import listed
 from checkpoint_store.threads import ThreadSummary, listing_of, stats_of
 
 Thread = Annotated[str, typer.Argument(help="The thread's id.", show_default=False)]

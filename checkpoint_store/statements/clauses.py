@@ -129,7 +129,7 @@ def digests_of(b: FromClause) -> Select[Any]:
 
 
 def digests_in(b: FromClause) -> Select[Any]:
-    """The digests of the pages that one recipe names; none where `b` has no row."""
+    """The digests of the pages that one recipe names, that of a row of the enclosing statement."""
     entry = _entries(b).subquery("entry")
     return select(entry.c.content.label("digest")).where(entry.c.size == number(_PAGE)).correlate(b)
 

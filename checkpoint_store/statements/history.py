@@ -8,7 +8,17 @@ from sqlalchemy import BigInteger, Boolean, FromClause, Integer, Select, Text, a
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.statements.clauses import digests_in, given, key, member, member_text, named, number, same_graph
+from checkpoint_store.statements.clauses import (
+    digests_in,
+    digests_of,
+    given,
+    key,
+    member,
+    member_text,
+    named,
+    number,
+    same_graph,
+)
 
 INTERRUPT, ERROR = "__interrupt__", "__error__"
 """LangGraph's channels of questions to a person and of tasks that failed."""
@@ -84,21 +94,21 @@ def _new_values(t: Tables, c: FromClause, parent: FromClause) -> LateralFromClau
     versions = member(c.c.checkpoint, key("channel_versions"))
     current = func.jsonb_each_text(versions).table_valued("key", "value").render_derived("current")
     before = member_text(parent.c.versions, current.c.key)
-    fresh = digests_in(b).except_(digests_in(old))
+    is_old = and_(same_graph(old, b), old.c.channel == b.c.channel, old.c.version == before, old.c.type == key(PAGED))
+    fresh = digests_in(b).except_(digests_of(old).where(is_old).correlate(b, parent, current))
     pages = (
         select(func.sum(func.pg_column_size(p.c.page)).label("bytes"))
         .where(b.c.type == key(PAGED), p.c.thread_id == b.c.thread_id, p.c.digest.in_(fresh))
-        .correlate(b, old)
+        .correlate(b, parent, current)
         .lateral("pages")
     )
     sizes = func.coalesce(func.pg_column_size(b.c.blob), number(0)) + func.coalesce(pages.c.bytes, number(0))
-    is_old = and_(same_graph(old, b), old.c.channel == b.c.channel, old.c.version == before, old.c.type == key(PAGED))
     return (
         select(func.coalesce(func.sum(sizes), number(0)).label("bytes"))
         .select_from(
-            current.join(b, and_(same_graph(b, c), b.c.channel == current.c.key, b.c.version == current.c.value))
-            .outerjoin(old, is_old)
-            .outerjoin(pages, true())
+            current.join(
+                b, and_(same_graph(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)
+            ).outerjoin(pages, true())
         )
         .where(current.c.value.is_distinct_from(before))
         .correlate(c, parent)
