@@ -73,11 +73,13 @@ def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
         .group_by(part.c.thread_id)
         .cte("met")
     )
-    newest = _newest(t, met)
+    # Sorted before the lookups, which then end with the last thread that is wanted.
+    sought = select(met).order_by(met.c.checkpoint_id.desc(), met.c.thread_id.desc()).subquery("sought")
+    newest = _newest(t, sought)
     found = (
-        select(met.c.thread_id, newest.c.checkpoint_id, newest.c.metadata)
-        .select_from(met.join(newest, newest.c.checkpoint_id == met.c.checkpoint_id))
-        .order_by(met.c.checkpoint_id.desc(), met.c.thread_id.desc())
+        select(sought.c.thread_id, newest.c.checkpoint_id, newest.c.metadata)
+        .select_from(sought.join(newest, newest.c.checkpoint_id == sought.c.checkpoint_id))
+        .order_by(sought.c.checkpoint_id.desc(), sought.c.thread_id.desc())
     )
     last = select(part).order_by(part.c.checkpoint_id, part.c.thread_id).limit(number(1)).subquery("last")
     seen = select(func.count().label("steps")).select_from(part).subquery("seen")
