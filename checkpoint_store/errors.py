@@ -3,7 +3,7 @@
     CheckpointStoreError
     ├── InvalidConfig (ValueError)        a config, filter or limit names nothing that can be stored or looked up
     ├── InvalidURL (ValueError)           a connection string that can't be used
-    ├── InvalidOption (ValueError)        options that don't go together
+    ├── InvalidOption (ValueError)        options that can't be, or don't go together
     ├── UnusableConnection (TypeError)    `conn` is neither an engine nor a connection the saver can work on
     ├── NotSetUp                          tables missing or older than this version needs
     ├── AccessDenied                      the database role lacks a right on the tables
@@ -37,7 +37,7 @@ class InvalidURL(CheckpointStoreError, ValueError):
 
 
 class InvalidOption(CheckpointStoreError, ValueError):
-    """Raised when options don't go together, such as `pipe` with a caller's own connection."""
+    """Raised when options don't go together, such as `pipe` with a connection, or `schema` can't be a schema's name."""
 
 
 class UnusableConnection(CheckpointStoreError, TypeError):

@@ -17,7 +17,7 @@ from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
 from checkpoint_store.errors import InvalidConfig, ThreadExists, ThreadNotFound
 from checkpoint_store.executor import Executor, Row
-from checkpoint_store.schema import PAGED
+from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Read, Statements
 
@@ -191,7 +191,7 @@ def largest_threads(db: Executor, sql: Statements, most: int) -> Sequence[Row]:
 
 def table_sizes(db: Executor, sql: Statements) -> Sequence[Row]:
     """Return about how many rows the tables have, and what they occupy on disk."""
-    names = {_qualified(sql.tables.schema, name): name for name in (t.name for t in sql.tables.metadata.sorted_tables)}
+    names = {qualified(name, sql.tables.schema): name for name in (t.name for t in sql.tables.metadata.sorted_tables)}
     rows = db.fetch(sql.table_sizes, {"names": list(names)})
     return sorted(((names[name], rows, size) for name, rows, size in rows), key=itemgetter(2), reverse=True)
 
@@ -254,12 +254,8 @@ def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[st
 
 def is_adopted(db: Executor, sql: Statements) -> bool:
     """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
-    name = _qualified(sql.tables.schema, "checkpoint_migrations")
+    name = qualified(STOCK_TABLE, sql.tables.schema)
     return bool(db.fetch(sql.has_table, {"name": name})[0][0])
-
-
-def _qualified(schema: str | None, name: str) -> str:
-    return name if schema is None else f'"{schema.replace(chr(34), chr(34) * 2)}".{name}'
 
 
 def revisions(db: Executor, sql: Statements) -> set[str]:

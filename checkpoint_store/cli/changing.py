@@ -14,7 +14,7 @@ from checkpoint_store.cli.clean import counted, size
 from checkpoint_store.cli.connection import Schema, Url, Yes, connected, on_engine
 from checkpoint_store.config import copy_of, thread_id
 from checkpoint_store.errors import ThreadNotFound
-from checkpoint_store.source import EngineSource
+from checkpoint_store.source import Source
 from checkpoint_store.threads import ThreadStats, stats_of
 
 
@@ -43,7 +43,7 @@ def copy(
     """
     pair = copy_of(source, target)
 
-    async def work(at: EngineSource) -> int:
+    async def work(at: Source) -> int:
         return await at.transact(operations.copy_thread, pair, replace)
 
     rows = connected(url, schema, work)
@@ -67,7 +67,7 @@ def delete(
     """
     threads = list(dict.fromkeys(thread_id(one, "THREAD") for one in threads))
 
-    async def look(source: EngineSource) -> list[ThreadStats]:
+    async def look(source: Source) -> list[ThreadStats]:
         return [stats_of(one, *await source.run(operations.thread_stats, one)) for one in threads]
 
     found = connected(url, schema, look)
@@ -79,7 +79,7 @@ def delete(
             output.note(f"{one.thread_id}: {counted(one.checkpoints, 'checkpoint')}, {size(one.bytes)}")
         typer.confirm(f"Delete {'it' if len(found) == 1 else 'them'} for good?", abort=True, err=True)
 
-    async def work(source: EngineSource) -> None:
+    async def work(source: Source) -> None:
         for one in found:
             await source.transact(operations.delete_thread, one.thread_id)
             output.line(f"deleted {one.thread_id}: {counted(one.checkpoints, 'checkpoint')}, {size(one.bytes)}")

@@ -10,9 +10,7 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store.errors import InvalidURL
-from checkpoint_store.source import EngineSource
-from checkpoint_store.source.base import shown
-from checkpoint_store.source.failures import FOREIGN, explain
+from checkpoint_store.source import Source, engine_source
 from checkpoint_store.statements import statements_of
 from checkpoint_store.url import engine_arguments
 
@@ -42,9 +40,7 @@ class Interrupted(Exception):
     """Raised for Ctrl-C; says what has become of the work, and how to go on."""
 
 
-def connected(
-    url: str, schema: str | None, work: Callable[[EngineSource], Awaitable[T]], advice: str = NOTHING_CHANGED
-) -> T:
+def connected(url: str, schema: str | None, work: Callable[[Source], Awaitable[T]], advice: str = NOTHING_CHANGED) -> T:
     """Do something on a database, and return what comes of it.
 
     Args:
@@ -53,11 +49,7 @@ def connected(
         work: What to do.
         advice: What to tell whoever presses Ctrl-C meanwhile.
     """
-
-    async def on_source(engine: AsyncEngine) -> T:
-        return await work(EngineSource(engine, statements_of(schema), None, None))
-
-    return on_engine(url, on_source, advice)
+    return on_engine(url, lambda engine: work(engine_source(engine, statements_of(schema), None, None)), advice)
 
 
 def on_engine(url: str, work: Callable[[AsyncEngine], Awaitable[T]], advice: str = NOTHING_CHANGED) -> T:
@@ -69,11 +61,8 @@ def on_engine(url: str, work: Callable[[AsyncEngine], Awaitable[T]], advice: str
     async def whole() -> T:
         engine = create_async_engine(address, connect_args=connect_args)
         try:
-            return await work(engine)
-        except FOREIGN as error:
-            if (told := explain(error, shown(address), statements_of(None).tables)) is None:
-                raise
-            raise told from error
+            with engine_source(engine, statements_of(None), None, None).origin.told():
+                return await work(engine)
         finally:
             await engine.dispose()
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
-from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store import migrations
@@ -13,8 +14,8 @@ from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, connected, on_engine
 from checkpoint_store.errors import NotSetUp
 from checkpoint_store.schema import HEAD
-from checkpoint_store.source import EngineSource
-from checkpoint_store.source.base import pause
+from checkpoint_store.source import Source
+from checkpoint_store.source.origin import pause_of
 
 _ROLLED_BACK = "the revision under way was rolled back, those before it stay; the same command goes on"
 
@@ -38,13 +39,13 @@ def upgrade(
       checkpoint-store upgrade --schema agents
     """
 
-    async def bring(source: EngineSource) -> None:
+    async def bring(source: Source) -> None:
         await source.setup(timeout)
 
     if revision == "head":
         connected(url, schema, bring, _ROLLED_BACK)
     else:
-        _migrate(url, schema, lambda conn: migrations.upgrade(conn, schema, revision=revision), timeout)
+        _migrate(url, schema, revision, timeout, migrations.upgrade)
     output.line(f"at {_current(url, schema)}")
 
 
@@ -69,28 +70,36 @@ def downgrade(
     if not yes:
         what = "drop all tables and every checkpoint in them" if revision == "base" else f"go back to {revision}"
         typer.confirm(f"This will {what}. Go on?", abort=True, err=True)
-    _migrate(url, schema, lambda conn: migrations.downgrade(conn, schema, revision=revision), timeout)
+    _migrate(url, schema, revision, timeout, migrations.downgrade)
     output.line(f"at {_current(url, schema) or 'base'}")
 
 
 def check(url: Url, schema: Schema = None, as_json: Json = False) -> None:
     """Tell whether the database is at head.
 
-    Exit code 0 says that it is at this version's revision, 3 that it is not. Needs the right to read one table. Fit
-    for a readiness probe.
+    Exit code 0 says that it is at this version's revision or a newer one, 3 that it is not. Needs the right to read
+    one table. Fit for a readiness probe.
 
     \b
     Example:
       checkpoint-store check || checkpoint-store upgrade
     """
-    revision = _current(url, schema)
-    at_head = migrations.is_head({revision} if revision else set())
+
+    async def ask(engine: AsyncEngine) -> tuple[str | None, NotSetUp | None]:
+        async with engine.connect() as conn:
+            try:
+                await conn.run_sync(migrations.check, schema)
+            except NotSetUp as error:
+                return await conn.run_sync(migrations.current, schema), error
+            return await conn.run_sync(migrations.current, schema), None
+
+    revision, wrong = on_engine(url, ask)
     if as_json:
-        output.document({"revision": revision, "head": HEAD, "at_head": at_head})
-    elif at_head:
-        output.line(f"at {revision}, which is head")
-    if not at_head:
-        raise NotSetUp(f"the database is at {revision or 'no revision'}, and head is {HEAD}: checkpoint-store upgrade")
+        output.document({"revision": revision, "head": HEAD, "ready": wrong is None})
+    elif wrong is None:
+        output.line(f"at {revision}" + (", which is head" if revision == HEAD else f", newer than {HEAD}"))
+    if wrong is not None:
+        raise wrong
 
 
 def sql(
@@ -111,14 +120,11 @@ def sql(
 COMMANDS = (upgrade, downgrade, check, sql)
 
 
-def _migrate(url: str, schema: str | None, migrate: object, timeout: float) -> None:
-    def locked(conn: Connection) -> None:
-        with migrations.locked(conn, schema, timeout, pause):
-            migrate(conn)  # type: ignore[operator]
-
+def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrate: Callable[..., None]) -> None:
     async def work(engine: AsyncEngine) -> None:
         async with engine.connect() as conn:
-            await conn.run_sync(locked)
+            pause = pause_of(engine.dialect)
+            await conn.run_sync(partial(migrate, schema=schema, revision=revision, timeout=timeout, pause=pause))
 
     on_engine(url, work, _ROLLED_BACK)
 

@@ -17,7 +17,7 @@ from checkpoint_store.cli.connection import Json, Schema, Url, connected
 from checkpoint_store.config import Key, plain_text, thread_id
 from checkpoint_store.errors import InvalidConfig, ThreadNotFound
 from checkpoint_store.rows import Row
-from checkpoint_store.source import EngineSource
+from checkpoint_store.source import Source
 from checkpoint_store.statements.history import ERROR, INTERRUPT
 from checkpoint_store.thread_list import listed
 from checkpoint_store.threads import ThreadSummary, listing_of, stats_of
@@ -65,7 +65,7 @@ def threads(
         count=count,
     )
 
-    async def read(source: EngineSource) -> list[ThreadSummary]:
+    async def read(source: Source) -> list[ThreadSummary]:
         return [summary async for summary in listed(source, listing)]
 
     found = connected(url, schema, read)
@@ -109,7 +109,7 @@ def history(
     """
     thread_id(thread, "THREAD")
 
-    async def read(source: EngineSource) -> Sequence[Any]:
+    async def read(source: Source) -> Sequence[Any]:
         # One more tells whether there are more.
         return await source.run(operations.history, thread, limit + 1 if limit else 2**31 - 1)
 
@@ -197,7 +197,7 @@ def diff(
       checkpoint-store diff user-42 1f0c4a3e-0000 1f0c4a40-0000
     """
 
-    async def read(source: EngineSource) -> tuple[Row, Row]:
+    async def read(source: Source) -> tuple[Row, Row]:
         return await _checkpoint(source, thread, namespace, a), await _checkpoint(source, thread, namespace, b)
 
     one, other = [Checkpoint.of(row, None) for row in connected(url, schema, read)]
@@ -239,7 +239,7 @@ def stats(
         return
     thread_id(thread, "THREAD")
 
-    async def read(source: EngineSource) -> Any:
+    async def read(source: Source) -> Any:
         return await source.run(operations.thread_stats, thread)
 
     found = stats_of(thread, *connected(url, schema, read))
@@ -269,7 +269,7 @@ COMMANDS = (threads, history, show, diff, stats)
 
 
 def _all_stats(url: str, schema: str | None, limit: int, as_json: bool) -> None:
-    async def read(source: EngineSource) -> tuple[Any, Any]:
+    async def read(source: Source) -> tuple[Any, Any]:
         return await source.run(operations.table_sizes), await source.run(operations.largest_threads, limit)
 
     tables, largest = connected(url, schema, read)
@@ -295,7 +295,7 @@ def _all_stats(url: str, schema: str | None, limit: int, as_json: bool) -> None:
     )
 
 
-async def _checkpoint(source: EngineSource, thread: str, namespace: str, checkpoint_id: str | None) -> Row:
+async def _checkpoint(source: Source, thread: str, namespace: str, checkpoint_id: str | None) -> Row:
     key = Key(
         thread_id(thread, "THREAD"),
         plain_text(namespace, "--namespace"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, column, func, select, table
 
-from checkpoint_store.schema import VERSION_TABLE, Tables
+from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
 from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
@@ -166,7 +166,8 @@ class Statements:
     @cached_property
     def revision(self) -> Statement:
         """The revisions that Alembic has noted for this schema; one row, as a rule."""
-        noted = table(VERSION_TABLE, column("version_num"), schema=self.tables.schema)
+        schema = self.tables.schema
+        noted = table(VERSION_TABLE, column("version_num"), schema=None if schema is None else quoted(schema))
         return Statement(select(noted.c.version_num))
 
     def list_page(self, conditions: frozenset[str]) -> Read:

@@ -112,5 +112,5 @@ def _new_values(t: Tables, c: FromClause, parent: FromClause) -> LateralFromClau
         )
         .where(current.c.value.is_distinct_from(before))
         .correlate(c, parent)
-        .lateral("values")
+        .lateral("new_values")
     )

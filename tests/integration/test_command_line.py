@@ -232,14 +232,14 @@ def test_a_pipeline_migrates_checks_and_goes_back(
     """Exit code 3 before, 0 after; the SQL needs no database; going back asks."""
     monkeypatch.setenv("CHECKPOINT_STORE_URL", empty_url)
     assert run("check").code == cli.BEHIND
-    assert json.loads(run("check", "--json").out) == {"revision": None, "head": schema.HEAD, "at_head": False}
+    assert json.loads(run("check", "--json").out) == {"revision": None, "head": schema.HEAD, "ready": False}
     assert run("threads").code == cli.BEHIND
     assert run("upgrade", "cs01_baseline").out == "at cs01_baseline\n"
     behind = run("check")
     assert (behind.code, behind.err.count("\n")) == (3, 1)
     assert run("upgrade").out == f"at {schema.HEAD}\n"
     assert run("upgrade").code == 0
-    assert json.loads(run("check", "--json").out)["at_head"] is True
+    assert json.loads(run("check", "--json").out)["ready"] is True
 
     assert run("downgrade", "base").code == 1
     assert run("check").code == 0
