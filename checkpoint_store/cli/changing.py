@@ -29,7 +29,7 @@ def copy(
     url: Url,
     source: Annotated[str, typer.Argument(help="The thread to copy.", show_default=False)],
     target: Annotated[str, typer.Argument(help="The id of the copy.", show_default=False)],
-    replace: Annotated[bool, typer.Option("--replace", help="Delete what the target has first.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="First delete what the target has.")] = False,
     schema: Schema = None,
 ) -> None:
     """Copy a thread under another id.
@@ -77,7 +77,7 @@ def delete(
     if not yes:
         for one in found:
             output.note(f"{one.thread_id}: {counted(one.checkpoints, 'checkpoint')}, {size(one.bytes)}")
-        typer.confirm(f"Delete {'it' if len(found) == 1 else 'them'} for good?", abort=True, err=True)
+        typer.confirm(f"Shall {'it' if len(found) == 1 else 'they'} be deleted for good?", abort=True, err=True)
 
     async def work(source: Source) -> None:
         for one in found:

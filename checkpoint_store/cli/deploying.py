@@ -68,8 +68,8 @@ def downgrade(
       checkpoint-store downgrade base --yes
     """
     if not yes:
-        what = "drop all tables and every checkpoint in them" if revision == "base" else f"go back to {revision}"
-        typer.confirm(f"This will {what}. Go on?", abort=True, err=True)
+        what = "all tables will be dropped, with every checkpoint" if revision == "base" else f"back to {revision}"
+        typer.confirm(f"{what}: go on?", abort=True, err=True)
     _migrate(url, schema, revision, timeout, migrations.downgrade)
     output.line(f"at {_current(url, schema) or 'base'}")
 
