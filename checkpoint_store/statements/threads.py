@@ -34,7 +34,7 @@ MOST_STEPS = 4096
 """How many rows of an index a statement may look at."""
 
 MANY = 16
-"""With so many rows in one look a thread is passed over in the next."""
+"""A thread with so many rows in one look is passed over in the next."""
 
 
 def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
