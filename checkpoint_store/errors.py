@@ -11,6 +11,7 @@
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
     ├── ThreadNotFound (LookupError)      nothing is stored for a thread, or not the checkpoint asked for
     ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
+    ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
     ├── Closed (RuntimeError)             the saver was closed
     ├── Unavailable                       the server could not be reached, or no connection became free
@@ -66,6 +67,10 @@ class ThreadNotFound(CheckpointStoreError, LookupError):
 
 class ThreadExists(CheckpointStoreError, ValueError):
     """Raised instead of mixing two threads: delete the target first, choose another id, or pass `replace=True`."""
+
+
+class TransferError(CheckpointStoreError):
+    """Raised when a thread can't be copied from another saver; names it. Those copied before it are there."""
 
 
 class WrongThread(CheckpointStoreError, RuntimeError):

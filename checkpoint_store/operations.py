@@ -252,6 +252,11 @@ def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[st
     return db.fetch(sql.delta_history, {**key._asdict(), "channels": list(channels)})
 
 
+def take_inventory(db: Executor, sql: Statements, thread_id: str) -> Sequence[Row]:
+    """Return the checkpoints of a thread, and of each the tasks that have pending writes, with their number."""
+    return db.fetch(sql.inventory, {"thread_id": thread_id})
+
+
 def is_adopted(db: Executor, sql: Statements) -> bool:
     """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
     name = qualified(STOCK_TABLE, sql.tables.schema)

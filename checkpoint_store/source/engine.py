@@ -33,7 +33,8 @@ class EngineOrigin(Origin):
 
     def __init__(self, engine: Engine, sql: Statements) -> None:
         super().__init__(engine, sql)
-        self._turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
+        self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
+        """Waits for a connection of the pool, in a `with` block."""
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection on which each statement commits itself."""
@@ -65,7 +66,7 @@ class EngineOrigin(Origin):
         return self._borrow(whole, operation, args)
 
     def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        with self.told(), self._turn(), borrowed(self.engine, whole=whole) as db:
+        with self.told(), self.turn(), borrowed(self.engine, whole=whole) as db:
             return operation(db, self.sql, *args)
 
 

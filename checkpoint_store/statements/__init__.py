@@ -18,7 +18,7 @@ from checkpoint_store.statements.converting import inline_blobs, next_blobs, sha
 from checkpoint_store.statements.copying import claim_target, copy_thread, stored_threads
 from checkpoint_store.statements.deleting import collect_pages, delete_thread
 from checkpoint_store.statements.history import history, matching
-from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, list_page
+from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
 from checkpoint_store.statements.sizes import largest_threads, table_sizes, thread_channels, thread_tables
 from checkpoint_store.statements.statement import Read, Statement
 from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
@@ -157,6 +157,11 @@ class Statements:
     def delta_history(self) -> Statement:
         """See `delta_history`."""
         return Statement(delta_history(self.tables))
+
+    @cached_property
+    def inventory(self) -> Statement:
+        """See `inventory`."""
+        return Statement(inventory(self.tables))
 
     @cached_property
     def has_table(self) -> Statement:
