@@ -12,13 +12,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
 import psycopg
 import pytest
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.graph import START, MessagesState, StateGraph
 
 from checkpoint_store import PostgresSaver, cli, pages, schema
 from checkpoint_store.cli import connection, main
@@ -491,6 +497,101 @@ def test_ctrl_c_ends_a_command_and_says_what_became_of_it(filled: str) -> None:
 
     assert (process.returncode, out, err) == (130, "", "interrupted: nothing was changed\n")
     assert count(filled, where="thread_id = 'b'") == 0
+
+
+@dataclass
+class Order:
+    """A value of an application's own."""
+
+    item: str
+    amount: Decimal
+
+
+def chat(saver: BaseCheckpointSaver[str], thread_id: str) -> None:
+    """Two turns with messages and objects in the state, on any saver."""
+
+    class State(MessagesState):
+        order: Order
+        turns: int
+
+    def answer(state: State) -> dict[str, Any]:
+        return {"messages": [("ai", "is that all?")], "order": Order("tea", Decimal(2)), "turns": 5}
+
+    graph = StateGraph(State).add_node(answer).add_edge(START, "answer").compile(checkpointer=saver)
+    for text in ("tea?", "and a cake?"):
+        graph.invoke({"messages": [("user", text)]}, {"configurable": {"thread_id": thread_id}})
+
+
+def stored(url: str) -> set[tuple[Any, ...]]:
+    """Every value and pending write of a database."""
+    with psycopg.connect(url) as conn:
+        blobs = conn.execute("SELECT thread_id, channel, version, type, blob FROM checkpoint_blobs").fetchall()
+        writes = conn.execute("SELECT checkpoint_id, task_id, idx, type, blob FROM checkpoint_writes").fetchall()
+    return {*blobs, *writes}
+
+
+def test_threads_come_from_the_stock_savers_database_byte_for_byte(
+    run: Cli, url: str, make_database: Callable[[], str]
+) -> None:
+    """Values that only the application can make are copied without it; what is there already is skipped."""
+    other = make_database()
+    with StockSaver.from_conn_string(other) as stock:
+        stock.setup()
+        for name in ("one", "two", "three"):
+            chat(stock, name)
+    with psycopg.connect(other, autocommit=True) as conn:
+        call = msgpack.packb(msgpack.ExtType(0, msgpack.packb(["no.such.module", "Nothing", 1])))
+        conn.execute("UPDATE checkpoint_blobs SET blob = %s WHERE channel = 'order'", [call])
+
+    assert run("import-from", other, "--thread", "two").out.startswith("copied 1 thread, 6 checkpoints, ")
+    document = json.loads(run("import-from", other, "--json").out)
+
+    assert (document["threads"], document["skipped_threads"]) == (2, 1)
+    assert stored(url) == {row for row in stored(other) if row[3] != "empty"}
+    assert "no.such.module.Nothing(1)" in run("show", "one").out
+
+
+def test_threads_come_from_sqlite(run: Cli, url: str, tmp_path: Path) -> None:
+    """And go on where they stood; the file is as it was."""
+    path = tmp_path / "check points.sqlite"
+    with SqliteSaver.from_conn_string(str(path)) as old:
+        chat(old, "one")
+    before = path.read_bytes()
+
+    assert run("import-from", str(path)).out.startswith("copied 1 thread, 6 checkpoints, ")
+
+    assert path.read_bytes() == before
+    with PostgresSaver.from_conn_string(url) as saver:
+        chat(saver, "one")
+        found = saver.get({"configurable": {"thread_id": "one"}})
+    assert found is not None
+    assert len(found["channel_values"]["messages"]) == 8
+    assert "order" in run("show", "one").out
+
+
+def test_what_can_not_be_imported_is_told(run: Cli, url: str, tmp_path: Path) -> None:
+    """No file, a file of something else, another database, an encrypted value; with --keep-going the rest is copied."""
+    missing = run("import-from", str(tmp_path / "nothing.sqlite"))
+    assert (missing.code, not list(tmp_path.iterdir())) == (4, True)
+    (tmp_path / "text").write_text("this is no database " * 100)
+    assert run("import-from", str(tmp_path / "text")).code == 4
+    assert run("import-from", "mysql://app:hunter2@db/x").code == 2
+    unreachable = run("import-from", "postgresql://app:hunter2@/x?host=/nowhere")
+    assert (unreachable.code, "hunter2" in unreachable.err) == (4, False)
+    path = tmp_path / "some.sqlite"
+    with SqliteSaver.from_conn_string(str(path)) as old:
+        chat(old, "one")
+        chat(old, "two")
+        old.conn.execute("UPDATE checkpoints SET type = 'msgpack+aes' WHERE thread_id = 'one'")
+        old.conn.commit()
+
+    done = run("import-from", str(path), "--thread", "one", "--thread", "two", "--keep-going")
+
+    assert done.code == 1
+    assert "left out" in done.err
+    assert "msgpack+aes" in done.err
+    assert done.err.splitlines()[-1] == "error: 1 thread could not be copied"
+    assert done.out.startswith("copied 1 thread")
 
 
 def test_the_demonstration_is_one_command() -> None:
