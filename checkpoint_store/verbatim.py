@@ -25,8 +25,8 @@ class Verbatim(JsonPlusSerializer):
         """Return a value with its objects still packed."""
         if data[0] not in _KINDS:
             raise UnreadableValue(
-                f"a value of type {data[0]!r} can't be copied as it is. Use checkpoint_store.transfer, with savers that "
-                "have the serializer it was written with."
+                f"a value of type {data[0]!r} can't be copied as it is. Use checkpoint_store.transfer, with savers "
+                "that have the serializer it was written with."
             )
         return super().loads_typed(data)
 

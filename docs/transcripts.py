@@ -89,6 +89,7 @@ class Story:
         made = START + timedelta(seconds=self.number) - before
         versions = dict.fromkeys(values, f"{self.number:032}.5")
         state, older = self.states[parent]
+        state = {channel: value for channel, value in state.items() if channel != "__start__"}
         all_values, all_versions = {**state, **values}, {**older, **versions}
         checkpoint: Any = {
             "v": 4,

@@ -30,7 +30,6 @@ from checkpoint_store.errors import (
 DONE, FAILED, MISUSED, BEHIND, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _CODES: list[tuple[type[CheckpointStoreError], int]] = [
-    (NotSetUp, BEHIND),
     (Unavailable, UNREACHABLE),
     (InvalidURL, MISUSED),
     (InvalidOption, MISUSED),
@@ -75,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("\ninterrupted")
         return INTERRUPTED
+    except NotSetUp as error:
+        _complain(f"{str(error).partition('. Run ')[0]}. Run `checkpoint-store upgrade`.")
+        return BEHIND
     except CheckpointStoreError as error:
         _complain(error)
         return next(code for kind, code in _CODES if isinstance(error, kind))

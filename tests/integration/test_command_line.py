@@ -202,7 +202,7 @@ def test_a_copy_a_replaced_copy_and_their_deletion(run: Cli, filled: str) -> Non
     assert run("copy", "ada-trip", "b").out == "copied ada-trip to b: 19 rows\n"
     refused = run("copy", "bob-chat", "b")
     assert refused.code == 1
-    assert re.fullmatch(r"error: .*'b', for which something is stored.*\n", refused.err)
+    assert re.fullmatch(r"error: something is stored for the thread 'b': .* --replace\n", refused.err)
     assert run("copy", "bob-chat", "b", "--replace").code == 0
     assert count(filled, where="thread_id = 'b'") == 40
 
@@ -596,7 +596,7 @@ def test_what_can_not_be_imported_is_told(run: Cli, url: str, tmp_path: Path) ->
 
 def test_the_demonstration_is_one_command() -> None:
     """It is the one of `make demo`."""
-    from checkpoint_store.cli.starting import _story
+    from checkpoint_store.cli.starting import story
 
-    assert _story() == REPOSITORY / "examples" / "survive_kill.py"
+    assert story() == REPOSITORY / "examples" / "survive_kill.py"
     assert connection.NOTHING_CHANGED
