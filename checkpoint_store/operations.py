@@ -126,16 +126,46 @@ def _made(row: Row, shelf: Shelf) -> Row | None:
     return columns
 
 
+def lock_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
+    """Keep others from removing anything of some threads, and from storing pages of them; in a transaction."""
+    binds = {"thread_ids": list(thread_ids)}
+    db.fetch(sql.lock_removal, {**binds, "table": qualified("checkpoints", sql.tables.schema)})
+    db.fetch(sql.lock_threads, binds)
+
+
+def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[tuple[int, int]]:
+    """Delete everything stored for some threads; in a transaction.
+
+    Returns:
+        How many rows that were, and their bytes: of writes, checkpoints, blobs and pages.
+    """
+    lock_threads(db, sql, thread_ids)
+    # Once more, for what was stored by whoever the first time had to wait for: it had found a blob there.
+    rows = [db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})[0] for _ in range(2)]
+    return [(one[0] + more[0], one[1] + more[1]) for one, more in zip(*rows, strict=True)]
+
+
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete everything stored for a thread; in a transaction."""
-    db.fetch(sql.lock_thread, {"thread_id": thread_id})
-    db.fetch(sql.delete_thread, {"thread_id": thread_id})
+    delete_threads(db, sql, [thread_id])
 
 
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete the pages of a thread that nothing refers to; in a transaction."""
-    db.fetch(sql.lock_thread, {"thread_id": thread_id})
-    db.fetch(sql.collect_pages, {"thread_id": thread_id})
+    lock_threads(db, sql, [thread_id])
+    delete_pages(db, sql, [thread_id])
+
+
+def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tuple[int, int]:
+    """Delete the pages of threads that nothing refers to, and what is known of those that have none; under their lock.
+
+    Returns:
+        How many, and their bytes.
+    """
+    binds = {"thread_ids": list(thread_ids)}
+    [(pages, size)] = db.fetch(sql.delete_pages, binds)
+    db.fetch(sql.forget_threads, binds)
+    return pages, size
 
 
 def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) -> Sequence[Row]:
