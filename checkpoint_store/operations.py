@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from hashlib import blake2b
 from operator import itemgetter
 from typing import Any
 
@@ -130,10 +129,28 @@ def _made(row: Row, shelf: Shelf) -> Row | None:
     return columns
 
 
+def lock_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
+    """Keep others from removing anything of some threads, and from storing pages of them; in a transaction."""
+    binds = {"thread_ids": list(thread_ids)}
+    db.fetch(sql.lock_removal, {**binds, "table": qualified("checkpoints", sql.tables.schema)})
+    db.fetch(sql.lock_threads, binds)
+
+
+def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[tuple[int, int]]:
+    """Delete everything stored for some threads; in a transaction.
+
+    Returns:
+        How many rows that were, and their bytes: of writes, checkpoints, blobs and pages.
+    """
+    lock_threads(db, sql, thread_ids)
+    # Once more, for what was stored by whoever the first time had to wait for: it had found a blob there.
+    rows = [db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})[0] for _ in range(2)]
+    return [(one[0] + more[0], one[1] + more[1]) for one, more in zip(*rows, strict=True)]
+
+
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete everything stored for a thread; in a transaction."""
-    db.fetch(sql.lock_thread, {"thread_id": thread_id})
-    db.fetch(sql.delete_thread, {"thread_id": thread_id})
+    delete_threads(db, sql, [thread_id])
 
 
 def copy_thread(db: Executor, sql: Statements, copy: tuple[str, str], replace: bool) -> int:
@@ -145,7 +162,8 @@ def copy_thread(db: Executor, sql: Statements, copy: tuple[str, str], replace: b
     """
     source, target = copy
     binds = {"thread_id": source, "target_id": target}
-    db.fetch(sql.claim_target, {"lock": lock_number("copy", sql.tables.schema, target)})
+    # Of two copies to one target the second waits, and finds the first.
+    lock_threads(db, sql, [target])
     is_stored, is_taken = db.fetch(sql.stored_threads, binds)[0]
     # Before anything is deleted: what a caller's own transaction has begun stays whole.
     if not is_stored:
@@ -166,11 +184,6 @@ def copy_thread(db: Executor, sql: Statements, copy: tuple[str, str], replace: b
 
 def _not_found(thread_id: str) -> ThreadNotFound:
     return ThreadNotFound(f"nothing is stored for the thread {thread_id!r}")
-
-
-def lock_number(*name: object) -> int:
-    """Return the number of the advisory lock that goes by a name."""
-    return int.from_bytes(blake2b(repr(name).encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
@@ -223,8 +236,20 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
 
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete the pages of a thread that nothing refers to; in a transaction."""
-    db.fetch(sql.lock_thread, {"thread_id": thread_id})
-    db.fetch(sql.collect_pages, {"thread_id": thread_id})
+    lock_threads(db, sql, [thread_id])
+    delete_pages(db, sql, [thread_id])
+
+
+def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tuple[int, int]:
+    """Delete the pages of threads that nothing refers to, and what is known of those that have none; under their lock.
+
+    Returns:
+        How many, and their bytes.
+    """
+    binds = {"thread_ids": list(thread_ids)}
+    [(pages, size)] = db.fetch(sql.delete_pages, binds)
+    db.fetch(sql.forget_threads, binds)
+    return pages, size
 
 
 def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) -> Sequence[Row]:

@@ -12,17 +12,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, column, func, select, table
 
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
+from checkpoint_store.statements import choosing, copying, history, removing, sizes, threads
 from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
-from checkpoint_store.statements.copying import claim_target, copy_thread, stored_threads
-from checkpoint_store.statements.deleting import collect_pages, delete_thread
-from checkpoint_store.statements.history import history, matching
 from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
-from checkpoint_store.statements.sizes import largest_threads, table_sizes, thread_channels, thread_tables
 from checkpoint_store.statements.statement import Read, Statement
 from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
-from checkpoint_store.statements.threads import newest_threads, threads_by_id
 
 __all__ = ["MOST_ROWS", "TASKS", "Read", "Statement", "Statements", "statements_of"]
 
@@ -78,65 +74,149 @@ class Statements:
         return Statement(known_pages(self.tables))
 
     @cached_property
-    def lock_thread(self) -> Statement:
-        """Waits until nobody stores pages of a thread, and keeps others from it. Binds: `thread_id`."""
-        t = self.tables.checkpoint_threads
-        return Statement(select(t.c.epoch).where(t.c.thread_id == given("thread_id")).with_for_update())
+    def lock_removal(self) -> Statement:
+        """See `removing.lock_removal`."""
+        return Statement(removing.lock_removal())
 
     @cached_property
-    def delete_thread(self) -> Statement:
-        """See `delete_thread`."""
-        return Statement(delete_thread(self.tables))
+    def lock_threads(self) -> Statement:
+        """See `removing.lock_threads`."""
+        return Statement(removing.lock_threads(self.tables))
 
     @cached_property
-    def claim_target(self) -> Statement:
-        """See `claim_target`."""
-        return Statement(claim_target())
+    def next_threads(self) -> Statement:
+        """See `choosing.next_threads`."""
+        return Statement(choosing.next_threads(self.tables))
+
+    @cached_property
+    def given_threads(self) -> Statement:
+        """See `choosing.given_threads`."""
+        return Statement(choosing.given_threads(self.tables))
+
+    @cached_property
+    def threads_of_runs(self) -> Statement:
+        """See `choosing.threads_of_runs`."""
+        return Statement(choosing.threads_of_runs(self.tables))
+
+    @cached_property
+    def lineage(self) -> Statement:
+        """See `choosing.lineage`."""
+        return Statement(choosing.lineage(self.tables))
+
+    @cached_property
+    def bare_channels(self) -> Statement:
+        """See `choosing.bare_channels`."""
+        return Statement(choosing.bare_channels(self.tables))
+
+    @cached_property
+    def traces(self) -> Statement:
+        """See `choosing.traces`."""
+        return Statement(choosing.traces(self.tables))
+
+    @cached_property
+    def delete_writes(self) -> Statement:
+        """See `removing.delete_writes`."""
+        return Statement(removing.delete_writes(self.tables))
+
+    @cached_property
+    def count_writes(self) -> Statement:
+        """See `removing.count_writes`."""
+        return Statement(removing.count_writes(self.tables))
+
+    @cached_property
+    def delete_checkpoints(self) -> Statement:
+        """See `removing.delete_checkpoints`."""
+        return Statement(removing.delete_checkpoints(self.tables))
+
+    @cached_property
+    def count_checkpoints(self) -> Statement:
+        """See `removing.count_checkpoints`."""
+        return Statement(removing.count_checkpoints(self.tables))
+
+    @cached_property
+    def children(self) -> Statement:
+        """See `removing.children`."""
+        return Statement(removing.children(self.tables))
+
+    @cached_property
+    def mend(self) -> Statement:
+        """See `removing.mend`."""
+        return Statement(removing.mend(self.tables))
+
+    @cached_property
+    def lock_blobs(self) -> Statement:
+        """See `removing.lock_blobs`."""
+        return Statement(removing.lock_blobs(self.tables))
+
+    @cached_property
+    def delete_blobs(self) -> Statement:
+        """See `removing.delete_blobs`."""
+        return Statement(removing.delete_blobs(self.tables))
+
+    @cached_property
+    def count_blobs(self) -> Statement:
+        """See `removing.count_blobs`."""
+        return Statement(removing.count_blobs(self.tables))
+
+    @cached_property
+    def delete_pages(self) -> Statement:
+        """See `removing.delete_pages`."""
+        return Statement(removing.delete_pages(self.tables))
+
+    @cached_property
+    def count_pages(self) -> Statement:
+        """See `removing.count_pages`."""
+        return Statement(removing.count_pages(self.tables))
+
+    @cached_property
+    def forget_threads(self) -> Statement:
+        """See `removing.forget_threads`."""
+        return Statement(removing.forget_threads(self.tables))
+
+    @cached_property
+    def delete_threads(self) -> Statement:
+        """See `removing.delete_threads`."""
+        return Statement(removing.delete_threads(self.tables))
 
     @cached_property
     def stored_threads(self) -> Statement:
-        """See `stored_threads`."""
-        return Statement(stored_threads(self.tables))
+        """See `copying.stored_threads`."""
+        return Statement(copying.stored_threads(self.tables))
 
     @cached_property
     def copy_thread(self) -> Statement:
-        """See `copy_thread`."""
-        return Statement(copy_thread(self.tables))
+        """See `copying.copy_thread`."""
+        return Statement(copying.copy_thread(self.tables))
 
     @cached_property
     def thread_tables(self) -> Statement:
-        """See `thread_tables`."""
-        return Statement(thread_tables(self.tables))
+        """See `sizes.thread_tables`."""
+        return Statement(sizes.thread_tables(self.tables))
 
     @cached_property
     def thread_channels(self) -> Statement:
-        """See `thread_channels`."""
-        return Statement(thread_channels(self.tables))
+        """See `sizes.thread_channels`."""
+        return Statement(sizes.thread_channels(self.tables))
 
     @cached_property
     def largest_threads(self) -> Statement:
-        """See `largest_threads`."""
-        return Statement(largest_threads(self.tables))
+        """See `sizes.largest_threads`."""
+        return Statement(sizes.largest_threads(self.tables))
 
     @cached_property
     def table_sizes(self) -> Statement:
-        """See `table_sizes`."""
-        return Statement(table_sizes())
+        """See `sizes.table_sizes`."""
+        return Statement(sizes.table_sizes())
 
     @cached_property
     def history(self) -> Statement:
-        """See `history`."""
-        return Statement(history(self.tables))
+        """See `history.history`."""
+        return Statement(history.history(self.tables))
 
     @cached_property
     def matching(self) -> Statement:
-        """See `matching`."""
-        return Statement(matching(self.tables))
-
-    @cached_property
-    def collect_pages(self) -> Statement:
-        """See `collect_pages`."""
-        return Statement(collect_pages(self.tables))
+        """See `history.matching`."""
+        return Statement(history.matching(self.tables))
 
     @cached_property
     def next_blobs(self) -> Statement:
@@ -183,9 +263,9 @@ class Statements:
         return page
 
     def list_threads(self, conditions: frozenset[str]) -> Statement:
-        """See `newest_threads` or `threads_by_id`, whichever the conditions name; built once for each set of them."""
+        """See `threads.newest_threads` or `threads_by_id`, as the conditions say; built once for each set of them."""
         if (listed := self._threads.get(conditions)) is None:
-            build = newest_threads if "newest" in conditions else threads_by_id
+            build = threads.newest_threads if "newest" in conditions else threads.threads_by_id
             listed = self._threads[conditions] = Statement(build(self.tables, conditions))
         return listed
 

@@ -11,11 +11,6 @@ from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import given, key, member_text
 
 
-def claim_target() -> Select[Any]:
-    """Wait for whoever else copies to the same thread, and keep others from it until the commit. Binds: `lock`."""
-    return select(func.pg_advisory_xact_lock(bindparam("lock", type_=BigInteger)))
-
-
 def stored_threads(t: Tables) -> Select[Any]:
     """Select whether anything is stored for one thread, and whether for another. Binds: `thread_id`, `target_id`."""
     tables = (t.checkpoints, t.checkpoint_writes, t.checkpoint_blobs)
