@@ -1,4 +1,4 @@
-"""The two savers: how they are made, set up and closed. What they do is in `contract`."""
+"""The two savers: how they are made, set up and closed. What they do is in `contract` and `lifecycle`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session
 from typing_extensions import Self
 
-from checkpoint_store.contract import Contract
+from checkpoint_store.lifecycle import Lifecycle
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
 from checkpoint_store.url import engine_arguments
 
 
-class AsyncPostgresSaver(Contract):
+class AsyncPostgresSaver(Lifecycle):
     """Keeps LangGraph's checkpoints in PostgreSQL, on an engine or connection of SQLAlchemy's asyncio.
 
     Its sync methods work from any thread but the event loop's own.
@@ -144,7 +144,7 @@ class AsyncPostgresSaver(Contract):
         await self._source.setup(timeout)
 
 
-class PostgresSaver(Contract):
+class PostgresSaver(Lifecycle):
     """Keeps LangGraph's checkpoints in PostgreSQL for sync code, from any number of threads.
 
     On a sync engine (`postgresql+psycopg`) each call runs in the calling thread. An `AsyncEngine` is driven by an event
