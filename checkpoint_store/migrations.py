@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -305,7 +306,8 @@ def _alembic(command: Callable[..., None], conn: Connection, schema: str | None,
 
 
 def _reason(error: exc.DBAPIError) -> str:
-    return str(error.orig).rpartition("Error'>: ")[2]
+    # psycopg adds where in the statement it was.
+    return re.sub(r"\nLINE \d+: .*\n *\^", "", str(error.orig).rpartition("Error'>: ")[2])
 
 
 def _judge(revisions: set[str], schema: str | None) -> None:

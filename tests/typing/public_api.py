@@ -14,11 +14,12 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 from typing_extensions import assert_type
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, migrations
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, migrations
 from checkpoint_store.schema import Tables, checkpoints, metadata
 
 
@@ -59,6 +60,38 @@ def sync_savers(saver: PostgresSaver, config: RunnableConfig, checkpoint: Checkp
     saver.delete_thread("1")
     saver.check()
     saver.close()
+
+
+def hosts(
+    engine: AsyncEngine,
+    connection: AsyncConnection,
+    session: AsyncSession,
+    scoped: async_scoped_session[AsyncSession],
+) -> None:
+    saver = AsyncPostgresSaver(engine)
+    assert_type(saver.bind(connection), AsyncPostgresSaver)
+    assert_type(saver.bind(session, bind_arguments={"bind": engine}), AsyncPostgresSaver)
+    assert_type(Own(engine).bind(scoped), Own)
+    PostgresSaver(engine, AsyncPipeline(engine))
+    PostgresSaver(connection)
+    PostgresSaver(engine).bind(session)
+    AsyncPostgresSaver(session)  # type: ignore[arg-type]
+    saver.bind(engine)  # type: ignore[arg-type]
+    AsyncPostgresSaver(engine.sync_engine)  # type: ignore[arg-type]
+
+
+def sync_hosts(engine: Engine, connection: Connection, session: Session, scoped: scoped_session[Session]) -> None:
+    saver = PostgresSaver(engine, serde=JsonPlusSerializer(), schema="agents", share_pages=True)
+    PostgresSaver(connection)
+    assert_type(saver.bind(connection), PostgresSaver)
+    assert_type(saver.bind(session), PostgresSaver)
+    assert_type(saver.bind(scoped), PostgresSaver)
+    PostgresSaver(session)  # type: ignore[arg-type]
+    AsyncPipeline(engine)  # type: ignore[arg-type]
+
+
+class Own(AsyncPostgresSaver):
+    pass
 
 
 def tables() -> None:
