@@ -300,6 +300,11 @@ class Contract(Overview):
         """Return the version that follows a channel's current one, as the stock saver makes it."""
         return codec.next_version(current)
 
+    @property
+    def retries(self) -> int:
+        """How many times this saver has made a call again that had failed by something that passes."""
+        return self._source.origin.retries
+
     async def acheck(self) -> None:
         """Raise unless the tables are what this version works on; for readiness probes.
 

@@ -21,7 +21,7 @@ from typing_extensions import Self
 from checkpoint_store.lifecycle import Lifecycle
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.pipeline import AsyncPipeline
-from checkpoint_store.source import LoopSource, source_on, source_within
+from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
 from checkpoint_store.url import engine_arguments
 
 
@@ -38,6 +38,8 @@ class AsyncPostgresSaver(Lifecycle):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
+            server that restarts; 0 for never. In a transaction of the caller's none ever is.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
@@ -52,8 +54,9 @@ class AsyncPostgresSaver(Lifecycle):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, sync=False)
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False)
         if isinstance(source, LoopSource):
             source.bridge.adopt()
         super().__init__(source, serde)
@@ -68,6 +71,7 @@ class AsyncPostgresSaver(Lifecycle):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
         **engine_options: Any,
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -78,6 +82,7 @@ class AsyncPostgresSaver(Lifecycle):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -88,7 +93,7 @@ class AsyncPostgresSaver(Lifecycle):
         """
         engine = _engine(conn_string, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, retry_timeout=retry_timeout)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -155,6 +160,8 @@ class PostgresSaver(Lifecycle):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
+            server that restarts; 0 for never. In a transaction of the caller's none ever is.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
@@ -169,8 +176,9 @@ class PostgresSaver(Lifecycle):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, sync=True)
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True)
         if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
         super().__init__(source, serde)
@@ -185,6 +193,7 @@ class PostgresSaver(Lifecycle):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
         **engine_options: Any,
     ) -> Iterator[PostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -195,6 +204,7 @@ class PostgresSaver(Lifecycle):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -205,7 +215,7 @@ class PostgresSaver(Lifecycle):
         """
         engine = _engine(conn_string, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, retry_timeout=retry_timeout)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -214,7 +224,12 @@ class PostgresSaver(Lifecycle):
 
     def bind(
         self,
-        conn_or_session: Connection | Session | scoped_session[Any] | AsyncConnection | AsyncSession,
+        conn_or_session: Connection
+        | Session
+        | scoped_session[Any]
+        | AsyncConnection
+        | AsyncSession
+        | async_scoped_session[Any],
         *,
         bind_arguments: Mapping[str, Any] | None = None,
     ) -> Self:
