@@ -71,7 +71,7 @@ def test_cache_keys_are_stable() -> None:
 def test_values_travel_as_parameters_only(dialect: Dialect) -> None:
     """No literal in any text but our own JSON keys and constants."""
     own = {"channel_versions", "channel_values", "v", "empty", "pages", "msgpack", statements.TASKS, "{}", ""}
-    own |= {"thread_id", "object", ":[^|]*", "g", INTERRUPT, ERROR, *Tables().metadata.tables}
+    own |= {"thread_id", "run_id", "object", ":[^|]*", "g", INTERRUPT, ERROR, *Tables().metadata.tables}
     for _, statement in every_statement(Statements(Tables())):
         assert set(statement.sql(dialect).split("'")[1::2]) <= own
 
