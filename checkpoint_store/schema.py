@@ -14,13 +14,13 @@ blob is then the recipe that lists them (see `pages`).
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, literal_column
 from sqlalchemy.dialects.postgresql import JSONB
 
 VERSION_TABLE = "checkpoint_store_version"
 """Where Alembic notes the revision of this schema, apart from a host's own `alembic_version`."""
 
-HEAD = "cs02_pages"
+HEAD = "cs03_lifecycle"
 """The revision this version of the library works on; `alembic heads` says the same (a test compares them)."""
 
 
@@ -52,6 +52,14 @@ class Tables:
             Column("checkpoint", JSONB, nullable=False),
             Column("metadata", JSONB, nullable=False, server_default="{}"),
         )
+        c = self.checkpoints.c
+        # The checkpoints of a run, where LangGraph was told its id. Whoever looks for one says that it is not NULL.
+        run_id = c.metadata.op("->>", return_type=Text())(literal_column("'run_id'"))
+        Index("checkpoint_store_run_idx", run_id, postgresql_where=run_id.is_not(None))
+        # Threads by their last activity. Ascending, since PostgreSQL appends to the right end of an index fastest; of
+        # root graphs only, since a subgraph's checkpoints come with theirs.
+        is_root = c.checkpoint_ns == literal_column("''")
+        Index("checkpoint_store_latest_idx", c.checkpoint_id, c.thread_id, postgresql_where=is_root)
         self.checkpoint_blobs = Table(
             "checkpoint_blobs",
             self.metadata,
