@@ -28,10 +28,12 @@ class EngineOrigin(Origin):
     Args:
         engine: A sync engine, or what an async one has inside.
         sql: The statements that operations get.
+        pooler: Whether a pooler of transactions stands before the server.
     """
 
-    def __init__(self, engine: Engine, sql: Statements) -> None:
+    def __init__(self, engine: Engine, sql: Statements, *, pooler: bool = False) -> None:
         super().__init__(engine, sql)
+        self._pooler = pooler
         # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
         # queue is fair, and shared by all savers on the pool. Threads have no such trouble.
         pool = engine.pool
@@ -71,7 +73,7 @@ class EngineOrigin(Origin):
         return self._borrow(whole, operation, args)
 
     def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        with self.told(), self._turn(), borrowed(self.engine, whole=whole) as db:
+        with self.told(), self._turn(), borrowed(self.engine, whole=whole, pooler=self._pooler) as db:
             return operation(db, self.sql, *args)
 
 
