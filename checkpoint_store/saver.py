@@ -167,8 +167,8 @@ class PostgresSaver(Contract):
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one; if `pooler` is of
-            an unknown kind.
+        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one; if `pooler` is
+            of an unknown kind.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ def explain(error: BaseException, where: str, t: Tables, *, callers: bool = Fals
         return InvalidURL(f"{where}: {message}")
     if state in _NO_SUCH_PREPARED:
         return InvalidOption(
-            f"{where}: {message}. This happens where a pooler lends each transaction another connection of the server's: "
+            f"{where}: {message}. This happens where a pooler lends each transaction another server connection: "
             'use from_conn_string(..., pooler="transaction"), or make the engine with '
             "**checkpoint_store.url.pooler_options()."
         )

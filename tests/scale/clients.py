@@ -1,7 +1,8 @@
 """Many clients at once, each with a saver and an engine of its own, whose every answer is compared with a model's.
 
-`python clients.py URL CLIENTS STEPS SEED` prints what went wrong, as JSON. It is a program of its own because what
-clients of a pooler must not share is shared within a process: the counter of asyncpg's statement names.
+`python clients.py URL CLIENTS STEPS SEED [KIND ...]` prints as JSON how many were right and wrong, and the errors. It
+is a program of its own because what clients of a pooler must not share is shared within a process: the counter of
+asyncpg's statement names.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 from sqlalchemy import event, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, pages
+from checkpoint_store import AsyncPostgresSaver, pages
 from checkpoint_store.url import pooler_options
 
-KINDS = ("own engine", "host's engine", "watched engine", "pipeline", "psycopg")
+KINDS = ["own engine", "host's engine", "watched engine", "pipeline", "psycopg"]
+"""In which ways a saver is made; beside them, "plain engine" is one that nothing is done for."""
 
 
 async def saver_of(kind: str, url: str, stack: AsyncExitStack) -> AsyncPostgresSaver:
@@ -34,8 +36,9 @@ async def saver_of(kind: str, url: str, stack: AsyncExitStack) -> AsyncPostgresS
         )
         return await stack.enter_async_context(making)
     driver = "psycopg" if kind == "psycopg" else "asyncpg"
+    options = {} if kind == "plain engine" else pooler_options(driver)
     named = make_url(url).set(drivername=f"postgresql+{driver}")
-    engine = create_async_engine(named, pool_size=1, max_overflow=0, pool_timeout=120, **pooler_options(driver))
+    engine = create_async_engine(named, pool_size=1, max_overflow=0, pool_timeout=120, **options)
     stack.push_async_callback(engine.dispose)
     if kind == "watched engine":
         event.listen(engine.sync_engine, "before_cursor_execute", lambda *_: None)
@@ -84,32 +87,33 @@ async def answers(saver: BaseCheckpointSaver[str], thread: str, steps: int, seed
     return found
 
 
-async def client(number: int, url: str, steps: int, seed: int, outcome: Counter[str]) -> None:
+async def client(name: str, url: str, steps: int, kind: str, outcome: Counter[str]) -> None:
     """Be one client, and compare."""
-    thread, chance = f"thread-{seed}-{number}", f"{seed} {number}"
+    thread, chance = f"thread-{name}", name
     expected = await answers(InMemorySaver(), thread, steps, chance)
     async with AsyncExitStack() as stack:
-        saver = await saver_of(KINDS[number % len(KINDS)], url, stack)
+        saver = await saver_of(kind, url, stack)
         try:
             answered = await answers(saver, thread, steps, chance)
         except Exception as error:
-            outcome[f"{KINDS[number % len(KINDS)]}: {type(error).__name__}: {error}"] += 1
+            outcome[f"{kind}: {type(error).__name__}: {error}"] += 1
             raise
         right = sum(map(operator.eq, answered, expected))
         outcome["right"] += right
         outcome["wrong"] += len(expected) - right
 
 
-async def main(url: str, clients: int, steps: int, seed: int) -> Counter[str]:
+async def main(url: str, clients: int, steps: int, seed: int, kinds: list[str]) -> Counter[str]:
     """Be all clients at once."""
     pages.LARGE_BYTES = 2000  # so that values are cut into pages often
     outcome: Counter[str] = Counter()
     await asyncio.gather(
-        *(client(number, url, steps, seed, outcome) for number in range(clients)), return_exceptions=True
+        *(client(f"{seed}-{number}", url, steps, kinds[number % len(kinds)], outcome) for number in range(clients)),
+        return_exceptions=True,
     )
     return outcome
 
 
 if __name__ == "__main__":
-    url, *numbers = sys.argv[1:]
-    print(json.dumps(asyncio.run(main(url, *map(int, numbers)))))  # noqa: T201
+    url, clients, steps, seed, *kinds = sys.argv[1:]
+    print(json.dumps(asyncio.run(main(url, int(clients), int(steps), int(seed), kinds or KINDS))))  # noqa: T201

@@ -26,6 +26,12 @@ def pgbouncer() -> str | None:
     return os.environ.get(PGBOUNCER) or shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
 
 
+def version_of(program: str) -> tuple[int, ...]:
+    """PgBouncer's version."""
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, told.split()[1].split(".")))
+
+
 @contextmanager
 def bouncer(server_url: str, **settings: str | int) -> Iterator[Path]:
     """Run PgBouncer in transaction mode, with so few connections to the server that clients have to share them.
@@ -37,7 +43,7 @@ def bouncer(server_url: str, **settings: str | int) -> Iterator[Path]:
     program = pgbouncer()
     assert program is not None
     # Directly in /tmp: a socket's address has room for 104 bytes.
-    home = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir="/tmp"))  # noqa: S108 - safe, since mkdtemp creates it
+    home = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir="/tmp"))
     options = {
         "listen_addr": "",
         "listen_port": 6432,
@@ -48,6 +54,8 @@ def bouncer(server_url: str, **settings: str | int) -> Iterator[Path]:
         "max_client_conn": 500,
         "logfile": home / "log",
         "query_wait_timeout": 60,
+        # Since 1.21 it can carry prepared statements from one connection to the next.
+        **({"max_prepared_statements": 0} if version_of(program) >= (1, 21) else {}),
         **settings,
     }
     lines = ["[databases]", f"* = {make_conninfo(**{'user': 'postgres', **server})}", "[pgbouncer]"]
@@ -89,3 +97,13 @@ def pooled(server_url: str) -> Iterator[Pooled]:
 def pooled_url(url: str, pooled: Pooled) -> str:
     """A fresh database at head, through PgBouncer."""
     return pooled(url)
+
+
+@pytest.fixture
+def carrying_url(url: str, server_url: str) -> Iterator[str]:
+    """The same through a PgBouncer that carries prepared statements from one of the server's connections to another."""
+    program = pgbouncer()
+    if program is None or version_of(program) < (1, 21):
+        pytest.skip(f"PgBouncer 1.21 or newer is needed: {PGBOUNCER}=/path/to/it")
+    with bouncer(server_url, max_prepared_statements=200) as home:
+        yield f"postgresql://app@{urlsplit(url).path}?host={home}&port=6432"

@@ -95,12 +95,13 @@ async def test_the_conformance_suite_passes_whole(held: Callable[[str], Any], po
         assert not result.tests_skipped
 
 
-def crowd(url: str, steps: int) -> Counter[str]:
+def crowd(url: str, steps: int, *kinds: str) -> Counter[str]:
     """What comes of 64 clients in two processes; see `clients`."""
     command = [sys.executable, str(Path(__file__).with_name("clients.py")), url, str(CLIENTS), str(steps)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     running = [
-        subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, env=environment) for seed in range(PROCESSES)
+        subprocess.Popen([*command, str(seed), *kinds], stdout=subprocess.PIPE, env=environment)
+        for seed in range(PROCESSES)
     ]
     return sum((Counter(json.loads(process.communicate()[0])) for process in running), Counter())
 
@@ -113,8 +114,8 @@ def test_64_clients_get_their_own_values(url: str, pooled_url: str, steps: int) 
     assert outcome == {"right": PROCESSES * CLIENTS * steps * 3}
     with psycopg.connect(url) as conn:
         left = conn.execute(
-            "SELECT state, count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            " GROUP BY state"
+            "SELECT state, count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() GROUP BY state"
         ).fetchall()
     assert [state for state, _ in left] == ["idle"]
     assert 1 < left[0][1] <= 4, "connections of the server's"
@@ -126,10 +127,18 @@ async def test_without_the_option_an_error_says_which_one(pooled_url: str) -> No
         await saver.aget_tuple(CONFIG)
         # PgBouncer lends first what came back last: so the next call gets another one.
         holding = await asyncpg.connect(pooled_url, statement_cache_size=0)
-        async with holding.transaction():
+        try:
+            await holding.execute("BEGIN")
             with pytest.raises(InvalidOption, match=r'pooler="transaction".*pooler_options\(\)'):
                 await saver.aget_tuple(CONFIG)
-        await holding.close()
+        finally:
+            await holding.close()
+
+
+@pytest.mark.parametrize("kind", ["plain engine", "own engine", "watched engine"])
+def test_one_that_carries_prepared_statements_needs_no_option(carrying_url: str, kind: str) -> None:
+    """Since PgBouncer 1.21 an ordinary engine works through it, and so does one that is made for a pooler."""
+    assert crowd(carrying_url, 5, kind) == {"right": PROCESSES * CLIENTS * 5 * 3}
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
@@ -152,7 +161,7 @@ async def test_an_engine_that_is_not_made_for_it_is_refused(url: str, driver: st
 def test_a_kind_of_pooler_that_does_not_exist_is_refused(url: str, api: Any) -> None:
     """The message says which there are, and that session mode needs none."""
     engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
-    with pytest.raises(InvalidOption, match="'statement'.*session mode"):
+    with pytest.raises(InvalidOption, match=r"'statement'.*session mode"):
         api(engine, pooler="statement")
 
 
