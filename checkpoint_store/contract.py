@@ -19,7 +19,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from typing_extensions import Self
 
-from checkpoint_store import changes, codec, jsonb, operations
+from checkpoint_store import changes, codec, jsonb, migrations, operations
 from checkpoint_store.changes import Put, Writes
 from checkpoint_store.codec import Ancestor, Codec, Row
 from checkpoint_store.config import Listing, key_of, listing_of, plain_text
@@ -275,6 +275,23 @@ class Contract(BaseCheckpointSaver[str]):
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the contract's
         """Return the version that follows a channel's current one, as the stock saver makes it."""
         return codec.next_version(current)
+
+    async def acheck(self) -> None:
+        """Raise unless the tables are what this version works on; for readiness probes.
+
+        One statement, which needs no right but to read `checkpoint_store_version`. Tables that a newer version has
+        migrated pass, with a warning in the log.
+
+        Raises:
+            NotSetUp: If the tables are missing or older.
+            AccessDenied: If the role may not read them.
+            Unavailable: If the server can't be reached.
+        """
+        await self._source.run(migrations.check_revisions)
+
+    def check(self) -> None:
+        """Raise unless the tables are what this version works on, as `acheck`."""
+        self._source.run_blocking(migrations.check_revisions)
 
     async def aclose(self) -> None:
         """Close the saver: an engine made from a URL is disposed, one that was handed in is left as it is."""

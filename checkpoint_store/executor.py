@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,7 @@ class Ordinary(Executor):
 
 
 class Direct(Executor):
-    """Executes on asyncpg's connection: each statement is a transaction of its own, with neither BEGIN nor COMMIT sent.
+    """Executes on the driver's connection: each statement is a transaction of its own, with neither BEGIN nor COMMIT.
 
     SQLAlchemy's execution context and result, and setting AUTOCOMMIT and taking it back, cost more than a small
     statement does.
@@ -54,7 +54,7 @@ class Direct(Executor):
     statement, asyncpg closes older ones before it is executed, and the pooler takes that for the end.)
 
     Args:
-        engine: The engine of an asyncpg dialect.
+        engine: The engine.
         pooled: A connection of its pool.
     """
 
@@ -68,21 +68,65 @@ class Direct(Executor):
         dialect = self._engine.dialect
         sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
         try:
-            rows: Sequence[Row] = await_only(self._driver.fetch(sql, *parameters))
+            rows = self._fetch(sql, parameters)
         except BaseException as error:
             # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
             conn = Connection(self._engine, self._pooled)
             conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
         return rows
 
+    @abstractmethod
+    def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
+        """Execute SQL."""
+
     def _translated(self, error: BaseException) -> BaseException:
-        """Return an error of asyncpg's as the dialect's DBAPI has it, with the original as its cause."""
+        """Return an error of the driver's as the dialect's DBAPI has it."""
+        return error
+
+
+class Asyncpg(Direct):
+    """Executes on asyncpg's connection."""
+
+    def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
+        rows: Sequence[Row] = await_only(self._driver.fetch(sql, *parameters))
+        return rows
+
+    def _translated(self, error: BaseException) -> BaseException:
         if isinstance(error, Exception):
             try:
                 self._pooled.dbapi_connection._handle_exception(error)  # type: ignore[union-attr]
             except Exception as translated:
                 return translated
         return error
+
+
+class Psycopg(Direct):
+    """Executes on psycopg's connection, sync or async, while it is in autocommit."""
+
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection) -> None:
+        super().__init__(engine, pooled)
+        self._wait: Callable[[Any], Any] = await_only if engine.dialect.is_async else _as_it_is
+
+    @contextmanager
+    def in_autocommit(self) -> Iterator[Executor]:
+        """Set autocommit for a block, and what it was thereafter; psycopg keeps that to itself, no server is asked."""
+        before = self._driver.autocommit
+        if not before:
+            self._wait(self._driver.set_autocommit(True))
+        try:
+            yield self
+        finally:
+            if not before and not self._driver.closed:
+                self._wait(self._driver.set_autocommit(False))
+
+    def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
+        cursor = self._wait(self._driver.execute(sql, parameters, binary=True))
+        rows: Sequence[Row] = self._wait(cursor.fetchall()) if cursor.description else []
+        return rows
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 @contextmanager
@@ -101,13 +145,10 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
         WrongThread: If the pool's connections belong to another event loop.
         InvalidOption: If there is a pooler, and the engine is not made for one.
     """
-    if whole or _is_watched(engine) or engine.dialect.driver != "asyncpg":
+    if whole or _is_watched(engine):
         with engine.connect() as conn:
-            _check_loop(conn.connection)
             if pooler:
                 _check_forgets(conn.connection)
-            # On asyncpg; psycopg gives no names to statements it prepares for once.
-            whole = whole or (engine.dialect.driver == "asyncpg" and _forgets(conn.connection))
             with _committed(conn, whole=whole) as db:
                 yield db
         return
@@ -116,14 +157,10 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
     except engine.dialect.loaded_dbapi.Error as error:
         Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
     try:
-        _check_loop(pooled)
         if pooler:
             _check_forgets(pooled)
-        if _is_in_transaction(pooled):
-            with _committed(Connection(engine, pooled), whole=True) as db:
-                yield db
-        else:
-            yield Direct(engine, pooled)
+        with _direct(engine, pooled) as db:
+            yield db
     finally:
         pooled.close()
 
@@ -140,7 +177,7 @@ def migrating(engine: Engine) -> Iterator[Connection]:
         # What listeners have set for the session stays.
         if conn.in_transaction():
             conn.commit()
-        elif _is_in_transaction(conn.connection):
+        elif _is_in_transaction(conn.connection.driver_connection):
             conn.connection.commit()
         _isolate(conn, "READ COMMITTED")
         if is_pooled(conn):
@@ -163,12 +200,28 @@ def is_pooled(conn: Connection) -> bool:
         return bool(conn.scalar(select(func.pg_backend_pid())) != told)
 
 
+def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
+    """Return what executes on the driver's connection where that is what it seems to be."""
+    _check_loop(pooled)
+    driver: Any = pooled.driver_connection
+    if not _is_in_transaction(driver):
+        if engine.dialect.driver == "asyncpg":
+            return nullcontext(Asyncpg(engine, pooled))
+        dbapi: Any = engine.dialect.dbapi
+        if driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor):
+            return Psycopg(engine, pooled).in_autocommit()
+    return _committed(Connection(engine, pooled), whole=False)
+
+
 @contextmanager
 def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
     """Commit what is executed on a connection in the block: at its end, or each statement by itself."""
+    _check_loop(conn.connection)
     # Listeners of the pool's or the connection's may have begun a transaction: what they have set may end with it.
-    is_begun = conn.in_transaction() or _is_in_transaction(conn.connection)
+    is_begun = conn.in_transaction() or _is_in_transaction(conn.connection.driver_connection)
     whole = whole or is_begun or bool(conn.dispatch.begin)
+    # SQLAlchemy's statements have names; through a pooler they have to be prepared and executed in one transaction.
+    whole = whole or (conn.dialect.driver == "asyncpg" and _forgets(conn.connection))
     if not is_begun:
         # The host's engine may be in AUTOCOMMIT, or in an isolation level in which locks don't show what others did.
         _isolate(conn, "READ COMMITTED" if whole else "AUTOCOMMIT")
@@ -201,13 +254,17 @@ def _set(thing: object, **attributes: Any) -> None:
 
 
 def _is_watched(engine: Engine) -> bool:
-    return bool(Connection._has_events or engine._has_events or engine.dialect._has_events or engine._should_log_info())
+    return bool(
+        engine._has_events
+        or engine.dialect._has_events
+        or engine._should_log_info()
+        or getattr(Connection, "_has_events", False)  # SQLAlchemy 2.0 has it only once there is a listener
+    )
 
 
-def _is_in_transaction(pooled: PoolProxiedConnection) -> bool:
-    driver: Any = pooled.driver_connection
+def _is_in_transaction(driver: Any) -> bool:
     if hasattr(driver, "is_in_transaction"):
-        return bool(driver.is_in_transaction())
+        return bool(driver.is_in_transaction())  # asyncpg
     return bool(driver.pgconn.transaction_status)  # psycopg; IDLE is 0
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy.util import await_only
 
@@ -81,3 +83,22 @@ class Turns:
     def _expire(self, turn: asyncio.Future[None]) -> None:
         if not turn.done():
             turn.set_exception(TurnTimeout(f"waited for {self._timeout:g} s"))
+
+
+_turns: weakref.WeakKeyDictionary[object, Turns] = weakref.WeakKeyDictionary()
+_locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
+_registry_lock = threading.Lock()
+
+
+def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:
+    """Return what makes a block the only one that uses a thing, such as a connection, which can do one at a time.
+
+    Args:
+        thing: The same for all who share it.
+        is_async: Whether they are in greenlets of one event loop; otherwise they are threads.
+    """
+    with _registry_lock:
+        if is_async:
+            return (_turns.get(thing) or _turns.setdefault(thing, Turns(1, None))).taken()
+        # One that a thread may take twice: where a session's flush calls us, SQLAlchemy has an error for it.
+        return _locks.get(thing) or _locks.setdefault(thing, threading.RLock())

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from alembic import op
+from checkpoint_store.revisions import downgrade_from, outside_transaction, statement, upgrade_to
+from checkpoint_store.schema import qualified
 
 revision = "cs03_lifecycle"
 down_revision = "cs02_pages"
@@ -24,30 +26,29 @@ INDEXES = {
 }
 
 
-def upgrade() -> None:
-    context = op.get_context()
-    schema = context.version_table_schema
+@upgrade_to(revision, down_revision)
+def upgrade(schema: str | None) -> None:
     table = qualified("checkpoints", schema)
-    if context.as_sql:
+    if op.get_context().as_sql:
         # The script may be run in one transaction, where nothing can be built online.
         for name, definition in INDEXES.items():
-            op.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {table} {definition}")
+            op.execute(statement(f"CREATE INDEX IF NOT EXISTS {name} ON {table} {definition}"))
         return
     # Whoever builds one by hand holds this lock; what is invalid once we have it, nobody will finish.
-    op.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
+    op.execute(statement(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE"))
     valid, leftovers = found(table)
     with online(table) as concurrently:
         for name, definition in INDEXES.items():
             if name in leftovers:
-                op.execute(f"DROP INDEX {concurrently} {leftovers[name]}")
+                op.execute(statement(f"DROP INDEX {concurrently} {leftovers[name]}"))
             if name not in valid:
-                op.execute(f"CREATE INDEX {concurrently} {name} ON {table} {definition}")
+                op.execute(statement(f"CREATE INDEX {concurrently} {name} ON {table} {definition}"))
 
 
-def downgrade() -> None:
-    schema = op.get_context().version_table_schema
+@downgrade_from(revision, down_revision)
+def downgrade(schema: str | None) -> None:
     for name in INDEXES:
-        op.execute(f"DROP INDEX IF EXISTS {qualified(name, schema)}")
+        op.execute(statement(f"DROP INDEX IF EXISTS {qualified(name, schema)}"))
 
 
 @contextmanager
@@ -61,9 +62,9 @@ def online(table: str) -> Iterator[str]:
     ours = not context._in_external_transaction and context.opts.get("transaction_per_migration")
     kind = connection.scalar(sa.text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)"), {"name": table})
     # A partitioned table knows no other way.
-    if ours and kind in ("r", b"r") and connection.scalar(sa.text(f"SELECT EXISTS (SELECT FROM {table})")):
+    if ours and kind in ("r", b"r") and connection.scalar(statement(f"SELECT EXISTS (SELECT FROM {table})")):
         try:
-            with context.autocommit_block():
+            with outside_transaction():
                 yield "CONCURRENTLY"
         except sa.exc.PendingRollbackError as error:
             # Alembic sets a connection back even when it is lost, and hides by what.
@@ -87,8 +88,3 @@ def found(table: str) -> tuple[set[str], dict[str, str]]:
     return {name for name, _, is_valid in ours if is_valid}, {
         name: full for name, full, is_valid in ours if not is_valid
     }
-
-
-def qualified(table: str, schema: str | None) -> str:
-    quote = op.get_context().dialect.identifier_preparer.quote
-    return table if schema is None else f"{quote(schema)}.{table}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -15,14 +13,9 @@ from checkpoint_store import migrations
 from checkpoint_store.executor import Ordinary
 from checkpoint_store.source.origin import Origin, pause_of
 from checkpoint_store.statements import Statements
-from checkpoint_store.turns import Turns
+from checkpoint_store.turns import alone_with
 
 T = TypeVar("T")
-
-# Shared by all savers on a connection or session: it can do one thing at a time.
-_turns: weakref.WeakKeyDictionary[Connection | Session, Turns] = weakref.WeakKeyDictionary()
-_locks: weakref.WeakKeyDictionary[Connection | Session, threading.RLock] = weakref.WeakKeyDictionary()
-_registry_lock = threading.Lock()
 
 
 class CallersOrigin(Origin):
@@ -34,12 +27,9 @@ class CallersOrigin(Origin):
         """Lend a connection; the transaction is the caller's."""
         return self.lend(operation, *args)
 
-    def _turn_of(self, shared: Connection | Session) -> AbstractContextManager[object]:
-        with _registry_lock:
-            if self.engine.dialect.is_async:
-                return (_turns.get(shared) or _turns.setdefault(shared, Turns(1, None))).taken()
-            # One that a thread may take twice: a flush may call us, by a listener of the caller's.
-            return _locks.get(shared) or _locks.setdefault(shared, threading.RLock())
+    def _alone_with(self, shared: Connection | Session) -> AbstractContextManager[object]:
+        # All savers on a connection or session share it.
+        return alone_with(shared, is_async=self.engine.dialect.is_async)
 
 
 class ConnectionOrigin(CallersOrigin):
@@ -56,12 +46,12 @@ class ConnectionOrigin(CallersOrigin):
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend the connection when it is free."""
-        with self.told(), self._turn_of(self._connection):
+        with self.told(), self._alone_with(self._connection):
             return operation(Ordinary(self._connection), self.sql, *args)
 
     def setup(self, timeout: float) -> None:
         """Migrate in the caller's transaction."""
-        with self.told(), self._turn_of(self._connection):
+        with self.told(), self._alone_with(self._connection):
             _migrate(self._connection, self.sql, timeout)
 
 
@@ -89,11 +79,11 @@ class SessionOrigin(CallersOrigin):
         self._lend(lambda conn: _migrate(conn, self.sql, timeout))
 
     def _lend(self, use: Callable[[Connection], T]) -> T:
-        with self._turn_of(self._session):
+        with self._alone_with(self._session):
             # Asked for each time: after a commit the session may go on with another one.
             with self.told():
                 conn = self._session.connection(dict(self._bind_arguments))
-            with self._turn_of(conn):
+            with self._alone_with(conn):
                 # What goes wrong here is about the caller's own rows.
                 self._session.flush()
                 with self.told():

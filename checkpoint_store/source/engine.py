@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, Pool, QueuePool, StaticPool, exc
@@ -15,7 +16,7 @@ from checkpoint_store.executor import borrowed, migrating
 from checkpoint_store.source.failures import DEADLOCK, DEADLOCKS
 from checkpoint_store.source.origin import Origin, pause_of
 from checkpoint_store.statements import Statements
-from checkpoint_store.turns import Turns
+from checkpoint_store.turns import Turns, alone_with
 
 T = TypeVar("T")
 
@@ -34,14 +35,8 @@ class EngineOrigin(Origin):
     def __init__(self, engine: Engine, sql: Statements, *, pooler: bool = False) -> None:
         super().__init__(engine, sql)
         self._pooler = pooler
-        # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
-        # queue is fair, and shared by all savers on the pool. Threads have no such trouble.
-        pool = engine.pool
-        self._turn: Callable[[], AbstractContextManager[object]] = (
-            (_turns.get(pool) or _turns.setdefault(pool, _turns_for(pool))).taken
-            if engine.dialect.is_async
-            else nullcontext
-        )
+        self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
+        """Waits for a connection of the pool, in a `with` block."""
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection on which each statement commits itself."""
@@ -73,15 +68,18 @@ class EngineOrigin(Origin):
         return self._borrow(whole, operation, args)
 
     def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        with self.told(), self._turn(), borrowed(self.engine, whole=whole, pooler=self._pooler) as db:
+        with self.told(), self.turn(), borrowed(self.engine, whole=whole, pooler=self._pooler) as db:
             return operation(db, self.sql, *args)
 
 
-def _turns_for(pool: Pool) -> Turns:
-    """Return a queue for a pool's connections; a pool without a limit lends very many."""
+def _turn_on(pool: Pool, *, is_async: bool) -> Callable[[], AbstractContextManager[object]]:
+    """Return what waits for a connection of a pool."""
     if isinstance(pool, StaticPool):
-        return Turns(1, None)
+        return partial(alone_with, pool, is_async=is_async)
     overflow = getattr(pool, "_max_overflow", -1)
-    if isinstance(pool, QueuePool) and overflow >= 0:
-        return Turns(pool.size() + overflow, pool.timeout())
-    return Turns(2**31, None)
+    if not is_async or not isinstance(pool, QueuePool) or overflow < 0:
+        return nullcontext
+    # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
+    # queue is fair, and shared by all savers on the pool. Threads have no such trouble.
+    turns = Turns(pool.size() + overflow, pool.timeout())
+    return (_turns.get(pool) or _turns.setdefault(pool, turns)).taken

@@ -8,8 +8,9 @@ from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError
 from sqlalchemy import exc
 
-from checkpoint_store.errors import AccessDenied, InvalidOption, InvalidURL, NotSetUp, Unavailable
-from checkpoint_store.schema import VERSION_TABLE, Tables
+from checkpoint_store.errors import InvalidOption, InvalidURL, NotSetUp, Unavailable
+from checkpoint_store.migrations import access_denied
+from checkpoint_store.schema import Tables
 from checkpoint_store.turns import TurnTimeout
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -40,11 +41,11 @@ def explain(error: BaseException, where: str, t: Tables, *, callers: bool = Fals
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
     state = getattr(cause, "sqlstate", None) or ""
     message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
-    ended = " With this error PostgreSQL has ended your transaction: roll it back first." if callers else ""
+    ended = " Your transaction can only be rolled back now: do that first." if callers else ""
     if state in _NO_TABLES:
         return NotSetUp(f"{message}.{ended} Run `setup()` once, or `alembic upgrade head` before deploying.")
     if state == _NO_RIGHT:
-        return AccessDenied(f"{message}.{ended} A role that owns the tables can give the right: {_grants(t)}")
+        return access_denied(f"{message}.{ended}".removesuffix("."), t.schema)
     if (
         isinstance(error, ClientConfigurationError)
         or isinstance(getattr(cause, "__cause__", None), ClientConfigurationError)
@@ -66,9 +67,3 @@ def explain(error: BaseException, where: str, t: Tables, *, callers: bool = Fals
     if lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
         return Unavailable(f"{where}: {message}. Check that the server runs, and that the URL and the login are right.")
     return None
-
-
-def _grants(t: Tables) -> str:
-    prefix = "" if t.schema is None else f"{t.schema}."
-    names = ", ".join(f"{prefix}{table.name}" for table in t.metadata.sorted_tables)
-    return f"GRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO app; GRANT SELECT ON {prefix}{VERSION_TABLE} TO app;"

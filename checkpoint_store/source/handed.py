@@ -59,7 +59,7 @@ def source_on(
             "with saver.bind(session)."
         )
     if not (isinstance(conn, (AsyncEngine, AsyncConnection)) or (sync and isinstance(conn, (Engine, Connection)))):
-        kinds = "AsyncEngine, AsyncConnection, Engine or Connection" if sync else "AsyncEngine or open AsyncConnection"
+        kinds = "AsyncEngine or open AsyncConnection" + ", or a sync Engine or open Connection," * sync
         raise UnusableConnection(_unfit("conn", conn, kinds) + " From a connection string, use from_conn_string().")
     if pipe is not None and not isinstance(pipe, AsyncPipeline):
         raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it has to be an AsyncPipeline or None")
@@ -88,7 +88,7 @@ def source_within(conn: object, source: Source, bind_arguments: Mapping[str, Any
     if isinstance(conn, (async_scoped_session, scoped_session)):
         conn = conn()  # the one that is current here: LangGraph calls from other threads and tasks
     if not (isinstance(conn, (AsyncConnection, AsyncSession)) or (sync and isinstance(conn, (Connection, Session)))):
-        kinds = "AsyncConnection, AsyncSession, Connection or Session" if sync else "AsyncConnection or AsyncSession"
+        kinds = "AsyncSession or open AsyncConnection" + ", or a sync Session or open Connection," * sync
         raise UnusableConnection(_unfit("conn_or_session", conn, kinds))
     origin: Origin
     if isinstance(conn, (AsyncSession, Session)):
@@ -145,10 +145,8 @@ def _callers_source(origin: Origin, shelf: Shelf, sharing: Sharing) -> Source:
 def _connection_origin(name: str, conn: AsyncConnection | Connection, sql: Statements) -> ConnectionOrigin:
     within = conn.sync_connection if isinstance(conn, AsyncConnection) else conn
     if within is None or within.closed:
-        asynchronously = "async " if isinstance(conn, AsyncConnection) else ""
-        raise UnusableConnection(
-            f"{name} is {_named(conn)} that is not open. Use `{asynchronously}with engine.connect() as conn`."
-        )
+        block = "async with" if isinstance(conn, AsyncConnection) else "with"
+        raise UnusableConnection(f"{name} is {_named(conn)} that is not open. Use `{block} engine.connect() as conn`.")
     _check_dialect(name, conn, within.dialect)
     return ConnectionOrigin(within, sql)
 
