@@ -30,6 +30,10 @@ arguments = context.get_x_argument(as_dictionary=True)
 if migrations.SCHEMA_OPTION not in config.attributes:
     config.attributes[migrations.SCHEMA_OPTION] = arguments.get("schema") or migrations.schema_option(config)
 schema: str | None = config.attributes[migrations.SCHEMA_OPTION]
+try:
+    ours = Tables(schema)
+except CheckpointStoreError as error:
+    raise CommandError(str(error)) from error
 
 # Each repeats the first column of a primary key. The stock saver makes them, we don't, and leave those that are there.
 STOCK_INDEXES = {
@@ -43,7 +47,6 @@ def run(*, default_schema: str | None = None, **where: Any) -> None:
     """Run what the command line or the calling code asked for."""
     # Autogenerate knows the schema that the search_path resolves to as None.
     elsewhere = schema if schema != default_schema else None
-    ours = Tables(schema)
 
     def is_ours(name: str | None, kind: str, _: object) -> bool:
         if kind == "schema":

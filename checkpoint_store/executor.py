@@ -7,15 +7,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection, func, select
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc, func, select
 from sqlalchemy.util import await_only
 
 from checkpoint_store.errors import InvalidOption, WrongThread
+from checkpoint_store.faults import ends_connections
 from checkpoint_store.statements import Statement
 
 Row = Sequence[Any]
+
+_IN_TRANSACTION = (1, 2, 3)
+"""psycopg's `TransactionStatus`: ACTIVE, INTRANS, INERROR."""
 
 
 class Executor(ABC):
@@ -70,10 +74,13 @@ class Direct(Executor):
         try:
             rows = self._fetch(sql, parameters)
         except BaseException as error:
-            # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
-            conn = Connection(self._engine, self._pooled)
-            conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
+            self._give_up(error, sql, parameters)
         return rows
+
+    def _give_up(self, error: BaseException, sql: str | None = None, parameters: Any = None) -> NoReturn:
+        # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
+        conn = Connection(self._engine, self._pooled)
+        conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
 
     @abstractmethod
     def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
@@ -111,8 +118,11 @@ class Psycopg(Direct):
     def in_autocommit(self) -> Iterator[Executor]:
         """Set autocommit for a block, and what it was thereafter; psycopg keeps that to itself, no server is asked."""
         before = self._driver.autocommit
-        if not before:
-            self._wait(self._driver.set_autocommit(True))
+        try:
+            if not before:
+                self._wait(self._driver.set_autocommit(True))
+        except BaseException as error:
+            self._give_up(error)
         try:
             yield self
         finally:
@@ -147,20 +157,23 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
     """
     if whole or _is_watched(engine):
         with engine.connect() as conn:
+            pooled = conn.connection
             if pooler:
-                _check_forgets(conn.connection)
-            with _committed(conn, whole=whole) as db:
-                yield db
+                _check_forgets(pooled)
+            try:
+                with _committed(conn, whole=whole) as db:
+                    yield db
+            except (exc.StatementError, asyncio.TimeoutError) as error:
+                _part_with(engine, pooled, error)
         return
-    try:
-        pooled = engine.raw_connection()
-    except engine.dialect.loaded_dbapi.Error as error:
-        Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+    pooled = _checkout(engine)
     try:
         if pooler:
             _check_forgets(pooled)
         with _direct(engine, pooled) as db:
             yield db
+    except (exc.StatementError, asyncio.TimeoutError) as error:
+        _part_with(engine, pooled, error)
     finally:
         pooled.close()
 
@@ -198,6 +211,33 @@ def is_pooled(conn: Connection) -> bool:
     # In a transaction, and with the text sent along: this much works through all of them.
     with conn.begin():
         return bool(conn.scalar(select(func.pg_backend_pid())) != told)
+
+
+def _checkout(engine: Engine) -> PoolProxiedConnection:
+    """Take a connection from the pool, one that is open as far as this side can know."""
+    while True:
+        try:
+            pooled = engine.raw_connection()
+        except engine.dialect.loaded_dbapi.Error as error:
+            Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+        driver: Any = pooled.driver_connection
+        if not (driver.is_closed() if engine.dialect.driver == "asyncpg" else driver.closed):
+            return pooled
+        # The server, or something on the way to it, hung up while the connection lay in the pool.
+        pooled.invalidate()
+        pooled.close()
+
+
+def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) -> NoReturn:
+    """Raise an error, and part with the connection if it is of no more use, whatever its driver thinks of it."""
+    if isinstance(error, asyncio.TimeoutError):
+        # The caller's limit for statements, not to be taken for a server that did not answer when it was connected to.
+        # The connection has been given up, as after an interruption: the next to have it might wait as long.
+        raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
+    if pooled.is_valid and ends_connections(error):
+        # As where the driver notices, the other connections of the pool are not tried one after the other.
+        engine.pool._invalidate(pooled, error)
+    raise error
 
 
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
@@ -254,18 +294,15 @@ def _set(thing: object, **attributes: Any) -> None:
 
 
 def _is_watched(engine: Engine) -> bool:
-    return bool(
-        engine._has_events
-        or engine.dialect._has_events
-        or engine._should_log_info()
-        or getattr(Connection, "_has_events", False)  # SQLAlchemy 2.0 has it only once there is a listener
-    )
+    # SQLAlchemy 2.0 gives the class this attribute when something first listens to it.
+    anywhere = getattr(Connection, "_has_events", False)
+    return bool(anywhere or engine._has_events or engine.dialect._has_events or engine._should_log_info())
 
 
 def _is_in_transaction(driver: Any) -> bool:
     if hasattr(driver, "is_in_transaction"):
         return bool(driver.is_in_transaction())  # asyncpg
-    return bool(driver.pgconn.transaction_status)  # psycopg; IDLE is 0
+    return driver.pgconn.transaction_status in _IN_TRANSACTION
 
 
 def _forgets(pooled: PoolProxiedConnection) -> bool:

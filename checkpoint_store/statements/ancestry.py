@@ -49,7 +49,7 @@ def delta_history(t: Tables) -> Select[Any]:
     """Select the ancestors of a checkpoint with what they contribute to some channels.
 
     A row is an ancestor: its id, its parent's id, whether the walk starts there, its writes to the channels still
-    sought at that point, and the values that end the walk of their channels. The columns are those of `codec.Ancestor`.
+    sought at that point, and the values that end the walk of their channels. The columns are those of `rows.Ancestor`.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id` (or NULL for the newest), `channels` (array of text).
     """

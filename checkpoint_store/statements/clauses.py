@@ -138,6 +138,12 @@ def digests_of(b: FromClause) -> Select[Any]:
     return select(entry.c.content.label("digest")).select_from(b.join(entry, entry.c.size == number(_PAGE)))
 
 
+def digests_in(b: FromClause) -> Select[Any]:
+    """The digests of the pages that one recipe names, that of a row of the enclosing statement."""
+    entry = _entries(b).subquery("entry")
+    return select(entry.c.content.label("digest")).where(entry.c.size == number(_PAGE)).correlate(b)
+
+
 def _entries(b: FromClause) -> Select[Any]:
     """The entries of a recipe: their place, their size or 255 for a page, and their content or the page's digest."""
     # A SELECT of its own, and the OFFSET keeps it so: a long one is fetched from its TOAST once, not for every entry.

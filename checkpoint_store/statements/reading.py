@@ -47,7 +47,7 @@ MOST_ROWS = 128
 def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool, thread: Thread = None) -> Select[Any]:
     """Select checkpoints whole: with the blobs of their channels, their pending writes and old-style pending sends.
 
-    The columns are those of `codec.Row`. What belongs to a checkpoint comes as parallel arrays from LATERAL subqueries,
+    The columns are those of `rows.Row`. What belongs to a checkpoint comes as parallel arrays from LATERAL subqueries,
     the shape that a distributed PostgreSQL takes too.
 
     Args:

@@ -260,6 +260,40 @@ async def test_the_functional_api_takes_a_bound_saver_too(engine: AsyncEngine, o
     assert committed(orders) == (2, 2)
 
 
+async def test_only_the_step_that_acts_need_be_in_the_transaction(
+    engine: AsyncEngine, orders: psycopg.Connection[Any]
+) -> None:
+    """The steps before it are stored as they are done, holding no connection; what they said survives a rollback."""
+    saver = AsyncPostgresSaver(engine)
+    graph = StateGraph(Chat).add_sequence([("think", talk), ("act", cook)]).add_edge(START, "think")
+    compiled = graph.compile(checkpointer=saver, interrupt_before=["act"])
+    await compiled.ainvoke({"said": ["hello"]}, THREAD)
+    stored = committed(orders)[1]
+
+    for commits in (False, True):
+        async with AsyncSession(engine) as session:
+            current.set(session)
+            bound = compiled.copy({"checkpointer": saver.bind(session)})
+            assert (await bound.ainvoke(None, THREAD, durability="exit"))["said"] == ["hello", "1 so far", "order 2"]
+            await (session.commit if commits else session.rollback)()
+        assert committed(orders) == ((2, stored + 1) if commits else (0, stored))
+
+
+async def test_an_outcome_is_noted_with_the_rows(engine: AsyncEngine, orders: psycopg.Connection[Any]) -> None:
+    """`update_state` on a bound copy is one checkpoint in the caller's transaction."""
+    saver = AsyncPostgresSaver(engine)
+    graph = kitchen(saver, talk)
+    await graph.ainvoke({"said": ["hello"]}, THREAD)
+    stored = committed(orders)[1]
+    for commits in (False, True):
+        async with AsyncSession(engine) as session:
+            session.add(Order(dish="soup"))
+            bound = graph.copy({"checkpointer": saver.bind(session)})
+            await bound.aupdate_state(THREAD, {"said": ["ordered"]})
+            await (session.commit if commits else session.rollback)()
+        assert committed(orders) == ((1, stored + 1) if commits else (0, stored))
+
+
 # --- when the saver is called ---
 
 
