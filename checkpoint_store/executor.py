@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc, func, select
 from sqlalchemy.util import await_only
 
-from checkpoint_store.errors import WrongThread
+from checkpoint_store.errors import InvalidOption, WrongThread
+from checkpoint_store.faults import ends_connections
 from checkpoint_store.statements import Statement
 
 Row = Sequence[Any]
@@ -51,6 +52,10 @@ class Direct(Executor):
 
     SQLAlchemy's execution context and result, and setting AUTOCOMMIT and taking it back, cost more than a small
     statement does.
+
+    Through a pooler of transactions this works where asyncpg's cache is off: then each execution sends the text along,
+    under no name, and all of it is one transaction to the pooler. (SQLAlchemy's way is not: when it has prepared a
+    statement, asyncpg closes older ones before it is executed, and the pooler takes that for the end.)
 
     Args:
         engine: The engine.
@@ -136,7 +141,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 @contextmanager
-def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
+def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> Iterator[Executor]:
     """Borrow a connection of the pool.
 
     Where an event listener or the log would want to know, statements are executed the ordinary way. Where a listener
@@ -145,28 +150,42 @@ def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
     Args:
         engine: The engine.
         whole: Whether the statements of the block are one transaction; otherwise each commits itself, as a rule.
+        pooler: Whether a pooler of transactions stands before the server.
 
     Raises:
         WrongThread: If the pool's connections belong to another event loop.
+        InvalidOption: If there is a pooler, and the engine is not made for one.
     """
     if whole or _is_watched(engine):
-        with engine.connect() as conn, _committed(conn, whole=whole) as db:
-            yield db
+        with engine.connect() as conn:
+            pooled = conn.connection
+            if pooler:
+                _check_forgets(pooled)
+            try:
+                with _committed(conn, whole=whole) as db:
+                    yield db
+            except (exc.StatementError, asyncio.TimeoutError) as error:
+                _part_with(engine, pooled, error)
         return
+    pooled = _checkout(engine)
     try:
-        pooled = engine.raw_connection()
-    except engine.dialect.loaded_dbapi.Error as error:
-        Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
-    try:
+        if pooler:
+            _check_forgets(pooled)
         with _direct(engine, pooled) as db:
             yield db
+    except (exc.StatementError, asyncio.TimeoutError) as error:
+        _part_with(engine, pooled, error)
     finally:
         pooled.close()
 
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """Borrow a connection for migrations, which begin and commit their transactions themselves."""
+    """Borrow a connection for migrations, which begin and commit their transactions themselves.
+
+    Through a pooler they are one transaction: it may lend another of the server's connections to the next, and the lock
+    that is held from one to the other would stay behind.
+    """
     with engine.connect() as conn:
         _check_loop(conn.connection.driver_connection)
         # What listeners have set for the session stays.
@@ -175,7 +194,51 @@ def migrating(engine: Engine) -> Iterator[Connection]:
         elif _is_in_transaction(conn.connection.driver_connection):
             conn.connection.commit()
         _isolate(conn, "READ COMMITTED")
-        yield conn
+        if is_pooled(conn):
+            with conn.begin():
+                yield conn
+        else:
+            yield conn
+
+
+def is_pooled(conn: Connection) -> bool:
+    """Tell whether something that pools connections stands before the server: it can't pass on a server's process id.
+
+    Args:
+        conn: A connection, not in a transaction; nor is it afterwards.
+    """
+    driver: Any = conn.connection.driver_connection
+    told = driver.get_server_pid() if conn.dialect.driver == "asyncpg" else driver.info.backend_pid
+    # In a transaction, and with the text sent along: this much works through all of them.
+    with conn.begin():
+        return bool(conn.scalar(select(func.pg_backend_pid())) != told)
+
+
+def _checkout(engine: Engine) -> PoolProxiedConnection:
+    """Take a connection from the pool, one that is open as far as this side can know."""
+    while True:
+        try:
+            pooled = engine.raw_connection()
+        except engine.dialect.loaded_dbapi.Error as error:
+            Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+        driver: Any = pooled.driver_connection
+        if not (driver.is_closed() if engine.dialect.driver == "asyncpg" else driver.closed):
+            return pooled
+        # The server, or something on the way to it, hung up while the connection lay in the pool.
+        pooled.invalidate()
+        pooled.close()
+
+
+def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) -> NoReturn:
+    """Raise an error, and part with the connection if it is of no more use, whatever its driver thinks of it."""
+    if isinstance(error, asyncio.TimeoutError):
+        # The caller's limit for statements, not to be taken for a server that did not answer when it was connected to.
+        # The connection has been given up, as after an interruption: the next to have it might wait as long.
+        raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
+    if pooled.is_valid and ends_connections(error):
+        # As where the driver notices, the other connections of the pool are not tried one after the other.
+        engine.pool._invalidate(pooled, error)
+    raise error
 
 
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
@@ -198,6 +261,8 @@ def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
     # Listeners of the pool's or the connection's may have begun a transaction: what they have set may end with it.
     is_begun = conn.in_transaction() or _is_in_transaction(conn.connection.driver_connection)
     whole = whole or is_begun or bool(conn.dispatch.begin)
+    # SQLAlchemy's statements have names; through a pooler they have to be prepared and executed in one transaction.
+    whole = whole or (conn.dialect.driver == "asyncpg" and _forgets(conn.connection))
     if not is_begun:
         # The host's engine may be in AUTOCOMMIT, or in an isolation level in which locks don't show what others did.
         _isolate(conn, "READ COMMITTED" if whole else "AUTOCOMMIT")
@@ -239,6 +304,23 @@ def _is_in_transaction(driver: Any) -> bool:
     if hasattr(driver, "is_in_transaction"):
         return bool(driver.is_in_transaction())  # asyncpg
     return driver.pgconn.transaction_status in _IN_TRANSACTION
+
+
+def _forgets(pooled: PoolProxiedConnection) -> bool:
+    """Tell whether the driver keeps no prepared statements, as only those do who have a pooler of transactions."""
+    driver: Any = pooled.driver_connection
+    if hasattr(driver, "prepare_threshold"):
+        return driver.prepare_threshold is None  # psycopg
+    adapter: Any = pooled.dbapi_connection
+    return not driver._config.statement_cache_size and adapter._prepared_statement_cache is None
+
+
+def _check_forgets(pooled: PoolProxiedConnection) -> None:
+    if not _forgets(pooled):
+        raise InvalidOption(
+            'pooler is "transaction", but the engine keeps prepared statements, which such a pooler loses. Make it by '
+            "create_async_engine(url, **checkpoint_store.url.pooler_options())."
+        )
 
 
 def _check_loop(driver: object) -> None:
