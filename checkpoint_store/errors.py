@@ -9,6 +9,8 @@
     ├── AccessDenied                      the database role lacks a right on the tables
     ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
+    ├── ThreadNotFound (LookupError)      nothing is stored for a thread, or not the checkpoint asked for
+    ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
     ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
     ├── Closed (RuntimeError)             the saver was closed
@@ -57,6 +59,14 @@ class UnstorableValue(CheckpointStoreError, ValueError):
 
 class UnreadableValue(CheckpointStoreError):
     """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel."""
+
+
+class ThreadNotFound(CheckpointStoreError, LookupError):
+    """Raised when a thread that has to be there has nothing stored; where none need be, methods return None."""
+
+
+class ThreadExists(CheckpointStoreError, ValueError):
+    """Raised instead of mixing two threads: delete the target first, choose another id, or pass `replace=True`."""
 
 
 class TransferError(CheckpointStoreError):
