@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenacity import wait_none
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import Closed, InvalidOption, Unavailable
+from checkpoint_store.errors import Closed, InvalidOption, ThreadExists, Unavailable
 from checkpoint_store.source import retrying
 from tests.faults.bed import PATIENCE_SECONDS, Network
 
@@ -616,6 +616,30 @@ async def test_a_deletion_whose_commit_was_not_heard_of_is_done_once_more(url: s
 
         assert saver.retries > 0
         assert await saver.aget_tuple(CONFIG) is None
+
+
+async def test_a_copy_whose_commit_was_not_heard_of_is_found_instead_of_refused(url: str, network: Network) -> None:
+    """The second try finds the target taken, by the first one; somebody else's is refused as ever."""
+    async with saver_on(network.through(url)) as saver:
+        await put(saver, a=[1])
+        engine = saver._source.origin.engine
+
+        @event.listens_for(engine, "commit")
+        def deafen(_: object) -> None:
+            if not saver.retries:
+                network.deafen()
+
+        call = asyncio.create_task(saver.acopy_thread("t", "copy"))
+        await until(lambda: execute(url, "SELECT count(*) FROM checkpoints") == 2)
+        await until(lambda: network.swallowed > 0)
+        network.mend()
+        await call
+
+        assert saver.retries > 0
+        copied = await saver.aget({"configurable": {"thread_id": "copy"}})
+        assert copied["channel_values"] == {"a": [1]}
+        with pytest.raises(ThreadExists):
+            await saver.acopy_thread("t", "copy")
 
 
 # --- several hosts ---
