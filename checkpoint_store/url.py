@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import re
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from uuid import uuid4
 
 from sqlalchemy import URL
 
 from checkpoint_store.errors import InvalidOption, InvalidURL
+from checkpoint_store.hosts import KEEPALIVE, Connector
 
 Pooler = Literal["transaction"]
 """What stands between an engine and its server, if anything does: a pooler that pools transactions."""
@@ -39,14 +40,9 @@ _IGNORED = {
     "channel_binding",
     "client_encoding",
     "gssencmode",
-    "keepalives",
-    "keepalives_count",
-    "keepalives_idle",
-    "keepalives_interval",
     "requirepeer",
     "sslcompression",
     "sslsni",
-    "tcp_user_timeout",
 }
 
 
@@ -102,6 +98,8 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
                 arguments[name.removeprefix("connect_")] = _ARGUMENTS[name](value)
             except ValueError:
                 raise InvalidURL(f"{masked(conn_string)!r}: {name} is {value!r}; it takes a number") from None
+        elif name in KEEPALIVE:
+            pass  # see `connector`
         elif name in _IGNORED:
             log.warning("connection string: %s has no counterpart in asyncpg and is ignored", name)
         else:
@@ -109,6 +107,45 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(kept), ""))
     url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
     return url, {"dsn": dsn, **arguments}
+
+
+def connector(conn_string: str) -> Connector:
+    """Return what makes the connections to a connection string that `engine_arguments` takes.
+
+    Args:
+        conn_string: The same.
+
+    Returns:
+        Something for the `connect_args` as `async_creator_fn`.
+
+    Raises:
+        InvalidURL: If a parameter of the sockets is no whole number.
+    """
+    parts = urlsplit(conn_string)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    named = parts.netloc.rpartition("@")[2]
+    if named:
+        hosts = [_host_and_port(one) for one in named.split(",")]
+    else:
+        names, ports = query.get("host", "").split(","), query.get("port", "").split(",")
+        hosts = list(
+            zip(names, map(_number, ports if len(ports) == len(names) else ports[:1] * len(names)), strict=True)
+        )
+    settings = {}
+    for name in KEEPALIVE.keys() & query.keys():
+        if not query[name].isdecimal():
+            raise InvalidURL(f"{masked(conn_string)!r}: {name} is {query[name]!r}; it takes a whole number")
+        settings[name] = int(query[name])
+    return Connector(hosts, query.get("target_session_attrs"), settings)
+
+
+def _host_and_port(text: str) -> tuple[str, int | None]:
+    host, _, port = text[1:].partition("]") if text.startswith("[") else text.partition(":")
+    return unquote(host), _number(port.removeprefix(":"))
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text else None
 
 
 def pooler_options(driver: str = "asyncpg") -> dict[str, Any]:
