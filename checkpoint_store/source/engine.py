@@ -37,7 +37,8 @@ class EngineOrigin(Origin):
 
     def __init__(self, engine: Engine, sql: Statements, retry_timeout: float, *, pooler: bool = False) -> None:
         super().__init__(engine, sql)
-        self._pooler = pooler
+        self.pooler = pooler
+        """Whether a pooler of transactions stands before the server."""
         self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
         self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
         """Waits for a connection of the pool, in a `with` block."""
@@ -88,7 +89,7 @@ class EngineOrigin(Origin):
                 return self._retries.repeat(fault, error, function, *args)
 
     def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        with self.turn(), borrowed(self.engine, whole=whole, pooler=self._pooler) as db:
+        with self.turn(), borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
             return operation(db, self.sql, *args)
 
 
