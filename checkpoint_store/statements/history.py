@@ -15,6 +15,7 @@ from checkpoint_store.statements.clauses import (
     key,
     member,
     member_text,
+    members_of,
     named,
     number,
     same_graph,
