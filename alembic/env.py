@@ -21,8 +21,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from alembic import context
 from checkpoint_store import migrations, revisions
 from checkpoint_store.errors import CheckpointStoreError
+from checkpoint_store.executor import is_pooled
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
-from checkpoint_store.url import engine_arguments, masked
+from checkpoint_store.url import engine_arguments, masked, pooler_options
 
 config = context.config
 arguments = context.get_x_argument(as_dictionary=True)
@@ -79,10 +80,15 @@ def run_on(connection: Connection) -> None:
 async def run_on_url(url: str) -> None:
     """Run on an engine of our own."""
     target, connect_args = engine_arguments(url)
+    # Nothing here is executed twice; and so it works through a pooler of transactions too.
+    connect_args = {**pooler_options()["connect_args"], **connect_args}
     engine = create_async_engine(target, connect_args=connect_args, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
+            if await connection.run_sync(is_pooled):
+                await connection.begin()
             await connection.run_sync(run_on)
+            await connection.commit()
     except (OSError, PostgresError, DBAPIError, CheckpointStoreError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
         raise CommandError(f"{masked(url)}: {reason}") from error

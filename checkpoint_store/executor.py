@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc, func, select
 from sqlalchemy.util import await_only
 
-from checkpoint_store.errors import WrongThread
+from checkpoint_store.errors import InvalidOption, WrongThread
 from checkpoint_store.faults import ends_connections
 from checkpoint_store.statements import Statement
 
@@ -53,15 +53,20 @@ class Direct(Executor):
     SQLAlchemy's execution context and result, and setting AUTOCOMMIT and taking it back, cost more than a small
     statement does.
 
+    Through a pooler of transactions this works where asyncpg's cache is off: then each execution sends the text along,
+    under no name, and all of it is one transaction to the pooler. (SQLAlchemy's way is not: when it has prepared a
+    statement, asyncpg closes older ones before it is executed, and the pooler takes that for the end.)
+
     Args:
         engine: The engine.
         pooled: A connection of its pool.
+        driver: The driver's connection in it.
     """
 
-    def __init__(self, engine: Engine, pooled: PoolProxiedConnection) -> None:
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection, driver: Any) -> None:
         self._engine = engine
         self._pooled = pooled
-        self._driver: Any = pooled.driver_connection
+        self._driver = driver
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
@@ -106,8 +111,8 @@ class Asyncpg(Direct):
 class Psycopg(Direct):
     """Executes on psycopg's connection, sync or async, while it is in autocommit."""
 
-    def __init__(self, engine: Engine, pooled: PoolProxiedConnection) -> None:
-        super().__init__(engine, pooled)
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection, driver: Any) -> None:
+        super().__init__(engine, pooled, driver)
         self._wait: Callable[[Any], Any] = await_only if engine.dialect.is_async else _as_it_is
 
     @contextmanager
@@ -136,7 +141,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 @contextmanager
-def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
+def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> Iterator[Executor]:
     """Borrow a connection of the pool.
 
     Where an event listener or the log would want to know, statements are executed the ordinary way. Where a listener
@@ -145,13 +150,17 @@ def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
     Args:
         engine: The engine.
         whole: Whether the statements of the block are one transaction; otherwise each commits itself, as a rule.
+        pooler: Whether a pooler of transactions stands before the server.
 
     Raises:
         WrongThread: If the pool's connections belong to another event loop.
+        InvalidOption: If there is a pooler, and the engine is not made for one.
     """
     if whole or _is_watched(engine):
         with engine.connect() as conn:
             pooled = conn.connection
+            if pooler:
+                _check_forgets(pooled)
             try:
                 with _committed(conn, whole=whole) as db:
                     yield db
@@ -160,6 +169,8 @@ def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
         return
     pooled = _checkout(engine)
     try:
+        if pooler:
+            _check_forgets(pooled)
         with _direct(engine, pooled) as db:
             yield db
     except (exc.StatementError, asyncio.TimeoutError) as error:
@@ -170,16 +181,37 @@ def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """Borrow a connection for migrations, which begin and commit their transactions themselves."""
+    """Borrow a connection for migrations, which begin and commit their transactions themselves.
+
+    Through a pooler they are one transaction: it may lend another of the server's connections to the next, and the lock
+    that is held from one to the other would stay behind.
+    """
     with engine.connect() as conn:
-        _check_loop(conn.connection)
+        _check_loop(conn.connection.driver_connection)
         # What listeners have set for the session stays.
         if conn.in_transaction():
             conn.commit()
         elif _is_in_transaction(conn.connection.driver_connection):
             conn.connection.commit()
         _isolate(conn, "READ COMMITTED")
-        yield conn
+        if is_pooled(conn):
+            with conn.begin():
+                yield conn
+        else:
+            yield conn
+
+
+def is_pooled(conn: Connection) -> bool:
+    """Tell whether something that pools connections stands before the server: it can't pass on a server's process id.
+
+    Args:
+        conn: A connection, not in a transaction; nor is it afterwards.
+    """
+    driver: Any = conn.connection.driver_connection
+    told = driver.get_server_pid() if conn.dialect.driver == "asyncpg" else driver.info.backend_pid
+    # In a transaction, and with the text sent along: this much works through all of them.
+    with conn.begin():
+        return bool(conn.scalar(select(func.pg_backend_pid())) != told)
 
 
 def _checkout(engine: Engine) -> PoolProxiedConnection:
@@ -211,24 +243,26 @@ def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) 
 
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
     """Return what executes on the driver's connection where that is what it seems to be."""
-    _check_loop(pooled)
     driver: Any = pooled.driver_connection
+    _check_loop(driver)
     if not _is_in_transaction(driver):
         if engine.dialect.driver == "asyncpg":
-            return nullcontext(Asyncpg(engine, pooled))
+            return nullcontext(Asyncpg(engine, pooled, driver))
         dbapi: Any = engine.dialect.dbapi
         if driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor):
-            return Psycopg(engine, pooled).in_autocommit()
+            return Psycopg(engine, pooled, driver).in_autocommit()
     return _committed(Connection(engine, pooled), whole=False)
 
 
 @contextmanager
 def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
     """Commit what is executed on a connection in the block: at its end, or each statement by itself."""
-    _check_loop(conn.connection)
+    _check_loop(conn.connection.driver_connection)
     # Listeners of the pool's or the connection's may have begun a transaction: what they have set may end with it.
     is_begun = conn.in_transaction() or _is_in_transaction(conn.connection.driver_connection)
     whole = whole or is_begun or bool(conn.dispatch.begin)
+    # SQLAlchemy's statements have names; through a pooler they have to be prepared and executed in one transaction.
+    whole = whole or (conn.dialect.driver == "asyncpg" and _forgets(conn.connection))
     if not is_begun:
         # The host's engine may be in AUTOCOMMIT, or in an isolation level in which locks don't show what others did.
         _isolate(conn, "READ COMMITTED" if whole else "AUTOCOMMIT")
@@ -272,8 +306,25 @@ def _is_in_transaction(driver: Any) -> bool:
     return driver.pgconn.transaction_status in _IN_TRANSACTION
 
 
-def _check_loop(pooled: PoolProxiedConnection) -> None:
-    loop = getattr(pooled.driver_connection, "_loop", None)
+def _forgets(pooled: PoolProxiedConnection) -> bool:
+    """Tell whether the driver keeps no prepared statements, as only those do who have a pooler of transactions."""
+    driver: Any = pooled.driver_connection
+    if hasattr(driver, "prepare_threshold"):
+        return driver.prepare_threshold is None  # psycopg
+    adapter: Any = pooled.dbapi_connection
+    return not driver._config.statement_cache_size and adapter._prepared_statement_cache is None
+
+
+def _check_forgets(pooled: PoolProxiedConnection) -> None:
+    if not _forgets(pooled):
+        raise InvalidOption(
+            'pooler is "transaction", but the engine keeps prepared statements, which such a pooler loses. Make it by '
+            "create_async_engine(url, **checkpoint_store.url.pooler_options())."
+        )
+
+
+def _check_loop(driver: object) -> None:
+    loop = getattr(driver, "_loop", None)
     if loop is not None and loop is not asyncio.get_running_loop():
         raise WrongThread(
             "the engine's pool holds connections of another event loop. Make an engine for the saver, or make the "

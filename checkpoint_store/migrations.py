@@ -233,7 +233,8 @@ def not_ours(item: object, name: str | None, kind: str, reflected: bool, compare
     if not isinstance(item, Table):
         return True
     columns = {column.name for column in item.columns}
-    return not columns >= _KEYS.get(item.name, columns | {""})
+    whole = re.sub(r"_p\d+$", "", item.name)  # of a partition, as `partitioning` names them
+    return not columns >= _KEYS.get(whole, columns | {""})
 
 
 def bring_to_head(

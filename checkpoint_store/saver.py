@@ -22,7 +22,7 @@ from checkpoint_store.lifecycle import Lifecycle
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
-from checkpoint_store.url import engine_arguments
+from checkpoint_store.url import Pooler, check_pooler, engine_arguments, pooler_options
 
 
 class AsyncPostgresSaver(Lifecycle):
@@ -40,10 +40,13 @@ class AsyncPostgresSaver(Lifecycle):
             those, so by default only where it has not set up the tables.
         retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
             server that restarts; 0 for never. In a transaction of the caller's none ever is.
+        pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
+            made with `checkpoint_store.url.pooler_options()`. With a connection it changes nothing.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection, or was made for another engine.
+        InvalidOption: If `pipe` comes with a connection, or was made for another engine; if `pooler` is of an unknown
+            kind.
     """
 
     def __init__(
@@ -55,8 +58,9 @@ class AsyncPostgresSaver(Lifecycle):
         schema: str | None = None,
         share_pages: bool | None = None,
         retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False)
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False, pooler=pooler)
         if isinstance(source, LoopSource):
             source.bridge.adopt()
         super().__init__(source, serde)
@@ -72,6 +76,7 @@ class AsyncPostgresSaver(Lifecycle):
         schema: str | None = None,
         share_pages: bool | None = None,
         retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
         **engine_options: Any,
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -83,6 +88,7 @@ class AsyncPostgresSaver(Lifecycle):
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
+            pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -90,10 +96,12 @@ class AsyncPostgresSaver(Lifecycle):
 
         Raises:
             InvalidURL: If the connection string can't be used.
+            InvalidOption: If `pooler` is of an unknown kind.
         """
-        engine = _engine(conn_string, engine_options)
+        engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, retry_timeout=retry_timeout)
+        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
+        saver = cls(engine, pipe, serde, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -162,10 +170,13 @@ class PostgresSaver(Lifecycle):
             those, so by default only where it has not set up the tables.
         retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
             server that restarts; 0 for never. In a transaction of the caller's none ever is.
+        pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
+            made with `checkpoint_store.url.pooler_options()`. With a connection it changes nothing.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one.
+        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one; if `pooler` is
+            of an unknown kind.
     """
 
     def __init__(
@@ -177,8 +188,9 @@ class PostgresSaver(Lifecycle):
         schema: str | None = None,
         share_pages: bool | None = None,
         retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True)
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True, pooler=pooler)
         if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
         super().__init__(source, serde)
@@ -194,6 +206,7 @@ class PostgresSaver(Lifecycle):
         schema: str | None = None,
         share_pages: bool | None = None,
         retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
         **engine_options: Any,
     ) -> Iterator[PostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -205,6 +218,7 @@ class PostgresSaver(Lifecycle):
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
+            pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -212,10 +226,12 @@ class PostgresSaver(Lifecycle):
 
         Raises:
             InvalidURL: If the connection string can't be used.
+            InvalidOption: If `pooler` is of an unknown kind.
         """
-        engine = _engine(conn_string, engine_options)
+        engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, retry_timeout=retry_timeout)
+        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
+        saver = cls(engine, pipe, serde, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -245,6 +261,9 @@ class PostgresSaver(Lifecycle):
         self._source.close_blocking()
 
 
-def _engine(conn_string: str, options: dict[str, Any]) -> AsyncEngine:
+def _engine(conn_string: str, pooler: str | None, options: dict[str, Any]) -> AsyncEngine:
     url, connect_args = engine_arguments(conn_string)
+    check_pooler(pooler)
+    if pooler:
+        connect_args.update(pooler_options()["connect_args"])
     return create_async_engine(url, **{**options, "connect_args": {**connect_args, **options.get("connect_args", {})}})

@@ -32,10 +32,12 @@ class EngineOrigin(Origin):
         engine: A sync engine, or what an async one has inside.
         sql: The statements that operations get.
         retry_timeout: For how long, in seconds, an operation is done again that failed by something that passes.
+        pooler: Whether a pooler of transactions stands before the server.
     """
 
-    def __init__(self, engine: Engine, sql: Statements, retry_timeout: float) -> None:
+    def __init__(self, engine: Engine, sql: Statements, retry_timeout: float, *, pooler: bool = False) -> None:
         super().__init__(engine, sql)
+        self._pooler = pooler
         self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
         self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
         """Waits for a connection of the pool, in a `with` block."""
@@ -86,7 +88,7 @@ class EngineOrigin(Origin):
                 return self._retries.repeat(fault, error, function, *args)
 
     def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        with self.turn(), borrowed(self.engine, whole=whole) as db:
+        with self.turn(), borrowed(self.engine, whole=whole, pooler=self._pooler) as db:
             return operation(db, self.sql, *args)
 
 

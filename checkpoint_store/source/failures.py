@@ -8,7 +8,7 @@ from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError, InterfaceError, InternalClientError
 from sqlalchemy import exc
 
-from checkpoint_store.errors import InvalidURL, NotSetUp, Unavailable
+from checkpoint_store.errors import InvalidOption, InvalidURL, NotSetUp, Unavailable
 from checkpoint_store.faults import fault_of, is_conflict
 from checkpoint_store.migrations import access_denied
 from checkpoint_store.schema import Tables
@@ -18,6 +18,7 @@ from checkpoint_store.turns import TurnTimeout
 _NO_TABLES = {"42P01": "undefined_table", "42703": "undefined_column", "3F000": "invalid_schema_name"}
 _NO_RIGHT = "42501"  # insufficient_privilege
 _NO_SETTING = "42704"  # undefined_object, which an unknown parameter in a URL turns out to be
+_NO_SUCH_PREPARED = {"26000": "invalid_sql_statement_name", "42P05": "duplicate_prepared_statement"}
 _NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
 """Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
 
@@ -59,6 +60,12 @@ def explain(
         or (state == _NO_SETTING and "configuration" in message)
     ):
         return InvalidURL(f"{where}: {message}")
+    if state in _NO_SUCH_PREPARED:
+        return InvalidOption(
+            f"{where}: {message}. This happens where a pooler lends each transaction another server connection: "
+            'use from_conn_string(..., pooler="transaction"), or make the engine with '
+            "**checkpoint_store.url.pooler_options()."
+        )
     if isinstance(error, (exc.TimeoutError, TurnTimeout)):
         return Unavailable(f"{where}: no connection became free in time ({message})")
     if isinstance(error, exc.StatementError) and isinstance(error.orig, asyncio.TimeoutError):

@@ -54,14 +54,14 @@ class Statements:
     def get_checkpoint(self) -> Read:
         """See `checkpoints`: the one with a given id. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
         chosen = self._pick(named(self.tables, "checkpoint_id"))
-        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined))
+        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined, thread=given("thread_id")))
 
     @cached_property
     def get_latest(self) -> Read:
         """See `checkpoints`: the newest. Binds: `thread_id`, `checkpoint_ns`."""
         newest = self.tables.checkpoints.c.checkpoint_id.desc()
         chosen = self._pick(named(self.tables)).order_by(newest).limit(number(1))
-        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined))
+        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined, thread=given("thread_id")))
 
     @cached_property
     def store(self) -> Statement:
