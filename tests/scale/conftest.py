@@ -175,7 +175,7 @@ def pair(servers: tuple[str, str]) -> Iterator[Pair]:
     with PostgresSaver.from_conn_string(pair.primary) as saver:
         saver.setup()
     with psycopg.connect(servers[1], autocommit=True) as conn:
-        while not conn.execute("SELECT count(*) FROM pg_database WHERE datname = %s", [name]).fetchone() == (1,):
+        while conn.execute("SELECT count(*) FROM pg_database WHERE datname = %s", [name]).fetchone() != (1,):
             time.sleep(0.01)
     pair.catch_up()
     yield pair

@@ -28,9 +28,7 @@ HOT = {
     "list of a thread": SQL.list_page(frozenset({"thread_id"})),
     "list by everything": SQL.list_page(frozenset(OF_ONE_THREAD)),
     "delta_history": SQL.delta_history,
-    "lock_thread": SQL.lock_thread,
-    "delete_thread": SQL.delete_thread,
-    "collect_pages": SQL.collect_pages,
+    "has_newer": SQL.has_newer,
 }
 # Of many calls at once: each row names its own thread, so a server can route rows, not the whole.
 OF_MANY_THREADS = {"store"}
