@@ -60,12 +60,13 @@ class Direct(Executor):
     Args:
         engine: The engine.
         pooled: A connection of its pool.
+        driver: The driver's connection in it.
     """
 
-    def __init__(self, engine: Engine, pooled: PoolProxiedConnection) -> None:
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection, driver: Any) -> None:
         self._engine = engine
         self._pooled = pooled
-        self._driver: Any = pooled.driver_connection
+        self._driver = driver
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
@@ -110,8 +111,8 @@ class Asyncpg(Direct):
 class Psycopg(Direct):
     """Executes on psycopg's connection, sync or async, while it is in autocommit."""
 
-    def __init__(self, engine: Engine, pooled: PoolProxiedConnection) -> None:
-        super().__init__(engine, pooled)
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection, driver: Any) -> None:
+        super().__init__(engine, pooled, driver)
         self._wait: Callable[[Any], Any] = await_only if engine.dialect.is_async else _as_it_is
 
     @contextmanager
@@ -186,7 +187,7 @@ def migrating(engine: Engine) -> Iterator[Connection]:
     that is held from one to the other would stay behind.
     """
     with engine.connect() as conn:
-        _check_loop(conn.connection)
+        _check_loop(conn.connection.driver_connection)
         # What listeners have set for the session stays.
         if conn.in_transaction():
             conn.commit()
@@ -242,21 +243,21 @@ def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) 
 
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
     """Return what executes on the driver's connection where that is what it seems to be."""
-    _check_loop(pooled)
     driver: Any = pooled.driver_connection
+    _check_loop(driver)
     if not _is_in_transaction(driver):
         if engine.dialect.driver == "asyncpg":
-            return nullcontext(Asyncpg(engine, pooled))
+            return nullcontext(Asyncpg(engine, pooled, driver))
         dbapi: Any = engine.dialect.dbapi
         if driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor):
-            return Psycopg(engine, pooled).in_autocommit()
+            return Psycopg(engine, pooled, driver).in_autocommit()
     return _committed(Connection(engine, pooled), whole=False)
 
 
 @contextmanager
 def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
     """Commit what is executed on a connection in the block: at its end, or each statement by itself."""
-    _check_loop(conn.connection)
+    _check_loop(conn.connection.driver_connection)
     # Listeners of the pool's or the connection's may have begun a transaction: what they have set may end with it.
     is_begun = conn.in_transaction() or _is_in_transaction(conn.connection.driver_connection)
     whole = whole or is_begun or bool(conn.dispatch.begin)
@@ -322,8 +323,8 @@ def _check_forgets(pooled: PoolProxiedConnection) -> None:
         )
 
 
-def _check_loop(pooled: PoolProxiedConnection) -> None:
-    loop = getattr(pooled.driver_connection, "_loop", None)
+def _check_loop(driver: object) -> None:
+    loop = getattr(driver, "_loop", None)
     if loop is not None and loop is not asyncio.get_running_loop():
         raise WrongThread(
             "the engine's pool holds connections of another event loop. Make an engine for the saver, or make the "

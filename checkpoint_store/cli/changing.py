@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -11,11 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from checkpoint_store import conversion, operations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.clean import counted, size
-from checkpoint_store.cli.connection import Schema, Url, Yes, connected, on_engine
+from checkpoint_store.cli.connection import Json, Schema, Url, Yes, connected, on_engine
 from checkpoint_store.config import copy_of, thread_id
-from checkpoint_store.errors import ThreadExists, ThreadNotFound
+from checkpoint_store.errors import InvalidOption, ThreadExists, ThreadNotFound
+from checkpoint_store.removal import BATCH_SIZE
+from checkpoint_store.report import SweepReport
 from checkpoint_store.source import Source
 from checkpoint_store.threads import ThreadStats, stats_of
+
+if TYPE_CHECKING:
+    from checkpoint_store.saver import AsyncPostgresSaver
 
 
 class Form(str, Enum):
@@ -118,4 +126,119 @@ def pages(
     output.line(f"{'shared' if form is Form.share else 'inlined'} {counted(done, 'value')}")
 
 
-COMMANDS = (copy, delete, pages)
+def prune(
+    url: Url,
+    threads: Annotated[list[str], typer.Argument(metavar="THREAD...", help="Their ids.", show_default=False)],
+    keep: Annotated[int, typer.Option(metavar="N", min=1, help="How many to keep of each namespace.")] = 1,
+    schema: Schema = None,
+    as_json: Json = False,
+) -> None:
+    """Delete older checkpoints of threads.
+
+    The newest of each namespace stay, with what they need to be read and gone on with. The threads may be in use.
+
+    \b
+    Example:
+      checkpoint-store prune user-42 user-43
+      checkpoint-store prune user-42 --keep 10
+    """
+
+    async def work(saver: AsyncPostgresSaver) -> SweepReport:
+        return await saver.aprune(threads, keep=keep)
+
+    report = _with_saver(url, schema, work, "each thread is pruned or as it was; the same command goes on")
+    _tell("removed", report, as_json)
+
+
+def sweep(
+    url: Url,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", show_default=False, help="What is older: 90m, 12h, 30d, 8w.")
+    ] = None,
+    keep_last: Annotated[
+        int | None, typer.Option(metavar="N", min=1, show_default=False, help="Keep so many of each namespace.")
+    ] = None,
+    spare_active: Annotated[
+        bool, typer.Option("--spare-active", help="Leave threads alone that have anything younger.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many checkpoints to remove in one transaction.")
+    ] = BATCH_SIZE,
+    schema: Schema = None,
+    as_json: Json = False,
+) -> None:
+    """Delete old checkpoints of all threads.
+
+    A checkpoint stays if either option asks for it: if it is younger, or one of so many. With --older-than alone a
+    thread goes altogether once everything in it is older. The database may be in use, also by another sweep.
+
+    \b
+    Example:
+      checkpoint-store sweep --older-than 30d --dry-run
+      checkpoint-store sweep --older-than 30d --keep-last 3
+    """
+    age = None if older_than is None else age_of(older_than)
+
+    async def work(saver: AsyncPostgresSaver) -> SweepReport:
+        with output.progress("sweeping", "checkpoints") as told:
+            return await saver.asweep(
+                older_than=age,
+                keep_last=keep_last,
+                spare_active=spare_active,
+                dry_run=dry_run,
+                batch_size=batch_size,
+                on_progress=lambda report: told(report.checkpoints),
+            )
+
+    report = _with_saver(
+        url,
+        schema,
+        work,
+        "what was removed stays so, and every thread is whole; the same command goes on with the rest",
+    )
+    _tell("would remove" if dry_run else "removed", report, as_json)
+
+
+COMMANDS = (copy, prune, sweep, delete, pages)
+
+
+def age_of(text: str) -> timedelta:
+    """Return what an age such as `30d` or `1d12h` says.
+
+    Raises:
+        InvalidOption: If it is none.
+    """
+    parts = _AGE.fullmatch(text.strip())
+    try:
+        age = timedelta(**{unit: int(count) for unit, count in (parts.groupdict() if parts else {}).items() if count})
+    except OverflowError:
+        age = timedelta(0)
+    if not age:
+        raise InvalidOption(
+            f"--older-than is {text!r}; it is a number with a unit: s, m, h, d or w, as in 30d or 1d12h"
+        )
+    return age
+
+
+_AGE = re.compile(
+    r"(?:(?P<weeks>\d+)w)?(?:(?P<days>\d+)d)?(?:(?P<hours>\d+)h)?(?:(?P<minutes>\d+)m)?(?:(?P<seconds>\d+)s)?"
+)
+
+
+def _with_saver(
+    url: str, schema: str | None, work: Callable[[AsyncPostgresSaver], Awaitable[SweepReport]], advice: str
+) -> SweepReport:
+    from checkpoint_store.saver import AsyncPostgresSaver
+
+    return on_engine(url, lambda engine: work(AsyncPostgresSaver(engine, schema=schema)), advice)
+
+
+def _tell(what: str, report: SweepReport, as_json: bool) -> None:
+    if as_json:
+        output.document(report._asdict())
+        return
+    counts = [(report.writes, "pending write"), (report.blobs, "value"), (report.pages, "page")]
+    rest = ", ".join(counted(count, noun) for count, noun in counts)
+    of = f"{counted(report.checkpoints, 'checkpoint')} of {counted(report.threads, 'thread')}"
+    output.line(f"{what} {of}, {rest}: {size(report.bytes)}")

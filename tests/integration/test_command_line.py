@@ -6,13 +6,16 @@ import importlib.util
 import io
 import json
 import os
+import pty
 import random
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +31,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from checkpoint_store import PostgresSaver, cli, pages, schema
 from checkpoint_store.cli import connection, main
+from checkpoint_store.cli.changing import age_of
+from checkpoint_store.errors import InvalidOption
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -218,6 +223,51 @@ def test_a_copy_a_replaced_copy_and_their_deletion(run: Cli, filled: str) -> Non
     assert run("delete", "--yes", "b").code == 1
 
 
+def test_a_sweep_is_rehearsed_and_then_done(run: Cli, filled: str) -> None:
+    """What --dry-run tells is what goes; what is kept is what was asked for."""
+    rehearsed = json.loads(run("sweep", "--older-than", "30d", "--keep-last", "2", "--dry-run", "--json").out)
+    assert count(filled) == 55
+    done = run("sweep", "--older-than", "4w2d", "--keep-last", "2", "--batch-size", "3")
+
+    assert rehearsed["threads"] == 3
+    removed = rehearsed["checkpoints"]
+    assert done.out.startswith(f"removed {removed} checkpoints of 3 threads, {rehearsed['writes']} pending writes, ")
+    assert count(filled) == 55 - removed
+    assert count(filled, where="thread_id = 'bob-chat'") == 2
+    assert run("sweep", "--older-than", "30d", "--keep-last", "2").out.startswith("removed 0 checkpoints of 0 threads")
+    assert run("show", "bob-chat").code == 0
+
+
+def test_a_thread_is_pruned(run: Cli, filled: str) -> None:
+    """Only it, to so many of its newest."""
+    assert run("prune", "bob-chat", "--keep", "5").out.startswith("removed 35 checkpoints of 1 thread, ")
+    assert count(filled) == 20
+    assert json.loads(run("prune", "bob-chat", "--json").out)["checkpoints"] == 4
+    assert run("prune", "nobody").out.startswith("removed 0 checkpoints of 0 threads")
+
+
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [
+        ("30d", timedelta(days=30)),
+        ("1d12h", timedelta(hours=36)),
+        ("90m", timedelta(minutes=90)),
+        (" 8w ", timedelta(weeks=8)),
+        ("45s", timedelta(seconds=45)),
+    ],
+)
+def test_an_age_has_a_unit(text: str, age: timedelta) -> None:
+    """From seconds to weeks, also together."""
+    assert age_of(text) == age
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1y", "0d", "1.5h", "12h1d", "9" * 30 + "d"])
+def test_what_is_no_age_is_refused(text: str) -> None:
+    """A number without a unit above all: nobody should have to guess which one was meant."""
+    with pytest.raises(InvalidOption, match="it is a number with a unit"):
+        age_of(text)
+
+
 def test_values_become_pages_and_plain_again(run: Cli, filled: str) -> None:
     """And the number of them is told."""
     with PostgresSaver.from_conn_string(filled, share_pages=False) as saver:
@@ -301,6 +351,8 @@ def test_a_schema_of_its_own(run: Cli, url: str) -> None:
         (["delete", "nobody", "--yes"], 1, "nothing is stored"),
         (["history", "a\x1b[2J"], 1, "a\\x1b[2J"),
         (["history", ""], 2, "empty"),
+        (["sweep"], 2, "older_than or keep_last"),
+        (["sweep", "--older-than", "30"], 2, "30d"),
     ],
 )
 @pytest.mark.usefixtures("filled")
@@ -435,6 +487,15 @@ def command(*arguments: str, url: str, **options: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def wait_for_a_lock(url: str, process: subprocess.Popen[str]) -> None:
+    """Wait until a connection to the database waits for another one's lock."""
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with psycopg.connect(url, autocommit=True) as conn:
+        while conn.execute(waiting).fetchone() is None:
+            assert process.poll() is None
+            conn.execute("SELECT pg_sleep(0.02)")
+
+
 def test_a_real_process_prints_plain_text_whatever_its_width(filled: str) -> None:
     """In a pipe no cell is cut and no line wrapped, and the exit code is the process's."""
     with psycopg.connect(filled, autocommit=True) as conn:
@@ -488,15 +549,55 @@ def test_ctrl_c_ends_a_command_and_says_what_became_of_it(filled: str) -> None:
     with psycopg.connect(filled) as conn:
         conn.execute("LOCK TABLE checkpoints IN ACCESS EXCLUSIVE MODE")
         with command("copy", "ada-trip", "b", url=filled) as process:
-            with psycopg.connect(filled, autocommit=True) as looking:
-                waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
-                while not looking.execute(waiting, (conn.info.dbname,)).fetchone()[0]:  # type: ignore[index]
-                    assert process.poll() is None
+            wait_for_a_lock(filled, process)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
 
     assert (process.returncode, out, err) == (130, "", "interrupted: nothing was changed\n")
     assert count(filled, where="thread_id = 'b'") == 0
+
+
+def test_ctrl_c_in_a_sweep_leaves_whole_threads_and_the_next_one_goes_on(filled: str) -> None:
+    """While it waits for a row of the second thread: what went before is gone, that one is as it was."""
+    arguments = ["sweep", "--older-than", "30d", "--keep-last", "1", "--batch-size", "1"]
+    with psycopg.connect(filled) as conn:
+        conn.execute("SELECT FROM checkpoints WHERE thread_id = 'bob-chat' FOR UPDATE")
+        with command(*arguments, url=filled) as process:
+            wait_for_a_lock(filled, process)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out) == (130, "")
+    assert re.fullmatch(r"interrupted: .*every thread is whole; the same command goes on with the rest\n", err)
+    assert count(filled, where="thread_id = 'ada-trip' AND checkpoint_ns = ''") == 1
+    assert count(filled, where="thread_id = 'bob-chat'") == 40
+    assert main([*arguments, "--url", filled]) == 0
+    assert count(filled, where="checkpoint_ns = ''") == 4
+
+
+def test_a_terminal_gets_tables_colours_and_progress(filled: str) -> None:
+    """And no escapes but those of rich, whatever the ids of the threads are."""
+    with psycopg.connect(filled, autocommit=True) as conn:
+        conn.execute("UPDATE checkpoints SET thread_id = E'\\x1b]0;title\\x07[red]' WHERE thread_id = 'cron-report'")
+    for arguments, told in ((["threads"], "[red]"), (["sweep", "--keep-last", "3"], "removed 45 checkpoints")):
+        controller, terminal = pty.openpty()
+        environment = {**os.environ, "CHECKPOINT_STORE_URL": filled, "TERM": "xterm-256color", "COLUMNS": "100"}
+        with subprocess.Popen(
+            [sys.executable, "-m", "checkpoint_store", *arguments],
+            env=environment, cwd=REPOSITORY, stdin=terminal, stdout=terminal, stderr=terminal,
+        ) as process:  # fmt: skip
+            os.close(terminal)
+            printed = b""
+            with suppress(OSError):  # how the other end's closing looks like on Linux
+                while part := os.read(controller, 65536):
+                    printed += part
+        os.close(controller)
+
+        assert process.returncode == 0
+        text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]|\r", "", printed.decode())
+        assert told in text
+        assert "\x1b" not in text
+        assert "\x07" not in text
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -224,6 +226,12 @@ def test_what_a_deadlock_has_undone_is_done_again(engine: Engine, watched: bool)
 
 
 # --- what does not go ---
+
+
+def test_nothing_needs_psycopg_but_its_engines() -> None:
+    """It is no dependency: an application on asyncpg goes without."""
+    without = "import sys; sys.modules['psycopg'] = None; import checkpoint_store.saver, checkpoint_store.conversion"
+    subprocess.run([sys.executable, "-c", without], check=True)
 
 
 async def test_a_pipeline_needs_an_async_engine(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 from alembic.runtime.environment import EnvironmentContext
 from langchain_core.runnables import RunnableConfig
@@ -21,6 +22,7 @@ from typing_extensions import assert_type
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, migrations
 from checkpoint_store.schema import Tables, checkpoints, metadata
+from checkpoint_store.threads import ThreadStats, ThreadSummary
 
 
 async def async_savers(engine: AsyncEngine, connection: AsyncConnection) -> None:
@@ -44,6 +46,11 @@ async def async_methods(saver: AsyncPostgresSaver, config: RunnableConfig, check
     assert_type(history, Mapping[str, DeltaChannelHistory])
     await saver.aput_writes(config, [("messages", 1)], "task", "path")
     await saver.adelete_thread("1")
+    await saver.acopy_thread("1", "2", replace=True)
+    async for thread in saver.alist_threads(limit=5, order="thread_id", filter={"step": 1}, prefix="1", count=True):
+        assert_type(thread, ThreadSummary)
+        assert_type((thread.updated_at, thread.cursor), tuple[datetime | None, str])
+    assert_type(await saver.aget_thread_stats("1"), ThreadStats)
     await saver.acheck()
     await saver.aclose()
 
@@ -58,6 +65,10 @@ def sync_savers(saver: PostgresSaver, config: RunnableConfig, checkpoint: Checkp
         assert_type(found, CheckpointTuple)
     saver.put_writes(config, [("messages", 1)], "task")
     saver.delete_thread("1")
+    saver.copy_thread("1", "2")
+    for thread in saver.list_threads(order="oldest"):  # type: ignore[arg-type]
+        assert_type(thread, ThreadSummary)
+    assert_type([channel.bytes for channel in saver.get_thread_stats("1").channels], list[int])
     saver.check()
     saver.close()
 
