@@ -86,8 +86,8 @@ class Tables:
         Index("checkpoint_store_run_idx", run_id, postgresql_where=run_id.is_not(None))
         # Threads by their last activity. Ascending, since PostgreSQL appends to the right end of an index fastest; of
         # root graphs only, since a subgraph's checkpoints come with theirs.
-        # Said by its length, unlike a lookup of one thread: or the server might walk through the checkpoints of all threads
-        # here, when it wants one thread's newest.
+        # Said by its length, as no lookup of one thread says it: for its newest the server might walk through the
+        # checkpoints of all threads here.
         is_root = func.length(c.checkpoint_ns) == literal_column("0")
         Index("checkpoint_store_latest_idx", c.checkpoint_id, c.thread_id, postgresql_where=is_root)
         self.checkpoint_blobs = Table(
