@@ -240,7 +240,8 @@ async def test_a_listener_on_all_engines_sees_them_too(
     finally:
         event.remove(Engine, "before_cursor_execute", before)
 
-    assert [statement.split()[0] for statement in seen] == ["WITH", "SELECT", "WITH"]
+    assert "INSERT INTO checkpoints" in seen[0]
+    assert any("DELETE FROM checkpoints" in statement for statement in seen[1:])
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
