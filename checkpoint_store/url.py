@@ -119,33 +119,30 @@ def connector(conn_string: str) -> Connector:
         Something for the `connect_args` as `async_creator_fn`.
 
     Raises:
-        InvalidURL: If a parameter of the sockets is no whole number.
+        InvalidURL: If a port or a parameter of the sockets is no whole number.
     """
     parts = urlsplit(conn_string)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    named = parts.netloc.rpartition("@")[2]
-    if named:
-        hosts = [_host_and_port(one) for one in named.split(",")]
+    if named := parts.netloc.rpartition("@")[2]:
+        places = [_place(one) for one in named.split(",")]
     else:
         names, ports = query.get("host", "").split(","), query.get("port", "").split(",")
-        hosts = list(
-            zip(names, map(_number, ports if len(ports) == len(names) else ports[:1] * len(names)), strict=True)
-        )
-    settings = {}
-    for name in KEEPALIVE.keys() & query.keys():
-        if not query[name].isdecimal():
-            raise InvalidURL(f"{masked(conn_string)!r}: {name} is {query[name]!r}; it takes a whole number")
-        settings[name] = int(query[name])
+        places = list(zip(names, ports * len(names) if len(ports) == 1 else ports, strict=False))
+    hosts = [(host, _number(conn_string, "port", port) if port else None) for host, port in places]
+    settings = {name: _number(conn_string, name, query[name]) for name in KEEPALIVE if name in query}
     return Connector(hosts, query.get("target_session_attrs"), settings)
 
 
-def _host_and_port(text: str) -> tuple[str, int | None]:
+def _place(text: str) -> tuple[str, str]:
+    """Return host and port."""
     host, _, port = text[1:].partition("]") if text.startswith("[") else text.partition(":")
-    return unquote(host), _number(port.removeprefix(":"))
+    return unquote(host), port.removeprefix(":")
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text else None
+def _number(conn_string: str, name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {text!r}; it takes a whole number")
+    return int(text)
 
 
 def pooler_options(driver: str = "asyncpg") -> dict[str, Any]:

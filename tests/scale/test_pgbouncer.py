@@ -30,6 +30,11 @@ from checkpoint_store.url import pooler_options
 
 CONFIG: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 REPOSITORY = Path(__file__).parents[2]
+
+ADVISORY_LOCKS = """
+SELECT count(*) FROM pg_locks
+WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 PROCESSES, CLIENTS = 2, 32
 
 
