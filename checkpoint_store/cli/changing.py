@@ -53,7 +53,7 @@ def copy(
 
     async def work(at: Source) -> int:
         try:
-            return await at.transact(operations.copy_thread, pair, replace)
+            return await at.transact(operations.copy_thread, pair, replace, {})
         except ThreadExists:
             raise ThreadExists(
                 f"something is stored for the thread {target!r}: delete it, choose another id, or add --replace"
