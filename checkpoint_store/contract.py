@@ -253,11 +253,11 @@ class Contract(Overview):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        await self._source.transact(operations.copy_thread, copy_of(source_thread_id, target_thread_id), replace)
+        await self._source.transact(operations.copy_thread, copy_of(source_thread_id, target_thread_id), replace, {})
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
         """Copy everything stored for a thread to another one, as `acopy_thread`."""
-        self._source.transact_blocking(operations.copy_thread, copy_of(source_thread_id, target_thread_id), replace)
+        self._source.transact_blocking(operations.copy_thread, copy_of(source_thread_id, target_thread_id), replace, {})
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

@@ -79,6 +79,8 @@ def fault_of(error: BaseException) -> Fault | None:
         error: SQLAlchemy's, asyncpg's or the system's.
     """
     cause = error.orig if isinstance(error, exc.StatementError) else error
+    if cause is not None and type(cause).__module__.startswith("sqlalchemy."):
+        cause = cause.__cause__ or cause  # asyncpg's, which SQLAlchemy has given the class of a DBAPI's
     if state := _state(cause):
         return FAULTS.get(state) or FAULTS.get(state[:2])
     if isinstance(error, exc.OperationalError):

@@ -161,8 +161,18 @@ def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     delete_threads(db, sql, [thread_id])
 
 
-def copy_thread(db: Executor, sql: Statements, copy: tuple[str, str], replace: bool) -> int:
+def copy_thread(
+    db: Executor, sql: Statements, copy: tuple[str, str], replace: bool, tried: dict[str, int] | None = None
+) -> int:
     """Copy everything stored for a thread under another id; in a transaction. Returns how many rows.
+
+    Args:
+        db: The executor.
+        sql: The statements.
+        copy: The ids of the thread and of its copy.
+        replace: Whether what is stored for the target is deleted first.
+        tried: How many rows were copied by which transactions that this call has tried before: where the answer to a
+            COMMIT was lost, the copy may be there. A dict of the call's own; None for a call that is never made again.
 
     Raises:
         ThreadNotFound: If there is nothing to copy.
@@ -172,6 +182,10 @@ def copy_thread(db: Executor, sql: Statements, copy: tuple[str, str], replace: b
     binds = {"thread_id": source, "target_id": target}
     # Of two copies to one target the second waits, and finds the first.
     lock_threads(db, sql, [target])
+    for transaction_id, copied in (tried or {}).items():
+        # The lock tells that it has ended.
+        if db.fetch(sql.outcome, {"transaction_id": transaction_id})[0][0] == "committed":
+            return copied
     is_stored, is_taken = db.fetch(sql.stored_threads, binds)[0]
     # Before anything is deleted: what a caller's own transaction has begun stays whole.
     if not is_stored:
@@ -184,10 +198,12 @@ def copy_thread(db: Executor, sql: Statements, copy: tuple[str, str], replace: b
     if replace:
         delete_thread(db, sql, target)
     # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
-    copied: int = db.fetch(sql.copy_thread, {**binds, "epoch": secrets.randbits(62)})[0][0]
+    copied, transaction_id = db.fetch(sql.copy_thread, {**binds, "epoch": secrets.randbits(62)})[0]
     if not copied:  # deleted just now
         raise _not_found(source)
-    return copied
+    if tried is not None:
+        tried[transaction_id] = copied
+    return int(copied)
 
 
 def _not_found(thread_id: str) -> ThreadNotFound:

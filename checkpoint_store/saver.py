@@ -22,7 +22,7 @@ from checkpoint_store.lifecycle import Lifecycle
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
-from checkpoint_store.url import Pooler, check_pooler, engine_arguments, pooler_options
+from checkpoint_store.url import Pooler, check_pooler, connector, engine_arguments, pooler_options
 
 
 class AsyncPostgresSaver(Lifecycle):
@@ -278,4 +278,5 @@ def _engine(conn_string: str, pooler: str | None, options: dict[str, Any]) -> As
     check_pooler(pooler)
     if pooler:
         connect_args.update(pooler_options()["connect_args"])
+    connect_args["async_creator_fn"] = connector(conn_string)
     return create_async_engine(url, **{**options, "connect_args": {**connect_args, **options.get("connect_args", {})}})

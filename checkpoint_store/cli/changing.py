@@ -19,7 +19,7 @@ from checkpoint_store.config import copy_of, thread_id
 from checkpoint_store.errors import InvalidOption, ThreadExists, ThreadNotFound
 from checkpoint_store.removal import BATCH_SIZE
 from checkpoint_store.report import SweepReport
-from checkpoint_store.source import Source
+from checkpoint_store.source import RETRY_SECONDS, Source
 from checkpoint_store.threads import ThreadStats, stats_of
 
 if TYPE_CHECKING:
@@ -53,13 +53,13 @@ def copy(
 
     async def work(at: Source) -> int:
         try:
-            return await at.transact(operations.copy_thread, pair, replace)
+            return await at.transact(operations.copy_thread, pair, replace, {})
         except ThreadExists:
             raise ThreadExists(
                 f"something is stored for the thread {target!r}: delete it, choose another id, or add --replace"
             ) from None
 
-    rows = connected(url, schema, work)
+    rows = connected(url, schema, work, retry_timeout=RETRY_SECONDS)
     output.line(f"copied {source} to {target}: {counted(rows, 'row')}")
 
 
@@ -97,7 +97,8 @@ def delete(
             await source.transact(operations.delete_thread, one.thread_id)
             output.line(f"deleted {one.thread_id}: {counted(one.checkpoints, 'checkpoint')}, {size(one.bytes)}")
 
-    connected(url, schema, work, "threads that were named as deleted are gone, the others are as they were")
+    advice = "threads that were named as deleted are gone, the others are as they were"
+    connected(url, schema, work, advice, retry_timeout=RETRY_SECONDS)
 
 
 def pages(

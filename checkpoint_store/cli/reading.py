@@ -79,8 +79,7 @@ def threads(
             one.thread_id,
             short(one.checkpoint_id),
             moment(one.updated_at),
-            one.metadata.get("step", "-"),
-            one.metadata.get("source", "-"),
+            *_told(one.metadata),
             *([one.checkpoints] if count else []),
         )
         for one in found
@@ -125,7 +124,7 @@ def history(
                 "checkpoint_id": one.checkpoint_id,
                 "parent_checkpoint_id": one.parent_id,
                 "time": one.time,
-                "metadata": one.metadata,
+                "metadata": values.plain(one.metadata),
                 "bytes_added": one.added,
                 "tasks": one.tasks,
                 "interrupted": INTERRUPT in one.marks,
@@ -311,6 +310,12 @@ async def _checkpoint(source: Source, thread: str, namespace: str, checkpoint_id
 
 def _not_found(thread: str) -> ThreadNotFound:
     return ThreadNotFound(f"nothing is stored for the thread {thread!r}")
+
+
+def _told(metadata: Any) -> tuple[Any, Any]:
+    """Return a checkpoint's step and source, as far as its metadata has them."""
+    known = metadata if isinstance(metadata, dict) else {}
+    return known.get("step", "-"), known.get("source", "-")
 
 
 def _metadata(text: str | None) -> dict[str, Any] | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, Pool, QueuePool, StaticPool
+from sqlalchemy import Engine, NullPool, Pool, QueuePool, StaticPool
 
 from checkpoint_store import migrations, operations
-from checkpoint_store.errors import NotSetUp
+from checkpoint_store.errors import NotSetUp, WrongThread
 from checkpoint_store.executor import borrowed, migrating
 from checkpoint_store.faults import fault_of
 from checkpoint_store.source.failures import FOREIGN
@@ -22,6 +23,7 @@ from checkpoint_store.turns import Turns, alone_with
 
 T = TypeVar("T")
 
+_origins: weakref.WeakSet[EngineOrigin] = weakref.WeakSet()
 _turns: weakref.WeakKeyDictionary[Pool, Turns] = weakref.WeakKeyDictionary()
 
 
@@ -37,10 +39,13 @@ class EngineOrigin(Origin):
 
     def __init__(self, engine: Engine, sql: Statements, retry_timeout: float, *, pooler: bool = False) -> None:
         super().__init__(engine, sql)
-        self._pooler = pooler
+        self.pooler = pooler
+        """Whether a pooler of transactions stands before the server."""
         self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
         self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
         """Waits for a connection of the pool, in a `with` block."""
+        self._parents_pool: Pool | None = None
+        _origins.add(self)
 
     @property
     def retries(self) -> int:
@@ -88,8 +93,26 @@ class EngineOrigin(Origin):
                 return self._retries.repeat(fault, error, function, *args)
 
     def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        with self.turn(), borrowed(self.engine, whole=whole, pooler=self._pooler) as db:
+        if self._parents_pool is self.engine.pool:
+            raise WrongThread(
+                "this saver's engine was used before the process forked; its connections belong to the parent. "
+                "Call engine.dispose(close=False) in the child first, or make engine and saver there."
+            )
+        with self.turn(), borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
             return operation(db, self.sql, *args)
+
+
+def _leave_pools() -> None:
+    """Leave the connections that there are to the process this one was forked from."""
+    for origin in _origins:
+        pool = origin.engine.pool
+        is_unused = isinstance(pool, QueuePool) and not pool.checkedin() + pool.checkedout()
+        if not is_unused and not isinstance(pool, NullPool):
+            origin._parents_pool = pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_pools)
 
 
 def _turn_on(pool: Pool, *, is_async: bool) -> Callable[[], AbstractContextManager[object]]:

@@ -72,12 +72,15 @@ class LoopSource(Source):
         """Refuse further operations, and give back what is ours."""
         if not self._closed:
             self._closed = True
-            await self.bridge.acall(self._release)
+            if not self.bridge.is_left_behind:
+                await self.bridge.acall(self._release)
 
     def close_blocking(self) -> None:
         """Refuse further operations, and give back what is ours."""
         if not self._closed:
             self._closed = True
+            if self.bridge.is_left_behind:
+                return
             self.bridge.call(self._release)
             if self.owned:
                 self.bridge.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -127,6 +128,15 @@ class Incident:
 
 
 _lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 - the thread that held it is not in this process
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 # Lost connections and conflicts between transactions have nothing to do with each other. As elsewhere an engine goes by
 # its dialect, which is the same for its execution_options() variants.

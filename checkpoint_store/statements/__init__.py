@@ -207,6 +207,11 @@ class Statements:
         return Statement(copying.copy_thread(self.tables))
 
     @cached_property
+    def outcome(self) -> Statement:
+        """See `copying.outcome`."""
+        return Statement(copying.outcome())
+
+    @cached_property
     def thread_tables(self) -> Statement:
         """See `sizes.thread_tables`."""
         return Statement(sizes.thread_tables(self.tables))

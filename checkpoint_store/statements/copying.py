@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, bindparam, case, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, bindparam, case, cast, func, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.types import UserDefinedType
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import given, key, member_text
@@ -22,7 +23,7 @@ def stored_threads(t: Tables) -> Select[Any]:
 
 
 def copy_thread(t: Tables) -> Select[Any]:
-    """Insert everything that is stored for a thread under another id. Returns how many rows.
+    """Insert everything that is stored for a thread under another id. Returns how many rows, and the transaction's id.
 
     It sees the source as of one moment, which each commit of a writer or collector leaves whole, so it locks nothing
     there. The target must have nothing.
@@ -37,7 +38,21 @@ def copy_thread(t: Tables) -> Select[Any]:
         _copied(t.checkpoint_writes),
     ]
     counts = [select(func.count()).select_from(copy).scalar_subquery() for copy in copies]
-    return select(sum(counts[1:], counts[0]))
+    return select(sum(counts[1:], counts[0]), cast(func.pg_current_xact_id(), Text))
+
+
+class _Xid8(UserDefinedType[str]):
+    """PostgreSQL's type of transaction ids."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+def outcome() -> Select[Any]:
+    """Select what has become of a transaction: "committed", "aborted", "in progress". Binds: `transaction_id`."""
+    return select(func.pg_xact_status(cast(given("transaction_id"), _Xid8())))
 
 
 def _copied(table: Table, **changed: ColumnElement[Any]) -> Any:

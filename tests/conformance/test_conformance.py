@@ -178,7 +178,7 @@ HELD = [
     on_a_psycopg_engine,
     on_an_async_psycopg_engine,
     bound_to_a_session,
-    bound_to_a_sync_session,
+    pytest.param(bound_to_a_sync_session, marks=pytest.mark.slow),
     pytest.param(async_methods_on_a_psycopg_engine, marks=pytest.mark.slow),
     pytest.param(sync_saver_on_an_async_psycopg_engine, marks=pytest.mark.slow),
     pytest.param(on_a_psycopg_connection, marks=pytest.mark.slow),

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenacity import wait_none
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import Closed, InvalidOption, Unavailable
+from checkpoint_store.errors import Closed, InvalidOption, ThreadExists, Unavailable
 from checkpoint_store.source import retrying
 from tests.faults.bed import PATIENCE_SECONDS, Network
 
@@ -202,18 +202,21 @@ async def test_a_table_that_is_altered_between_two_calls_goes_unnoticed(url: str
     await engine.dispose()
 
 
-async def test_concurrent_changes_to_one_row_succeed_where_transactions_are_strict(url: str) -> None:
-    """A database whose transactions are SERIALIZABLE by default refuses those that come second: they come again."""
+async def test_a_change_that_came_second_is_made_again_where_transactions_are_strict(url: str) -> None:
+    """In a database that is SERIALIZABLE by default the server refuses a put that another one has overtaken."""
     name = execute(url, "SELECT current_database()")
     await asyncio.to_thread(execute, url, f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
-    async with saver_on(url, pool_size=8, max_overflow=0, retry_timeout=60) as saver:
-        await put(saver)
-        for number in range(50):
-            await asyncio.gather(*[put(saver, a=f"{number} {task}") for task in range(8)])
-            if saver.retries:
-                break
+    async with saver_on(url) as saver:
+        stored = await put(saver, a="before")
+        with psycopg.connect(url) as host:
+            host.execute("UPDATE checkpoints SET metadata = '{}'")
+            call = asyncio.create_task(put(saver, a="after"))
+            await until(lambda: execute(url, WAITING) == 1)
+            host.commit()
+            await call
 
         assert saver.retries > 0
+        assert (await saver.aget_tuple(stored)).checkpoint["channel_values"] == {"a": "after"}
 
 
 async def test_a_deadlock_with_the_host_is_not_noticed(url: str) -> None:
@@ -401,7 +404,10 @@ def test_a_sync_caller_that_waits_for_its_next_try_can_be_interrupted(url: str) 
         assert not thread.is_alive()
     assert [type(error) for error in outcomes] == [Closed, Closed]
     sync_engine.dispose()
-    assert execute(url, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == 1
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+    )
+    asyncio.run(until(lambda: execute(url, sessions) == 1))
 
 
 async def test_a_closed_saver_tries_nothing_any_more(url: str) -> None:
@@ -610,6 +616,30 @@ async def test_a_deletion_whose_commit_was_not_heard_of_is_done_once_more(url: s
 
         assert saver.retries > 0
         assert await saver.aget_tuple(CONFIG) is None
+
+
+async def test_a_copy_whose_commit_was_not_heard_of_is_found_instead_of_refused(url: str, network: Network) -> None:
+    """The second try finds the target taken, by the first one; somebody else's is refused as ever."""
+    async with saver_on(network.through(url)) as saver:
+        await put(saver, a=[1])
+        engine = saver._source.origin.engine
+
+        @event.listens_for(engine, "commit")
+        def deafen(_: object) -> None:
+            if not saver.retries:
+                network.deafen()
+
+        call = asyncio.create_task(saver.acopy_thread("t", "copy"))
+        await until(lambda: execute(url, "SELECT count(*) FROM checkpoints") == 2)
+        await until(lambda: network.swallowed > 0)
+        network.mend()
+        await call
+
+        assert saver.retries > 0
+        copied = await saver.aget({"configurable": {"thread_id": "copy"}})
+        assert copied["channel_values"] == {"a": [1]}
+        with pytest.raises(ThreadExists):
+            await saver.acopy_thread("t", "copy")
 
 
 # --- several hosts ---

@@ -268,6 +268,7 @@ async def test_a_thread_arrives_as_it_was(source: Saver, sync_saver: PostgresSav
     assert await asyncio.to_thread(listed, source) == before
 
 
+@few
 async def test_a_graph_goes_on_after_the_move(source: Saver, sync_saver: PostgresSaver, copied: Any) -> None:
     """In the middle of a step, half of it done: it asks the same, and comes to the same end as where it began."""
     await asyncio.to_thread(travel, source, "t")
@@ -419,7 +420,7 @@ def store(saver: Saver, thread_id: str, history: list[dict[str, Any]]) -> None:
                 saver.put_writes(stored, writes, task_id, path)
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [12, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "pair", [(in_memory, ""), (sqlite, ""), (stock, "")], ids=lambda pair: pair[0].__name__, indirect=True
 )

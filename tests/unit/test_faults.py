@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import exc
+from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
 from checkpoint_store.faults import FAULTS, Fault, ends_connections, fault_of, is_conflict, name_of
 from checkpoint_store.turns import TurnTimeout
@@ -27,6 +28,14 @@ def told_by_the_server(state: str) -> asyncpg.PostgresError:
 def within(orig: BaseException, kind: type[exc.DBAPIError] = exc.DBAPIError, *, lost: bool = False) -> exc.DBAPIError:
     """As SQLAlchemy hands it on."""
     return kind("SELECT", None, orig, connection_invalidated=lost)
+
+
+def translated(error: Exception) -> exc.DBAPIError:
+    """As SQLAlchemy's dialect hands it on, which makes DBAPI errors of asyncpg's."""
+    dialect = asyncpg_dialect.PGDialect_asyncpg(dbapi=asyncpg_dialect.PGDialect_asyncpg.import_dbapi())
+    orig = dialect.loaded_dbapi.Error("")
+    orig.__cause__ = error
+    return within(orig, exc.InternalError)
 
 
 PASSES: dict[str, tuple[BaseException, Any]] = {
@@ -53,6 +62,7 @@ PASSES: dict[str, tuple[BaseException, Any]] = {
     "no address": (socket.gaierror(socket.EAI_AGAIN, "again"), socket.gaierror),
     "no primary": (X.TargetServerAttributeNotMatched("read-write"), X.TargetServerAttributeNotMatched),
     "protocol torn": (exc.StatementError("", "", None, X.InternalClientError("state 12")), X.InternalClientError),
+    "no primary, by SQLAlchemy": (translated(X.TargetServerAttributeNotMatched("")), X.TargetServerAttributeNotMatched),
     "libpq": (within(Exception("connection failed"), exc.OperationalError), exc.OperationalError),
 }
 
