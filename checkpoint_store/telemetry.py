@@ -4,8 +4,8 @@
 
     telemetry.instrument(saver)
 
-Savers have no hooks for this that would cost something when nobody looks. Instead `instrument` puts methods of its own
-in front of those of one saver's source: a saver that is not instrumented runs the code that it always ran.
+Savers have no hooks for this, which would cost something when nobody looks. Instead `instrument` puts methods in front
+of those of one saver's source: a saver that is not instrumented runs the code that it always ran.
 
 Names follow OpenTelemetry's semantic conventions for database clients where those have any
 (https://opentelemetry.io/docs/specs/semconv/database/); what is our own begins with `checkpoint_store`. No value,
@@ -183,15 +183,9 @@ class _Observation:
 
     def begin(self) -> None:
         """Put methods in front."""
-        source = self._source
-        for name in ("run", "transact"):
-            self._shadow(source, name, self._awaited(getattr(source, name), _asked))
-            self._shadow(source, f"{name}_blocking", self._called(getattr(source, f"{name}_blocking"), _asked))
-        for name, described in (("store", _stored), ("setup", _set_up)):
-            self._shadow(source, name, self._awaited(getattr(source, name), described))
-            self._shadow(source, f"{name}_blocking", self._called(getattr(source, f"{name}_blocking"), described))
-        if hasattr(source, "_store_all"):
-            self._shadow(source, "_store_all", self._flushed(source._store_all))
+        # Of its class, not of the object: the source may be copied, and a copy's methods are the copy's.
+        kind: Any = type(self._source)
+        self._source.__class__ = type(kind.__name__, (_Observed, kind), {"observation": self})
         for origin in self._origins:
             if isinstance(origin, EngineOrigin):
                 self._shadow(origin, "_borrow", self._borrowed(origin._borrow))
@@ -201,38 +195,13 @@ class _Observation:
 
     def end(self) -> None:
         """Take them away again."""
+        self._source.__class__ = type(self._source).__mro__[2]
         for thing, name in self._shadowed:
             delattr(thing, name)
 
     def _shadow(self, thing: Any, name: str, method: Callable[..., Any]) -> None:
         self._shadowed.append((thing, name))
         setattr(thing, name, method)
-
-    def _awaited(self, method: Callable[..., Any], described: Callable[..., Described]) -> Any:
-        async def observed(*args: Any, **options: Any) -> Any:
-            with self._measured(*described(*args)):
-                return await method(*args, **options)
-
-        return observed
-
-    def _called(self, method: Callable[..., Any], described: Callable[..., Described]) -> Any:
-        def observed(*args: Any, **options: Any) -> Any:
-            with self._measured(*described(*args)):
-                return method(*args, **options)
-
-        return observed
-
-    def _flushed(self, method: Callable[..., Any]) -> Any:
-        async def observed(changes: Sequence[Change]) -> None:
-            call = _call.get()
-            if call is not None and [call.change] == changes:
-                await method(changes)
-                return
-            # Several calls share a commit, or one has waited for it, and this is nobody's task.
-            with self._measured("store", None, None, count=len(changes)):
-                await method(changes)
-
-        return observed
 
     def _borrowed(self, method: Callable[..., Any]) -> Any:
         def observed(whole: bool, operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -295,7 +264,7 @@ class _Observation:
             self._pages.add(shared, {**self._database, "checkpoint_store.page.state": "shared"})
 
     @contextmanager
-    def _measured(
+    def measured(
         self, name: str, thread_id: str | None, change: Change | None, count: int | None = None
     ) -> Iterator[None]:
         """Have a span and a measurement for a block, or for the commit of so many calls."""
@@ -334,6 +303,53 @@ class _Observation:
             self._duration.record(time.perf_counter() - began, attributes)
 
 
+class _Observed(Source):
+    """The methods that are put in front of a source's; a class of its own is made of it for each source."""
+
+    observation: _Observation
+
+    async def run(self, *args: Any, **options: Any) -> Any:
+        with self.observation.measured(*_asked(*args)):
+            return await super().run(*args, **options)
+
+    def run_blocking(self, *args: Any, **options: Any) -> Any:
+        with self.observation.measured(*_asked(*args)):
+            return super().run_blocking(*args, **options)
+
+    async def transact(self, *args: Any, **options: Any) -> Any:
+        with self.observation.measured(*_asked(*args)):
+            return await super().transact(*args, **options)
+
+    def transact_blocking(self, *args: Any, **options: Any) -> Any:
+        with self.observation.measured(*_asked(*args)):
+            return super().transact_blocking(*args, **options)
+
+    async def store(self, change: Change) -> None:
+        with self.observation.measured(*_stored(change)):
+            await super().store(change)  # type: ignore[safe-super]
+
+    def store_blocking(self, change: Change) -> None:
+        with self.observation.measured(*_stored(change)):
+            super().store_blocking(change)  # type: ignore[safe-super]
+
+    async def setup(self, timeout: float) -> None:
+        with self.observation.measured("setup", None, None):
+            await super().setup(timeout)
+
+    def setup_blocking(self, timeout: float) -> None:
+        with self.observation.measured("setup", None, None):
+            super().setup_blocking(timeout)
+
+    async def _store_all(self, changes: Sequence[Change]) -> None:
+        call = _call.get()
+        if call is not None and [call.change] == changes:
+            await super()._store_all(changes)  # type: ignore[misc]
+            return
+        # Several calls share a commit, or one has waited for it, and this is nobody's task.
+        with self.observation.measured("store", None, None, count=len(changes)):
+            await super()._store_all(changes)  # type: ignore[misc]
+
+
 def _asked(operation: Callable[..., Any], *args: Any) -> Described:
     """Describe an operation: its name, and the thread it is about."""
     name = _NAMES.get(operation) or getattr(operation, "__name__", "call").lstrip("_")
@@ -346,10 +362,6 @@ def _asked(operation: Callable[..., Any], *args: Any) -> Described:
 
 def _stored(change: Change) -> Described:
     return ("put" if isinstance(change, Put) else "put_writes"), change.thread_id, change
-
-
-def _set_up(_: float) -> Described:
-    return "setup", None, None
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

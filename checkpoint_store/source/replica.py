@@ -111,6 +111,7 @@ class ReplicaOrigin(Origin):
         super().__init__(primary.engine, primary.sql)
         self._primary = primary
         self._replica = replica
+        self.turn = primary.turn
         # What one saver on an engine writes the others may ask for.
         self._written = _unreplicated.setdefault(primary.engine.dialect, Unreplicated())
         self._rests_until = float("-inf")

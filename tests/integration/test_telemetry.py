@@ -11,17 +11,19 @@ from typing import Any
 import psycopg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.memory import InMemorySaver
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, pages, telemetry
 from checkpoint_store.errors import InvalidOption, NotSetUp, Unavailable
+from checkpoint_store.transfer import acopy_threads
 
 GRAPH: Any = {"configurable": {"thread_id": "the-thread", "checkpoint_ns": ""}}
 SECRET = "a value that nobody else may see"
@@ -298,3 +300,22 @@ except NotInstalled as error:
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "checkpoint-store[otel]" in told
+
+
+async def test_what_works_on_a_copy_of_the_source_still_does(
+    telescope: Telescope, saver: AsyncPostgresSaver, engine: AsyncEngine
+) -> None:
+    """Threads that are copied from another saver are, each one, in one transaction on one connection."""
+    source = InMemorySaver()
+    for number in range(3):
+        thread: Any = {"configurable": {"thread_id": f"t{number}", "checkpoint_ns": ""}}
+        source.put(thread, checkpoint("1", n=number), {}, {"n": "1"})
+    telescope.on(saver)
+    begun: list[str] = []
+    event.listen(engine.sync_engine, "commit", lambda _: begun.append("commit"))
+
+    report = await acopy_threads(source, saver)
+
+    assert report.threads == 3
+    assert len(begun) == 3
+    assert "put checkpoints" in telescope.names
