@@ -216,12 +216,12 @@ class _Transfer:
         stored: set[tuple[str, str, str]] = set()
         for found in self._list(config):
             key, checkpoint = _key(found), found.checkpoint
-            new_versions = {
-                channel: version
-                for channel, version in checkpoint["channel_versions"].items()
-                if channel in checkpoint["channel_values"] and (key[0], channel, str(version)) not in stored
-            }
             try:
+                new_versions = {
+                    channel: version
+                    for channel, version in checkpoint["channel_versions"].items()
+                    if channel in checkpoint["channel_values"] and (key[0], channel, str(version)) not in stored
+                }
                 put = _config(name, key[0], _parent_id(found)), checkpoint, found.metadata or {}, new_versions
                 self._calls.call(target.put, target.aput, *put)
                 for writes in _writes(found, paths):

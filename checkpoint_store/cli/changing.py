@@ -34,10 +34,10 @@ class Form(str, Enum):
 
 
 def copy(
-    url: Url,
     source: Annotated[str, typer.Argument(help="The thread to copy.", show_default=False)],
     target: Annotated[str, typer.Argument(help="The id of the copy.", show_default=False)],
     replace: Annotated[bool, typer.Option("--replace", help="First delete what the target has.")] = False,
+    url: Url = "",
     schema: Schema = None,
 ) -> None:
     """Copy a thread under another id.
@@ -64,9 +64,9 @@ def copy(
 
 
 def delete(
-    url: Url,
     threads: Annotated[list[str], typer.Argument(metavar="THREAD...", help="Their ids.", show_default=False)],
     yes: Yes = False,
+    url: Url = "",
     schema: Schema = None,
 ) -> None:
     """Delete all that is stored for threads.
@@ -102,9 +102,9 @@ def delete(
 
 
 def pages(
-    url: Url,
     form: Annotated[Form, typer.Argument(help='"share" or "inline".', show_default=False)],
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="How many values to rewrite at a time.")] = 20,
+    url: Url = "",
     schema: Schema = None,
 ) -> None:
     """Turn large values into shared pages, or back.
@@ -128,9 +128,9 @@ def pages(
 
 
 def prune(
-    url: Url,
     threads: Annotated[list[str], typer.Argument(metavar="THREAD...", help="Their ids.", show_default=False)],
     keep: Annotated[int, typer.Option(metavar="N", min=1, help="How many to keep of each namespace.")] = 1,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -152,7 +152,6 @@ def prune(
 
 
 def sweep(
-    url: Url,
     older_than: Annotated[
         str | None, typer.Option(metavar="AGE", show_default=False, help="What is older: 90m, 12h, 30d, 8w.")
     ] = None,
@@ -166,6 +165,7 @@ def sweep(
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="How many checkpoints to remove in one transaction.")
     ] = BATCH_SIZE,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:

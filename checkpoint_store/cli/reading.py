@@ -30,7 +30,6 @@ Full = Annotated[bool, typer.Option("--full", help="Show values whole, however l
 
 
 def threads(
-    url: Url,
     limit: Annotated[int, typer.Option(metavar="N", help="How many; 0 for all.")] = 20,
     cursor: Annotated[
         str | None, typer.Option(metavar="CURSOR", show_default=False, help="Go on where a list has ended.")
@@ -44,6 +43,7 @@ def threads(
         str | None, typer.Option(metavar="TEXT", show_default=False, help="What the ids begin with.")
     ] = None,
     count: Annotated[bool, typer.Option("--count", help="Count each thread's checkpoints.")] = False,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -90,9 +90,9 @@ def threads(
 
 
 def history(
-    url: Url,
     thread: Thread,
     limit: Annotated[int, typer.Option(metavar="N", help="How many checkpoints, the newest; 0 for all.")] = 200,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -146,7 +146,6 @@ def history(
 
 
 def show(
-    url: Url,
     thread: Thread,
     checkpoint: Annotated[
         str | None, typer.Argument(help="Its id, or how that begins; the newest by default.", show_default=False)
@@ -156,6 +155,7 @@ def show(
         list[str] | None, typer.Option(metavar="NAME", show_default=False, help="Only this channel; may be repeated.")
     ] = None,
     full: Full = False,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -179,11 +179,11 @@ def show(
 
 
 def diff(
-    url: Url,
     thread: Thread,
     a: Annotated[str, typer.Argument(help="A checkpoint's id, or how it begins.", show_default=False)],
     b: Annotated[str, typer.Argument(help="Another one's.", show_default=False)],
     namespace: Namespace = "",
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -217,9 +217,9 @@ def diff(
 
 
 def stats(
-    url: Url,
     thread: Annotated[str | None, typer.Argument(help="A thread's id; all by default.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(metavar="N", help="How many threads or channels, the largest.")] = 10,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:

@@ -53,7 +53,7 @@ def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
     """
     c = t.checkpoints.c
     # As in the index.
-    is_root = func.length(c.checkpoint_ns) == number(0)
+    is_root = c.checkpoint_ns.like(key(""))
     wanted = [is_root, c.thread_id != func.all(bindparam("passed", type_=ARRAY(Text)))]
     if "after" in conditions:
         position = tuple_(given("last_checkpoint_id"), given("last_thread_id"))

@@ -35,6 +35,8 @@ class Checkpoint:
     values: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     counters: dict[str, list[int]] = field(default_factory=dict)
+    is_noted: bool = False
+    """Whether the counters are in its metadata."""
     written: set[str] = field(default_factory=set)
     """What tasks that followed it wrote to."""
     children: int = 0
@@ -162,6 +164,7 @@ class Histories:
         if new.run_id is not None:
             metadata["run_id"] = new.run_id
         if style == "counted" and new.counters:
+            new.is_noted = True
             metadata["counters_since_delta_snapshot"] = new.counters
         config = {"configurable": {"thread_id": new.key[0], "checkpoint_ns": new.key[1]}}
         if new.parent is not None:

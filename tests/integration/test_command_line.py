@@ -385,8 +385,8 @@ def test_no_url_is_told(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
     done = run("threads")
 
-    assert done.code == 2
-    assert "CHECKPOINT_STORE_URL" in done.err
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: no database is named: give --url, or set CHECKPOINT_STORE_URL\n"
 
 
 def commands() -> list[str]:

@@ -22,6 +22,19 @@ def removing(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.Monke
         yield saver
 
 
+def as_found(saver: PostgresSaver, made: Histories, left: set[Key]) -> set[Key]:
+    """What is left, which is what has to be.
+
+    A bit more where LangGraph has left no note of delta channels, and a fork whose sibling is gone looks as if it had
+    one: in doubt nothing goes.
+    """
+    found = {tuple(one.config["configurable"].values()) for one in saver.list(None)}
+    assert left <= found
+    noted = {key[:2] for key, one in made.checkpoints.items() if one.is_noted}
+    assert not {key for key in found - left if key[:2] in noted}
+    return found
+
+
 def sweep(saver: PostgresSaver, made: Histories, chance: random.Random) -> set[Key]:
     """Sweep by a random rule, dry first. Returns what has to be left."""
     days = timedelta(days=chance.randint(1, 60), minutes=17)
@@ -42,6 +55,7 @@ def sweep(saver: PostgresSaver, made: Histories, chance: random.Random) -> set[K
 
     assert done == promised, options
     assert (reports or [SweepReport()])[-1] == done
+    left = as_found(saver, made, left)
     assert done.checkpoints == len(made.checkpoints) - len(left)
     assert done.threads == len({key[0] for key in made.checkpoints.keys() - left})
     assert saver.sweep(**options) == SweepReport()
@@ -57,6 +71,7 @@ def prune(saver: PostgresSaver, made: Histories, chance: random.Random) -> set[K
 
     done = saver.prune(sorted(chosen), keep=keep)
 
+    left = as_found(saver, made, left)
     assert done.checkpoints == len(made.checkpoints) - len(left)
     return left
 
@@ -67,6 +82,7 @@ def delete_for_runs(saver: PostgresSaver, made: Histories, chance: random.Random
 
     done = saver.delete_for_runs(sorted(run_ids))
 
+    left = as_found(saver, made, left)
     assert done.checkpoints == len(made.checkpoints) - len(left)
     return left
 
@@ -104,12 +120,13 @@ def test_what_stays_reads_as_before_and_nothing_unreachable_is_left(
         if not made.checkpoints:
             break
         before = made.read()
+        order = [tuple(one.config["configurable"].values()) for one in removing.list(None)]
         operation = chance.choice(OPERATIONS)
         left = operation(removing, made, chance)
         made.forget(left)
 
-        found = {tuple(one.config["configurable"].values()): one for one in removing.list(None)}
-        assert found.keys() == left, operation
+        listed = [tuple(one.config["configurable"].values()) for one in removing.list(None)]
+        assert listed == [key for key in order if key in left], operation
         after = made.read()
         for key, (one, history) in before.items():
             if key in left:
