@@ -7,14 +7,11 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from sqlalchemy.util import await_only
 
 T = TypeVar("T")
 
-Saver = BaseCheckpointSaver[Any]
-Listed = Generator[CheckpointTuple, None, None]
+Listed = Generator[T, None, None]
 
 _END: Any = object()
 
@@ -25,8 +22,8 @@ class Calls(Protocol):
     def call(self, blocking: Callable[..., T], awaiting: Callable[..., Any], *args: Any) -> T:
         """Call a method, given in both forms, in the form that fits."""
 
-    def listed(self, saver: Saver, config: RunnableConfig | None) -> Listed:
-        """List a saver's checkpoints; in the other form if it doesn't have the one that fits."""
+    def listed(self, blocking: Callable[[], Iterator[T]], awaiting: Callable[[], AsyncIterator[T]]) -> Listed[T]:
+        """Iterate over what a method lists, given in both forms; in the other one if the one that fits is missing."""
 
 
 class Calling:
@@ -36,9 +33,9 @@ class Calling:
         """Call the blocking form."""
         return blocking(*args)
 
-    def listed(self, saver: Saver, config: RunnableConfig | None) -> Listed:
-        """List by `list`; by `alist`, on an event loop made for that, if the saver has nothing else."""
-        yield from _first_that_works(_pulled(lambda: saver.list(config), next), _looped(lambda: saver.alist(config)))
+    def listed(self, blocking: Callable[[], Iterator[T]], awaiting: Callable[[], AsyncIterator[T]]) -> Listed[T]:
+        """List by the blocking form; or by the other, on an event loop that is made for it."""
+        yield from _first_that_works(_pulled(blocking, next), _looped(awaiting))
 
 
 class Awaiting:
@@ -48,15 +45,16 @@ class Awaiting:
         """Await the other form."""
         return await_only(awaiting(*args))
 
-    def listed(self, saver: Saver, config: RunnableConfig | None) -> Listed:
-        """List by `alist`; by `list`, in worker threads, if the saver has nothing else."""
-        yield from _first_that_works(
-            _awaited(lambda: saver.alist(config), await_only),
-            _pulled(lambda: saver.list(config), lambda *args: await_only(asyncio.to_thread(next, *args))),
-        )
+    def listed(self, blocking: Callable[[], Iterator[T]], awaiting: Callable[[], AsyncIterator[T]]) -> Listed[T]:
+        """List by the awaiting form; or by the other, in worker threads."""
+        yield from _first_that_works(_awaited(awaiting, await_only), _pulled(blocking, _pull_in_thread))
 
 
-def _first_that_works(*ways: Listed) -> Listed:
+def _pull_in_thread(*args: Any) -> Any:
+    return await_only(asyncio.to_thread(next, *args))
+
+
+def _first_that_works(*ways: Listed[T]) -> Listed[T]:
     """List in the first way that does not turn out to be missing; some savers have a method only to say so."""
     for way in ways:
         with closing(way):
@@ -71,7 +69,7 @@ def _first_that_works(*ways: Listed) -> Listed:
     raise NotImplementedError("it has neither list nor alist")
 
 
-def _pulled(start: Callable[[], Iterator[CheckpointTuple]], pull: Callable[..., Any]) -> Listed:
+def _pulled(start: Callable[[], Iterator[T]], pull: Callable[..., Any]) -> Listed[T]:
     iterator = start()
     try:
         while (found := pull(iterator, _END)) is not _END:
@@ -82,12 +80,12 @@ def _pulled(start: Callable[[], Iterator[CheckpointTuple]], pull: Callable[..., 
             close()
 
 
-def _looped(start: Callable[[], AsyncIterator[CheckpointTuple]]) -> Listed:
+def _looped(start: Callable[[], AsyncIterator[T]]) -> Listed[T]:
     with closing(asyncio.new_event_loop()) as loop:
         yield from _awaited(start, loop.run_until_complete)
 
 
-def _awaited(start: Callable[[], AsyncIterator[CheckpointTuple]], wait: Callable[[Any], Any]) -> Listed:
+def _awaited(start: Callable[[], AsyncIterator[T]], wait: Callable[[Any], Any]) -> Listed[T]:
     async def pull() -> Any:
         return await anext(iterator, _END)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -153,8 +154,9 @@ class Lineage:
         return ordered
 
     def can_be_split(self) -> bool:
-        """Tell whether what goes may go in parts: an old checkpoint's sends are those of whoever is its parent."""
-        return not any(TASKS in sought for sought in self._sought.values())
+        """Tell whether what goes may go in parts: not where there are sends, which are of whoever is the parent."""
+        sends = [traces.values() for (_, channel), traces in self._traces.items() if channel == TASKS]
+        return not any(trace.is_written for traces in sends for trace in traces)
 
     def _is_active(self, rule: Rule) -> bool:
         nodes = (node for nodes in self.graphs.values() for node in nodes.values())
@@ -248,20 +250,28 @@ class Lineage:
 
     def _deltas(self, graph: str) -> set[str]:
         named = self._named(graph)
+        if any(node.counted for node in self.graphs[graph].values()):
+            return named
         others = self._sought.get(graph, set()) - named - {TASKS}
         return named | {channel for channel in others if self._is_delta(graph, channel)}
 
     def _is_delta(self, graph: str, channel: str) -> bool:
-        """Tell whether a channel is written but has no values; not so one whose value is gone after the next step."""
-        traces, is_cleared = self._traces.get((graph, channel), {}), False
-        for node in self.graphs[graph].values():
+        """Tell whether tasks write to a channel and it has no value then; without a sign of either, that it is so.
+
+        What a fork leaves open is whether it was written at all: the writes are those of one child.
+        """
+        nodes, traces = self.graphs[graph], self._traces.get((graph, channel), {})
+        children = Counter(node.parent_id for node in nodes.values())
+        is_ordinary = False
+        for node in nodes.values():
             here = traces.get(node.checkpoint_id, _NOTHING)
             there = traces.get(node.parent_id or "", _NOTHING)
-            if here.version is not None and here.version != there.version and not here.is_stored:
-                if there.is_written:
+            if here.version is not None and here.version != there.version:
+                if there.is_written and not here.is_stored and children[node.parent_id] == 1:
                     return True
-                is_cleared = is_cleared or there.is_stored
-        return not is_cleared
+                # Written, it has a value; or its value is gone though nobody wrote.
+                is_ordinary |= here.is_stored if there.is_written else there.is_stored and not here.is_stored
+        return not is_ordinary
 
     def _generations(self, graph: str) -> dict[str, int]:
         """How far each checkpoint is from the first of its line."""

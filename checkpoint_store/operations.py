@@ -91,6 +91,14 @@ def get_checkpoint(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row
     return next(iter(_read(db, sql.get_checkpoint if key.checkpoint_id else sql.get_latest, shelf, binds)), None)
 
 
+def get_settled(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row | None:
+    """Return the checkpoint that a key names if there is a newer one of its thread and namespace; otherwise None."""
+    # Asked for first: what is there then was written when no newer one was, and there may have been more to come.
+    if not db.fetch(sql.has_newer, key._asdict())[0][0]:
+        return None
+    return next(iter(_read(db, sql.get_checkpoint, shelf, key._asdict())), None)
+
+
 def list_page(
     db: Executor, sql: Statements, shelf: Shelf, listing: Listing, after: tuple[Last | None, int]
 ) -> Sequence[Row]:
@@ -307,3 +315,20 @@ def is_adopted(db: Executor, sql: Statements) -> bool:
 def revisions(db: Executor, sql: Statements) -> set[str]:
     """Return the revisions that the database is at."""
     return {row[0] for row in db.fetch(sql.revision, {})}
+
+
+def log_position(db: Executor, sql: Statements) -> int:
+    """Return where the write-ahead log ends, in bytes."""
+    return _position(db.fetch(sql.log_position, {})[0][0])
+
+
+def replayed_position(db: Executor, sql: Statements) -> int | None:
+    """Return how much of its primary's write-ahead log a replica has replayed, in bytes; None of what is no replica."""
+    position = db.fetch(sql.replayed_position, {})[0][0]
+    return position and _position(position)
+
+
+def _position(text: str) -> int:
+    # Two hexadecimal numbers of 32 bits: https://www.postgresql.org/docs/current/datatype-pg-lsn.html
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)

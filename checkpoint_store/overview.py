@@ -49,6 +49,7 @@ class Overview(BaseCheckpointSaver[str]):
         Raises:
             InvalidConfig: If an argument can't be used.
             NotSetUp: If the tables are missing.
+            UnreadableValue: If metadata is nested too deeply.
             Unavailable: If the server can't be reached.
         """
         return listed(

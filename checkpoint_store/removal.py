@@ -135,7 +135,7 @@ def _removing(rule: Rule, thread_ids: Sequence[str], most: int | None) -> Genera
         if rest is None:
             return
         is_first = False
-        while rest is not None:
+        while rest is not None and rest.nodes:
             report, rest = yield Call(_remove_rest, (rest, most))
             yield report._replace(threads=0)
 
@@ -149,7 +149,7 @@ class Rest:
 
     lineage: Lineage
     nodes: Sequence[Node]
-    """In an order in which they may go in parts."""
+    """In an order in which they may go in parts; none if what goes last has to be chosen then."""
 
 
 def _find_next(db: Executor, sql: Statements, rule: Rule, after: str, most: int) -> Sequence[Row]:
@@ -183,8 +183,9 @@ def _remove(
     chosen = _chosen(db, sql, rule, thread_ids, most)
     if most is not None and len(chosen) == 1:
         [(lineage, nodes)] = chosen
-        if most < len(nodes) < len(lineage) and lineage.can_be_split():
-            return _take_out(db, sql, nodes[:most]), Rest(lineage, nodes[most:])
+        if len(nodes) < len(lineage) and (rule.whole or len(nodes) > most):
+            first = nodes[:most] if lineage.can_be_split() else nodes
+            return _take_out(db, sql, first), Rest(lineage, nodes[len(first) :])
     return _take_out(db, sql, [node for _, nodes in chosen for node in nodes]), None
 
 
@@ -202,7 +203,7 @@ def _remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[
         for _, graph, _, children in db.fetch(sql.children, _binds(delicate)):
             if not graphs[graph].keys() >= set(children):
                 return SweepReport(), None
-    return _take_out(db, sql, nodes), Rest(rest.lineage, rest.nodes[most:]) if len(rest.nodes) > most else None
+    return _take_out(db, sql, nodes), replace(rest, nodes=rest.nodes[most:])
 
 
 def _count(db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str]) -> SweepReport:

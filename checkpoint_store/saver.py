@@ -42,9 +42,11 @@ class AsyncPostgresSaver(Lifecycle):
             server that restarts; 0 for never. In a transaction of the caller's none ever is.
         pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
             made with `checkpoint_store.url.pooler_options()`. With a connection it changes nothing.
+        read_engine: The engine of a streaming replica, of the same kind as `conn`. History, lists and older checkpoints
+            are read there; the newest checkpoint, and threads that this process has just written, never are.
 
     Raises:
-        UnusableConnection: If `conn` or `pipe` is something else.
+        UnusableConnection: If `conn`, `pipe` or `read_engine` is something else.
         InvalidOption: If `pipe` comes with a connection, or was made for another engine; if `pooler` is of an unknown
             kind.
     """
@@ -59,8 +61,10 @@ class AsyncPostgresSaver(Lifecycle):
         share_pages: bool | None = None,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
+        read_engine: AsyncEngine | None = None,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False, pooler=pooler)
+        options: Any = {"pooler": pooler, "read_engine": read_engine}
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False, **options)
         if isinstance(source, LoopSource):
             source.bridge.adopt()
         super().__init__(source, serde)
@@ -77,6 +81,7 @@ class AsyncPostgresSaver(Lifecycle):
         share_pages: bool | None = None,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
+        read_engine: AsyncEngine | None = None,
         **engine_options: Any,
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -89,6 +94,7 @@ class AsyncPostgresSaver(Lifecycle):
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
+            read_engine: The engine of a streaming replica for reads that may lag; it stays yours.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -100,8 +106,8 @@ class AsyncPostgresSaver(Lifecycle):
         """
         engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
-        saver = cls(engine, pipe, serde, **options)
+        options: Any = {"retry_timeout": retry_timeout, "pooler": pooler, "read_engine": read_engine}
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -172,9 +178,11 @@ class PostgresSaver(Lifecycle):
             server that restarts; 0 for never. In a transaction of the caller's none ever is.
         pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
             made with `checkpoint_store.url.pooler_options()`. With a connection it changes nothing.
+        read_engine: The engine of a streaming replica, of the same kind as `conn`. History, lists and older checkpoints
+            are read there; the newest checkpoint, and threads that this process has just written, never are.
 
     Raises:
-        UnusableConnection: If `conn` or `pipe` is something else.
+        UnusableConnection: If `conn`, `pipe` or `read_engine` is something else.
         InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one; if `pooler` is
             of an unknown kind.
     """
@@ -189,8 +197,10 @@ class PostgresSaver(Lifecycle):
         share_pages: bool | None = None,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
+        read_engine: AsyncEngine | Engine | None = None,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True, pooler=pooler)
+        options: Any = {"pooler": pooler, "read_engine": read_engine}
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True, **options)
         if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
         super().__init__(source, serde)
@@ -207,6 +217,7 @@ class PostgresSaver(Lifecycle):
         share_pages: bool | None = None,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
+        read_engine: AsyncEngine | None = None,
         **engine_options: Any,
     ) -> Iterator[PostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -219,6 +230,7 @@ class PostgresSaver(Lifecycle):
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
+            read_engine: The engine of a streaming replica for reads that may lag; it stays yours.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -230,8 +242,8 @@ class PostgresSaver(Lifecycle):
         """
         engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
-        saver = cls(engine, pipe, serde, **options)
+        options: Any = {"retry_timeout": retry_timeout, "pooler": pooler, "read_engine": read_engine}
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -87,7 +88,7 @@ def copy_threads(
     Args:
         source: The saver to read, by its sync methods, or by its async ones if it has no others. It is not changed.
         target: The saver to write. On a connection of yours everything becomes part of your transaction.
-        thread_ids: Which threads; None for all, for which the source is read once more, to find them.
+        thread_ids: Which threads; None for all, for which a saver of others is read once more, to find them.
         on_progress: Called after each thread with the report so far.
         on_error: Called with a thread's id and its error; the thread is then left out. By default the error is raised.
 
@@ -163,6 +164,13 @@ class _Transfer:
             raise InvalidConfig(f"thread_ids is {thread_ids!r}, one string; it has to be a list of thread ids")
         if thread_ids is not None:
             return dict.fromkeys(thread_ids, 1)
+        source = self._source
+        if isinstance(source, Contract):  # which knows its threads without reading them
+            by_id: Any = (
+                partial(source.list_threads, order="thread_id"),
+                partial(source.alist_threads, order="thread_id"),
+            )
+            return dict.fromkeys((thread.thread_id for thread in self._calls.listed(*by_id)), 1)
         return Counter(found.config["configurable"]["thread_id"] for found in self._list(None))
 
     def _copy(self, thread_id: Any, expected: int) -> TransferReport:
@@ -208,12 +216,12 @@ class _Transfer:
         stored: set[tuple[str, str, str]] = set()
         for found in self._list(config):
             key, checkpoint = _key(found), found.checkpoint
-            new_versions = {
-                channel: version
-                for channel, version in checkpoint["channel_versions"].items()
-                if channel in checkpoint["channel_values"] and (key[0], channel, str(version)) not in stored
-            }
             try:
+                new_versions = {
+                    channel: version
+                    for channel, version in checkpoint["channel_versions"].items()
+                    if channel in checkpoint["channel_values"] and (key[0], channel, str(version)) not in stored
+                }
                 put = _config(name, key[0], _parent_id(found)), checkpoint, found.metadata or {}, new_versions
                 self._calls.call(target.put, target.aput, *put)
                 for writes in _writes(found, paths):
@@ -260,7 +268,8 @@ class _Transfer:
         """List the source's checkpoints, in the first way that it has, and name what goes wrong there."""
         last = None
         try:
-            with closing(self._calls.listed(self._source, config)) as listed:
+            ways: Any = partial(self._source.list, config), partial(self._source.alist, config)
+            with closing(self._calls.listed(*ways)) as listed:
                 for last in listed:
                     yield last
         except _HOPELESS:

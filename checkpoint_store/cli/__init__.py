@@ -69,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else FAILED if ended.code else DONE
     except Interrupted as interrupted:
-        _complain(f"\ninterrupted: {interrupted}")
+        _complain(interrupted, "interrupted")
         return INTERRUPTED
     except KeyboardInterrupt:
-        _complain("\ninterrupted")
+        _complain("before anything was changed", "interrupted")
         return INTERRUPTED
     except NotSetUp as error:
         _complain(f"{str(error).partition('. Run ')[0]}. Run `checkpoint-store upgrade`.")
@@ -86,11 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _complain(error: object) -> None:
+def _complain(error: object, what: str = "error") -> None:
     """Print what went wrong, in one line."""
     from checkpoint_store.cli.clean import clean
 
-    text = str(error)
-    start = "\n" * (text.startswith("\n") and sys.stderr.isatty())
-    prefix = "" if "interrupted" in text[:20] else "error: "
-    print(f"{start}{prefix}{clean(' '.join(text.split()))}", file=sys.stderr)  # noqa: T201
+    # Behind the ^C that a terminal shows.
+    start = "\n" if what == "interrupted" and sys.stderr.isatty() else ""
+    print(f"{start}{what}: {clean(' '.join(str(error).split()))}", file=sys.stderr)  # noqa: T201

@@ -19,7 +19,7 @@ from checkpoint_store.config import copy_of, thread_id
 from checkpoint_store.errors import InvalidOption, ThreadExists, ThreadNotFound
 from checkpoint_store.removal import BATCH_SIZE
 from checkpoint_store.report import SweepReport
-from checkpoint_store.source import Source
+from checkpoint_store.source import RETRY_SECONDS, Source
 from checkpoint_store.threads import ThreadStats, stats_of
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ class Form(str, Enum):
 
 
 def copy(
-    url: Url,
     source: Annotated[str, typer.Argument(help="The thread to copy.", show_default=False)],
     target: Annotated[str, typer.Argument(help="The id of the copy.", show_default=False)],
     replace: Annotated[bool, typer.Option("--replace", help="First delete what the target has.")] = False,
+    url: Url = "",
     schema: Schema = None,
 ) -> None:
     """Copy a thread under another id.
@@ -59,14 +59,14 @@ def copy(
                 f"something is stored for the thread {target!r}: delete it, choose another id, or add --replace"
             ) from None
 
-    rows = connected(url, schema, work)
+    rows = connected(url, schema, work, retry_timeout=RETRY_SECONDS)
     output.line(f"copied {source} to {target}: {counted(rows, 'row')}")
 
 
 def delete(
-    url: Url,
     threads: Annotated[list[str], typer.Argument(metavar="THREAD...", help="Their ids.", show_default=False)],
     yes: Yes = False,
+    url: Url = "",
     schema: Schema = None,
 ) -> None:
     """Delete all that is stored for threads.
@@ -97,13 +97,14 @@ def delete(
             await source.transact(operations.delete_thread, one.thread_id)
             output.line(f"deleted {one.thread_id}: {counted(one.checkpoints, 'checkpoint')}, {size(one.bytes)}")
 
-    connected(url, schema, work, "threads that were named as deleted are gone, the others are as they were")
+    advice = "threads that were named as deleted are gone, the others are as they were"
+    connected(url, schema, work, advice, retry_timeout=RETRY_SECONDS)
 
 
 def pages(
-    url: Url,
     form: Annotated[Form, typer.Argument(help='"share" or "inline".', show_default=False)],
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="How many values to rewrite at a time.")] = 20,
+    url: Url = "",
     schema: Schema = None,
 ) -> None:
     """Turn large values into shared pages, or back.
@@ -127,9 +128,9 @@ def pages(
 
 
 def prune(
-    url: Url,
     threads: Annotated[list[str], typer.Argument(metavar="THREAD...", help="Their ids.", show_default=False)],
     keep: Annotated[int, typer.Option(metavar="N", min=1, help="How many to keep of each namespace.")] = 1,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -151,7 +152,6 @@ def prune(
 
 
 def sweep(
-    url: Url,
     older_than: Annotated[
         str | None, typer.Option(metavar="AGE", show_default=False, help="What is older: 90m, 12h, 30d, 8w.")
     ] = None,
@@ -165,6 +165,7 @@ def sweep(
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="How many checkpoints to remove in one transaction.")
     ] = BATCH_SIZE,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:

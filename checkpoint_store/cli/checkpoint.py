@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from checkpoint_store import jsonb
 from checkpoint_store.cli import values
 from checkpoint_store.cli.clean import clean, moment
 from checkpoint_store.inert import inert
 from checkpoint_store.rows import Row
+from checkpoint_store.statements import TASKS
 from checkpoint_store.threads import time_of
 
 
@@ -23,7 +23,13 @@ class Checkpoint(NamedTuple):
     @classmethod
     def of(cls, row: Row, only: list[str] | None) -> Checkpoint:
         """Return what a row tells, of all channels or some."""
-        return cls(row, jsonb.decode(row.checkpoint), only)
+        document = inert("json", row.checkpoint.encode())
+        return cls(row, document if isinstance(document, dict) else {}, only)
+
+    @property
+    def metadata(self) -> Any:
+        """The metadata, whatever it is."""
+        return inert("json", self.row.metadata.encode())
 
     @property
     def channels(self) -> dict[str, Any]:
@@ -32,6 +38,9 @@ class Checkpoint(NamedTuple):
         found = dict(inline) if isinstance(inline, dict) else {}
         for channel, kind, blob in _zip(self.row.blob_channels, self.row.blob_types, self.row.blobs):
             found[channel] = inert(kind, blob)
+        if self.row.send_types:
+            # Before format 4 the sends of a step were kept with the parent; LangGraph finds them in this channel.
+            found[TASKS] = [inert(kind, blob) for kind, blob in _zip(self.row.send_types, self.row.sends)]
         return {name: found[name] for name in sorted(found) if self.only is None or name in self.only}
 
     @property
@@ -60,7 +69,7 @@ class Checkpoint(NamedTuple):
             told.append(clean(f"thread {row.thread_id}{graph}"))
             told.append(clean(f"checkpoint {row.checkpoint_id}, {moment(time_of(row.checkpoint_id))} UTC"))
             told.append(clean(f"parent {row.parent_checkpoint_id or '-'}"))
-        told += values.lines(jsonb.decode(row.metadata), limits, "metadata: ")
+        told += values.lines(self.metadata, limits, "metadata: ")
         told.append("channels:")
         for name, value in self.channels.items():
             told += [f"  {line}" for line in values.lines(value, limits, f"{clean(name)}: ")]
@@ -80,7 +89,7 @@ class Checkpoint(NamedTuple):
             "checkpoint_id": row.checkpoint_id,
             "parent_checkpoint_id": row.parent_checkpoint_id,
             "time": time_of(row.checkpoint_id),
-            "metadata": jsonb.decode(row.metadata),
+            "metadata": values.plain(self.metadata),
             "channels": {name: values.plain(value) for name, value in self.channels.items()},
             "channels_without_value": self.absent,
             "writes": [
@@ -92,7 +101,7 @@ class Checkpoint(NamedTuple):
         """Whatever two checkpoints may differ in, by name."""
         writes = {f"write {task} {name}": value for task, name, value in self.writes}
         channels = {f"channel {name}": value for name, value in self.channels.items()}
-        return {"metadata": jsonb.decode(self.row.metadata), **channels, **writes}
+        return {"metadata": self.metadata, **channels, **writes}
 
 
 def _zip(*arrays: Sequence[Any] | None) -> list[tuple[Any, ...]]:

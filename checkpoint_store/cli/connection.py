@@ -40,7 +40,14 @@ class Interrupted(Exception):
     """Raised for Ctrl-C; says what has become of the work, and how to go on."""
 
 
-def connected(url: str, schema: str | None, work: Callable[[Source], Awaitable[T]], advice: str = NOTHING_CHANGED) -> T:
+def connected(
+    url: str,
+    schema: str | None,
+    work: Callable[[Source], Awaitable[T]],
+    advice: str = NOTHING_CHANGED,
+    *,
+    retry_timeout: float = 0,
+) -> T:
     """Do something on a database, and return what comes of it.
 
     Args:
@@ -48,8 +55,10 @@ def connected(url: str, schema: str | None, work: Callable[[Source], Awaitable[T
         schema: The PostgreSQL schema of the tables.
         work: What to do.
         advice: What to tell whoever presses Ctrl-C meanwhile.
+        retry_timeout: For how long, in seconds, something is tried again; who only looks wants to know at once.
     """
-    return on_engine(url, lambda engine: work(engine_source(engine, statements_of(schema), None, None)), advice)
+    sql = statements_of(schema)
+    return on_engine(url, lambda engine: work(engine_source(engine, sql, None, None, retry_timeout)), advice)
 
 
 def on_engine(url: str, work: Callable[[AsyncEngine], Awaitable[T]], advice: str = NOTHING_CHANGED) -> T:

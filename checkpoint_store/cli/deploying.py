@@ -21,8 +21,8 @@ _ROLLED_BACK = "the revision under way was rolled back, those before it stay; th
 
 
 def upgrade(
-    url: Url,
     revision: Annotated[str, typer.Argument(help="How far; as a rule the newest.")] = "head",
+    url: Url = "",
     schema: Schema = None,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to wait for another process that migrates.")
@@ -50,8 +50,8 @@ def upgrade(
 
 
 def downgrade(
-    url: Url,
     revision: Annotated[str, typer.Argument(help='How far back: the name of a revision, or "base" for all of it.')],
+    url: Url = "",
     schema: Schema = None,
     yes: Yes = False,
     timeout: Annotated[
@@ -74,7 +74,7 @@ def downgrade(
     output.line(f"at {_current(url, schema) or 'base'}")
 
 
-def check(url: Url, schema: Schema = None, as_json: Json = False) -> None:
+def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
     """Tell whether the database is at head.
 
     Exit code 0 says that it is at this version's revision or a newer one, 3 that it is not. Needs the right to read

@@ -67,8 +67,11 @@ def note(text: str) -> None:
 def progress(what: str, unit: str) -> Iterator[Callable[[int], None]]:
     """Show how far something has come, on standard error if that is a terminal; yields what is told the number."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
     columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed:,}"), TextColumn(unit), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(what, total=None)
         yield lambda done: shown.update(task, completed=done)
 

@@ -30,7 +30,6 @@ Full = Annotated[bool, typer.Option("--full", help="Show values whole, however l
 
 
 def threads(
-    url: Url,
     limit: Annotated[int, typer.Option(metavar="N", help="How many; 0 for all.")] = 20,
     cursor: Annotated[
         str | None, typer.Option(metavar="CURSOR", show_default=False, help="Go on where a list has ended.")
@@ -44,6 +43,7 @@ def threads(
         str | None, typer.Option(metavar="TEXT", show_default=False, help="What the ids begin with.")
     ] = None,
     count: Annotated[bool, typer.Option("--count", help="Count each thread's checkpoints.")] = False,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -79,8 +79,7 @@ def threads(
             one.thread_id,
             short(one.checkpoint_id),
             moment(one.updated_at),
-            one.metadata.get("step", "-"),
-            one.metadata.get("source", "-"),
+            *_told(one.metadata),
             *([one.checkpoints] if count else []),
         )
         for one in found
@@ -91,9 +90,9 @@ def threads(
 
 
 def history(
-    url: Url,
     thread: Thread,
     limit: Annotated[int, typer.Option(metavar="N", help="How many checkpoints, the newest; 0 for all.")] = 200,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -125,7 +124,7 @@ def history(
                 "checkpoint_id": one.checkpoint_id,
                 "parent_checkpoint_id": one.parent_id,
                 "time": one.time,
-                "metadata": one.metadata,
+                "metadata": values.plain(one.metadata),
                 "bytes_added": one.added,
                 "tasks": one.tasks,
                 "interrupted": INTERRUPT in one.marks,
@@ -147,7 +146,6 @@ def history(
 
 
 def show(
-    url: Url,
     thread: Thread,
     checkpoint: Annotated[
         str | None, typer.Argument(help="Its id, or how that begins; the newest by default.", show_default=False)
@@ -157,6 +155,7 @@ def show(
         list[str] | None, typer.Option(metavar="NAME", show_default=False, help="Only this channel; may be repeated.")
     ] = None,
     full: Full = False,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -180,11 +179,11 @@ def show(
 
 
 def diff(
-    url: Url,
     thread: Thread,
     a: Annotated[str, typer.Argument(help="A checkpoint's id, or how it begins.", show_default=False)],
     b: Annotated[str, typer.Argument(help="Another one's.", show_default=False)],
     namespace: Namespace = "",
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -218,9 +217,9 @@ def diff(
 
 
 def stats(
-    url: Url,
     thread: Annotated[str | None, typer.Argument(help="A thread's id; all by default.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(metavar="N", help="How many threads or channels, the largest.")] = 10,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
@@ -311,6 +310,12 @@ async def _checkpoint(source: Source, thread: str, namespace: str, checkpoint_id
 
 def _not_found(thread: str) -> ThreadNotFound:
     return ThreadNotFound(f"nothing is stored for the thread {thread!r}")
+
+
+def _told(metadata: Any) -> tuple[Any, Any]:
+    """Return a checkpoint's step and source, as far as its metadata has them."""
+    known = metadata if isinstance(metadata, dict) else {}
+    return known.get("step", "-"), known.get("source", "-")
 
 
 def _metadata(text: str | None) -> dict[str, Any] | None:

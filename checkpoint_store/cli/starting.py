@@ -39,7 +39,6 @@ def demo() -> None:
 
 
 def import_from(
-    url: Url,
     source: Annotated[
         str, typer.Argument(help="A file of SqliteSaver's, or the URL of a database of PostgresSaver's.")
     ],
@@ -49,6 +48,7 @@ def import_from(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave out threads that can't be copied, instead of ending.")
     ] = False,
+    url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from checkpoint_store import jsonb
 from checkpoint_store.cli.clean import clean, counted, moment, short, size
+from checkpoint_store.inert import inert
 from checkpoint_store.statements.history import ERROR, INTERRUPT
 from checkpoint_store.threads import time_of
 
@@ -36,7 +36,7 @@ class Entry:
     def of(cls, row: Sequence[Any]) -> Entry:
         """Return a row of `statements.history`."""
         namespace, checkpoint_id, parent_id, metadata, added, tasks, marks = row
-        found = jsonb.decode(metadata)
+        found = inert("json", metadata.encode())
         return cls(
             namespace,
             checkpoint_id,

@@ -39,7 +39,8 @@ class EngineOrigin(Origin):
 
     def __init__(self, engine: Engine, sql: Statements, retry_timeout: float, *, pooler: bool = False) -> None:
         super().__init__(engine, sql)
-        self._pooler = pooler
+        self.pooler = pooler
+        """Whether a pooler of transactions stands before the server."""
         self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
         self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
         """Waits for a connection of the pool, in a `with` block."""
@@ -97,7 +98,7 @@ class EngineOrigin(Origin):
                 "this saver's engine was used before the process forked; its connections belong to the parent. "
                 "Call engine.dispose(close=False) in the child first, or make engine and saver there."
             )
-        with self.turn(), borrowed(self.engine, whole=whole, pooler=self._pooler) as db:
+        with self.turn(), borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
             return operation(db, self.sql, *args)
 
 

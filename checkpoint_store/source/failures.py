@@ -33,6 +33,8 @@ FOREIGN = (
 )
 """What comes from below us, to be told in our words."""
 
+_ADVICE = "Check that the server runs, and that the URL and the login are right."
+
 
 def explain(
     error: BaseException, where: str, t: Tables, *, callers: bool = False, tried: float = 0.0
@@ -72,7 +74,8 @@ def explain(
         return Unavailable(f"{where}: the statement took longer than the engine's command_timeout allows")
     fault = None if callers else fault_of(error)
     if fault and tried:
-        return Unavailable(f"{where}: {message}. Tried again for {tried:g} s (retry_timeout): {fault.reason}.")
+        advice = "" if is_conflict(error) else f" {_ADVICE}"
+        return Unavailable(f"{where}: {message}. Tried again for {tried:g} s (retry_timeout): {fault.reason}.{advice}")
     if fault and is_conflict(error):
         return Unavailable(f"{where}: {message}: {fault.reason}. Try again, or set retry_timeout.")
     # psycopg gives no state to what comes from libpq: nobody listens there, or the login was refused.
@@ -80,5 +83,5 @@ def explain(
         error.connection_invalidated or (isinstance(error, exc.OperationalError) and not state)
     )
     if fault or lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
-        return Unavailable(f"{where}: {message}. Check that the server runs, and that the URL and the login are right.")
+        return Unavailable(f"{where}: {message}. {_ADVICE}")
     return None

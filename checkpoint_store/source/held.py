@@ -36,7 +36,7 @@ class HeldOrigin(Origin):
         """Borrow the connection."""
         with self._pool.told(), ExitStack() as borrowing:
             borrowing.enter_context(self._pool.turn())
-            self._db = borrowing.enter_context(borrowed(self.engine, whole=True))
+            self._db = borrowing.enter_context(borrowed(self.engine, whole=True, pooler=self._pool.pooler))
             self._borrowing = borrowing.pop_all()
 
     def end(self, error: BaseException | None) -> None:

@@ -30,6 +30,7 @@ class LoopSource(Source):
         shelf: What is remembered of pages.
         sharing: See `Source`.
         engine: The engine they are borrowed from; None if they are the caller's.
+        replica: The engine of a replica, if there is one.
         pipe: What lets concurrent changes share commits.
     """
 
@@ -41,6 +42,7 @@ class LoopSource(Source):
         sharing: Sharing,
         *,
         engine: AsyncEngine | None = None,
+        replica: AsyncEngine | None = None,
         pipe: AsyncPipeline | None = None,
     ) -> None:
         super().__init__(origin, shelf, sharing)
@@ -48,6 +50,7 @@ class LoopSource(Source):
         self.owned = False
         """Whether the engine is ours to dispose of, and its loop ours to end."""
         self._engine = engine
+        self._replica = replica
         self._pipe = pipe
 
     async def store(self, change: Change) -> None:
@@ -110,3 +113,5 @@ class LoopSource(Source):
         # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
         if self._engine is not None and (self.owned or self.bridge.is_ours):
             await self._engine.dispose()
+        if self._replica is not None and self.bridge.is_ours:
+            await self._replica.dispose()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, column, func, select, table
+from sqlalchemy import ColumnElement, Select, Text, case, cast, column, func, select, table
 
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
 from checkpoint_store.statements import choosing, copying, history, removing, sizes, threads
@@ -62,6 +62,24 @@ class Statements:
         newest = self.tables.checkpoints.c.checkpoint_id.desc()
         chosen = self._pick(named(self.tables)).order_by(newest).limit(number(1))
         return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined, thread=given("thread_id")))
+
+    @cached_property
+    def has_newer(self) -> Statement:
+        """Whether there is a checkpoint newer than one. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
+        c = self.tables.checkpoints.c
+        newer = self._pick(named(self.tables)).where(c.checkpoint_id > given("checkpoint_id"))
+        return Statement(select(newer.exists()))
+
+    @cached_property
+    def log_position(self) -> Statement:
+        """Where the write-ahead log ends, with what is written but not flushed."""
+        return Statement(select(cast(func.pg_current_wal_insert_lsn(), Text)))
+
+    @cached_property
+    def replayed_position(self) -> Statement:
+        """Where the replay of the write-ahead log is; NULL on what does not replay any."""
+        replayed = cast(func.pg_last_wal_replay_lsn(), Text)
+        return Statement(select(case((func.pg_is_in_recovery(), replayed))))
 
     @cached_property
     def store(self) -> Statement:

@@ -89,6 +89,12 @@ def has_member(document: ColumnElement[Any], name: ColumnElement[str]) -> Column
     return document.op("?", return_type=Boolean())(name)
 
 
+def members_of(document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+    """A member of a JSON object if it is an object itself, else NULL: of which there are no members, but no error."""
+    found = member(document, key(name))
+    return case((func.jsonb_typeof(found) == key("object"), found))
+
+
 def rows_of_binds(prefix: str = "", /, **columns: Any) -> TableValuedAlias:
     """Parallel arrays, bound under the plurals of the columns' names, as rows."""
     arrays = [bindparam(f"{prefix}{name}s", type_=ARRAY(kind)) for name, kind in columns.items()]

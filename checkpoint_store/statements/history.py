@@ -15,6 +15,7 @@ from checkpoint_store.statements.clauses import (
     key,
     member,
     member_text,
+    members_of,
     named,
     number,
     same_graph,
@@ -91,7 +92,7 @@ def matching(t: Tables) -> Select[Any]:
 def _new_values(t: Tables, c: FromClause, parent: FromClause) -> LateralFromClause:
     """The bytes of a checkpoint's blobs that its parent does not have, and of the pages that the parent's do not."""
     b, old, p = t.checkpoint_blobs, t.checkpoint_blobs.alias("old"), t.checkpoint_pages
-    versions = member(c.c.checkpoint, key("channel_versions"))
+    versions = members_of(c.c.checkpoint, "channel_versions")
     current = func.jsonb_each_text(versions).table_valued("key", "value").render_derived("current")
     before = member_text(parent.c.versions, current.c.key)
     is_old = and_(same_graph(old, b), old.c.channel == b.c.channel, old.c.version == before, old.c.type == key(PAGED))

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.statements.clauses import digests_of, given, key, member, number
+from checkpoint_store.statements.clauses import digests_of, given, key, members_of, number
 
 
 def thread_tables(t: Tables) -> Any:
@@ -52,8 +52,8 @@ def thread_channels(t: Tables) -> Select[Any]:
     """
     c, b, w, p = t.checkpoints, t.checkpoint_blobs, t.checkpoint_writes, t.checkpoint_pages
     nothing = number(0).label("count")
-    pairs = func.jsonb_each(member(c.c.checkpoint, key("channel_values"))).table_valued("key", column("value", JSONB))
-    inline = pairs.render_derived("inline")
+    pairs = func.jsonb_each(members_of(c.c.checkpoint, "channel_values"))
+    inline = pairs.table_valued("key", column("value", JSONB)).render_derived("inline")
     paged = digests_of(b).add_columns(_graph(b), b.c.channel)
     paged = paged.where(b.c.thread_id == given("thread_id"), b.c.type == key(PAGED))
     digests = paged.subquery("digests")
@@ -67,7 +67,7 @@ def thread_channels(t: Tables) -> Select[Any]:
         ),
         select(_graph(c), inline.c.key, number(1), nothing, _bytes(inline.c.value))
         .select_from(c.join(inline, true()))
-        .where(c.c.thread_id == given("thread_id"), func.jsonb_typeof(_values(c)) == key("object")),
+        .where(c.c.thread_id == given("thread_id")),
         select(once.c.graph, once.c.channel, nothing, nothing, _bytes(p.c.page))
         .select_from(once.join(p, p.c.digest == once.c.digest))
         .where(p.c.thread_id == given("thread_id")),
@@ -126,10 +126,6 @@ def table_sizes() -> Select[Any]:
 def _graph(rows: FromClause) -> ColumnElement[str]:
     """A namespace without the ids of tasks: `node:task|node:task` is `node|node`."""
     return func.regexp_replace(rows.c.checkpoint_ns, key(":[^|]*"), key(""), key("g"), type_=Text).label("graph")
-
-
-def _values(c: FromClause) -> ColumnElement[Any]:
-    return member(c.c.checkpoint, key("channel_values"))
 
 
 def _bytes(value: ColumnElement[Any]) -> ColumnElement[int]:

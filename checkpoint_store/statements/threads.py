@@ -52,8 +52,9 @@ def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
             what the metadata must contain), `count`, which says that checkpoints are counted.
     """
     c = t.checkpoints.c
-    # The empty namespace is a literal, as in the index.
-    wanted = [c.checkpoint_ns == key(""), c.thread_id != func.all(bindparam("passed", type_=ARRAY(Text)))]
+    # As in the index.
+    is_root = c.checkpoint_ns.like(key(""))
+    wanted = [is_root, c.thread_id != func.all(bindparam("passed", type_=ARRAY(Text)))]
     if "after" in conditions:
         position = tuple_(given("last_checkpoint_id"), given("last_thread_id"))
         wanted.append(tuple_(c.checkpoint_id, c.thread_id) < position)

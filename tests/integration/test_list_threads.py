@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections import defaultdict
@@ -12,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 from langgraph.checkpoint.base.id import uuid6
+from sqlalchemy import create_engine
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -347,3 +349,24 @@ async def test_both_apis_count_the_same(saver: AsyncPostgresSaver, sync_saver: P
         await saver.aget_thread_stats("")
     with pytest.raises(InvalidConfig):
         sync_saver.get_thread_stats(5)  # type: ignore[arg-type]
+
+
+async def test_every_driver_lists_and_measures(
+    url: str, conn: asyncpg.Connection[Any], saver: AsyncPostgresSaver
+) -> None:
+    """A sync engine of psycopg's and an async one: the same threads, the same sizes, the same copies."""
+    await store(conn, [(f"t{n % 7}", "" if n % 3 else "x:1", uuid_at(n), {"n": n}) for n in range(50)])
+    expected = [one async for one in saver.alist_threads(count=True, prefix="t", filter={})]
+    address = "postgresql+psycopg://" + url.partition("://")[2]
+    blocking, waiting = create_engine(address), create_async_engine(address)
+    sync, other = PostgresSaver(blocking), AsyncPostgresSaver(waiting)
+
+    assert await asyncio.to_thread(lambda: list(sync.list_threads(count=True, prefix="t"))) == expected
+    assert [one async for one in other.alist_threads(count=True, prefix="t")] == expected
+    assert await asyncio.to_thread(sync.get_thread_stats, "t1") == await other.aget_thread_stats("t1")
+    assert await asyncio.to_thread(sync.get_thread_stats, "t1") == await saver.aget_thread_stats("t1")
+    await asyncio.to_thread(sync.copy_thread, "t1", "copy of t1")
+    await other.acopy_thread("t2", "copy of t1", replace=True)
+    assert (await saver.aget_thread_stats("copy of t1")).checkpoints == 7
+    blocking.dispose()
+    await waiting.dispose()

@@ -174,11 +174,11 @@ def test_a_server_that_is_not_there_is_unavailable(unused_tcp_port: int) -> None
 
 @pytest.mark.parametrize("watched", [False, True], ids=["quiet", "watched"])
 def test_a_lost_connection_is_unavailable_and_replaced(url: str, watched: bool) -> None:
-    """The call that finds out fails, since nobody knows whether it was carried out; the next one gets another."""
+    """Where nothing is tried again the call that finds out fails; the next one gets another connection."""
     engine = engine_on(url, pool_size=1, max_overflow=0)
     if watched:
         event.listen(engine, "before_cursor_execute", lambda *_: None)
-    saver = PostgresSaver(engine)
+    saver = PostgresSaver(engine, retry_timeout=0)
     put(saver, a=[1])
     with psycopg.connect(url, autocommit=True) as admin:
         admin.execute(

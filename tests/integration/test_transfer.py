@@ -268,6 +268,7 @@ async def test_a_thread_arrives_as_it_was(source: Saver, sync_saver: PostgresSav
     assert await asyncio.to_thread(listed, source) == before
 
 
+@few
 async def test_a_graph_goes_on_after_the_move(source: Saver, sync_saver: PostgresSaver, copied: Any) -> None:
     """In the middle of a step, half of it done: it asks the same, and comes to the same end as where it began."""
     await asyncio.to_thread(travel, source, "t")
@@ -419,7 +420,7 @@ def store(saver: Saver, thread_id: str, history: list[dict[str, Any]]) -> None:
                 saver.put_writes(stored, writes, task_id, path)
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [12, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "pair", [(in_memory, ""), (sqlite, ""), (stock, "")], ids=lambda pair: pair[0].__name__, indirect=True
 )
@@ -561,6 +562,24 @@ def test_an_answer_that_replaced_another_is_noticed(sync_saver: PostgresSaver, a
         copy_threads(source, sync_saver)
 
     assert listed(sync_saver) == after
+
+
+def test_errors_are_copied_once_and_found_again(sync_saver: PostgresSaver) -> None:
+    """A run that failed: its error is a write that the next pass compares, and finds the same."""
+
+    def fail(_: Trip) -> Any:
+        raise ValueError("no \U0001f98a")
+
+    source = InMemorySaver()
+    graph = StateGraph(Trip).add_node("fail", fail).add_edge(START, "fail")
+    with pytest.raises(ValueError, match="no"):
+        graph.compile(checkpointer=source).invoke({"log": []}, THREAD)
+    assert copy_threads(source, sync_saver).writes > 0
+
+    assert copy_threads(source, sync_saver).skipped_threads == 1
+
+    (task,) = graph.compile(checkpointer=sync_saver).get_state(THREAD).tasks
+    assert "no \U0001f98a" in str(task.error)
 
 
 @few
@@ -776,6 +795,27 @@ async def test_a_cancelled_copy_leaves_nothing_half(engine: AsyncEngine, saver: 
 
     assert [found.config["configurable"]["thread_id"] async for found in saver.alist(None)] == ["first"]
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("twin", ["sync", "async"])
+async def test_from_one_schema_to_another_on_one_engine(url: str, twin: str) -> None:
+    """Source and target share a pool, and in sync code an event loop: neither waits for the other for good."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=2, max_overflow=0)
+    kind: Any = PostgresSaver if twin == "sync" else AsyncPostgresSaver
+    source, target = kind(engine), kind(engine, schema="elsewhere")
+    if twin == "sync":
+        await asyncio.to_thread(target.setup)
+        await asyncio.to_thread(travel, source, "t")
+        await asyncio.to_thread(copy_threads, source, target)
+    else:
+        await target.setup()
+        await asyncio.to_thread(travel, source, "t")
+        await acopy_threads(source, target)
+
+    assert await asyncio.to_thread(listed, target) == await asyncio.to_thread(listed, source) != []
+    for saver in (source, target):
+        await saver.aclose()
+    await engine.dispose()
 
 
 @pytest.mark.parametrize("kind", ["sync psycopg", "async psycopg", "asyncpg driven from threads", "pipeline"])

@@ -95,15 +95,34 @@ def turn(saver: Saver, thread_id: str, what: str, said: str = "") -> str:
     """One turn of a guest. Returns what the guest is told, and all that the graph then knows."""
     graph: Any = waiting(saver)
     config: Any = {"configurable": {"thread_id": thread_id}}
-    if what == "order":
-        order = Order(said, datetime(2026, 2, 2))
-        graph.invoke({"messages": [HumanMessage(said, id=said)], "orders": [order], "log": [said]}, config)
-    elif what == "answer":
-        graph.invoke(Command(resume=said), config)
-    elif what == "go back":  # to before the newest bill, and on from there, on another branch
+    if what == "go back":  # to before the newest bill, and on from there by another branch
         before = next(found for found in graph.get_state_history(config) if found.next == ("reckon",))
         graph.invoke(None, graph.update_state(before.config, {"log": [said]}, as_node="cook"))
-    state = graph.get_state(config, subgraphs=True)
+    elif what != "look":
+        graph.invoke(given(what, said), config)
+    return seen(graph.get_state(config, subgraphs=True))
+
+
+async def async_turn(saver: Saver, thread_id: str, what: str, said: str = "") -> str:
+    """The same through LangGraph's async methods."""
+    graph: Any = waiting(saver)
+    config: Any = {"configurable": {"thread_id": thread_id}}
+    if what == "go back":
+        before = await anext(found async for found in graph.aget_state_history(config) if found.next == ("reckon",))
+        await graph.ainvoke(None, await graph.aupdate_state(before.config, {"log": [said]}, as_node="cook"))
+    elif what != "look":
+        await graph.ainvoke(given(what, said), config)
+    return seen(await graph.aget_state(config, subgraphs=True))
+
+
+def given(what: str, said: str) -> Any:
+    """What a guest says, as the graph takes it."""
+    if what == "answer":
+        return Command(resume=said)
+    return {"messages": [HumanMessage(said, id=said)], "orders": [Order(said, datetime(2026, 2, 2))], "log": [said]}
+
+
+def seen(state: Any) -> str:
     inner = [task.state.values for task in state.tasks if task.state is not None]
     return told([state.values, state.next, [asked.value for asked in state.interrupts], inner])
 

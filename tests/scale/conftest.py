@@ -1,4 +1,4 @@
-"""What stands between us and the server where it has grown: a pooler, here PgBouncer."""
+"""Where one server alone is not all: a pooler in front of it, a standby beside it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import shutil
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from checkpoint_store.embedded import _unprivileged
+from checkpoint_store import PostgresSaver, embedded
+from checkpoint_store.embedded import EmbeddedPostgres
 
 PGBOUNCER = "CHECKPOINT_STORE_TEST_PGBOUNCER"
 SERVER_CONNECTIONS = 4
@@ -62,7 +67,7 @@ def bouncer(server_url: str, **settings: str | int) -> Iterator[Path]:
     lines += [f"{name} = {value}" for name, value in options.items()]
     (home / "pgbouncer.ini").write_text("\n".join(lines))
     home.chmod(0o755)
-    process = subprocess.Popen([*_unprivileged(), program, "--quiet", str(home / "pgbouncer.ini")])
+    process = subprocess.Popen([*embedded._unprivileged(), program, "--quiet", str(home / "pgbouncer.ini")])
     try:
         while not (home / ".s.PGSQL.6432").exists():
             assert process.poll() is None, (home / "log").read_text()
@@ -107,3 +112,73 @@ def carrying_url(url: str, server_url: str) -> Iterator[str]:
         pytest.skip(f"PgBouncer 1.21 or newer is needed: {PGBOUNCER}=/path/to/it")
     with bouncer(server_url, max_prepared_statements=200) as home:
         yield f"postgresql://app@{urlsplit(url).path}?host={home}&port=6432"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A database on a primary and on a streaming standby of it."""
+
+    primary: str
+    standby: str
+
+    def on_standby(self, statement: str) -> Any:
+        """The answer of the standby to a statement."""
+        with psycopg.connect(self.standby, autocommit=True) as conn:
+            row = conn.execute(statement).fetchone()
+            return row and row[0]
+
+    def pause(self) -> None:
+        """Have the standby replay nothing of what it gets from now on."""
+        self.on_standby("SELECT pg_wal_replay_pause()")
+        self._wait("SELECT pg_is_wal_replay_paused()", True)
+
+    def resume(self) -> None:
+        """Have it go on."""
+        self.on_standby("SELECT pg_wal_replay_resume()")
+
+    def catch_up(self) -> None:
+        """Wait until the standby has all that the primary has."""
+        with psycopg.connect(self.primary, autocommit=True) as conn:
+            (position,) = conn.execute("SELECT pg_current_wal_insert_lsn()").fetchone() or ()
+        self._wait(f"SELECT pg_last_wal_replay_lsn() >= '{position}'", True)
+
+    def _wait(self, query: str, answer: object) -> None:
+        deadline = time.monotonic() + 60
+        while self.on_standby(query) != answer:
+            assert time.monotonic() < deadline, query
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[tuple[str, str]]:
+    """A primary of our own and a streaming standby, from the programs of the embedded server."""
+    with (
+        tempfile.TemporaryDirectory(prefix="standby-") as directory,
+        EmbeddedPostgres(settings={"fsync": "off"}) as one,
+    ):
+        cluster = Path(directory, "cluster")
+        cluster.mkdir(mode=0o700)
+        program = [*embedded._unprivileged(), embedded._program("pg_basebackup")]
+        options = ["--dbname", one.url, "--pgdata", str(cluster / "data"), "--write-recovery-conf", "--checkpoint=fast"]
+        subprocess.run([*program, *options], check=True)
+        with EmbeddedPostgres(directory, settings={"fsync": "off"}) as other:
+            yield one.url, other.url
+
+
+@pytest.fixture
+def pair(servers: tuple[str, str]) -> Iterator[Pair]:
+    """A fresh database at head, on a primary and on its standby."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(servers[0], autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    pair = Pair(*[urlsplit(url)._replace(path=f"/{name}").geturl() for url in servers])
+    with PostgresSaver.from_conn_string(pair.primary) as saver:
+        saver.setup()
+    with psycopg.connect(servers[1], autocommit=True) as conn:
+        while conn.execute("SELECT count(*) FROM pg_database WHERE datname = %s", [name]).fetchone() != (1,):
+            time.sleep(0.01)
+    pair.catch_up()
+    yield pair
+    pair.resume()
+    with psycopg.connect(servers[0], autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

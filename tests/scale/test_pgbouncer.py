@@ -30,6 +30,11 @@ from checkpoint_store.url import pooler_options
 
 CONFIG: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 REPOSITORY = Path(__file__).parents[2]
+
+ADVISORY_LOCKS = """
+SELECT count(*) FROM pg_locks
+WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 PROCESSES, CLIENTS = 2, 32
 
 
@@ -186,7 +191,7 @@ def test_setup_works_through_it_and_leaves_no_lock_behind(
 
     with psycopg.connect(empty_url) as conn:
         assert conn.execute("SELECT version_num FROM checkpoint_store_version").fetchall() == [(schema.HEAD,)]
-        assert conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+        assert conn.execute(ADVISORY_LOCKS).fetchone() == (0,)
 
 
 def test_alembic_works_through_it_and_leaves_no_lock_behind(empty_url: str, pooled: Callable[[str], str]) -> None:
@@ -197,7 +202,7 @@ def test_alembic_works_through_it_and_leaves_no_lock_behind(empty_url: str, pool
 
     with psycopg.connect(empty_url) as conn:
         assert conn.execute("SELECT version_num FROM checkpoint_store_version").fetchall() == [(schema.HEAD,)]
-        assert conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+        assert conn.execute(ADVISORY_LOCKS).fetchone() == (0,)
 
 
 async def test_it_can_be_told_from_a_server(url: str, pooled_url: str) -> None:

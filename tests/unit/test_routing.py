@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,9 +30,7 @@ HOT = {
     "list of a thread": SQL.list_page(frozenset({"thread_id"})),
     "list by everything": SQL.list_page(frozenset(OF_ONE_THREAD)),
     "delta_history": SQL.delta_history,
-    "lock_thread": SQL.lock_thread,
-    "delete_thread": SQL.delete_thread,
-    "collect_pages": SQL.collect_pages,
+    "has_newer": SQL.has_newer,
 }
 # Of many calls at once: each row names its own thread, so a server can route rows, not the whole.
 OF_MANY_THREADS = {"store"}
@@ -125,3 +125,12 @@ def test_one_that_does_not_name_the_thread_is_seen() -> None:
         "checkpoint_writes",
         "checkpoint_pages",
     }
+
+
+def test_the_page_on_citus_distributes_every_table() -> None:
+    """The calls it has to be made with are there for each table, by the column that statements name."""
+    page = (Path(__file__).parents[2] / "docs/how-to/citus.md").read_text()
+    calls = re.findall(r"^SELECT create_distributed_table\('(\w+)', 'thread_id'(.*)\);$", page, re.MULTILINE)
+
+    assert [name for name, _ in calls] == [table.name for table in Tables().all]
+    assert [rest for _, rest in calls] == ["", *[", colocate_with => 'checkpoints'"] * (len(calls) - 1)]
