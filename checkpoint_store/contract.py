@@ -17,12 +17,12 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from checkpoint_store import changes, codec, jsonb, operations
+from checkpoint_store import changes, codec, jsonb, operations, shapes
 from checkpoint_store.changes import Put, Writes
 from checkpoint_store.codec import Ancestor, Codec, Row
-from checkpoint_store.config import Listing, key_of, listing_of, plain_text
+from checkpoint_store.config import Listing, key_of, listing_of
 from checkpoint_store.config import thread_id as checked_thread_id
-from checkpoint_store.errors import InvalidConfig, UnstorableValue
+from checkpoint_store.errors import InvalidConfig, UnstorableValue, shown
 from checkpoint_store.paging import Pages
 from checkpoint_store.source import Source
 
@@ -148,7 +148,7 @@ class Contract(BaseCheckpointSaver[str]):
             Unavailable: If the server can't be reached.
         """
         binds = await self._encode(
-            checkpoint["channel_values"].values(),
+            shapes.values_of(checkpoint),
             self._codec.encode_checkpoint,
             *(config, checkpoint, metadata, new_versions),
         )
@@ -191,7 +191,7 @@ class Contract(BaseCheckpointSaver[str]):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        writes = list(writes)
+        writes = shapes.pairs_of(writes)
         encoded = await self._encode(
             (value for _, value in writes), self._codec.encode_writes, config, writes, task_id, task_path
         )
@@ -202,7 +202,7 @@ class Contract(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task produced after a checkpoint, as `aput_writes`."""
-        writes = list(writes)
+        writes = shapes.pairs_of(writes)
         encoded = self._codec.encode_writes(config, writes, task_id, task_path)
         if writes:
             self._source.store_blocking(Writes(*encoded))
@@ -245,9 +245,9 @@ class Contract(BaseCheckpointSaver[str]):
             UnreadableValue: If the serializer can't decode a stored value.
             Unavailable: If the server can't be reached.
         """
-        if not channels:
+        if not (channels := shapes.names_of(channels)):
             return {}
-        key, channels = key_of(config), [plain_text(channel, "channel") for channel in channels]
+        key = key_of(config)
         rows = [Ancestor._make(row) for row in await self._source.run(operations.delta_history, key, channels)]
         is_large = sum(codec.size_of(row.writes, row.value_blobs) for row in rows) > codec.LARGE_BYTES
         return await _call(is_large, self._codec.decode_history, key, channels, rows)
@@ -256,10 +256,10 @@ class Contract(BaseCheckpointSaver[str]):
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Get what a checkpoint's ancestors contribute to delta channels, as `aget_delta_channel_history`."""
-        if not channels:
+        if not (channels := shapes.names_of(channels)):
             self._source.check_sync()
             return {}
-        key, channels = key_of(config), [plain_text(channel, "channel") for channel in channels]
+        key = key_of(config)
         rows = [Ancestor._make(row) for row in self._source.run_blocking(operations.delta_history, key, channels)]
         return self._codec.decode_history(key, channels, rows)
 
@@ -304,10 +304,10 @@ async def _call(is_large: bool, function: Callable[..., T], *args: Any) -> T:
 def _listing(
     config: RunnableConfig | None, metadata: dict[str, Any] | None, before: RunnableConfig | None, limit: int | None
 ) -> Listing:
+    if metadata is not None and not issubclass(type(metadata), dict):
+        raise InvalidConfig(f"filter is {shown(metadata)}; it is a dict of what the metadata must contain, or None")
     try:
-        text = jsonb.encode(jsonb.document(metadata, "filter")) if metadata else None
+        text = jsonb.text_of(metadata, "filter") if metadata else None
     except UnstorableValue as error:
         raise InvalidConfig(str(error)) from None
-    except RecursionError:
-        raise InvalidConfig("filter is nested too deeply, or contains itself") from None
     return listing_of(config, before, text, limit)

@@ -9,6 +9,7 @@
     ├── AccessDenied                      the database role lacks a right on the tables
     ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
+    ├── TooLarge                          more than the server takes or returns at once
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
     ├── Closed (RuntimeError)             the saver was closed
     ├── Unavailable                       the server could not be reached, or no connection became free
@@ -20,6 +21,9 @@ Every error that comes from the server or the driver has that one as its `__caus
 """
 
 from __future__ import annotations
+
+import reprlib
+from typing import Any
 
 
 class CheckpointStoreError(Exception):
@@ -55,7 +59,17 @@ class UnstorableValue(CheckpointStoreError, ValueError):
 
 
 class UnreadableValue(CheckpointStoreError):
-    """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel."""
+    """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel.
+
+    A list that met it goes on behind that checkpoint with `before=error.config`.
+    """
+
+    config: dict[str, Any] | None = None
+    """The config of the checkpoint, where one was being read."""
+
+
+class TooLarge(CheckpointStoreError):
+    """Raised when the server can't take or return as much at once: a checkpoint's values may have 1 GB together."""
 
 
 class WrongThread(CheckpointStoreError, RuntimeError):
@@ -80,3 +94,21 @@ class MigrationError(CheckpointStoreError):
 
 class MigrationLocked(MigrationError):
     """Raised when another process holds the migration lock past the deadline: let it finish, then try again."""
+
+
+def shown(value: object, most: int = 60) -> str:
+    """Return how messages show a value that may be of any size, or may not want to be shown.
+
+    Args:
+        value: Anything.
+        most: How many characters to show of it.
+    """
+    if type(value) is str and len(value) <= most:
+        return repr(value)
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = most
+    try:
+        text = brief.repr(value)
+    except Exception:
+        text = f"<{type(value).__qualname__}>"
+    return text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[-most // 6 :]}"
