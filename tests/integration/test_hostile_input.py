@@ -253,12 +253,13 @@ async def test_200_megabytes_come_back(engine: AsyncEngine, share_pages: bool) -
     """As one string, as one blob of bytes, and as a list, whole or in pages."""
     saver = AsyncPostgresSaver(engine, share_pages=share_pages)
     lines = [f"{number} " + "x" * 1990 for number in range(100_000)]
-    for value in ("".join(lines), bytes(200_000_000), lines):
+    for number, value in enumerate(["".join(lines), bytes(200_000_000), lines]):
         checkpoint = checkpoint_with({"huge": value})
-        stored = await saver.aput(THREAD, checkpoint, {}, checkpoint["channel_versions"])
-        found = await saver.aget(stored)
+        config: Any = {"configurable": {"thread_id": str(number), "checkpoint_ns": ""}}
+        found = await saver.aget(await saver.aput(config, checkpoint, {}, checkpoint["channel_versions"]))
         assert found is not None
-        assert found["channel_values"]["huge"] == value
+        came_back = found["channel_values"]["huge"] == value
+        assert came_back
 
 
 # --- what is in the rows ---
