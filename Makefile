@@ -7,7 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 INSTALLED := $(VENV)/installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help check fix test test-slow demo migration wheel bench bench-quick
+.PHONY: help check fix test test-slow demo docs migration wheel bench bench-quick
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test-slow: $(INSTALLED) ## Run all tests, the slow ones too
 
 demo: $(INSTALLED) ## Kill an agent in the middle of a step, and watch another process finish its work
 	$(VENV)/bin/python examples/survive_kill.py
+
+docs: $(INSTALLED) ## Build the documentation into site/, warnings are errors
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 migration: $(INSTALLED) ## Write a revision from what changed in schema.py: make migration m="what it does"
 	@test -n "$$m" || { echo 'Say what the migration does: make migration m="what it does"'; exit 1; }

@@ -1,7 +1,8 @@
 """Alembic's entry: runs the migrations on a connection handed in, on a database named by URL, or as SQL text.
 
 The URL comes from `-x url=...`, from CHECKPOINT_STORE_URL, or from `sqlalchemy.url` in the ini file; the PostgreSQL
-schema from `-x schema=...`, or from the code that drives Alembic.
+schema from `-x schema=...`, from `checkpoint_store_schema` in the ini file, or from the code that drives Alembic. An
+upgrade makes the schema if it is missing.
 """
 
 from __future__ import annotations
@@ -18,36 +19,58 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import context
-from checkpoint_store import migrations
+from checkpoint_store import migrations, revisions
 from checkpoint_store.errors import CheckpointStoreError
-from checkpoint_store.schema import VERSION_TABLE, Tables
+from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
 from checkpoint_store.url import engine_arguments, masked
 
 config = context.config
 arguments = context.get_x_argument(as_dictionary=True)
-schema = config.attributes.get("schema") or arguments.get("schema")
+if migrations.SCHEMA_OPTION not in config.attributes:
+    config.attributes[migrations.SCHEMA_OPTION] = arguments.get("schema") or migrations.schema_option(config)
+schema: str | None = config.attributes[migrations.SCHEMA_OPTION]
+
+# Each repeats the first column of a primary key. The stock saver makes them, we don't, and leave those that are there.
+STOCK_INDEXES = {
+    "checkpoints_thread_id_idx",
+    "checkpoint_blobs_thread_id_idx",
+    "checkpoint_writes_thread_id_idx",
+}
 
 
-def run(**where: Any) -> None:
+def run(*, default_schema: str | None = None, **where: Any) -> None:
     """Run what the command line or the calling code asked for."""
+    # Autogenerate knows the schema that the search_path resolves to as None.
+    elsewhere = schema if schema != default_schema else None
+    ours = Tables(schema)
+
+    def is_ours(name: str | None, kind: str, _: object) -> bool:
+        if kind == "schema":
+            return name == elsewhere
+        if kind == "table":
+            return name in {table.name for table in ours.all}
+        return name not in STOCK_INDEXES
+
     context.configure(
         **where,
-        target_metadata=Tables(schema).metadata,
+        target_metadata=ours.metadata,
         version_table=VERSION_TABLE,
-        version_table_schema=schema,
-        include_schemas=schema is not None,
-        include_name=migrations.is_ours,
+        version_table_schema=None if schema is None else quoted(schema),
+        include_schemas=elsewhere is not None,
+        include_name=is_ours,
         compare_server_default=True,
         transaction_per_migration=True,
     )
     with context.begin_transaction():
+        if schema is not None and context.get_context().opts["fn"].__name__ == "upgrade":
+            context.execute(revisions.create_schema(schema))
         context.run_migrations()
 
 
-def run_locked(connection: Connection) -> None:
-    """Run as the only one who migrates this database."""
+def run_on(connection: Connection) -> None:
+    """Run on a connection, as the only one who migrates the schema."""
     with migrations.locked(connection, schema):
-        run(connection=connection)
+        run(connection=connection, default_schema=connection.dialect.default_schema_name)
 
 
 async def run_on_url(url: str) -> None:
@@ -56,7 +79,7 @@ async def run_on_url(url: str) -> None:
     engine = create_async_engine(target, connect_args=connect_args, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
-            await connection.run_sync(run_locked)
+            await connection.run_sync(run_on)
     except (OSError, PostgresError, DBAPIError, CheckpointStoreError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
         raise CommandError(f"{masked(url)}: {reason}") from error
@@ -65,9 +88,10 @@ async def run_on_url(url: str) -> None:
 
 
 if context.is_offline_mode():
-    run(dialect_name="postgresql", literal_binds=True)
+    # With the default style a percent sign in a name would be printed twice.
+    run(dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"})
 elif (handed_in := config.attributes.get("connection")) is not None:
-    run(connection=handed_in)
+    run_on(handed_in)
 else:
     if config.config_file_name is not None and config.file_config.has_section("loggers"):
         # By default fileConfig disables every logger that exists, the host's included.

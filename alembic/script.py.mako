@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
+from checkpoint_store.revisions import downgrade_from, upgrade_to
 ${imports if imports else ""}
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
@@ -12,11 +13,11 @@ branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
 
-def upgrade() -> None:
-    schema = op.get_context().version_table_schema
+@upgrade_to(revision, down_revision)
+def upgrade(schema: str | None) -> None:
     ${upgrades if upgrades else "pass"}
 
 
-def downgrade() -> None:
-    schema = op.get_context().version_table_schema
+@downgrade_from(revision, down_revision)
+def downgrade(schema: str | None) -> None:
     ${downgrades if downgrades else "pass"}

@@ -24,13 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds: under two minutes")
     parser.add_argument("--only", nargs="+", choices=names, metavar="MEASURE", help=f"some of: {', '.join(names)}")
     parser.add_argument("--json", type=Path, metavar="PATH", help="default: benchmarks/results/, for a whole run")
+    parser.add_argument(
+        "--server", metavar="URL", help="an idle server of yours, as one who may create databases; default: its own"
+    )
     options = parser.parse_args(arguments)
     # A partial run must not pass for a whole one.
     target = options.json or (None if options.only else RESULTS / ("quick.json" if options.quick else "latest.json"))
 
     results: list[report.Result] = []
     series: list[report.Series] = []
-    with server.running() as running:
+    with server.running(options.server) as running:
         run = report.conditions(running.settings(), quick=options.quick)
         commit_ms = [running.commit_ms()]
         for name in options.only or names:

@@ -61,7 +61,10 @@ class Server:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    """A new server in a temporary directory, gone afterwards."""
+def running(url: str | None = None) -> Iterator[Server]:
+    """The server at a URL, or a new one in a temporary directory, gone afterwards."""
+    if url is not None:
+        yield Server(url)
+        return
     with EmbeddedPostgres(settings=dict.fromkeys(DURABILITY, "on")) as server:
         yield Server(server.url)

@@ -59,6 +59,11 @@ class Bridge:
         return self._pid != os.getpid() or (self._loop is not None and self._loop.is_closed())
 
     @property
+    def is_bound(self) -> bool:
+        """Whether the loop is known."""
+        return self._loop is not None
+
+    @property
     def is_ours(self) -> bool:
         """Whether the loop runs in a thread of our own."""
         return self._thread is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,8 +17,9 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from typing_extensions import Self
 
-from checkpoint_store import changes, codec, jsonb, operations, shapes
+from checkpoint_store import changes, codec, jsonb, migrations, operations, shapes
 from checkpoint_store.changes import Put, Writes
 from checkpoint_store.codec import Ancestor, Codec, Row
 from checkpoint_store.config import Listing, key_of, listing_of
@@ -39,6 +41,13 @@ class Contract(BaseCheckpointSaver[str]):
         super().__init__(serde=serde)
         # Everything but `serde` is shared by the copies that LangGraph's with_allowlist() makes.
         self._source = source
+
+    def _within(self, source: Source) -> Self:
+        """Return a copy of this saver on another source."""
+        self._source.check_open()
+        within = copy.copy(self)
+        within._source = source
+        return within
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Get one checkpoint: the one that `config` names, or the newest of its thread and namespace.
@@ -267,21 +276,38 @@ class Contract(BaseCheckpointSaver[str]):
         """Return the version that follows a channel's current one, as the stock saver makes it."""
         return codec.next_version(current)
 
+    async def acheck(self) -> None:
+        """Raise unless the tables are what this version works on; for readiness probes.
+
+        One statement, which needs no right but to read `checkpoint_store_version`. Tables that a newer version has
+        migrated pass, with a warning in the log.
+
+        Raises:
+            NotSetUp: If the tables are missing or older.
+            AccessDenied: If the role may not read them.
+            Unavailable: If the server can't be reached.
+        """
+        await self._source.run(migrations.check_revisions)
+
+    def check(self) -> None:
+        """Raise unless the tables are what this version works on, as `acheck`."""
+        self._source.run_blocking(migrations.check_revisions)
+
     async def aclose(self) -> None:
         """Close the saver: an engine made from a URL is disposed, one that was handed in is left as it is."""
         await self._source.close()
 
     async def _shares_pages(self) -> bool:
-        source = self._source
-        if source.shares_pages is None:
-            source.shares_pages = not await source.run(operations.is_adopted)
-        return source.shares_pages
+        sharing = self._source.sharing
+        if sharing.pages is None:
+            sharing.pages = not await self._source.run(operations.is_adopted)
+        return sharing.pages
 
     def _shares_pages_blocking(self) -> bool:
-        source = self._source
-        if source.shares_pages is None:
-            source.shares_pages = not source.run_blocking(operations.is_adopted)
-        return source.shares_pages
+        sharing = self._source.sharing
+        if sharing.pages is None:
+            sharing.pages = not self._source.run_blocking(operations.is_adopted)
+        return sharing.pages
 
     @property
     def _codec(self) -> Codec:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
 
+from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store import changes, operations
@@ -15,7 +16,7 @@ from checkpoint_store.executor import Row
 from checkpoint_store.operations import Blob
 from checkpoint_store.schema import PAGED
 from checkpoint_store.shelf import Shelf
-from checkpoint_store.source import EngineSource
+from checkpoint_store.source import engine_source
 from checkpoint_store.statements import statements_of
 
 Progress = Callable[[int], None]
@@ -24,14 +25,18 @@ _FIRST: Blob = ("", "", "", "")
 
 
 async def share(
-    engine: AsyncEngine, *, schema: str | None = None, batch_size: int = 20, on_progress: Progress | None = None
+    engine: AsyncEngine | Engine,
+    *,
+    schema: str | None = None,
+    batch_size: int = 20,
+    on_progress: Progress | None = None,
 ) -> int:
     """Store the large values of a database as pages, as `share_pages=True` does for new ones.
 
     Each batch is a transaction of its own and finds only what is left to do: what was interrupted can be called again.
 
     Args:
-        engine: The engine of an asyncpg dialect.
+        engine: The engine; a sync one is worked on from worker threads.
         schema: The PostgreSQL schema of the tables.
         batch_size: How many values to read and rewrite at a time.
         on_progress: Called after each batch with the number of values rewritten so far.
@@ -43,7 +48,7 @@ async def share(
         NotSetUp: If the tables are missing.
         Unavailable: If the server can't be reached.
     """
-    source, shelf = EngineSource(engine, statements_of(schema), None, True), Shelf()
+    source, shelf = engine_source(engine, statements_of(schema), None, True), Shelf()
     done, last = 0, _FIRST
     while rows := await source.run(operations.next_blobs, "msgpack", last, batch_size):
         for _, same_thread in groupby(rows, itemgetter(0)):
@@ -56,7 +61,11 @@ async def share(
 
 
 async def inline(
-    engine: AsyncEngine, *, schema: str | None = None, batch_size: int = 20, on_progress: Progress | None = None
+    engine: AsyncEngine | Engine,
+    *,
+    schema: str | None = None,
+    batch_size: int = 20,
+    on_progress: Progress | None = None,
 ) -> int:
     """Store paged values as plain blobs again, which the stock saver can read, and delete the pages.
 
@@ -64,7 +73,7 @@ async def inline(
     is.
 
     Args:
-        engine: The engine of an asyncpg dialect.
+        engine: The engine; a sync one is worked on from worker threads.
         schema: The PostgreSQL schema of the tables.
         batch_size: How many values to rewrite at a time.
         on_progress: Called after each batch with the number of values rewritten so far.
@@ -76,7 +85,7 @@ async def inline(
         NotSetUp: If the tables are missing.
         Unavailable: If the server can't be reached.
     """
-    source = EngineSource(engine, statements_of(schema), None, False)
+    source = engine_source(engine, statements_of(schema), None, False)
     done, last = 0, _FIRST
     while rows := await source.run(operations.next_blobs, PAGED, last, batch_size):
         done += await source.run(operations.inline_blobs, [tuple(row[:4]) for row in rows])

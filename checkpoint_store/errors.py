@@ -3,13 +3,14 @@
     CheckpointStoreError
     ├── InvalidConfig (ValueError)        a config, filter or limit names nothing that can be stored or looked up
     ├── InvalidURL (ValueError)           a connection string that can't be used
-    ├── InvalidOption (ValueError)        options that don't go together
+    ├── InvalidOption (ValueError)        options that can't be, or don't go together
     ├── UnusableConnection (TypeError)    `conn` is neither an engine nor a connection the saver can work on
     ├── NotSetUp                          tables missing or older than this version needs
     ├── AccessDenied                      the database role lacks a right on the tables
     ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
     ├── TooLarge                          more than the server takes or returns at once
+    ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
     ├── Closed (RuntimeError)             the saver was closed
     ├── Unavailable                       the server could not be reached, or no connection became free
@@ -39,7 +40,7 @@ class InvalidURL(CheckpointStoreError, ValueError):
 
 
 class InvalidOption(CheckpointStoreError, ValueError):
-    """Raised when options don't go together, such as `pipe` with a caller's own connection."""
+    """Raised when options don't go together, such as `pipe` with a connection, or `schema` can't be a schema's name."""
 
 
 class UnusableConnection(CheckpointStoreError, TypeError):
@@ -70,6 +71,10 @@ class UnreadableValue(CheckpointStoreError):
 
 class TooLarge(CheckpointStoreError):
     """Raised when the server can't take or return as much at once: a checkpoint's values may have 1 GB together."""
+
+
+class TransferError(CheckpointStoreError):
+    """Raised when a thread can't be copied from another saver; names it. Those copied before it are there."""
 
 
 class WrongThread(CheckpointStoreError, RuntimeError):

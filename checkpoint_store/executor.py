@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection
@@ -18,7 +19,7 @@ Row = Sequence[Any]
 
 
 class Executor(ABC):
-    """Executes statements on one connection, in a greenlet of SQLAlchemy's."""
+    """Executes statements on one connection, in a greenlet of SQLAlchemy's if the engine is an async one."""
 
     @abstractmethod
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
@@ -43,13 +44,13 @@ class Ordinary(Executor):
 
 
 class Direct(Executor):
-    """Executes on asyncpg's connection: each statement is a transaction of its own, with neither BEGIN nor COMMIT sent.
+    """Executes on the driver's connection: each statement is a transaction of its own, with neither BEGIN nor COMMIT.
 
     SQLAlchemy's execution context and result, and setting AUTOCOMMIT and taking it back, cost more than a small
     statement does.
 
     Args:
-        engine: The engine of an asyncpg dialect.
+        engine: The engine.
         pooled: A connection of its pool.
     """
 
@@ -63,15 +64,30 @@ class Direct(Executor):
         dialect = self._engine.dialect
         sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
         try:
-            rows: Sequence[Row] = await_only(self._driver.fetch(sql, *parameters))
+            rows = self._fetch(sql, parameters)
         except BaseException as error:
             # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
             conn = Connection(self._engine, self._pooled)
             conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
         return rows
 
+    @abstractmethod
+    def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
+        """Execute SQL."""
+
     def _translated(self, error: BaseException) -> BaseException:
-        """Return an error of asyncpg's as the dialect's DBAPI has it, with the original as its cause."""
+        """Return an error of the driver's as the dialect's DBAPI has it."""
+        return error
+
+
+class Asyncpg(Direct):
+    """Executes on asyncpg's connection."""
+
+    def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
+        rows: Sequence[Row] = await_only(self._driver.fetch(sql, *parameters))
+        return rows
+
+    def _translated(self, error: BaseException) -> BaseException:
         if isinstance(error, Exception):
             try:
                 self._pooled.dbapi_connection._handle_exception(error)  # type: ignore[union-attr]
@@ -80,29 +96,137 @@ class Direct(Executor):
         return error
 
 
-@contextmanager
-def borrowed(engine: Engine) -> Iterator[Executor]:
-    """Borrow a connection for statements that need no transaction around them.
+class Psycopg(Direct):
+    """Executes on psycopg's connection, sync or async, while it is in autocommit."""
 
-    Where an event listener or the log would want to know, they are executed the ordinary way.
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection) -> None:
+        super().__init__(engine, pooled)
+        self._wait: Callable[[Any], Any] = await_only if engine.dialect.is_async else _as_it_is
+
+    @contextmanager
+    def in_autocommit(self) -> Iterator[Executor]:
+        """Set autocommit for a block, and what it was thereafter; psycopg keeps that to itself, no server is asked."""
+        before = self._driver.autocommit
+        if not before:
+            self._wait(self._driver.set_autocommit(True))
+        try:
+            yield self
+        finally:
+            if not before and not self._driver.closed:
+                self._wait(self._driver.set_autocommit(False))
+
+    def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
+        cursor = self._wait(self._driver.execute(sql, parameters, binary=True))
+        rows: Sequence[Row] = self._wait(cursor.fetchall()) if cursor.description else []
+        return rows
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+@contextmanager
+def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
+    """Borrow a connection of the pool.
+
+    Where an event listener or the log would want to know, statements are executed the ordinary way. Where a listener
+    begins transactions, to set something in them that policies look at, they are executed in one.
+
+    Args:
+        engine: The engine.
+        whole: Whether the statements of the block are one transaction; otherwise each commits itself, as a rule.
 
     Raises:
         WrongThread: If the pool's connections belong to another event loop.
     """
-    if Connection._has_events or engine._has_events or engine.dialect._has_events or engine._should_log_info():
-        with engine.connect() as conn:
-            _check_loop(conn.connection)
-            yield Ordinary(conn.execution_options(isolation_level="AUTOCOMMIT"))
+    if whole or _is_watched(engine):
+        with engine.connect() as conn, _committed(conn, whole=whole) as db:
+            yield db
         return
     try:
         pooled = engine.raw_connection()
     except engine.dialect.loaded_dbapi.Error as error:
         Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
     try:
-        _check_loop(pooled)
-        yield Direct(engine, pooled)
+        with _direct(engine, pooled) as db:
+            yield db
     finally:
         pooled.close()
+
+
+@contextmanager
+def migrating(engine: Engine) -> Iterator[Connection]:
+    """Borrow a connection for migrations, which begin and commit their transactions themselves."""
+    with engine.connect() as conn:
+        _check_loop(conn.connection)
+        # What listeners have set for the session stays.
+        if conn.in_transaction():
+            conn.commit()
+        elif _is_in_transaction(conn.connection.driver_connection):
+            conn.connection.commit()
+        _isolate(conn, "READ COMMITTED")
+        yield conn
+
+
+def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
+    """Return what executes on the driver's connection where that is what it seems to be."""
+    _check_loop(pooled)
+    driver: Any = pooled.driver_connection
+    if not _is_in_transaction(driver):
+        if engine.dialect.driver == "asyncpg":
+            return nullcontext(Asyncpg(engine, pooled))
+        dbapi: Any = engine.dialect.dbapi
+        if driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor):
+            return Psycopg(engine, pooled).in_autocommit()
+    return _committed(Connection(engine, pooled), whole=False)
+
+
+@contextmanager
+def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
+    """Commit what is executed on a connection in the block: at its end, or each statement by itself."""
+    _check_loop(conn.connection)
+    # Listeners of the pool's or the connection's may have begun a transaction: what they have set may end with it.
+    is_begun = conn.in_transaction() or _is_in_transaction(conn.connection.driver_connection)
+    whole = whole or is_begun or bool(conn.dispatch.begin)
+    if not is_begun:
+        # The host's engine may be in AUTOCOMMIT, or in an isolation level in which locks don't show what others did.
+        _isolate(conn, "READ COMMITTED" if whole else "AUTOCOMMIT")
+    yield Ordinary(conn)
+    if whole:
+        conn.commit()
+
+
+def _isolate(conn: Connection, level: str) -> None:
+    """Set the isolation level until the connection goes back to the pool."""
+    pooled: Any = conn.connection
+    # SQLAlchemy resets it to the engine's. A listener of the host's may have set another one on this connection: so
+    # that is noted and, the last callback being called first, set again at the very end.
+    pooled._connection_record.finalize_callback.append(_restoring(conn.dialect, pooled))
+    conn.execution_options(isolation_level=level)
+
+
+def _restoring(dialect: Any, pooled: PoolProxiedConnection) -> Callable[[Any], None]:
+    """Return what gives the driver's connection the isolation level that it has now."""
+    if dialect.driver == "asyncpg":
+        adapter: Any = pooled.dbapi_connection
+        return partial(_set, isolation_level=adapter.isolation_level, _isolation_setting=adapter._isolation_setting)
+    driver: Any = pooled.driver_connection
+    return partial(dialect._do_isolation_level, autocommit=driver.autocommit, isolation_level=driver.isolation_level)
+
+
+def _set(thing: object, **attributes: Any) -> None:
+    for name, value in attributes.items():
+        setattr(thing, name, value)
+
+
+def _is_watched(engine: Engine) -> bool:
+    return bool(Connection._has_events or engine._has_events or engine.dialect._has_events or engine._should_log_info())
+
+
+def _is_in_transaction(driver: Any) -> bool:
+    if hasattr(driver, "is_in_transaction"):
+        return bool(driver.is_in_transaction())  # asyncpg
+    return bool(driver.pgconn.transaction_status)  # psycopg; IDLE is 0
 
 
 def _check_loop(pooled: PoolProxiedConnection) -> None:

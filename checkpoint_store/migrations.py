@@ -1,7 +1,9 @@
-"""Alembic, driven from code: bring a database to head, say where it is, print the SQL.
+"""Alembic, driven from code: bring the tables to head, say where they are, print the SQL, tell them from a host's.
+
+What takes a `Connection` is called through `run_sync` on an async one: `await conn.run_sync(migrations.check)`.
 
 Alembic keeps its `context` in a module global, so only one migration may run in a process at a time, and only one in a
-database, whatever the number of processes: a mutex sees to the first, an advisory lock to the second.
+schema, whatever the number of processes: a mutex sees to the first, an advisory lock to the second.
 """
 
 from __future__ import annotations
@@ -16,35 +18,40 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Connection, Select, exc, func, select
-from sqlalchemy.schema import CreateSchema
+from sqlalchemy import Connection, Select, Table, exc, func, select
 
 from checkpoint_store import operations
-from checkpoint_store.errors import MigrationError, MigrationLocked
-from checkpoint_store.executor import Ordinary
-from checkpoint_store.schema import HEAD, VERSION_TABLE, Tables
-from checkpoint_store.statements import Statements
+from checkpoint_store.errors import AccessDenied, MigrationError, MigrationLocked, NotSetUp
+from checkpoint_store.executor import Executor, Ordinary
+from checkpoint_store.schema import HEAD, STOCK_TABLE, VERSION_TABLE, Tables, identifier, qualified
+from checkpoint_store.statements import Statements, statements_of
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 log = logging.getLogger(__name__)
 
-STOCK_INDEXES = {
-    "checkpoints_thread_id_idx",
-    "checkpoint_blobs_thread_id_idx",
-    "checkpoint_writes_thread_id_idx",
-}
-"""Indexes of the stock saver. We make none of them: each repeats the first column of a primary key."""
+SCHEMA_OPTION = "checkpoint_store_schema"
+"""How Alembic's configuration names the PostgreSQL schema: an option of the ini file, or one of `config.attributes`."""
 
 LOCK_SECONDS = 60.0
 """How long to wait for another process that migrates the same database."""
 
 _POLL_SECONDS = 0.05
+_LOCKED = "checkpoint_store_locked"
+_NO_RIGHT = "42501"  # insufficient_privilege
+
+T = TypeVar("T")
 
 _mutex = threading.Lock()
+
+
+_KEYS = {table.name: {column.name for column in table.primary_key} for table in Tables().all} | {
+    VERSION_TABLE: {"version_num"},
+    STOCK_TABLE: {"v"},
+}
 
 
 def _renew_mutex() -> None:
@@ -73,8 +80,15 @@ def config(schema: str | None = None) -> Config:
 
     made = Config()
     made.set_main_option("script_location", str(script_location()).replace("%", "%%"))
-    made.attributes["schema"] = schema
+    made.attributes[SCHEMA_OPTION] = schema
     return made
+
+
+def schema_option(config: Config) -> str | None:
+    """Return the schema that an Alembic configuration file names, if any."""
+    # Since Alembic 1.16 also from pyproject.toml.
+    read = getattr(config, "get_alembic_option", config.get_main_option)
+    return read(SCHEMA_OPTION) or None
 
 
 def is_head(revisions: set[str]) -> bool:
@@ -83,58 +97,103 @@ def is_head(revisions: set[str]) -> bool:
 
 
 def current(conn: Connection, schema: str | None = None) -> str | None:
-    """Return the revision a database is at, or None if it was never migrated.
+    """Return the revision that the tables are at, or None if they were never migrated.
 
     Args:
-        conn: A connection to it, in a transaction or not.
+        conn: A connection to the database, in a transaction or not.
         schema: The PostgreSQL schema, or None for the `search_path`'s.
     """
-    revisions = _revisions(conn, Statements(Tables(schema)))
-    return min(revisions, default=None)
+    return min(_revisions(conn, statements_of(schema)), default=None)
 
 
-def upgrade(conn: Connection, schema: str | None = None, *, revision: str = "head") -> None:
-    """Run the migrations up to a revision on a connection; the caller holds `locked`.
+def check(conn: Connection, schema: str | None = None) -> None:
+    """Raise unless the tables are what this version works on, or newer; for readiness probes.
+
+    It takes no lock and needs no right but to read `checkpoint_store_version`.
 
     Args:
-        conn: Where to run them. In a transaction they become part of it; otherwise each revision commits itself.
+        conn: A connection to the database, in a transaction or not.
         schema: The PostgreSQL schema, or None for the `search_path`'s.
-        revision: How far, as Alembic names it.
 
     Raises:
+        NotSetUp: If the tables are missing or older; the message says at which revision they are.
+        AccessDenied: If the role may not read the revision.
+    """
+    try:
+        revisions = _revisions(conn, statements_of(schema))
+    except exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _NO_RIGHT:
+            raise
+        raise access_denied(_reason(error), schema) from error
+    _judge(revisions, schema)
+
+
+def check_revisions(db: Executor, sql: Statements) -> None:
+    """Do what `check` does, as an operation."""
+    _judge(operations.revisions(db, sql), sql.tables.schema)
+
+
+def upgrade(
+    conn: Connection,
+    schema: str | None = None,
+    *,
+    revision: str = "head",
+    timeout: float = LOCK_SECONDS,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Migrate up to a revision; a schema that is missing is made.
+
+    Args:
+        conn: Where to run. In a transaction the migrations become part of it; otherwise each revision commits itself.
+        schema: The PostgreSQL schema, or None for the `search_path`'s.
+        revision: How far, as Alembic names it.
+        timeout: How long to wait for others that migrate the same schema, in seconds.
+        pause: Sleeps for so many seconds.
+
+    Raises:
+        MigrationLocked: If another has held the lock past the deadline.
         MigrationError: If a revision fails; it has been rolled back.
     """
     from alembic import command
 
-    theirs = conn.in_transaction()
-    if schema is not None and not conn.dialect.has_schema(conn, schema):
-        conn.execute(CreateSchema(schema, if_not_exists=True))
-    if not theirs:
-        conn.commit()
-    _alembic(command.upgrade, conn, schema, revision)
+    with locked(conn, schema, timeout, pause):
+        _alembic(command.upgrade, conn, schema, revision)
 
 
-def downgrade(conn: Connection, schema: str | None = None, *, revision: str = "base") -> None:
-    """Undo the migrations down to a revision; the caller holds `locked`.
+def downgrade(
+    conn: Connection,
+    schema: str | None = None,
+    *,
+    revision: str = "base",
+    timeout: float = LOCK_SECONDS,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Undo the migrations down to a revision; to `base` it drops the tables, with every checkpoint in them.
+
+    Tables that are the stock saver's too, and the schema, stay.
 
     Args:
-        conn: Where to run them, as for `upgrade`.
+        conn: Where to run, as for `upgrade`.
         schema: The PostgreSQL schema, or None for the `search_path`'s.
         revision: How far, as Alembic names it.
+        timeout: How long to wait for others that migrate the same schema, in seconds.
+        pause: Sleeps for so many seconds.
 
     Raises:
+        MigrationLocked: If another has held the lock past the deadline.
         MigrationError: If a revision fails; it has been rolled back.
     """
     from alembic import command
 
-    _alembic(command.downgrade, conn, schema, revision)
+    with locked(conn, schema, timeout, pause):
+        _alembic(command.downgrade, conn, schema, revision)
 
 
 def offline_sql(schema: str | None = None, *, revision: str = "head") -> str:
     """Return the SQL that brings an empty database, or one of the stock saver's, to a revision.
 
     Args:
-        schema: The PostgreSQL schema, or None for the `search_path`'s.
+        schema: The PostgreSQL schema, which the SQL makes if it is missing, or None for the `search_path`'s.
         revision: How far, as Alembic names it.
     """
     from alembic import command
@@ -144,6 +203,38 @@ def offline_sql(schema: str | None = None, *, revision: str = "head") -> str:
     with _mutex:
         command.upgrade(made, revision, sql=True)
     return made.output_buffer.getvalue()
+
+
+def grants(role: str, schema: str | None = None) -> str:
+    """Return the SQL that gives a role what savers need, and `check`, and `setup()` where nothing is left to migrate.
+
+    Args:
+        role: The database role of the running service; it needs no right to create anything.
+        schema: The PostgreSQL schema of the tables. With None the role must have USAGE on the `search_path`'s, as
+            every role has on `public` unless that was revoked.
+    """
+    to = identifier(role)
+    tables = ", ".join(qualified(table.name, schema) for table in Tables(schema).all)
+    usage = [] if schema is None else [f"GRANT USAGE ON SCHEMA {identifier(schema)} TO {to};"]
+    return "\n".join(
+        [
+            *usage,
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {to};",
+            f"GRANT SELECT ON {qualified(VERSION_TABLE, schema)} TO {to};",
+        ]
+    )
+
+
+def not_ours(item: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:  # noqa: ARG001
+    """Keep our tables out of a host's autogenerate: its `include_object`, or a part of one.
+
+    They are known by name and key columns, in whichever schema, so that a host's own `checkpoints` elsewhere is still
+    compared. They are left out whether the host's MetaData has them or not, and with them their columns and indexes.
+    """
+    if not isinstance(item, Table):
+        return True
+    columns = {column.name for column in item.columns}
+    return not columns >= _KEYS.get(item.name, columns | {""})
 
 
 def bring_to_head(
@@ -168,9 +259,7 @@ def bring_to_head(
         if is_head(revisions):
             return
         if revisions and not revisions <= _known():
-            log.warning(
-                "the database is at revision %s, which is newer than this library; left as it is", min(revisions)
-            )
+            log.warning("%s; left as it is", _newer(revisions))
             return
         upgrade(conn, schema)
 
@@ -190,19 +279,25 @@ def locked(
     Raises:
         MigrationLocked: If another has held the lock past the deadline.
     """
+    theirs = conn.in_transaction()
+    key = lock_key_of(conn, schema)
+    held = conn.info.setdefault(_LOCKED, set())
+    if key in held:
+        yield
+        return
     deadline = time.monotonic() + timeout
     while not _mutex.acquire(blocking=False):
         _wait(deadline, pause, "another thread of this process")
     try:
-        theirs = conn.in_transaction()
-        key = lock_key(schema)
         take = func.pg_try_advisory_xact_lock if theirs else func.pg_try_advisory_lock
         # Poll instead of blocking: a waiting lock holds a snapshot, and CREATE INDEX CONCURRENTLY waits for those.
         while not _answer(conn, select(take(key)), theirs):
             _wait(deadline, pause, "another process")
+        held.add(key)
         try:
             yield
         finally:
+            held.discard(key)
             if not theirs and not conn.invalidated:
                 conn.rollback()
                 _answer(conn, select(func.pg_advisory_unlock(key)), theirs)
@@ -215,38 +310,77 @@ def lock_key(schema: str | None) -> int:
     return int.from_bytes(hashlib.sha256(f"{VERSION_TABLE} {schema}".encode()).digest()[:8], "big", signed=True)
 
 
-def is_ours(name: str | None, kind: str, _: object) -> bool:
-    """Tell Alembic's autogenerate whether a thing in the database is for it to compare (its `include_name`)."""
-    if kind == "table":
-        return name in Tables().metadata.tables
-    return name not in STOCK_INDEXES
+def lock_key_of(conn: Connection, schema: str | None) -> int:
+    """Return the same for the schema that a connection's `search_path` resolves to, if None is given."""
+    return lock_key(schema or _answer(conn, select(func.current_schema()), conn.in_transaction()))
+
+
+@contextlib.contextmanager
+def untranslated(conn: Connection) -> Iterator[None]:
+    """Keep a host's `schema_translate_map` off our tables for a while: what it renames are the host's."""
+    theirs = conn.get_execution_options().get("schema_translate_map")
+    conn.execution_options(schema_translate_map=None)
+    try:
+        yield
+    finally:
+        conn.execution_options(schema_translate_map=theirs)
+
+
+def access_denied(message: str, schema: str | None) -> AccessDenied:
+    """Return the error for a right that is missing, with the SQL that gives it."""
+    statements = grants("app", schema).replace("\n", " ")
+    return AccessDenied(f"{message}. A role that owns the tables can give the right: {statements}")
 
 
 def _alembic(command: Callable[..., None], conn: Connection, schema: str | None, revision: str) -> None:
     made = config(schema)
     made.attributes["connection"] = conn
     try:
-        command(made, revision)
+        with untranslated(conn):
+            command(made, revision)
     except exc.DBAPIError as error:
         if error.connection_invalidated:
             raise
-        state = getattr(error.orig, "sqlstate", None)
-        message = str(error.orig).rpartition("Error'>: ")[2]
+        schema_too = "" if schema is None else f", and the schema {identifier(schema)} if it is missing"
         hint = (
-            " Run `alembic upgrade head` before deploying, with a role that may create tables; "
+            f" Run `alembic upgrade head` before deploying, with a role that may create tables{schema_too}; "
             "then setup() needs no such right."
-            if state == "42501"  # insufficient_privilege
+            if getattr(error.orig, "sqlstate", None) == _NO_RIGHT
             else ""
         )
-        raise MigrationError(f"migration to {revision!r} failed and was rolled back: {message}.{hint}") from error
+        raise MigrationError(
+            f"migration to {revision!r} failed and was rolled back: {_reason(error)}.{hint}"
+        ) from error
 
 
-def _answer(conn: Connection, question: Select[tuple[bool]], theirs: bool) -> bool:
+def _reason(error: exc.DBAPIError) -> str:
+    return str(error.orig).rpartition("Error'>: ")[2]
+
+
+def _answer(conn: Connection, question: Select[tuple[T]], theirs: bool) -> T:
     """Ask, and leave no transaction open that was not open before."""
-    answer = conn.scalar(question)
+    answer: T = conn.scalar(question)
     if not theirs:
         conn.commit()
-    return bool(answer)
+    return answer
+
+
+def _judge(revisions: set[str], schema: str | None) -> None:
+    if is_head(revisions):
+        return
+    if revisions and not revisions <= _known():
+        log.warning("%s", _newer(revisions))
+        return
+    where = "" if schema is None else f" in schema {identifier(schema)}"
+    found = f"are at revision {min(revisions)}" if revisions else "were never set up"
+    raise NotSetUp(
+        f"the tables{where} {found}; this version needs {HEAD}. Run `setup()` once, or `alembic upgrade head` before "
+        "deploying."
+    )
+
+
+def _newer(revisions: set[str]) -> str:
+    return f"the database is at revision {min(revisions)}, which is newer than this library"
 
 
 def _revisions(conn: Connection, sql: Statements) -> set[str]:

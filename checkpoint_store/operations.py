@@ -13,7 +13,7 @@ from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
 from checkpoint_store.executor import Executor, Row
-from checkpoint_store.schema import PAGED
+from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Read, Statements
 
@@ -21,7 +21,8 @@ Blob = tuple[str, str, str, str]
 """Thread, namespace, channel and version."""
 
 _BLOB_TYPES = 7
-"""The place of the blobs' types among the columns of `statements.checkpoints`."""
+_BLOBS = slice(6, 9)
+"""The places of the blobs' types, and of their channels, types and bytes, among `statements.checkpoints`' columns."""
 
 ASK_BYTES = 64 * 1024
 """From so many bytes of pages on, the database is asked which of them it has, where nothing is known of the thread."""
@@ -77,9 +78,14 @@ def _known(db: Executor, sql: Statements, shelf: Shelf | None, put: Put) -> Know
 
 def get_checkpoint(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row | None:
     """Return the checkpoint that a key names, or the newest of its thread and namespace, or None."""
-    read = sql.get_checkpoint if key.checkpoint_id else sql.get_latest
-    rows = _read(db, read, shelf, key._asdict())
-    return rows[0] if rows else None
+    binds = key._asdict()
+    if key.checkpoint_id is None and shelf.has_values(key.thread_id):
+        # What this process stored last it has the pages of: the recipes are all it has to ask for.
+        rows = db.fetch(sql.get_latest.plain, binds)
+        if not rows or (row := _made(rows[0], shelf)) is not None:
+            return row if rows else None
+        return next(iter(db.fetch(sql.get_latest.joined, binds)), None)
+    return next(iter(_read(db, sql.get_checkpoint if key.checkpoint_id else sql.get_latest, shelf, binds)), None)
 
 
 def list_page(
@@ -102,6 +108,22 @@ def _read(db: Executor, read: Read, shelf: Shelf, binds: dict[str, Any]) -> Sequ
         if not any(PAGED in (row[_BLOB_TYPES] or ()) for row in rows):
             return rows
     return db.fetch(read.joined, binds)
+
+
+def _made(row: Row, shelf: Shelf) -> Row | None:
+    """Return a row with values in the place of recipes, or None if a page is not at hand."""
+    thread_id, namespace, *_ = columns = list(row)
+    channels, types, blobs = columns[_BLOBS]
+    if PAGED not in (types or ()):
+        return row
+    types, blobs = list(types), list(blobs)
+    for place, channel in enumerate(channels):
+        if types[place] == PAGED:
+            types[place], blobs[place] = "msgpack", shelf.value(thread_id, (namespace, channel), blobs[place])
+            if blobs[place] is None:
+                return None
+    columns[_BLOBS] = channels, types, blobs
+    return columns
 
 
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
@@ -141,12 +163,14 @@ def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[st
     return db.fetch(sql.delta_history, {**key._asdict(), "channels": list(channels)})
 
 
+def take_inventory(db: Executor, sql: Statements, thread_id: str) -> Sequence[Row]:
+    """Return the checkpoints of a thread, and of each the tasks that have pending writes, with their number."""
+    return db.fetch(sql.inventory, {"thread_id": thread_id})
+
+
 def is_adopted(db: Executor, sql: Statements) -> bool:
     """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
-    schema = sql.tables.schema
-    name = (
-        "checkpoint_migrations" if schema is None else f'"{schema.replace(chr(34), chr(34) * 2)}".checkpoint_migrations'
-    )
+    name = qualified(STOCK_TABLE, sql.tables.schema)
     return bool(db.fetch(sql.has_table, {"name": name})[0][0])
 
 

@@ -4,9 +4,10 @@ A chat is stored again at every step though only its end is new. So its value is
 stays the same is cut into the same pages, wherever it stands.
 
 A container is its header, then its elements, gathered into pages. A page ends behind an element when a checksum of the
-bytes before that point says so (content-defined chunking). A large element is cut like a value of its own; a large
-string, or what is not msgpack at all, at points that its bytes choose. So nothing behind a page has a say in it, unless
-it is a container's last, and an earlier value's pages can be taken over by comparing bytes.
+bytes before that point says so (content-defined chunking). The last elements, too few for that, are small pages: so a
+list that grows sends what it has grown by, and once more what has become a page. A large element is cut like a value
+of its own; a large string, or what is not msgpack at all, at points that its bytes choose. So nothing behind a page has
+a say in it, unless it is a container's last, and an earlier value's pages can be taken over by comparing bytes.
 
 A recipe has an entry of 17 bytes for each page, 255 and its digest, and for each few bytes that are in no page, their
 number and they, padded with zeros: headers, which change whenever a list grows, and what is too little for a page.
@@ -24,7 +25,7 @@ from zlib import crc32
 
 import msgpack  # type: ignore[import-untyped]
 
-PAGE_BYTES = 4096
+PAGE_BYTES = 8192
 """What a page has on average."""
 
 LARGE_BYTES = 16 * 1024
@@ -49,6 +50,9 @@ _CHANCE = PAGE_BYTES * 3 // 8
 
 # What the checksum sees. The last 70 bytes of a message are the same in all messages; its id and text come before.
 _SEEN = 256
+
+# How much of a container's end, which the next value probably adds to, is a page by itself.
+_SMALL = 256
 
 # Fewer bytes are stated inline: a row of the pages' table has some 60 bytes beside the page.
 _GLUE = 64
@@ -217,7 +221,7 @@ class _Knife:
                             break
                     last = here
                 else:
-                    self._remainder(place, base + here)
+                    self._tail(place, base + here, left)
                     place = base + here
                     break
             except (msgpack.UnpackException, ValueError):
@@ -252,6 +256,21 @@ class _Knife:
             self._page(place, stop, _STRING)
             place = stop
         self._remainder(place, end)
+
+    def _tail(self, place: int, end: int, left: int) -> None:
+        """Cut the last elements of a container, too few for a page, into small ones.
+
+        So a list that grows sends each time what it has grown by, not again all since its last page.
+        """
+        unpacker = msgpack.Unpacker(max_buffer_size=end - place)
+        unpacker.feed(memoryview(self._value)[place:end])
+        begin = place
+        for _ in range(left):
+            unpacker.skip()
+            if (here := place + unpacker.tell()) - begin >= _SMALL:
+                self._page(begin, here)
+                begin = here
+        self._remainder(begin, end)
 
     def _remainder(self, begin: int, end: int) -> None:
         """Put down what ends because something else begins."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ FLUSHES = 8
 
 _COHORTS = 2
 """How many of them may be shared by several calls."""
+
+_AT_ONCE = 4
+"""How many callers are told of their commit before those told get to go on."""
 
 _PATIENCE_SECONDS = 0.02
 """How long a call waits for company while a commit is under way and another one might be."""
@@ -182,7 +186,7 @@ class AsyncPipeline:
 
     async def _flush(self, calls: list[_Call]) -> None:
         try:
-            await self._store(calls)
+            outcomes = await self._store(calls)
         except BaseException:
             # The loop ends: nobody will tell the callers otherwise.
             for call in calls:
@@ -191,23 +195,37 @@ class AsyncPipeline:
         finally:
             self._shared -= 1
             self._end([call.change for call in calls])
+        untold = zip(calls, outcomes, strict=True)
+        try:
+            # Those who are told first go on first: what they store next is on its way while others still encode.
+            while some := list(islice(untold, _AT_ONCE)):
+                _tell(some)
+                await asyncio.sleep(0)
+        finally:
+            _tell(untold)  # also if the loop ends meanwhile: it is committed
 
-    async def _store(self, calls: list[_Call]) -> None:
+    async def _store(self, calls: list[_Call]) -> list[Exception | None]:
+        """Store what some calls want stored. Returns what is to be raised for each."""
         try:
             await calls[0].store([call.change for call in calls])
         except Exception as error:
             if len(calls) > 1 and _may_be_one_calls_fault(error):
                 # In halves, until whoever it was is alone; each half keeps its order.
-                await self._store(calls[: len(calls) // 2])
-                await self._store(calls[len(calls) // 2 :])
-                return
-            for call in calls:
-                if not call.outcome.done():
-                    call.outcome.set_exception(_own(error))
+                half = len(calls) // 2
+                return [*await self._store(calls[:half]), *await self._store(calls[half:])]
+            return [_own(error) for _ in calls]
+        return [None] * len(calls)
+
+
+def _tell(outcomes: Iterable[tuple[_Call, Exception | None]]) -> None:
+    """Let callers know what has become of their calls."""
+    for call, error in outcomes:
+        if call.outcome.done():
+            continue  # its caller was cancelled
+        if error is None:
+            call.outcome.set_result(None)
         else:
-            for call in calls:
-                if not call.outcome.done():
-                    call.outcome.set_result(None)
+            call.outcome.set_exception(error)
 
 
 def _kind(change: Change) -> int:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    create_async_engine,
+)
+from sqlalchemy.orm import Session, scoped_session
+from typing_extensions import Self
 
 from checkpoint_store.contract import Contract
-from checkpoint_store.errors import InvalidOption, UnusableConnection
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.pipeline import AsyncPipeline
-from checkpoint_store.source import ConnectionSource, EngineSource, Source
-from checkpoint_store.statements import statements_of
+from checkpoint_store.source import LoopSource, source_on, source_within
 from checkpoint_store.url import engine_arguments
 
 
@@ -46,8 +53,9 @@ class AsyncPostgresSaver(Contract):
         schema: str | None = None,
         share_pages: bool | None = None,
     ) -> None:
-        source = _source(conn, pipe, schema, share_pages)
-        source.bridge.adopt()
+        source = source_on(conn, pipe, schema, share_pages, sync=False)
+        if isinstance(source, LoopSource):
+            source.bridge.adopt()
         super().__init__(source, serde)
 
     @classmethod
@@ -81,11 +89,38 @@ class AsyncPostgresSaver(Contract):
         engine = _engine(conn_string, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
         saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
-        saver._source.owned = True
+        cast("LoopSource", saver._source).owned = True
         try:
             yield saver
         finally:
             await saver.aclose()
+
+    def bind(
+        self,
+        conn_or_session: AsyncConnection | AsyncSession | async_scoped_session[Any],
+        *,
+        bind_arguments: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Make a saver like this one that works in a transaction of yours.
+
+        It never begins, commits, rolls back or tries again: what it stores becomes visible with your commit and is gone
+        with your rollback. Each call waits for those before it on the same connection. A session is flushed first.
+
+        Args:
+            conn_or_session: An open connection, or a session, which is asked for its connection at each call: so the
+                saver may outlive the session's transactions.
+            bind_arguments: For a session of several engines, which of them has the tables, as for
+                `AsyncSession.connection`. By default the session decides, as for a DELETE of checkpoints; where it
+                can't, it is the engine of this saver.
+
+        Returns:
+            The saver: the same class, serializer, schema and `share_pages`; without the pipeline.
+
+        Raises:
+            UnusableConnection: If it is something else, or of an engine that we can't work on.
+            InvalidOption: If `bind_arguments` come with a connection.
+        """
+        return self._within(source_within(conn_or_session, self._source, bind_arguments, sync=False))
 
     async def setup(self, *, timeout: float = LOCK_SECONDS) -> None:
         """Bring the tables to what this version needs; does nothing, in one round trip, where they are.
@@ -107,11 +142,14 @@ class AsyncPostgresSaver(Contract):
 class PostgresSaver(Contract):
     """Keeps LangGraph's checkpoints in PostgreSQL for sync code, from any number of threads.
 
-    An `AsyncEngine` is driven by an event loop in a thread of its own, so it works in a plain script, in a notebook,
-    and beside a running loop. Its async methods work from any loop.
+    On a sync engine (`postgresql+psycopg`) each call runs in the calling thread. An `AsyncEngine` is driven by an event
+    loop in a thread of its own. Either works in a plain script, in a notebook, and beside a running loop. The async
+    methods work from any loop; on a sync engine they call from worker threads.
 
     Args:
-        conn: An `AsyncEngine`, not yet used on another loop, or an open `AsyncConnection` of the running loop.
+        conn: An `Engine`, whose pool is shared, or an open `Connection`, in whose transaction everything runs and which
+            is committed by the caller. Or an `AsyncEngine`, not yet used on another loop, or an open `AsyncConnection`
+            of the running loop.
         pipe: What lets concurrent writes share commits; made for the same engine. None for a commit each.
         serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
@@ -120,22 +158,20 @@ class PostgresSaver(Contract):
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection, or was made for another engine.
+        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one.
     """
 
     def __init__(
         self,
-        conn: AsyncEngine | AsyncConnection,
+        conn: AsyncEngine | AsyncConnection | Engine | Connection,
         pipe: AsyncPipeline | None = None,
         serde: SerializerProtocol | None = None,
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
     ) -> None:
-        source = _source(conn, pipe, schema, share_pages)
-        if isinstance(conn, AsyncConnection):
-            source.bridge.adopt()
-        else:
+        source = source_on(conn, pipe, schema, share_pages, sync=True)
+        if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
         super().__init__(source, serde)
 
@@ -170,11 +206,20 @@ class PostgresSaver(Contract):
         engine = _engine(conn_string, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
         saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
-        saver._source.owned = True
+        cast("LoopSource", saver._source).owned = True
         try:
             yield saver
         finally:
             saver.close()
+
+    def bind(
+        self,
+        conn_or_session: Connection | Session | scoped_session[Any] | AsyncConnection | AsyncSession,
+        *,
+        bind_arguments: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Make a saver like this one that works in a transaction of yours, as `AsyncPostgresSaver.bind`."""
+        return self._within(source_within(conn_or_session, self._source, bind_arguments, sync=True))
 
     def setup(self, *, timeout: float = LOCK_SECONDS) -> None:
         """Bring the tables to what this version needs, as `AsyncPostgresSaver.setup`."""
@@ -183,38 +228,6 @@ class PostgresSaver(Contract):
     def close(self) -> None:
         """Close the saver, as `aclose`."""
         self._source.close_blocking()
-
-
-def _source(conn: object, pipe: object, schema: str | None, share_pages: bool | None) -> Source:
-    sql = statements_of(schema)
-    if isinstance(conn, AsyncConnection) and conn.sync_connection is None:
-        raise UnusableConnection(
-            "conn is an AsyncConnection that is not open. Use `async with engine.connect() as conn`."
-        )
-    if not isinstance(conn, (AsyncEngine, AsyncConnection)):
-        raise UnusableConnection(
-            f"conn is a {type(conn).__module__}.{type(conn).__qualname__}; it has to be an AsyncEngine or an open "
-            "AsyncConnection of SQLAlchemy. From a connection string, use from_conn_string()."
-        )
-    if (conn.dialect.name, conn.dialect.driver) != ("postgresql", "asyncpg"):
-        raise UnusableConnection(
-            f"conn speaks {conn.dialect.name}+{conn.dialect.driver}; the saver needs "
-            'create_async_engine("postgresql+asyncpg://...")'
-        )
-    if pipe is not None and not isinstance(pipe, AsyncPipeline):
-        raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it has to be an AsyncPipeline or None")
-    if isinstance(conn, AsyncEngine):
-        # Variants made with execution_options() share the dialect.
-        if pipe is not None and pipe.engine.dialect is not conn.dialect:
-            raise InvalidOption(
-                "pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine."
-            )
-        return EngineSource(conn, sql, pipe, share_pages)
-    if pipe is not None:
-        raise InvalidOption(
-            "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."
-        )
-    return ConnectionSource(conn, sql, share_pages)
 
 
 def _engine(conn_string: str, options: dict[str, Any]) -> AsyncEngine:

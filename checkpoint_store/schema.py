@@ -14,15 +14,34 @@ blob is then the recipe that lists them (see `pages`).
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import (
+    BLANK_SCHEMA,
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    literal_column,
+    quoted_name,
+)
 from sqlalchemy.dialects.postgresql import JSONB
+
+from checkpoint_store.errors import InvalidOption
 
 VERSION_TABLE = "checkpoint_store_version"
 """Where Alembic notes the revision of this schema, apart from a host's own `alembic_version`."""
 
-HEAD = "cs02_pages"
+HEAD = "cs03_lifecycle"
 """The revision this version of the library works on; `alembic heads` says the same (a test compares them)."""
 
+STOCK_TABLE = "checkpoint_migrations"
+"""Where the stock saver notes which of its migrations it has run."""
+
+MOST_BYTES = 63
+"""How long a name may be in PostgreSQL, unless it was built otherwise."""
 
 PAGED = "pages"
 """The type of a blob that is a recipe; the value it makes is of type `msgpack`. The stock saver refuses it by name."""
@@ -33,11 +52,18 @@ class Tables:
 
     Args:
         schema: Name of the PostgreSQL schema, or None for the one the connection's `search_path` resolves to.
+        metadata: Where to define them: a host's own, whose tables can then refer to these by foreign keys and in
+            joins. By default a new one.
+
+    Raises:
+        InvalidOption: If the schema can't be the name of one.
     """
 
-    def __init__(self, schema: str | None = None) -> None:
+    def __init__(self, schema: str | None = None, *, metadata: MetaData | None = None) -> None:
         self.schema = schema
-        self.metadata = MetaData(schema=schema)
+        self.metadata = MetaData() if metadata is None else metadata
+        # A schema that the host's MetaData has by default is not meant for these.
+        place = BLANK_SCHEMA if schema is None else quoted(schema)
         self.checkpoints = Table(
             "checkpoints",
             self.metadata,
@@ -51,7 +77,16 @@ class Tables:
             # The checkpoint as JSON: id, ts, channel_versions, versions_seen, and the inline channel_values.
             Column("checkpoint", JSONB, nullable=False),
             Column("metadata", JSONB, nullable=False, server_default="{}"),
+            schema=place,
         )
+        c = self.checkpoints.c
+        # The checkpoints of a run, where LangGraph was told its id. Whoever looks for one says that it is not NULL.
+        run_id = c.metadata.op("->>", return_type=Text())(literal_column("'run_id'"))
+        Index("checkpoint_store_run_idx", run_id, postgresql_where=run_id.is_not(None))
+        # Threads by their last activity. Ascending, since PostgreSQL appends to the right end of an index fastest; of
+        # root graphs only, since a subgraph's checkpoints come with theirs.
+        is_root = c.checkpoint_ns == literal_column("''")
+        Index("checkpoint_store_latest_idx", c.checkpoint_id, c.thread_id, postgresql_where=is_root)
         self.checkpoint_blobs = Table(
             "checkpoint_blobs",
             self.metadata,
@@ -63,6 +98,7 @@ class Tables:
             # What the serializer calls its format; "empty" stands for a channel without a value.
             Column("type", Text, nullable=False),
             Column("blob", LargeBinary),
+            schema=place,
         )
         self.checkpoint_writes = Table(
             "checkpoint_writes",
@@ -78,6 +114,7 @@ class Tables:
             Column("blob", LargeBinary, nullable=False),
             # Orders the tasks of a step the way LangGraph applies them; last, since the stock saver added it last.
             Column("task_path", Text, nullable=False, server_default=""),
+            schema=place,
         )
         self.checkpoint_pages = Table(
             "checkpoint_pages",
@@ -86,6 +123,7 @@ class Tables:
             # BLAKE2b of the page, 16 bytes.
             Column("digest", LargeBinary, primary_key=True),
             Column("page", LargeBinary, nullable=False),
+            schema=place,
         )
         # One row for each thread that has pages. Who stores or deletes pages locks it first; its epoch is another
         # one after pages were deleted, so that whoever remembers older ones asks again.
@@ -94,7 +132,42 @@ class Tables:
             self.metadata,
             Column("thread_id", Text, primary_key=True),
             Column("epoch", BigInteger, nullable=False),
+            schema=place,
         )
+        self.all = (
+            self.checkpoints,
+            self.checkpoint_blobs,
+            self.checkpoint_writes,
+            self.checkpoint_pages,
+            self.checkpoint_threads,
+        )
+
+
+def quoted(schema: str) -> quoted_name:
+    """Return the name of a schema as SQLAlchemy quotes it in any case: what is a reserved word depends on the server.
+
+    Raises:
+        InvalidOption: If it can't be the name of one.
+    """
+    if not isinstance(schema, str) or not schema or "\0" in schema:
+        raise InvalidOption(f"schema is {schema!r}; it has to be the name of a PostgreSQL schema, or None")
+    if (size := len(schema.encode("utf-8", "surrogatepass"))) > MOST_BYTES:
+        raise InvalidOption(
+            f"schema is {schema!r}, of {size} bytes; PostgreSQL cuts names to {MOST_BYTES}, so that two could become "
+            "one. Use a shorter one."
+        )
+    return quoted_name(schema, quote=True)
+
+
+def qualified(table: str, schema: str | None) -> str:
+    """Return a table's name as SQL text, with its schema if it has one."""
+    return table if schema is None else f"{identifier(schema)}.{table}"
+
+
+def identifier(name: str) -> str:
+    """Return a name as SQL text, quoted."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 tables = Tables()

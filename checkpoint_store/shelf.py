@@ -7,17 +7,19 @@ what was stored on the strength of it is stored only if the epoch is still that 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from checkpoint_store import pages
 from checkpoint_store.pages import Cut
 
 MOST_DIGESTS = 65_536
 """How many digests are remembered for all threads together: some 6 MB, and 250 MB of pages."""
 
 MOST_BYTES = 8 * 1024 * 1024
-"""How many bytes of pages are kept to compare the next value of a channel with, for all threads together."""
+"""How many bytes of pages are kept for all threads together: to compare a channel's next value with, and to read its
+last one without asking for what is here."""
 
 Place = tuple[str, str]
 """Namespace and channel."""
@@ -45,6 +47,7 @@ class Shelf:
     def __init__(self) -> None:
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._cuts: OrderedDict[tuple[str, Place], tuple[int, Cut]] = OrderedDict()
+        self._places: Counter[str] = Counter()
         self._digests = self._bytes = 0
         self._lock = threading.Lock()
 
@@ -85,16 +88,39 @@ class Shelf:
             self._cuts.move_to_end((thread_id, place))
             return kept[1]
 
+    def has_values(self, thread_id: str) -> bool:
+        """Tell whether the last value of any of a thread's channels is at hand."""
+        return thread_id in self._places
+
+    def value(self, thread_id: str, place: Place, recipe: bytes) -> bytes | None:
+        """Return the value that a recipe makes, if all its pages are among those of the channel's last value."""
+        cut = self.before(thread_id, place)
+        if cut is None:
+            return None
+        if cut.recipe == recipe:
+            return b"".join(part for part, *_ in cut.stretches)
+        try:
+            return pages.join(recipe, cut.pages)
+        except (KeyError, ValueError):
+            return None
+
     def keep(self, thread_id: str, place: Place, cut: Cut) -> None:
         """Keep how a channel's value was cut, for the next one."""
         size = sum(map(len, cut.pages.values()))
         with self._lock:
             if (kept := self._cuts.pop((thread_id, place), None)) is not None:
-                self._bytes -= kept[0]
+                self._let_go(thread_id, kept[0])
             if size > MOST_BYTES:
                 return
             self._cuts[thread_id, place] = size, cut
+            self._places[thread_id] += 1
             self._bytes += size
             while self._bytes > MOST_BYTES:
-                _, (oldest, _) = self._cuts.popitem(last=False)
-                self._bytes -= oldest
+                (oldest_thread, _), (oldest, _) = self._cuts.popitem(last=False)
+                self._let_go(oldest_thread, oldest)
+
+    def _let_go(self, thread_id: str, size: int) -> None:
+        self._bytes -= size
+        self._places[thread_id] -= 1
+        if not self._places[thread_id]:
+            del self._places[thread_id]

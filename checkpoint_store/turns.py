@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from sqlalchemy.util import await_only
 
 
 class TurnTimeout(Exception):
@@ -18,10 +24,10 @@ class Turns:
 
     Args:
         count: How many turns there are at a time.
-        timeout: How long to wait for one, in seconds.
+        timeout: How long to wait for one, in seconds; None for as long as it takes.
     """
 
-    def __init__(self, count: int, timeout: float) -> None:
+    def __init__(self, count: int, timeout: float | None) -> None:
         self._free = count
         self._timeout = timeout
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -38,7 +44,7 @@ class Turns:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting.append(turn)
-        deadline = loop.call_later(self._timeout, self._expire, turn)
+        deadline = None if self._timeout is None else loop.call_later(self._timeout, self._expire, turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -46,7 +52,8 @@ class Turns:
                 self.give_back()  # it came at the same moment
             raise
         finally:
-            deadline.cancel()
+            if deadline is not None:
+                deadline.cancel()
 
     def give_back(self) -> None:
         """Let the next one have its turn."""
@@ -57,6 +64,41 @@ class Turns:
                 return
         self._free += 1
 
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Have a turn for the length of a block, in a greenlet of SQLAlchemy's.
+
+        Raises:
+            TurnTimeout: If none has come in time.
+        """
+        if self._free > 0:  # as a rule, and then without a switch out of the greenlet and back
+            self._free -= 1
+        else:
+            await_only(self.take())
+        try:
+            yield
+        finally:
+            self.give_back()
+
     def _expire(self, turn: asyncio.Future[None]) -> None:
         if not turn.done():
             turn.set_exception(TurnTimeout(f"waited for {self._timeout:g} s"))
+
+
+_turns: weakref.WeakKeyDictionary[object, Turns] = weakref.WeakKeyDictionary()
+_locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
+_registry_lock = threading.Lock()
+
+
+def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:
+    """Return what makes a block the only one that uses a thing, such as a connection, which can do one at a time.
+
+    Args:
+        thing: The same for all who share it.
+        is_async: Whether they are in greenlets of one event loop; otherwise they are threads.
+    """
+    with _registry_lock:
+        if is_async:
+            return (_turns.get(thing) or _turns.setdefault(thing, Turns(1, None))).taken()
+        # One that a thread may take twice: where a session's flush calls us, SQLAlchemy has an error for it.
+        return _locks.get(thing) or _locks.setdefault(thing, threading.RLock())

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import subprocess
+import sys
+import sysconfig
 import tempfile
 import uuid
+import venv
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, pages
 from checkpoint_store.embedded import EmbeddedPostgres
 
+REPOSITORY = Path(__file__).parents[1]
 SERVER = "CHECKPOINT_STORE_TEST_URL"
 MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a directory in it
 
@@ -160,3 +166,66 @@ async def stock_saver(url: str) -> AsyncIterator[StockSaver]:
     """The stock saver on `url`: on tables that we made."""
     async with StockSaver.from_conn_string(url) as saver:
         yield saver
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel, built from the repository, and an environment in which it is installed; made once."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    home = root / "installation"
+    with (root / "installation.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "done").exists():
+            install(home)
+            (home / "done").touch()
+    return home
+
+
+def install(home: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(home / "dist"),
+        str(REPOSITORY),
+    ]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = (home / "dist").iterdir()
+    venv.create(home, with_pip=False)
+    pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
+    # The dependencies are those of the environment that runs this test. Its own .pth files, and the repository that is
+    # named in one of them, stay out: Python reads them only in the folders of its own environment.
+    (site,) = home.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    (home / "alembic.ini").write_text("[alembic]\nscript_location = checkpoint_store:_alembic\n")
+
+
+@pytest.fixture(scope="session")
+def wheel(installation: Path) -> Path:
+    """The wheel, built from the repository."""
+    (built,) = (installation / "dist").iterdir()
+    return built
+
+
+@pytest.fixture(scope="session")
+def python(installation: Path) -> Callable[..., str]:
+    """Runs Python where the wheel is installed, in a folder with an ini file of two lines, and returns what it prints.
+
+    The environment has `url` as CHECKPOINT_STORE_URL, and as DATABASE_URL in the way SQLAlchemy wants it.
+    """
+
+    def run(*arguments: str, url: str = "", cwd: Path = installation, fails: bool = False) -> str:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_"))}
+        urls = {"CHECKPOINT_STORE_URL": url, "DATABASE_URL": url.replace("postgresql:", "postgresql+asyncpg:")}
+        command = [str(installation / "bin" / "python"), *arguments]
+        done = subprocess.run(command, cwd=cwd, env={**inherited, **urls}, capture_output=True, text=True, check=False)
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr if fails else done.stdout
+
+    return run

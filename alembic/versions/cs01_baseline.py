@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from alembic import op
+from checkpoint_store.revisions import block, downgrade_from, literal, refuse_foreign, statement, upgrade_to
+from checkpoint_store.schema import qualified
 
 revision = "cs01_baseline"
 down_revision = None
@@ -48,9 +50,9 @@ ADOPTABLE = {
 }
 
 
-def upgrade() -> None:
-    schema = op.get_context().version_table_schema
-    refuse_foreign_tables(schema)
+@upgrade_to(revision, down_revision)
+def upgrade(schema: str | None) -> None:
+    op.execute(refuse_foreign(ADOPTABLE, schema))
     op.create_table(
         "checkpoints",
         sa.Column("thread_id", sa.Text, nullable=False),
@@ -60,7 +62,7 @@ def upgrade() -> None:
         sa.Column("type", sa.Text),
         sa.Column("checkpoint", JSONB, nullable=False),
         sa.Column("metadata", JSONB, nullable=False, server_default="{}"),
-        sa.PrimaryKeyConstraint("thread_id", "checkpoint_ns", "checkpoint_id"),
+        sa.PrimaryKeyConstraint("thread_id", "checkpoint_ns", "checkpoint_id", name=op.f("checkpoints_pkey")),
         schema=schema,
         if_not_exists=True,
     )
@@ -72,7 +74,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Text, nullable=False),
         sa.Column("type", sa.Text, nullable=False),
         sa.Column("blob", sa.LargeBinary),
-        sa.PrimaryKeyConstraint("thread_id", "checkpoint_ns", "channel", "version"),
+        sa.PrimaryKeyConstraint("thread_id", "checkpoint_ns", "channel", "version", name=op.f("checkpoint_blobs_pkey")),
         schema=schema,
         if_not_exists=True,
     )
@@ -87,74 +89,30 @@ def upgrade() -> None:
         sa.Column("type", sa.Text),
         sa.Column("blob", sa.LargeBinary, nullable=False),
         sa.Column("task_path", sa.Text, nullable=False, server_default=""),
-        sa.PrimaryKeyConstraint("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "idx"),
+        sa.PrimaryKeyConstraint(
+            "thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "idx", name=op.f("checkpoint_writes_pkey")
+        ),
         schema=schema,
         if_not_exists=True,
     )
     # What an adopted database may still lack.
     op.alter_column("checkpoint_blobs", "blob", nullable=True, schema=schema)
-    op.execute(
-        f"ALTER TABLE {qualified('checkpoint_writes', schema)} "
-        "ADD COLUMN IF NOT EXISTS task_path TEXT NOT NULL DEFAULT ''"
-    )
+    writes = qualified("checkpoint_writes", schema)
+    op.execute(statement(f"ALTER TABLE {writes} ADD COLUMN IF NOT EXISTS task_path TEXT NOT NULL DEFAULT ''"))
 
 
-def downgrade() -> None:
+@downgrade_from(revision, down_revision)
+def downgrade(schema: str | None) -> None:
     """Drop the tables, unless the stock saver's bookkeeping shows that they are its too."""
-    schema = op.get_context().version_table_schema
     tables = ", ".join(qualified(table, schema) for table in ADOPTABLE)
     op.execute(
-        f"""
-        DO $$
-        BEGIN
-            IF to_regclass({literal(qualified("checkpoint_migrations", schema))}) IS NULL THEN
-                DROP TABLE {tables};
-            END IF;
-        END
-        $$
-        """
+        block(
+            f"""
+            BEGIN
+                IF to_regclass({literal(qualified("checkpoint_migrations", schema))}) IS NULL THEN
+                    DROP TABLE {tables};
+                END IF;
+            END
+            """
+        )
     )
-
-
-def refuse_foreign_tables(schema: str | None) -> None:
-    """Stop before anything is made if a table of one of our names is somebody else's."""
-    # No percent sign may stand in here: some drivers double it, others don't.
-    wanted = ",\n                ".join(
-        f"({literal(table)}, {literal(qualified(table, schema))}, '{column}', '{kind}')"
-        for table, columns in ADOPTABLE.items()
-        for column, kind in columns.items()
-    )
-    op.execute(
-        f"""
-        DO $$
-        DECLARE
-            missing text;
-        BEGIN
-            SELECT string_agg(name || '.' || col || ' ' || kind, ', ') INTO missing
-            FROM (VALUES
-                {wanted}
-            ) AS wanted(name, rel, col, kind)
-            WHERE to_regclass(rel) IS NOT NULL AND NOT EXISTS (
-                SELECT FROM pg_attribute
-                WHERE attrelid = to_regclass(rel) AND attname = col AND NOT attisdropped
-                AND format_type(atttypid, atttypmod) = kind
-            );
-            IF missing IS NOT NULL THEN
-                RAISE EXCEPTION USING
-                    MESSAGE = 'a table of another application has the name of a checkpoint table; it lacks ' || missing,
-                    HINT = 'Keep the checkpoints in a PostgreSQL schema of their own.';
-            END IF;
-        END
-        $$
-        """
-    )
-
-
-def qualified(table: str, schema: str | None) -> str:
-    quote = op.get_context().dialect.identifier_preparer.quote
-    return table if schema is None else f"{quote(schema)}.{table}"
-
-
-def literal(text: str) -> str:
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"

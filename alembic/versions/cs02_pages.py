@@ -5,54 +5,67 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
+from checkpoint_store.revisions import block, downgrade_from, literal, refuse_foreign, statement, upgrade_to
+from checkpoint_store.schema import qualified
 
 revision = "cs02_pages"
 down_revision = "cs01_baseline"
 branch_labels = None
 depends_on = None
 
+TABLES = {
+    "checkpoint_pages": {"thread_id": "text", "digest": "bytea", "page": "bytea"},
+    "checkpoint_threads": {"thread_id": "text", "epoch": "bigint"},
+}
 
-def upgrade() -> None:
-    schema = op.get_context().version_table_schema
+
+@upgrade_to(revision, down_revision)
+def upgrade(schema: str | None) -> None:
+    op.execute(refuse_foreign(TABLES, schema))
     op.create_table(
         "checkpoint_pages",
         sa.Column("thread_id", sa.Text, nullable=False),
         sa.Column("digest", sa.LargeBinary, nullable=False),
         sa.Column("page", sa.LargeBinary, nullable=False),
-        sa.PrimaryKeyConstraint("thread_id", "digest"),
+        sa.PrimaryKeyConstraint("thread_id", "digest", name=op.f("checkpoint_pages_pkey")),
         schema=schema,
+        if_not_exists=True,
     )
     op.create_table(
         "checkpoint_threads",
         sa.Column("thread_id", sa.Text, nullable=False),
         sa.Column("epoch", sa.BigInteger, nullable=False),
-        sa.PrimaryKeyConstraint("thread_id"),
+        sa.PrimaryKeyConstraint("thread_id", name=op.f("checkpoint_threads_pkey")),
         schema=schema,
+        if_not_exists=True,
     )
-    # Pages stay in their rows as they are: compressing one and moving it elsewhere costs more than storing it.
-    op.execute(f"ALTER TABLE {qualified('checkpoint_pages', schema)} SET (toast_tuple_target = 8160)")
+    # Pages stay in their rows, compressed: to move one elsewhere costs more than to store it.
+    pages = qualified("checkpoint_pages", schema)
+    op.execute(statement(f"ALTER TABLE {pages} SET (toast_tuple_target = 128), ALTER COLUMN page SET STORAGE MAIN"))
     compress_faster(schema)
 
 
-def downgrade() -> None:
-    schema = op.get_context().version_table_schema
+@downgrade_from(revision, down_revision)
+def downgrade(schema: str | None) -> None:
     blobs, pages = qualified("checkpoint_blobs", schema), qualified("checkpoint_pages", schema)
     # An entry of a recipe is 255 and the digest of a page, or a length and so many bytes.
     op.execute(
-        f"""
-        UPDATE {blobs} AS b
-        SET type = 'msgpack', blob = (
-            SELECT string_agg(
-                CASE get_byte(b.blob, at) WHEN 255 THEN (
-                    SELECT p.page FROM {pages} AS p
-                    WHERE p.thread_id = b.thread_id AND p.digest = substring(b.blob FROM at + 2 FOR 16)
-                ) ELSE substring(b.blob FROM at + 2 FOR get_byte(b.blob, at)) END,
-                '' ORDER BY at
+        statement(
+            f"""
+            UPDATE {blobs} AS b
+            SET type = 'msgpack', blob = (
+                SELECT string_agg(
+                    CASE get_byte(b.blob, at) WHEN 255 THEN (
+                        SELECT p.page FROM {pages} AS p
+                        WHERE p.thread_id = b.thread_id AND p.digest = substring(b.blob FROM at + 2 FOR 16)
+                    ) ELSE substring(b.blob FROM at + 2 FOR get_byte(b.blob, at)) END,
+                    '' ORDER BY at
+                )
+                FROM generate_series(0, length(b.blob) - 17, 17) AS at
             )
-            FROM generate_series(0, length(b.blob) - 17, 17) AS at
+            WHERE b.type = 'pages'
+            """
         )
-        WHERE b.type = 'pages'
-        """
     )
     op.drop_table("checkpoint_threads", schema=schema)
     op.drop_table("checkpoint_pages", schema=schema)
@@ -63,30 +76,21 @@ def compress_faster(schema: str | None) -> None:
 
     Not in tables that are the stock saver's too.
     """
-    tables = [qualified(table, schema) for table in ("checkpoint_blobs", "checkpoint_writes")]
+    columns = {"checkpoint_blobs": "blob", "checkpoint_writes": "blob", "checkpoint_pages": "page"}
     statements = "".join(
-        f"EXECUTE {literal(f'ALTER TABLE {table} ALTER COLUMN blob SET COMPRESSION lz4')};" for table in tables
+        f"EXECUTE {literal(f'ALTER TABLE {qualified(table, schema)} ALTER COLUMN {column} SET COMPRESSION lz4')};"
+        for table, column in columns.items()
     )
     op.execute(
-        f"""
-        DO $$
-        BEGIN
-            IF to_regclass({literal(qualified("checkpoint_migrations", schema))}) IS NULL AND EXISTS (
-                SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
-            ) THEN
-                {statements}
-            END IF;
-        END
-        $$
-        """
+        block(
+            f"""
+            BEGIN
+                IF to_regclass({literal(qualified("checkpoint_migrations", schema))}) IS NULL AND EXISTS (
+                    SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
+                ) THEN
+                    {statements}
+                END IF;
+            END
+            """
+        )
     )
-
-
-def literal(text: str) -> str:
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"
-
-
-def qualified(table: str, schema: str | None) -> str:
-    quote = op.get_context().dialect.identifier_preparer.quote
-    return table if schema is None else f"{quote(schema)}.{table}"

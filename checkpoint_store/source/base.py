@@ -1,21 +1,17 @@
-"""What all sources of connections have in common."""
+"""What the contract asks for: operations, run on connections of one origin, from coroutines and from plain code."""
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import URL, Connection
-from sqlalchemy.util import await_only
-
-from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change
 from checkpoint_store.errors import Closed
-from checkpoint_store.executor import Executor, Ordinary
+from checkpoint_store.executor import Executor
 from checkpoint_store.shelf import Shelf
-from checkpoint_store.source.failures import FOREIGN, explain
+from checkpoint_store.source.origin import Origin
 from checkpoint_store.statements import Statements
 
 P = ParamSpec("P")
@@ -23,143 +19,108 @@ T = TypeVar("T")
 Operation = Callable[Concatenate[Executor, Statements, P], T]
 
 
+@dataclass
+class Sharing:
+    """Whether large values are stored as pages; savers share what one of them has found out."""
+
+    pages: bool | None
+    """None for where the stock saver has not set up tables, as long as the database has not been asked."""
+
+
 class Source(ABC):
     """Runs operations on connections of one origin.
 
     Args:
-        sql: The statements that operations get.
-        bridge: The loop that the connections live on.
+        origin: Where the connections come from.
         shelf: What is remembered of pages.
-        shares_pages: Whether large values are stored as pages; None for where the stock saver has not set up tables.
+        sharing: Whether large values are stored as pages.
     """
 
-    def __init__(self, sql: Statements, bridge: Bridge, shelf: Shelf, shares_pages: bool | None) -> None:
-        self.sql = sql
-        self.bridge = bridge
-        self.owned = False
-        """Whether the engine is ours to dispose of, and its loop ours to end."""
-        self.shares_pages = shares_pages
-        """Whether large values are stored as pages; None as long as the database has not been asked."""
+    def __init__(self, origin: Origin, shelf: Shelf, sharing: Sharing) -> None:
+        self.origin = origin
+        self.sql = origin.sql
+        self.sharing = sharing
+        """Whether large values are stored as pages."""
         self.shelf = shelf
         """What is remembered of pages."""
         self._closed = False
 
     async def run(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation, from any coroutine."""
-        self._check_open()
-        result: T = await self.bridge.acall(self._perform, self._lend, operation, *args)
+        self.check_open()
+        result: T = await self._await(self._lend, operation, *args)
         return result
 
     def run_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation and wait for it, from a thread other than the loop's."""
-        self._check_open()
-        result: T = self.bridge.call(self._perform, self._lend, operation, *args)
+        self.check_open()
+        result: T = self._call(self._lend, operation, *args)
         return result
 
     async def transact(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation of several statements in a transaction, from any coroutine."""
-        self._check_open()
-        result: T = await self.bridge.acall(self._perform, self._lend_transaction, operation, *args)
+        self.check_open()
+        result: T = await self._await(self._lend_transaction, operation, *args)
         return result
 
     def transact_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation of several statements in a transaction and wait for it."""
-        self._check_open()
-        result: T = self.bridge.call(self._perform, self._lend_transaction, operation, *args)
+        self.check_open()
+        result: T = self._call(self._lend_transaction, operation, *args)
         return result
-
-    async def store(self, change: Change) -> None:
-        """Store a change, from any coroutine."""
-        self._check_open()
-        await self.bridge.acall(self._store, change)
-
-    def store_blocking(self, change: Change) -> None:
-        """Store a change and wait for it."""
-        self._check_open()
-        self.bridge.call(self._store, change)
-
-    def check_sync(self) -> None:
-        """Raise unless a sync call can be made from here."""
-        self._check_open()
-        self.bridge.check_sync()
 
     async def setup(self, timeout: float) -> None:
         """Bring the schema to head, from any coroutine."""
-        self._check_open()
-        await self.bridge.acall(self._explained, self._setup, timeout)
+        self.check_open()
+        await self._await(self.origin.setup, timeout)
 
     def setup_blocking(self, timeout: float) -> None:
         """Bring the schema to head and wait for it."""
-        self._check_open()
-        self.bridge.call(self._explained, self._setup, timeout)
+        self.check_open()
+        self._call(self.origin.setup, timeout)
 
-    async def close(self) -> None:
-        """Refuse further operations, and give back what is ours."""
-        if not self._closed:
-            self._closed = True
-            await self.bridge.acall(self._release)
-
-    def close_blocking(self) -> None:
-        """Refuse further operations, and give back what is ours."""
-        if not self._closed:
-            self._closed = True
-            self.bridge.call(self._release)
-            if self.owned:
-                self.bridge.stop()
-
-    async def _perform(self, lend: Callable[..., Awaitable[T]], operation: Callable[..., T], *args: Any) -> T:
-        self._check_open()
-        return await self._explained(lend, operation, self.sql, *args)
-
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise if this source is closed."""
         if self._closed:
             raise Closed("this saver is closed. Make a new one, or use it inside its `with` block.")
 
-    async def _explained(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Await a coroutine function, and tell the driver's errors in our words."""
-        try:
-            return await function(*args)
-        except FOREIGN as error:
-            if (told := explain(error, self.where, self.sql.tables)) is None:
-                raise
-            raise told from error
+    @abstractmethod
+    async def store(self, change: Change) -> None:
+        """Store a change, from any coroutine."""
 
     @abstractmethod
-    async def _lend(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function with an executor and the arguments, in a greenlet."""
+    def store_blocking(self, change: Change) -> None:
+        """Store a change and wait for it."""
 
     @abstractmethod
-    async def _lend_transaction(self, function: Callable[..., T], *args: Any) -> T:
-        """The same, with an executor in a transaction, which is committed unless the function raises."""
+    def check_sync(self) -> None:
+        """Raise unless a sync call can be made from here."""
 
     @abstractmethod
-    async def _store(self, change: Change) -> None:
-        """Store a change."""
+    async def close(self) -> None:
+        """Refuse further operations, and give back what is ours."""
 
     @abstractmethod
-    async def _setup(self, timeout: float) -> None:
-        """Bring the schema to head."""
-
-    @abstractmethod
-    async def _release(self) -> None:
-        """Give back what is ours."""
+    def close_blocking(self) -> None:
+        """Refuse further operations, and give back what is ours."""
 
     @property
+    def _memory(self) -> Shelf | None:
+        """The shelf for what is stored: none for what the caller may roll back."""
+        return None if self.origin.is_callers else self.shelf
+
     @abstractmethod
-    def where(self) -> str:
-        """How messages name the database; never with a password."""
+    async def _await(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of the origin's, from any coroutine."""
 
+    @abstractmethod
+    def _call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of the origin's and wait for it."""
 
-def ordinarily(conn: Connection, function: Callable[..., T], *args: Any) -> T:
-    """Call a function with an executor on a connection, and the arguments."""
-    return function(Ordinary(conn), *args)
+    def _lend(self, operation: Callable[..., T], *args: Any) -> T:
+        self.check_open()  # still: the call may have been on its way for a while
+        return self.origin.lend(operation, *args)
 
-
-def shown(url: URL) -> str:
-    """Return a URL without user, password and parameters, any of which may be secret."""
-    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
-
-
-def pause(seconds: float) -> None:
-    """Sleep in a greenlet, without holding up the loop."""
-    await_only(asyncio.sleep(seconds))
+    def _lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
+        self.check_open()
+        return self.origin.lend_transaction(operation, *args)

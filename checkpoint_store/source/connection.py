@@ -1,67 +1,97 @@
-"""A connection of the caller's -> operations in the caller's transaction, one at a time."""
+"""A connection or session of the caller's -> operations in the caller's transaction, one at a time."""
 
 from __future__ import annotations
 
-import asyncio
-import weakref
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
 
-from checkpoint_store import migrations, operations
-from checkpoint_store.bridge import Bridge
-from checkpoint_store.changes import Change
-from checkpoint_store.shelf import Shelf
-from checkpoint_store.source.base import Source, ordinarily, pause, shown
+from checkpoint_store import migrations
+from checkpoint_store.executor import Ordinary
+from checkpoint_store.source.origin import Origin, pause_of
 from checkpoint_store.statements import Statements
+from checkpoint_store.turns import alone_with
 
 T = TypeVar("T")
 
-_locks: weakref.WeakKeyDictionary[Connection, asyncio.Lock] = weakref.WeakKeyDictionary()
+
+class CallersOrigin(Origin):
+    """Lends what is the caller's, to one at a time."""
+
+    is_callers = True
+
+    def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend a connection; the transaction is the caller's."""
+        return self.lend(operation, *args)
+
+    def _alone_with(self, shared: Connection | Session) -> AbstractContextManager[object]:
+        # All savers on a connection or session share it.
+        return alone_with(shared, is_async=self.engine.dialect.is_async)
 
 
-class ConnectionSource(Source):
-    """The caller's connection, in the caller's transaction.
+class ConnectionOrigin(CallersOrigin):
+    """Lends a connection of the caller's, in the caller's transaction.
 
     Args:
-        connection: An open connection.
+        connection: An open connection: a sync one, or what an async one has inside.
         sql: The statements that operations get.
-        shares_pages: See `Source`.
     """
 
-    def __init__(self, connection: AsyncConnection, sql: Statements, shares_pages: bool | None) -> None:
-        super().__init__(sql, Bridge(), Shelf(), shares_pages)
+    def __init__(self, connection: Connection, sql: Statements) -> None:
+        super().__init__(connection.engine, sql)
         self._connection = connection
-        # Shared by all savers on this connection: it can do one thing at a time.
-        self._lock = _locks.setdefault(cast("Connection", connection.sync_connection), asyncio.Lock())
 
-    @property
-    def where(self) -> str:
-        """The URL of the connection's engine."""
-        return shown(self._connection.engine.url)
+    def lend(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend the connection when it is free."""
+        with self.told(), self._alone_with(self._connection):
+            return operation(Ordinary(self._connection), self.sql, *args)
 
-    async def _lend(self, function: Callable[..., T], *args: Any) -> T:
-        async with self._lock:
-            return await self._connection.run_sync(ordinarily, function, *args)
+    def setup(self, timeout: float) -> None:
+        """Migrate in the caller's transaction."""
+        with self.told(), self._alone_with(self._connection):
+            _migrate(self._connection, self.sql, timeout)
 
-    async def _lend_transaction(self, function: Callable[..., T], *args: Any) -> T:
-        return await self._lend(function, *args)  # the caller's
 
-    async def _store(self, change: Change) -> None:
-        # No shelf: what the caller rolls back must not be remembered.
-        await self._perform(self._lend, operations.store, None, [change])
+class SessionOrigin(CallersOrigin):
+    """Lends the connection that a session of the caller's is working on, after a flush.
 
-    async def _setup(self, timeout: float) -> None:
-        async with self._lock:
-            await self._connection.run_sync(self._setup_within, timeout)
+    Args:
+        session: A sync session, or what an async one has inside.
+        engine: The one of its engines that has the tables.
+        sql: The statements that operations get.
+        bind_arguments: What tells `Session.connection()` which engine that is.
+    """
 
-    def _setup_within(self, conn: Connection, timeout: float) -> None:
-        # The first statement on a connection begins the caller's transaction, here as everywhere in SQLAlchemy.
-        if not conn.in_transaction() and not getattr(conn.connection.dbapi_connection, "autocommit", False):
-            conn.begin()
-        migrations.bring_to_head(conn, self.sql, timeout, pause)
+    def __init__(self, session: Session, engine: Engine, sql: Statements, bind_arguments: Mapping[str, Any]) -> None:
+        super().__init__(engine, sql)
+        self._session = session
+        self._bind_arguments = bind_arguments
 
-    async def _release(self) -> None:
-        pass  # the connection is the caller's
+    def lend(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend the session's connection when it is free."""
+        return self._lend(lambda conn: operation(Ordinary(conn), self.sql, *args))
+
+    def setup(self, timeout: float) -> None:
+        """Migrate in the caller's transaction."""
+        self._lend(lambda conn: _migrate(conn, self.sql, timeout))
+
+    def _lend(self, use: Callable[[Connection], T]) -> T:
+        with self._alone_with(self._session):
+            # Asked for each time: after a commit the session may go on with another one.
+            with self.told():
+                conn = self._session.connection(dict(self._bind_arguments))
+            with self._alone_with(conn):
+                # What goes wrong here is about the caller's own rows.
+                self._session.flush()
+                with self.told():
+                    return use(conn)
+
+
+def _migrate(conn: Connection, sql: Statements, timeout: float) -> None:
+    # The first statement on a connection begins the caller's transaction, here as everywhere in SQLAlchemy.
+    if not conn.in_transaction() and not getattr(conn.connection.dbapi_connection, "autocommit", False):
+        conn.begin()
+    migrations.bring_to_head(conn, sql, timeout, pause_of(conn.dialect))

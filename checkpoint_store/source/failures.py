@@ -8,8 +8,9 @@ from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError
 from sqlalchemy import exc
 
-from checkpoint_store.errors import AccessDenied, InvalidURL, NotSetUp, Unavailable
-from checkpoint_store.schema import VERSION_TABLE, Tables
+from checkpoint_store.errors import InvalidURL, NotSetUp, Unavailable
+from checkpoint_store.migrations import access_denied
+from checkpoint_store.schema import Tables
 from checkpoint_store.turns import TurnTimeout
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -27,21 +28,23 @@ FOREIGN = (exc.SQLAlchemyError, PostgresError, ClientConfigurationError, OSError
 """What comes from below us, to be told in our words."""
 
 
-def explain(error: BaseException, where: str, t: Tables) -> Exception | None:
+def explain(error: BaseException, where: str, t: Tables, *, callers: bool = False) -> Exception | None:
     """Return our error for one of the driver's, or None where that one says it best.
 
     Args:
         error: One of `FOREIGN`.
         where: How messages name the database.
         t: The tables, for messages about rights.
+        callers: Whether it came in a transaction of the caller's.
     """
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
     state = getattr(cause, "sqlstate", None) or ""
     message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
+    ended = " Your transaction can only be rolled back now: do that first." if callers else ""
     if state in _NO_TABLES:
-        return NotSetUp(f"{message}. Run `setup()` once, or `alembic upgrade head` before deploying.")
+        return NotSetUp(f"{message}.{ended} Run `setup()` once, or `alembic upgrade head` before deploying.")
     if state == _NO_RIGHT:
-        return AccessDenied(f"{message}. A role that owns the tables can give the right: {_grants(t)}")
+        return access_denied(f"{message}.{ended}".removesuffix("."), t.schema)
     if (
         isinstance(error, ClientConfigurationError)
         or isinstance(getattr(cause, "__cause__", None), ClientConfigurationError)
@@ -50,13 +53,10 @@ def explain(error: BaseException, where: str, t: Tables) -> Exception | None:
         return InvalidURL(f"{where}: {message}")
     if isinstance(error, (exc.TimeoutError, TurnTimeout)):
         return Unavailable(f"{where}: no connection became free in time ({message})")
-    lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+    # psycopg gives no state to what comes from libpq: nobody listens there, or the login was refused.
+    lost = isinstance(error, exc.DBAPIError) and (
+        error.connection_invalidated or (isinstance(error, exc.OperationalError) and not state)
+    )
     if lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
         return Unavailable(f"{where}: {message}. Check that the server runs, and that the URL and the login are right.")
     return None
-
-
-def _grants(t: Tables) -> str:
-    prefix = "" if t.schema is None else f"{t.schema}."
-    names = ", ".join(f"{prefix}{table.name}" for table in t.metadata.sorted_tables)
-    return f"GRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO app; GRANT SELECT ON {prefix}{VERSION_TABLE} TO app;"

@@ -11,12 +11,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, column, func, select, table
 
-from checkpoint_store.schema import VERSION_TABLE, Tables
+from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
 from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
 from checkpoint_store.statements.deleting import collect_pages, delete_thread
-from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, list_page
+from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
 from checkpoint_store.statements.statement import Read, Statement
 from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
 
@@ -109,6 +109,11 @@ class Statements:
         return Statement(delta_history(self.tables))
 
     @cached_property
+    def inventory(self) -> Statement:
+        """See `inventory`."""
+        return Statement(inventory(self.tables))
+
+    @cached_property
     def has_table(self) -> Statement:
         """Whether there is a table: to know a database of the stock saver by. Binds: `name`, qualified."""
         return Statement(select(func.to_regclass(given("name")).is_not(None)))
@@ -116,7 +121,8 @@ class Statements:
     @cached_property
     def revision(self) -> Statement:
         """The revisions that Alembic has noted for this schema; one row, as a rule."""
-        noted = table(VERSION_TABLE, column("version_num"), schema=self.tables.schema)
+        schema = self.tables.schema
+        noted = table(VERSION_TABLE, column("version_num"), schema=None if schema is None else quoted(schema))
         return Statement(select(noted.c.version_num))
 
     def list_page(self, conditions: frozenset[str]) -> Read:

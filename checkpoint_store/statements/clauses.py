@@ -153,9 +153,9 @@ def _entries(b: FromClause) -> Select[Any]:
     size = func.get_byte(entries, at).label("size")
     content = func.substr(entries, at + number(2), number(_ENTRY_BYTES - 1)).label("content")
     known = and_(place >= number(1), place <= count)
-    entries = select(place, size, content).select_from(recipe.join(place.table, true())).where(known)
+    each = select(place, size, content).select_from(recipe.join(place.table, true())).where(known)
     # Kept apart by an OFFSET as well: otherwise each row that is sorted would carry the whole recipe along.
-    return entries.offset(number(0)).correlate(b)
+    return each.offset(number(0)).correlate(b)
 
 
 def applied(writes: FromClause) -> list[ColumnElement[Any]]:

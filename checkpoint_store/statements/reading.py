@@ -12,6 +12,7 @@ from sqlalchemy import (
     Select,
     Subquery,
     Text,
+    and_,
     bindparam,
     case,
     cast,
@@ -110,6 +111,21 @@ def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[
     size = select(bindparam("page_size", type_=Integer)).scalar_subquery()
     whole = checkpoints(t, ordered.limit(size), joined=joined)
     return whole.order_by(*[whole.selected_columns[name].desc() for name in names])
+
+
+def inventory(t: Tables) -> Select[Any]:
+    """Select the checkpoints of a thread, once for each task that has pending writes: its path and how many it has.
+
+    Binds: `thread_id`.
+    """
+    c, w = t.checkpoints, t.checkpoint_writes
+    keys = [c.c.checkpoint_ns, c.c.checkpoint_id, w.c.task_id]
+    return (
+        select(*keys, func.max(w.c.task_path), func.count(w.c.idx))
+        .select_from(c.outerjoin(w, and_(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id)))
+        .where(c.c.thread_id == given("thread_id"))
+        .group_by(*keys)
+    )
 
 
 def _namespaces(t: Tables) -> CTE:

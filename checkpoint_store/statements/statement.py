@@ -37,7 +37,11 @@ class Statement:
         if (known := self._compiled.get(key)) is None:
             compiled = self.construct.compile(dialect=dialect)  # type: ignore[attr-defined]
             order = tuple(compiled.positiontup) if compiled.positional else None
-            known = self._compiled[key] = (compiled.string, order)
+            sql = compiled.string
+            if dialect.driver == "psycopg":
+                # As text, which psycopg would choose, an array of bytes is twice as long, and takes long to escape.
+                sql = sql.replace(")s::BYTEA[]", ")b::BYTEA[]")
+            known = self._compiled[key] = (sql, order)
         return known
 
 

@@ -19,7 +19,9 @@ from langgraph.checkpoint.conformance.spec import (
     test_put,
     test_put_writes,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 
@@ -98,6 +100,69 @@ async def async_methods_of_the_sync_saver(
         yield saver
 
 
+@asynccontextmanager
+async def on_an_async_psycopg_engine(
+    url: str, engine: AsyncEngine, setting: Any
+) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    psycopg = create_async_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    async with on_an_engine(url, psycopg, setting) as saver:
+        yield saver
+    assert psycopg.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await psycopg.dispose()
+
+
+@asynccontextmanager
+async def sync_saver_on_an_async_psycopg_engine(
+    url: str, engine: AsyncEngine, setting: Any
+) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    psycopg = create_async_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    saver = PostgresSaver(psycopg, AsyncPipeline(psycopg) if setting.pipeline else None, share_pages=setting.pages)
+    yield SyncMethods(saver)
+    saver.close()
+
+
+@asynccontextmanager
+async def async_methods_on_a_psycopg_engine(
+    url: str, engine: AsyncEngine, setting: Any
+) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    psycopg = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    yield PostgresSaver(psycopg, share_pages=setting.pages)
+    assert psycopg.pool.checkedout() == 0  # type: ignore[attr-defined]
+    psycopg.dispose()
+
+
+@asynccontextmanager
+async def on_a_psycopg_engine(url: str, engine: AsyncEngine, setting: Any) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    async with async_methods_on_a_psycopg_engine(url, engine, setting) as saver:
+        yield SyncMethods(saver)
+
+
+@asynccontextmanager
+async def on_a_psycopg_connection(
+    url: str, engine: AsyncEngine, setting: Any
+) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    psycopg = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    with psycopg.begin() as connection:
+        yield SyncMethods(PostgresSaver(connection, share_pages=setting.pages))
+    psycopg.dispose()
+
+
+@asynccontextmanager
+async def bound_to_a_session(url: str, engine: AsyncEngine, setting: Any) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    async with AsyncSession(engine) as session, session.begin():
+        yield AsyncPostgresSaver(engine, share_pages=setting.pages).bind(session)
+
+
+@asynccontextmanager
+async def bound_to_a_sync_session(
+    url: str, engine: AsyncEngine, setting: Any
+) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    psycopg = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    with Session(psycopg) as session, session.begin():
+        yield SyncMethods(PostgresSaver(psycopg, share_pages=setting.pages).bind(session))
+    psycopg.dispose()
+
+
 HELD = [
     on_an_engine,
     on_a_connection,
@@ -105,6 +170,13 @@ HELD = [
     sync_methods_from_threads,
     sync_saver,
     async_methods_of_the_sync_saver,
+    on_a_psycopg_engine,
+    on_an_async_psycopg_engine,
+    bound_to_a_session,
+    bound_to_a_sync_session,
+    pytest.param(async_methods_on_a_psycopg_engine, marks=pytest.mark.slow),
+    pytest.param(sync_saver_on_an_async_psycopg_engine, marks=pytest.mark.slow),
+    pytest.param(on_a_psycopg_connection, marks=pytest.mark.slow),
 ]
 
 

@@ -989,8 +989,8 @@ def test_threads_that_share_a_sync_saver_share_commits(url: str) -> None:
         together = threading.Barrier(16)
 
         def work(number: int) -> None:
-            together.wait()
             for step in range(20):
+                together.wait()
                 checkpoint = checkpoint_of(f"{step:02}", f"{step}", a=[number, step])
                 stored = saver.put(config_of(f"t{number}"), checkpoint, {}, checkpoint["channel_versions"])
                 saver.put_writes(stored, [("a", step)], "task")

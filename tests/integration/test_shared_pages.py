@@ -111,8 +111,8 @@ def test_the_server_joins_what_was_cut(value: list[Any], url: str, monkeypatch: 
     checkpoint: Any = {**empty_checkpoint(), "channel_values": {"c": value}, "channel_versions": {"c": "1"}}
 
     with PostgresSaver.from_conn_string(url) as saver:
-        saver.put(config, checkpoint, {}, {"c": "1"})
-        found = saver.get(config)
+        # By its id: the newest might be joined here, of the pages just cut.
+        found = saver.get(saver.put(config, checkpoint, {}, {"c": "1"}))
 
     assert found is not None
     assert found["channel_values"] == {"c": value}
@@ -222,14 +222,29 @@ async def test_what_a_caller_rolls_back_is_not_remembered(engine: AsyncEngine) -
     assert await value_of(AsyncPostgresSaver(engine)) == whole
 
 
-async def test_a_missing_page_is_told(engine: AsyncEngine, conn: asyncpg.Connection[Any]) -> None:
+async def test_a_missing_page_is_told(engine: AsyncEngine, url: str, conn: asyncpg.Connection[Any]) -> None:
     """A value that has lost a part is never returned without it."""
-    saver = AsyncPostgresSaver(engine)
-    await put(saver, messages(200))
+    await put(AsyncPostgresSaver(engine), messages(200))
     await conn.execute("DELETE FROM checkpoint_pages WHERE digest = (SELECT digest FROM checkpoint_pages LIMIT 1)")
 
-    with pytest.raises(UnreadableValue, match="channel 'messages': a page of the stored value is missing"):
-        await saver.aget_tuple(THREAD)
+    async with AsyncPostgresSaver.from_conn_string(url) as elsewhere:
+        with pytest.raises(UnreadableValue, match="channel 'messages': a page of the stored value is missing"):
+            await elsewhere.aget_tuple(THREAD)
+
+
+async def test_what_was_stored_from_here_is_read_without_fetching_its_pages(engine: AsyncEngine, url: str) -> None:
+    """The newest value is joined of pages that are at hand; of another process's value nothing is assumed."""
+    saver, seen = AsyncPostgresSaver(engine), []
+    event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+    await put(saver, messages(200))
+
+    seen.clear()
+    assert await value_of(saver) == messages(200)
+    assert [("checkpoint_pages" in statement) for statement in seen] == [False]
+
+    async with AsyncPostgresSaver.from_conn_string(url) as elsewhere:
+        await put(elsewhere, [*messages(190), "other"])
+    assert await value_of(saver) == [*messages(190), "other"]
 
 
 async def test_collecting_deletes_what_nothing_refers_to(engine: AsyncEngine, conn: asyncpg.Connection[Any]) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import asyncpg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import Closed, Unavailable, WrongThread
@@ -80,27 +79,6 @@ async def test_the_hosts_transactions_stay_transactions(engine: AsyncEngine, sav
             assert await conn.scalar(text("SELECT to_regclass('left_behind')")) is None
 
 
-async def test_a_hundred_tasks_share_a_small_pool(url: str) -> None:
-    """No lock around the pool, no starvation: each task gets its turn and its own data."""
-    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=3, max_overflow=0)
-    saver = AsyncPostgresSaver(engine)
-
-    async def run(number: int) -> Any:
-        config: Any = {"configurable": {"thread_id": f"t{number}", "checkpoint_ns": ""}}
-        for step in range(5):
-            checkpoint: Any = {
-                **empty_checkpoint(),
-                "channel_values": {"at": [number, step]},
-                "channel_versions": {"at": str(step)},
-            }
-            config = await saver.aput(config, checkpoint, {}, {"at": str(step)})
-        return ((await saver.aget(config)) or {})["channel_values"]["at"]
-
-    assert await asyncio.gather(*map(run, range(100))) == [[number, 4] for number in range(100)]
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    await engine.dispose()
-
-
 async def test_a_call_that_gets_no_connection_in_time_says_so(url: str) -> None:
     """Where the server hangs, later calls wait as long as the pool's timeout says, and the pool is whole afterwards."""
     engine = create_async_engine(
@@ -119,42 +97,6 @@ async def test_a_call_that_gets_no_connection_in_time_says_so(url: str) -> None:
 
     assert await hanging is None
     assert await saver.aget_tuple(CONFIG) is None
-    await engine.dispose()
-
-
-async def test_statements_are_ordinary_events_of_the_engine(engine: AsyncEngine, saver: AsyncPostgresSaver) -> None:
-    """What instruments the host's engine sees the saver's statements too."""
-    seen: list[str] = []
-    event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
-
-    await put(saver, a=1)
-    await saver.aget_tuple(CONFIG)
-
-    assert len(seen) == 2
-    assert "INSERT INTO checkpoints" in seen[0]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"poolclass": NullPool},
-        {"pool_pre_ping": True},
-        {"isolation_level": "SERIALIZABLE"},
-        {"execution_options": {"schema_translate_map": {None: "elsewhere"}}},
-        {"json_serializer": lambda _: "null", "json_deserializer": lambda _: "changed"},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-async def test_a_hosts_engine_options_do_not_change_what_is_stored(url: str, options: Any) -> None:
-    """Pool class, isolation level, translate map, JSON functions: the host's own business."""
-    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, **options)
-    saver = AsyncPostgresSaver(engine)
-    await saver.setup()
-    stored = await put(saver, a=[1], b="x")
-    found = await saver.aget_tuple(stored)
-
-    assert found is not None
-    assert found.checkpoint["channel_values"] == {"a": [1], "b": "x"}
     await engine.dispose()
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +10,6 @@ import psycopg
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-
-INI = """
-[alembic]
-script_location = checkpoint_store:_alembic
-"""
 
 SETUP = """
 import os
@@ -36,38 +26,6 @@ def tables(url: str) -> set[str]:
     with psycopg.connect(url) as connection:
         names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         return {name for (name,) in names}
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the repository."""
-    output = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(output), str(REPOSITORY)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (built,) = output.iterdir()
-    return built
-
-
-@pytest.fixture(scope="session")
-def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Python:
-    """Runs Python where the wheel is installed, in a folder with the ini file, and returns what it prints."""
-    home = tmp_path_factory.mktemp("installed")
-    venv.create(home, with_pip=False)
-    interpreter = str(home / "bin" / "python")
-    pip = [sys.executable, "-m", "pip", "--python", interpreter, "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, str(wheel)], check=True)
-    # The dependencies are those of the environment that runs this test. Its own .pth files, and the repository that is
-    # named in one of them, stay out: Python reads them only in the folders of its own environment.
-    (site,) = home.glob("lib/python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    (home / "alembic.ini").write_text(INI)
-
-    def run(*arguments: str, url: str = "") -> str:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_"))}
-        environment = {**inherited, "CHECKPOINT_STORE_URL": url}
-        return subprocess.check_output([interpreter, *arguments], cwd=home, env=environment, text=True)
-
-    return run
 
 
 def test_the_wheel_carries_the_migrations_and_the_types_but_no_tests(wheel: Path) -> None:

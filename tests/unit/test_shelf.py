@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from checkpoint_store import shelf as shelves
-from checkpoint_store.pages import Cut
+from checkpoint_store.pages import Cut, cut
 from checkpoint_store.shelf import Shelf
 
 PLACE = ("", "a")
@@ -88,3 +88,30 @@ def test_cuts_are_kept_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) 
     shelf.keep("x", PLACE, cut_of(101))
     assert shelf.before("x", PLACE) is None
     assert shelf.before("z", PLACE) is not None
+
+
+def test_only_the_channels_last_value_is_at_hand() -> None:
+    """A recipe that names any other page has to be joined by the server."""
+    value = bytes(range(256)) * 400
+    shelf, first, second = Shelf(), cut(value), cut(value[::-1])
+    shelf.keep("t", PLACE, first)
+
+    assert shelf.value("t", PLACE, first.recipe) == value
+    assert shelf.value("t", OTHER, first.recipe) is None
+    assert shelf.value("t", PLACE, second.recipe) is None
+    assert shelf.value("t", PLACE, b"no recipe") is None
+
+
+def test_whether_a_thread_has_values_at_hand_is_known_after_they_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread counts as long as any of its channels does."""
+    monkeypatch.setattr(shelves, "MOST_BYTES", 100)
+    shelf = Shelf()
+    for place in (PLACE, OTHER, PLACE):
+        shelf.keep("t", place, cut_of(40))
+    assert shelf.has_values("t")
+
+    shelf.keep("another", PLACE, cut_of(40))
+    assert shelf.has_values("t")
+    shelf.keep("another", OTHER, cut_of(60))
+    assert not shelf.has_values("t")
+    assert shelf.has_values("another")

@@ -1,0 +1,175 @@
+"""What the caller handed us -> a source: of which kind it is, and whether we can work on it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, Engine, delete, exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from checkpoint_store.bridge import Bridge
+from checkpoint_store.errors import InvalidOption, UnusableConnection
+from checkpoint_store.pipeline import AsyncPipeline
+from checkpoint_store.shelf import Shelf
+from checkpoint_store.source.base import Sharing, Source
+from checkpoint_store.source.connection import ConnectionOrigin, SessionOrigin
+from checkpoint_store.source.engine import EngineOrigin
+from checkpoint_store.source.looped import LoopSource
+from checkpoint_store.source.origin import Origin
+from checkpoint_store.source.threaded import ThreadSource
+from checkpoint_store.statements import Statements, statements_of
+
+_DRIVERS = ("asyncpg", "psycopg")
+
+_shelves: weakref.WeakKeyDictionary[Dialect, dict[str | None, Shelf]] = weakref.WeakKeyDictionary()
+
+
+def source_on(conn: object, pipe: object, schema: str | None, shares_pages: bool | None, *, sync: bool) -> Source:
+    """Return a source on what a saver is made with.
+
+    Args:
+        conn: An engine or a connection.
+        pipe: A pipeline or None.
+        schema: The PostgreSQL schema of the tables.
+        shares_pages: See `Sharing`.
+        sync: Whether the saver is for sync code, and so takes what has no event loop too.
+
+    Raises:
+        UnusableConnection: If `conn` or `pipe` is something else, or `conn` speaks to another database, or by a driver
+            that we don't know.
+        InvalidOption: If `pipe` can't be used with it.
+    """
+    if isinstance(conn, (AsyncSession, Session, async_scoped_session, scoped_session)):
+        raise UnusableConnection(
+            f"conn is {_named(conn)}. Make the saver on the session's engine, and work in a transaction of the session "
+            "with saver.bind(session)."
+        )
+    if not (isinstance(conn, (AsyncEngine, AsyncConnection)) or (sync and isinstance(conn, (Engine, Connection)))):
+        kinds = "AsyncEngine or open AsyncConnection" + ", or a sync Engine or open Connection," * sync
+        raise UnusableConnection(_unfit("conn", conn, kinds) + " From a connection string, use from_conn_string().")
+    if pipe is not None and not isinstance(pipe, AsyncPipeline):
+        raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it has to be an AsyncPipeline or None")
+    if isinstance(conn, (AsyncEngine, Engine)):
+        return engine_source(conn, statements_of(schema), pipe, shares_pages)
+    if pipe is not None:
+        raise InvalidOption(
+            "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."
+        )
+    return _callers_source(_connection_origin("conn", conn, statements_of(schema)), Shelf(), Sharing(shares_pages))
+
+
+def source_within(conn: object, source: Source, bind_arguments: Mapping[str, Any] | None, *, sync: bool) -> Source:
+    """Return a source like another one, but in a transaction of the caller's.
+
+    Args:
+        conn: A connection or session.
+        source: The other one.
+        bind_arguments: Which of a session's engines has the tables; see `Session.connection`.
+        sync: As for `source_on`.
+
+    Raises:
+        UnusableConnection: If `conn` is something else, or of an engine that we can't work on.
+        InvalidOption: If `bind_arguments` come with a connection.
+    """
+    if isinstance(conn, (async_scoped_session, scoped_session)):
+        conn = conn()  # the one that is current here: LangGraph calls from other threads and tasks
+    if not (isinstance(conn, (AsyncConnection, AsyncSession)) or (sync and isinstance(conn, (Connection, Session)))):
+        kinds = "AsyncSession or open AsyncConnection" + ", or a sync Session or open Connection," * sync
+        raise UnusableConnection(_unfit("conn_or_session", conn, kinds))
+    origin: Origin
+    if isinstance(conn, (AsyncSession, Session)):
+        origin = _session_origin(conn, source, bind_arguments)
+    elif bind_arguments is None:
+        origin = _connection_origin("conn_or_session", conn, source.sql)
+    else:
+        raise InvalidOption("bind_arguments are for a session; a connection is one engine's")
+    bound = _callers_source(origin, source.shelf, source.sharing)
+    if isinstance(bound, LoopSource) and isinstance(source, LoopSource) and not bound.bridge.is_bound:
+        bound.bridge = source.bridge
+    return bound
+
+
+def engine_source(
+    engine: AsyncEngine | Engine, sql: Statements, pipe: AsyncPipeline | None, shares_pages: bool | None
+) -> Source:
+    """Return a source on an engine.
+
+    Raises:
+        UnusableConnection: If the engine speaks to another database, or by a driver that we don't know.
+        InvalidOption: If `pipe` was made for another engine, or comes with a sync one.
+    """
+    _check_dialect("conn", engine, engine.dialect)
+    # An engine goes by its dialect, as in `Bridge`.
+    shelf = _shelves.setdefault(engine.dialect, {}).setdefault(sql.tables.schema, Shelf())
+    if isinstance(engine, Engine):
+        if pipe is not None:
+            raise InvalidOption(
+                "pipe can't be used with a sync engine, whose calls come from threads and commit for themselves. "
+                "Leave it out, or pass an AsyncEngine."
+            )
+        return ThreadSource(EngineOrigin(engine, sql), shelf, Sharing(shares_pages))
+    # Variants made with execution_options() share the dialect.
+    if pipe is not None and pipe.engine.dialect is not engine.dialect:
+        raise InvalidOption("pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine.")
+    origin = EngineOrigin(engine.sync_engine, sql)
+    return LoopSource(origin, Bridge.of(engine.dialect), shelf, Sharing(shares_pages), engine=engine, pipe=pipe)
+
+
+def _callers_source(origin: Origin, shelf: Shelf, sharing: Sharing) -> Source:
+    if not origin.engine.dialect.is_async:
+        return ThreadSource(origin, shelf, sharing)
+    bridge = Bridge()
+    bridge.adopt()
+    return LoopSource(origin, bridge, shelf, sharing)
+
+
+def _connection_origin(name: str, conn: AsyncConnection | Connection, sql: Statements) -> ConnectionOrigin:
+    within = conn.sync_connection if isinstance(conn, AsyncConnection) else conn
+    if within is None or within.closed:
+        block = "async with" if isinstance(conn, AsyncConnection) else "with"
+        raise UnusableConnection(f"{name} is {_named(conn)} that is not open. Use `{block} engine.connect() as conn`.")
+    _check_dialect(name, conn, within.dialect)
+    return ConnectionOrigin(within, sql)
+
+
+def _session_origin(
+    session: AsyncSession | Session, source: Source, bind_arguments: Mapping[str, Any] | None
+) -> SessionOrigin:
+    within = session.sync_session if isinstance(session, AsyncSession) else session
+    # By the clause a session that sends readers elsewhere takes us for a writer.
+    arguments = dict(bind_arguments or {"clause": delete(source.sql.tables.checkpoints)})
+    if isinstance(bind := arguments.get("bind"), (AsyncEngine, AsyncConnection)):
+        arguments["bind"] = bind.sync_engine if isinstance(bind, AsyncEngine) else bind.sync_connection
+    try:
+        engine = (arguments.get("bind") or within.get_bind(**arguments)).engine
+    except exc.UnboundExecutionError:
+        if bind_arguments is not None or source.origin.is_callers:
+            raise
+        # It knows engines for its own tables only.
+        engine = source.origin.engine
+        arguments = {"bind": engine}
+    _check_dialect("conn_or_session", session, engine.dialect)
+    return SessionOrigin(within, engine, source.sql, arguments)
+
+
+def _check_dialect(name: str, conn: object, dialect: Dialect) -> None:
+    if dialect.name != "postgresql" or dialect.driver not in _DRIVERS:
+        raise UnusableConnection(
+            f"{name} is {_named(conn)} of {dialect.name}+{dialect.driver}; it has to be an AsyncEngine of "
+            "postgresql+asyncpg or postgresql+psycopg, or for PostgresSaver also an Engine of postgresql+psycopg. "
+            "From a connection string, use from_conn_string()."
+        )
+    if dialect.is_async and not isinstance(conn, (AsyncEngine, AsyncConnection, AsyncSession)):
+        raise UnusableConnection(f"{name} is {_named(conn)}, the inside of an async one. Pass the async one itself.")
+
+
+def _unfit(name: str, value: object, kinds: str) -> str:
+    way_out = " Use PostgresSaver, which takes it too." if isinstance(value, (Engine, Connection, Session)) else ""
+    return f"{name} is {_named(value)}; it has to be an {kinds} of SQLAlchemy.{way_out}"
+
+
+def _named(value: object) -> str:
+    return f"a {type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,106 @@
+"""Operations on the event loop that connections live on: those of an async engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
+
+from checkpoint_store import operations
+from checkpoint_store.bridge import Bridge
+from checkpoint_store.changes import Change
+from checkpoint_store.pipeline import AsyncPipeline
+from checkpoint_store.shelf import Shelf
+from checkpoint_store.source.base import Sharing, Source
+from checkpoint_store.source.origin import Origin
+
+T = TypeVar("T")
+
+
+class LoopSource(Source):
+    """Runs operations on a loop, each in a greenlet of SQLAlchemy's.
+
+    One greenlet from checkout to return: each switch in and out of one costs as much as a small statement.
+
+    Args:
+        origin: Where the connections come from.
+        bridge: The loop that they live on.
+        shelf: What is remembered of pages.
+        sharing: See `Source`.
+        engine: The engine they are borrowed from; None if they are the caller's.
+        pipe: What lets concurrent changes share commits.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        bridge: Bridge,
+        shelf: Shelf,
+        sharing: Sharing,
+        *,
+        engine: AsyncEngine | None = None,
+        pipe: AsyncPipeline | None = None,
+    ) -> None:
+        super().__init__(origin, shelf, sharing)
+        self.bridge = bridge
+        self.owned = False
+        """Whether the engine is ours to dispose of, and its loop ours to end."""
+        self._engine = engine
+        self._pipe = pipe
+
+    async def store(self, change: Change) -> None:
+        """Store a change, from any coroutine."""
+        self.check_open()
+        await self.bridge.acall(self._store, change)
+
+    def store_blocking(self, change: Change) -> None:
+        """Store a change and wait for it."""
+        self.check_open()
+        self.bridge.call(self._store, change)
+
+    def check_sync(self) -> None:
+        """Raise unless a sync call can be made from here."""
+        self.check_open()
+        self.bridge.check_sync()
+
+    async def close(self) -> None:
+        """Refuse further operations, and give back what is ours."""
+        if not self._closed:
+            self._closed = True
+            await self.bridge.acall(self._release)
+
+    def close_blocking(self) -> None:
+        """Refuse further operations, and give back what is ours."""
+        if not self._closed:
+            self._closed = True
+            self.bridge.call(self._release)
+            if self.owned:
+                self.bridge.stop()
+
+    async def _await(self, function: Callable[..., T], *args: Any) -> T:
+        result: T = await self.bridge.acall(greenlet_spawn, function, *args)
+        return result
+
+    def _call(self, function: Callable[..., T], *args: Any) -> T:
+        result: T = self.bridge.call(greenlet_spawn, function, *args)
+        return result
+
+    async def _store(self, change: Change) -> None:
+        if self._pipe is not None:
+            await self._pipe.submit(self._store_all, self.sql.tables.schema, change)
+        else:
+            await greenlet_spawn(self._lend, operations.store, self._memory, [change])
+
+    async def _store_all(self, changes: Sequence[Change]) -> None:
+        # Also when this saver has been closed meanwhile: it was open when the first call came in, and there may be
+        # others' among them.
+        await greenlet_spawn(self.origin.lend, operations.store, self._memory, changes)
+
+    async def _release(self) -> None:
+        if self.owned and self._pipe is not None:
+            await self._pipe.aclose()
+        # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
+        if self._engine is not None and (self.owned or self.bridge.is_ours):
+            await self._engine.dispose()

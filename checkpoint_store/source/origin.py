@@ -1,0 +1,70 @@
+"""Where connections come from, in sync style: on an async engine all of this runs in a greenlet of SQLAlchemy's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Dialect, Engine
+from sqlalchemy.util import await_only
+
+from checkpoint_store.source.failures import FOREIGN, explain
+from checkpoint_store.statements import Statements
+
+T = TypeVar("T")
+
+
+class Origin(ABC):
+    """Lends connections to operations.
+
+    Args:
+        engine: Where the connections come from, directly or not.
+        sql: The statements that operations get.
+    """
+
+    is_callers = False
+    """Whether the transaction is the caller's, who may roll back what is stored in it."""
+
+    def __init__(self, engine: Engine, sql: Statements) -> None:
+        self.engine = engine
+        self.sql = sql
+
+    @abstractmethod
+    def lend(self, operation: Callable[..., T], *args: Any) -> T:
+        """Call an operation with an executor, the statements and the arguments."""
+
+    @abstractmethod
+    def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
+        """The same, with an executor in a transaction, which is committed unless the operation raises."""
+
+    @abstractmethod
+    def setup(self, timeout: float) -> None:
+        """Bring the schema to head, waiting so many seconds for others that do."""
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell errors of the server's and the driver's in our words."""
+        try:
+            yield
+        except FOREIGN as error:
+            if (told := explain(error, _shown(self.engine.url), self.sql.tables, callers=self.is_callers)) is None:
+                raise
+            raise told from error
+
+
+def pause_of(dialect: Dialect) -> Callable[[float], None]:
+    """Return what sleeps for so many seconds, in a greenlet without holding up its loop."""
+    return _pause if dialect.is_async else time.sleep
+
+
+def _pause(seconds: float) -> None:
+    await_only(asyncio.sleep(seconds))
+
+
+def _shown(url: URL) -> str:
+    """Return a URL without user, password and parameters, any of which may be secret."""
+    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
