@@ -37,10 +37,17 @@ CUT_BYTES = 1024 * 1024
 class Contract(BaseCheckpointSaver[str]):
     """LangGraph's contract, async and sync, on one source of connections."""
 
-    def __init__(self, source: Source, serde: SerializerProtocol | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        serde: SerializerProtocol | None,
+        *,
+        refuse_forks: bool = False,
+    ) -> None:
         super().__init__(serde=serde)
         # Everything but `serde` is shared by the copies that LangGraph's with_allowlist() makes.
         self._source = source
+        self._refuses_forks = refuse_forks
 
     def _within(self, source: Source) -> Self:
         """Return a copy of this saver on another source."""
@@ -153,6 +160,7 @@ class Contract(BaseCheckpointSaver[str]):
         Raises:
             InvalidConfig: If there is no usable `thread_id`.
             UnstorableValue: If a value fits neither JSONB nor the serializer; nothing has been written.
+            Conflict: With `refuse_forks`, if another checkpoint is the newest; nothing has been written.
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
@@ -161,9 +169,10 @@ class Contract(BaseCheckpointSaver[str]):
             self._codec.encode_checkpoint,
             *(config, checkpoint, metadata, new_versions),
         )
-        put = Put(binds)
+        put = Put(binds, continues=self._refuses_forks)
         if changes.has_large(binds) and await self._shares_pages():
-            put = await _call(changes.size_of(put) > CUT_BYTES, changes.paged, binds, self._source.shelf)
+            is_large = changes.size_of(put) > CUT_BYTES
+            put = await _call(is_large, changes.paged, binds, self._source.shelf, put.continues)
         await self._source.store(put)
         return codec.next_config(binds)
 
@@ -176,9 +185,9 @@ class Contract(BaseCheckpointSaver[str]):
     ) -> RunnableConfig:
         """Store a checkpoint, as `aput`."""
         binds = self._codec.encode_checkpoint(config, checkpoint, metadata, new_versions)
-        put = Put(binds)
+        put = Put(binds, continues=self._refuses_forks)
         if changes.has_large(binds) and self._shares_pages_blocking():
-            put = changes.paged(binds, self._source.shelf)
+            put = changes.paged(binds, self._source.shelf, put.continues)
         self._source.store_blocking(put)
         return codec.next_config(binds)
 

@@ -8,6 +8,9 @@
     ├── NotSetUp                          tables missing or older than this version needs
     ├── AccessDenied                      the database role lacks a right on the tables
     ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
+    ├── Conflict                          another run has continued the thread meanwhile; nothing was written
+    ├── ThreadLocked                      another run has held the thread's lock past the deadline
+    ├── LockLost                          a thread's lock was not held to the end: its session of the server's ended
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
     ├── TooLarge                          more than the server takes or returns at once
     ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
@@ -57,6 +60,18 @@ class AccessDenied(CheckpointStoreError):
 
 class UnstorableValue(CheckpointStoreError, ValueError):
     """Raised before anything is written when a value fits neither JSONB nor the serializer."""
+
+
+class Conflict(CheckpointStoreError):
+    """Raised by `put` with `refuse_forks` when its parent is not the newest checkpoint: load that and run again."""
+
+
+class ThreadLocked(CheckpointStoreError):
+    """Raised when another run has held a thread's lock past the deadline: let it finish, or wait longer."""
+
+
+class LockLost(CheckpointStoreError):
+    """Raised when a thread's lock was lost, and others may have had it since: look at the thread before you go on."""
 
 
 class UnreadableValue(CheckpointStoreError):

@@ -6,15 +6,16 @@ Where it doesn't say otherwise each is one statement, so it is atomic on its own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
+from checkpoint_store.errors import Conflict, InvalidOption, shown
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
-from checkpoint_store.shelf import Known, Shelf
+from checkpoint_store.shelf import Known, Shelf, Tentative
 from checkpoint_store.statements import Read, Statements
 
 Blob = tuple[str, str, str, str]
@@ -58,6 +59,73 @@ def store(db: Executor, sql: Statements, shelf: Shelf | None, changes: Sequence[
                     shelf.forget(put.thread_id)
         known, changes = {}, [change for change in changes if change.thread_id not in passed]
         puts = [put for put in puts if put.thread_id not in passed]
+
+
+def store_continuing(db: Executor, sql: Statements, shelf: Tentative | None, changes: Sequence[Change]) -> None:
+    """Store changes of which some have to continue the newest checkpoint of their namespace; in a transaction.
+
+    Raises:
+        Conflict: If one of them doesn't; nothing is stored then.
+        InvalidOption: If the transaction is of a kind in which that can't be known.
+    """
+    if shelf is not None:
+        shelf.begin()
+    puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
+    graphs = {name: [put[name.removesuffix("s")] for put in puts] for name in ("thread_ids", "checkpoint_nss")}
+    began, level, _ = db.fetch(sql.lock_graphs, {"table": checkpoints_of(sql), **graphs})[0]
+    if level != "read committed":
+        raise InvalidOption(
+            f"refuse_forks can't work in a transaction that is {level.upper()}: it doesn't see what others have stored "
+            "since it began. Use READ COMMITTED."
+        )
+    for together in _apart(changes):
+        _check_continuations(db, sql, together, began)
+        store(db, sql, shelf, together)
+
+
+def _apart(changes: Sequence[Change]) -> Iterator[list[Change]]:
+    """Split changes so that no two checkpoints of a namespace are together: the second is to continue the first."""
+    together: list[Change] = []
+    graphs: set[tuple[str, str]] = set()
+    for change in changes:
+        if isinstance(change, Put):
+            graph = (change.thread_id, change.binds["checkpoint_ns"])
+            if graph in graphs:
+                yield together
+                together, graphs = [], set()
+            graphs.add(graph)
+        together.append(change)
+    yield together
+
+
+def _check_continuations(db: Executor, sql: Statements, changes: Sequence[Change], began: str) -> None:
+    names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id")
+    puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
+    if not puts:
+        return
+    for row in db.fetch(sql.continuations, {f"{name}s": [put[name] for put in puts] for name in names}):
+        thread_id, checkpoint_ns, checkpoint_id, parent, newest, continues, still = row
+        if still != began:
+            raise InvalidOption(
+                "refuse_forks can't work on a connection in AUTOCOMMIT: each statement is a transaction of its own"
+            )
+        if not continues:
+            why = (
+                f"continues {shown(parent)}, but the newest is {shown(newest)}"
+                if parent != newest
+                else f"has an id that does not sort behind that of {shown(parent)}, which it continues: readers would "
+                "not find it. The clocks of two machines may differ"
+            )
+            raise Conflict(
+                f"thread {shown(thread_id, 200)}, namespace {shown(checkpoint_ns, 200)}: checkpoint "
+                f"{shown(checkpoint_id)} {why}. Nothing was written. Another run has written to the thread meanwhile: "
+                "load its state and run again, and see saver.thread_lock() to have runs wait for each other."
+            )
+
+
+def checkpoints_of(sql: Statements) -> str:
+    """Return how the table of checkpoints is named in SQL text."""
+    return qualified(sql.tables.checkpoints.name, sql.tables.schema)
 
 
 def _store_plain(db: Executor, sql: Statements, change: Change) -> None:

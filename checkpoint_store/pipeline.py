@@ -13,7 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change, Put, size_of
-from checkpoint_store.errors import AccessDenied, CheckpointStoreError, Closed, InvalidOption, UnusableConnection
+from checkpoint_store.errors import (
+    AccessDenied,
+    CheckpointStoreError,
+    Closed,
+    Conflict,
+    InvalidOption,
+    UnusableConnection,
+)
 
 MOST_CALLS = 256
 """How many calls a commit may carry."""
@@ -242,9 +249,9 @@ def _kind(change: Change) -> int:
 def _may_be_one_calls_fault(error: Exception) -> bool:
     """Tell whether others might be stored without it: where the server or the tables are missing they are not.
 
-    An AccessDenied may be a policy's, on one row (row-level security).
+    An AccessDenied may be a policy's, on one row (row-level security), and a Conflict is one thread's.
     """
-    ours = isinstance(error, CheckpointStoreError) and not isinstance(error, AccessDenied)
+    ours = isinstance(error, CheckpointStoreError) and not isinstance(error, (AccessDenied, Conflict))
     return not ours and not getattr(error, "connection_invalidated", False)
 
 

@@ -38,6 +38,8 @@ class AsyncPostgresSaver(Contract):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
+            `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
@@ -52,11 +54,12 @@ class AsyncPostgresSaver(Contract):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        refuse_forks: bool = False,
     ) -> None:
         source = source_on(conn, pipe, schema, share_pages, sync=False)
         if isinstance(source, LoopSource):
             source.bridge.adopt()
-        super().__init__(source, serde)
+        super().__init__(source, serde, refuse_forks=refuse_forks)
 
     @classmethod
     @asynccontextmanager
@@ -68,6 +71,7 @@ class AsyncPostgresSaver(Contract):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        refuse_forks: bool = False,
         **engine_options: Any,
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -78,6 +82,7 @@ class AsyncPostgresSaver(Contract):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -88,7 +93,7 @@ class AsyncPostgresSaver(Contract):
         """
         engine = _engine(conn_string, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, refuse_forks=refuse_forks)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -155,6 +160,8 @@ class PostgresSaver(Contract):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
+            `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
@@ -169,11 +176,12 @@ class PostgresSaver(Contract):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        refuse_forks: bool = False,
     ) -> None:
         source = source_on(conn, pipe, schema, share_pages, sync=True)
         if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
-        super().__init__(source, serde)
+        super().__init__(source, serde, refuse_forks=refuse_forks)
 
     @classmethod
     @contextmanager
@@ -185,6 +193,7 @@ class PostgresSaver(Contract):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        refuse_forks: bool = False,
         **engine_options: Any,
     ) -> Iterator[PostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -195,6 +204,7 @@ class PostgresSaver(Contract):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -205,7 +215,7 @@ class PostgresSaver(Contract):
         """
         engine = _engine(conn_string, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, refuse_forks=refuse_forks)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver

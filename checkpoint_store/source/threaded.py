@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from checkpoint_store import operations
 from checkpoint_store.changes import Change
 from checkpoint_store.source.base import Source
 
@@ -18,11 +17,13 @@ class ThreadSource(Source):
 
     async def store(self, change: Change) -> None:
         """Store a change, from any coroutine."""
-        await self.run(operations.store, self._memory, [change])
+        self.check_open()
+        await self._await(self._commit, [change])
 
     def store_blocking(self, change: Change) -> None:
         """Store a change and wait for it."""
-        self.run_blocking(operations.store, self._memory, [change])
+        self.check_open()
+        self._commit([change])
 
     def check_sync(self) -> None:
         """Raise if this source is closed; a thread that runs a loop may call too, and holds it up."""

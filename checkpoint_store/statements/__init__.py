@@ -16,6 +16,15 @@ from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
 from checkpoint_store.statements.deleting import collect_pages, delete_thread
+from checkpoint_store.statements.locking import (
+    begin_session,
+    continuations,
+    drop_lock,
+    lock_graphs,
+    session_id,
+    take_lock,
+    take_lock_in_transaction,
+)
 from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
 from checkpoint_store.statements.statement import Read, Statement
 from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
@@ -77,6 +86,41 @@ class Statements:
         """Waits until nobody stores pages of a thread, and keeps others from it. Binds: `thread_id`."""
         t = self.tables.checkpoint_threads
         return Statement(select(t.c.epoch).where(t.c.thread_id == given("thread_id")).with_for_update())
+
+    @cached_property
+    def lock_graphs(self) -> Statement:
+        """See `lock_graphs`."""
+        return Statement(lock_graphs())
+
+    @cached_property
+    def continuations(self) -> Statement:
+        """See `continuations`."""
+        return Statement(continuations(self.tables))
+
+    @cached_property
+    def begin_session(self) -> Statement:
+        """See `begin_session`."""
+        return Statement(begin_session())
+
+    @cached_property
+    def session_id(self) -> Statement:
+        """See `session_id`."""
+        return Statement(session_id())
+
+    @cached_property
+    def take_lock(self) -> Statement:
+        """See `take_lock`."""
+        return Statement(take_lock())
+
+    @cached_property
+    def take_lock_in_transaction(self) -> Statement:
+        """See `take_lock_in_transaction`."""
+        return Statement(take_lock_in_transaction())
+
+    @cached_property
+    def drop_lock(self) -> Statement:
+        """See `drop_lock`."""
+        return Statement(drop_lock())
 
     @cached_property
     def delete_thread(self) -> Statement:
