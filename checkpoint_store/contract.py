@@ -25,6 +25,7 @@ from checkpoint_store.codec import Ancestor, Codec, Row
 from checkpoint_store.config import Listing, key_of, listing_of
 from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.errors import InvalidConfig, UnstorableValue, shown
+from checkpoint_store.locks import ThreadLock
 from checkpoint_store.paging import Pages
 from checkpoint_store.source import Source
 
@@ -280,6 +281,31 @@ class Contract(BaseCheckpointSaver[str]):
         key = key_of(config)
         rows = [Ancestor._make(row) for row in self._source.run_blocking(operations.delta_history, key, channels)]
         return self._codec.decode_history(key, channels, rows)
+
+    def thread_lock(self, thread_id: str, *, timeout: float | None = 60.0) -> ThreadLock:
+        """Make a lock that has the runs of a thread wait for each other, in all processes: for `async with` or `with`.
+
+        It is held by the database, in a session of its own that all locks of an engine share, so the pool's
+        connections stay free; and it is free again when the process that holds it dies. A lock that was lost, since
+        its session was, is told: nothing more is stored for the thread in the block, and the block ends with LockLost.
+
+        Args:
+            thread_id: The thread; it need not exist.
+            timeout: How long to wait for others, in seconds; 0 to try once, None for as long as it takes.
+
+        Returns:
+            The lock, free as yet.
+
+        Raises:
+            InvalidConfig: If it can't be a thread id.
+            InvalidOption: If `timeout` is no such time. On entering, also if a caller's connection is in AUTOCOMMIT.
+            ThreadLocked: On entering, if another run has had it for so long.
+            UnusableConnection: On entering, if the engine connects through a pooler such as PgBouncer.
+            NotSetUp: On entering, if the tables are missing.
+            Unavailable: On entering, if the server can't be reached.
+            LockLost: At the end of the block, and by `put` and `put_writes` in it, if the lock was lost.
+        """
+        return ThreadLock(self._source, checked_thread_id(thread_id), timeout)
 
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the contract's
         """Return the version that follows a channel's current one, as the stock saver makes it."""

@@ -159,13 +159,26 @@ def migrating(engine: Engine) -> Iterator[Connection]:
     """Borrow a connection for migrations, which begin and commit their transactions themselves."""
     with engine.connect() as conn:
         _check_loop(conn.connection)
-        # What listeners have set for the session stays.
-        if conn.in_transaction():
-            conn.commit()
-        elif _is_in_transaction(conn.connection.driver_connection):
-            conn.connection.commit()
+        _end_what_listeners_began(conn)
         _isolate(conn, "READ COMMITTED")
         yield conn
+
+
+def detached(engine: Engine) -> Connection:
+    """Take a connection out of the pool, which makes a new one in its place; the caller closes it.
+
+    Each statement on it commits itself.
+    """
+    conn = engine.connect()
+    try:
+        _check_loop(conn.connection)
+        _end_what_listeners_began(conn)
+        conn.execution_options(isolation_level="AUTOCOMMIT")
+        conn.detach()
+    except BaseException:
+        conn.close()
+        raise
+    return conn
 
 
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
@@ -194,6 +207,14 @@ def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
     yield Ordinary(conn)
     if whole:
         conn.commit()
+
+
+def _end_what_listeners_began(conn: Connection) -> None:
+    """End a transaction on a connection just borrowed; what was set for the session stays."""
+    if conn.in_transaction():
+        conn.commit()
+    elif _is_in_transaction(conn.connection.driver_connection):
+        conn.connection.commit()
 
 
 def _isolate(conn: Connection, level: str) -> None:

@@ -6,17 +6,19 @@ Where it doesn't say otherwise each is one statement, so it is atomic on its own
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
-from checkpoint_store.errors import Conflict, InvalidOption, shown
+from checkpoint_store.errors import Conflict, InvalidOption, NotSetUp, shown
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf, Tentative
 from checkpoint_store.statements import Read, Statements
+
+T = TypeVar("T")
 
 Blob = tuple[str, str, str, str]
 """Thread, namespace, channel and version."""
@@ -121,6 +123,63 @@ def _check_continuations(db: Executor, sql: Statements, changes: Sequence[Change
                 f"{shown(checkpoint_id)} {why}. Nothing was written. Another run has written to the thread meanwhile: "
                 "load its state and run again, and see saver.thread_lock() to have runs wait for each other."
             )
+
+
+def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
+    """Return the number that a thread's lock goes by.
+
+    Raises:
+        NotSetUp: If the tables are missing.
+    """
+    table = checkpoints_of(sql)
+    number: int | None = db.fetch(sql.lock_number, {"thread_id": thread_id, "table": table})[0][0]
+    return _known_table(number, table)
+
+
+def take_lock(db: Executor, sql: Statements, number: int) -> bool:
+    """Try to take a lock for the session; tells whether nobody else has it."""
+    return bool(db.fetch(sql.take_lock, {"number": number})[0][0])
+
+
+def drop_lock(db: Executor, sql: Statements, number: int) -> bool:
+    """Give a lock of the session back; tells whether it had it."""
+    return bool(db.fetch(sql.drop_lock, {"number": number})[0][0])
+
+
+def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> bool:
+    """Try to take a thread's lock until the transaction ends; tells whether nobody else has it.
+
+    Raises:
+        NotSetUp: If the tables are missing.
+        InvalidOption: If there is no transaction.
+    """
+    table = checkpoints_of(sql)
+    taken, began = db.fetch(sql.take_lock_in_transaction, {"thread_id": thread_id, "table": table})[0]
+    if _known_table(taken, table) and db.fetch(sql.transaction, {})[0][0] != began:
+        raise InvalidOption(
+            "thread_lock() can't work on a connection in AUTOCOMMIT: there is no transaction to hold the lock. Take it "
+            "with a saver on the engine."
+        )
+    return bool(taken)
+
+
+def _known_table(answer: T | None, table: str) -> T:
+    if answer is None:
+        raise NotSetUp(
+            f'table "{table}" does not exist. Run `setup()` once, or `alembic upgrade head` before deploying.'
+        )
+    return answer
+
+
+def begin_session(db: Executor, sql: Statements, settings: Mapping[str, str]) -> int:
+    """Change what settings of the session the server knows. Returns the id of the server's process."""
+    rows = db.fetch(sql.begin_session, {"names": list(settings), "values": list(settings.values())})
+    return rows[0][0]  # type: ignore[no-any-return]
+
+
+def session_id(db: Executor, sql: Statements) -> int:
+    """Return the id of the server's process that the session talks to."""
+    return db.fetch(sql.session_id, {})[0][0]  # type: ignore[no-any-return]
 
 
 def checkpoints_of(sql: Statements) -> str:

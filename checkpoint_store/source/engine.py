@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, Pool, QueuePool, StaticPool, exc
+from sqlalchemy import Connection, Engine, Pool, QueuePool, StaticPool, exc
 
 from checkpoint_store import migrations, operations
 from checkpoint_store.errors import NotSetUp
-from checkpoint_store.executor import borrowed, migrating
+from checkpoint_store.executor import borrowed, detached, migrating
 from checkpoint_store.source.failures import DEADLOCK, DEADLOCKS
+from checkpoint_store.source.keeper import Hold
 from checkpoint_store.source.origin import Origin, pause_of
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import Turns, alone_with
@@ -53,6 +54,19 @@ class EngineOrigin(Origin):
             pass
         with self.told(), migrating(self.engine) as conn:
             migrations.bring_to_head(conn, self.sql, timeout, pause_of(self.engine.dialect))
+
+    def take_lock(self, hold: Hold) -> None:
+        """Take a thread's lock until it is dropped."""
+        with self.told():
+            self.keeper.take(self._detach, self.sql, hold)
+
+    def drop_lock(self, hold: Hold) -> None:
+        """Give a thread's lock back."""
+        self.keeper.drop(self.sql, hold)
+
+    def _detach(self) -> Connection:
+        with self.turn():
+            return detached(self.engine)
 
     def _persist(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
         # Whoever locks rows of several threads in another order may meet us halfway: the host, or the stock saver. The

@@ -101,6 +101,8 @@ class LoopSource(Source):
     async def _release(self) -> None:
         if self.owned and self._pipe is not None:
             await self._pipe.aclose()
+        if self.owned:
+            await greenlet_spawn(self.origin.keeper.close)
         # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
         if self._engine is not None and (self.owned or self.bridge.is_ours):
             await self._engine.dispose()

@@ -21,9 +21,11 @@ from checkpoint_store.statements.locking import (
     continuations,
     drop_lock,
     lock_graphs,
+    lock_number,
     session_id,
     take_lock,
     take_lock_in_transaction,
+    transaction,
 )
 from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
 from checkpoint_store.statements.statement import Read, Statement
@@ -106,6 +108,16 @@ class Statements:
     def session_id(self) -> Statement:
         """See `session_id`."""
         return Statement(session_id())
+
+    @cached_property
+    def transaction(self) -> Statement:
+        """See `transaction`."""
+        return Statement(transaction())
+
+    @cached_property
+    def lock_number(self) -> Statement:
+        """See `lock_number`."""
+        return Statement(lock_number())
 
     @cached_property
     def take_lock(self) -> Statement:

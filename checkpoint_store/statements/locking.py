@@ -9,29 +9,57 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Text, and_, cast, exists, false, func, or_, select, true
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import OID
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import given, key, number, rows_of_binds, same_graph
 
 
-def take_lock() -> Select[Any]:
-    """Try to take a thread's lock for this session: whether it was free, or NULL if there is no such table.
+def lock_number() -> Select[Any]:
+    """Select the number that a thread's lock goes by, NULL if there is no such table.
 
     Binds: `thread_id`, `table` (the qualified name of `checkpoints`).
     """
-    return select(func.pg_try_advisory_lock(_of_thread(given("thread_id"))))
+    return select(_of_thread(given("thread_id")))
+
+
+def take_lock() -> Select[Any]:
+    """Try to take a lock for this session: whether nobody else has it. Binds: `number`."""
+    return select(func.pg_try_advisory_lock(bindparam("number", type_=BigInteger)))
 
 
 def drop_lock() -> Select[Any]:
-    """Give a thread's lock back: whether this session had it. Binds: those of `take_lock`."""
-    return select(func.pg_advisory_unlock(_of_thread(given("thread_id"))))
+    """Give a lock back: whether this session had it. Binds: `number`."""
+    return select(func.pg_advisory_unlock(bindparam("number", type_=BigInteger)))
 
 
 def take_lock_in_transaction() -> Select[Any]:
-    """Try to take a thread's lock until the end of the transaction. Binds and result: those of `take_lock`."""
-    return select(func.pg_try_advisory_xact_lock(_of_thread(given("thread_id"))))
+    """Try to take a thread's lock until the end of the transaction.
+
+    Selects whether nobody else has it, NULL if there is no such table, and when the transaction began. Binds: those of
+    `lock_number`.
+    """
+    return select(func.pg_try_advisory_xact_lock(_of_thread(given("thread_id"))), _began())
+
+
+def transaction() -> Select[Any]:
+    """Select when the transaction began."""
+    return select(_began())
 
 
 def begin_session() -> Select[Any]:

@@ -237,7 +237,7 @@ def write_at_once(url: str, *options: str) -> tuple[list[str], int]:
 @pytest.mark.parametrize("pipeline", ["plain", "pipeline"])
 async def test_two_processes_make_one_chain(url: str, saver: AsyncPostgresSaver, pipeline: str) -> None:
     """Every acknowledged checkpoint is there, and each is the only child of its parent: no fork, told or untold."""
-    acknowledged, conflicts = write_at_once(url, "careful", "150", pipeline)
+    acknowledged, conflicts = write_at_once(url, "careful", "100", pipeline)
     chain = await stored(saver)
 
     assert conflicts > 0, "they never met"
@@ -245,9 +245,10 @@ async def test_two_processes_make_one_chain(url: str, saver: AsyncPostgresSaver,
     assert [parent for _, parent in chain] == [None, *[identity for identity, _ in chain[:-1]]]
 
 
+@pytest.mark.slow
 async def test_two_processes_fork_without_it(url: str, saver: AsyncPostgresSaver) -> None:
     """The test above can fail: two that don't look fork the thread in silence."""
-    write_at_once(url, "careless", "150", "plain")
+    write_at_once(url, "careless", "100", "plain")
     children = Counter(parent for _, parent in await stored(saver))
 
     assert max(children.values()) > 1
