@@ -13,6 +13,8 @@
     ├── LockLost                          a thread's lock was not held to the end: its session of the server's ended
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
     ├── TooLarge                          more than the server takes or returns at once
+    ├── ThreadNotFound (LookupError)      nothing is stored for a thread, or not the checkpoint asked for
+    ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
     ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
     ├── Closed (RuntimeError)             the saver was closed
@@ -86,6 +88,14 @@ class UnreadableValue(CheckpointStoreError):
 
 class TooLarge(CheckpointStoreError):
     """Raised when the server can't take or return as much at once: a checkpoint's values may have 1 GB together."""
+
+
+class ThreadNotFound(CheckpointStoreError, LookupError):
+    """Raised when a thread that has to be there has nothing stored; where none need be, methods return None."""
+
+
+class ThreadExists(CheckpointStoreError, ValueError):
+    """Raised instead of mixing two threads: delete the target first, choose another id, or pass `replace=True`."""
 
 
 class TransferError(CheckpointStoreError):

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from checkpoint_store.errors import UnstorableValue, shown
+from checkpoint_store.errors import InvalidConfig, UnstorableValue, shown
 
 # Past 64 bits orjson reads an integer as a float; where JSONB's text may hold such a number, Python's parser reads it.
 # Three patterns that begin with one character each: a single one with alternatives takes ten times as long.
@@ -133,6 +133,20 @@ def encode(prepared: Any) -> str:
         TypeError: If a part is not JSON, or a string has a lone surrogate.
     """
     return orjson.dumps(prepared, option=_SUBCLASSES).decode()
+
+
+def filter_text(metadata: dict[str, Any] | None) -> str | None:
+    """Return JSON text of what metadata must contain, or None for anything.
+
+    Raises:
+        InvalidConfig: If it is no dict, or a part of it is not JSON.
+    """
+    if metadata is not None and not issubclass(type(metadata), dict):
+        raise InvalidConfig(f"filter is {shown(metadata)}; it is a dict of what the metadata must contain, or None")
+    try:
+        return text_of(metadata, "filter") if metadata else None
+    except UnstorableValue as error:
+        raise InvalidConfig(str(error)) from None
 
 
 def decode(text: str) -> Any:

@@ -6,13 +6,23 @@ Where it doesn't say otherwise each is one statement, so it is atomic on its own
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
-from checkpoint_store.errors import Conflict, InvalidOption, NotSetUp, shown
+from checkpoint_store.errors import (
+    Conflict,
+    InvalidConfig,
+    InvalidOption,
+    NotSetUp,
+    ThreadExists,
+    ThreadNotFound,
+    shown,
+)
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf, Tentative
@@ -171,10 +181,9 @@ def _known_table(answer: T | None, table: str) -> T:
     return answer
 
 
-def begin_session(db: Executor, sql: Statements, settings: Mapping[str, str]) -> int:
-    """Change what settings of the session the server knows. Returns the id of the server's process."""
-    rows = db.fetch(sql.begin_session, {"names": list(settings), "values": list(settings.values())})
-    return rows[0][0]  # type: ignore[no-any-return]
+def begin_session(db: Executor, sql: Statements, settings: Mapping[str, str]) -> None:
+    """Change what settings of the session the server knows."""
+    db.fetch(sql.begin_session, {"names": list(settings), "values": list(settings.values())})
 
 
 def session_id(db: Executor, sql: Statements) -> int:
@@ -253,16 +262,127 @@ def _made(row: Row, shelf: Shelf) -> Row | None:
     return columns
 
 
+def lock_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
+    """Keep others from removing anything of some threads, and from storing pages of them; in a transaction."""
+    binds = {"thread_ids": list(thread_ids)}
+    db.fetch(sql.lock_removal, {**binds, "table": qualified("checkpoints", sql.tables.schema)})
+    db.fetch(sql.lock_threads, binds)
+
+
+def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[tuple[int, int]]:
+    """Delete everything stored for some threads; in a transaction.
+
+    Returns:
+        How many rows that were, and their bytes: of writes, checkpoints, blobs and pages.
+    """
+    lock_threads(db, sql, thread_ids)
+    # Once more, for what was stored by whoever the first time had to wait for: it had found a blob there.
+    rows = [db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})[0] for _ in range(2)]
+    return [(one[0] + more[0], one[1] + more[1]) for one, more in zip(*rows, strict=True)]
+
+
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete everything stored for a thread; in a transaction."""
-    db.fetch(sql.lock_thread, {"thread_id": thread_id})
-    db.fetch(sql.delete_thread, {"thread_id": thread_id})
+    delete_threads(db, sql, [thread_id])
+
+
+def copy_thread(db: Executor, sql: Statements, copy: tuple[str, str], replace: bool) -> int:
+    """Copy everything stored for a thread under another id; in a transaction. Returns how many rows.
+
+    Raises:
+        ThreadNotFound: If there is nothing to copy.
+        ThreadExists: If the target has something already, and is not to be replaced.
+    """
+    source, target = copy
+    binds = {"thread_id": source, "target_id": target}
+    # Of two copies to one target the second waits, and finds the first.
+    lock_threads(db, sql, [target])
+    is_stored, is_taken = db.fetch(sql.stored_threads, binds)[0]
+    # Before anything is deleted: what a caller's own transaction has begun stays whole.
+    if not is_stored:
+        raise _not_found(source)
+    if is_taken and not replace:
+        raise ThreadExists(
+            f"target_thread_id is {target!r}, for which something is stored. "
+            "Delete it first, choose another id, or pass replace=True."
+        )
+    if replace:
+        delete_thread(db, sql, target)
+    # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
+    copied: int = db.fetch(sql.copy_thread, {**binds, "epoch": secrets.randbits(62)})[0][0]
+    if not copied:  # deleted just now
+        raise _not_found(source)
+    return copied
+
+
+def _not_found(thread_id: str) -> ThreadNotFound:
+    return ThreadNotFound(f"nothing is stored for the thread {thread_id!r}")
+
+
+def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
+    """Return the next part of a list of threads, as `statements.threads` has it."""
+    return db.fetch(sql.list_threads(conditions), binds)[0]
+
+
+def thread_stats(db: Executor, sql: Statements, thread_id: str) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Return what a thread occupies, by table and by channel."""
+    binds = {"thread_id": thread_id}
+    return db.fetch(sql.thread_tables, binds), db.fetch(sql.thread_channels, binds)
+
+
+def largest_threads(db: Executor, sql: Statements, most: int) -> Sequence[Row]:
+    """Return the threads that have most, their checkpoints and bytes; reads every row."""
+    return db.fetch(sql.largest_threads, {"most": most})
+
+
+def table_sizes(db: Executor, sql: Statements) -> Sequence[Row]:
+    """Return about how many rows the tables have, and what they occupy on disk."""
+    names = {qualified(name, sql.tables.schema): name for name in (t.name for t in sql.tables.metadata.sorted_tables)}
+    rows = db.fetch(sql.table_sizes, {"names": list(names)})
+    return sorted(((names[name], rows, size) for name, rows, size in rows), key=itemgetter(2), reverse=True)
+
+
+def history(db: Executor, sql: Statements, thread_id: str, most: int) -> Sequence[Row]:
+    """Return the newest checkpoints of a thread without their values; see `statements.history`."""
+    return db.fetch(sql.history, {"thread_id": thread_id, "most": most})
+
+
+def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
+    """Return the checkpoint whose id is that of a key or the only one that begins so, or the newest, whole.
+
+    Raises:
+        InvalidConfig: If several ids begin so.
+    """
+    if key.checkpoint_id is not None:
+        rows = db.fetch(sql.get_checkpoint.joined, key._asdict())
+        if rows:
+            return rows[0]
+        begun = db.fetch(sql.matching, {**key._asdict(), "start": key.checkpoint_id})
+        if len(begun) > 1:
+            raise InvalidConfig(f"several checkpoints have ids that begin with {key.checkpoint_id!r}; give more of it")
+        if not begun:
+            return None
+        key = key._replace(checkpoint_id=begun[0][0])
+    rows = db.fetch(sql.get_checkpoint.joined if key.checkpoint_id else sql.get_latest.joined, key._asdict())
+    return rows[0] if rows else None
 
 
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete the pages of a thread that nothing refers to; in a transaction."""
-    db.fetch(sql.lock_thread, {"thread_id": thread_id})
-    db.fetch(sql.collect_pages, {"thread_id": thread_id})
+    lock_threads(db, sql, [thread_id])
+    delete_pages(db, sql, [thread_id])
+
+
+def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tuple[int, int]:
+    """Delete the pages of threads that nothing refers to, and what is known of those that have none; under their lock.
+
+    Returns:
+        How many, and their bytes.
+    """
+    binds = {"thread_ids": list(thread_ids)}
+    [(pages, size)] = db.fetch(sql.delete_pages, binds)
+    db.fetch(sql.forget_threads, binds)
+    return pages, size
 
 
 def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) -> Sequence[Row]:

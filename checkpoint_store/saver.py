@@ -1,4 +1,4 @@
-"""The two savers: how they are made, set up and closed. What they do is in `contract`."""
+"""The two savers: how they are made, set up and closed. What they do is in `contract` and `lifecycle`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session
 from typing_extensions import Self
 
-from checkpoint_store.contract import Contract
+from checkpoint_store.lifecycle import Lifecycle
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.pipeline import AsyncPipeline
-from checkpoint_store.source import LoopSource, source_on, source_within
-from checkpoint_store.url import engine_arguments
+from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
+from checkpoint_store.url import Pooler, check_pooler, engine_arguments, pooler_options
 
 
-class AsyncPostgresSaver(Contract):
+class AsyncPostgresSaver(Lifecycle):
     """Keeps LangGraph's checkpoints in PostgreSQL, on an engine or connection of SQLAlchemy's asyncio.
 
     Its sync methods work from any thread but the event loop's own.
@@ -40,10 +40,15 @@ class AsyncPostgresSaver(Contract):
             those, so by default only where it has not set up the tables.
         refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
             `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
+        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
+            server that restarts; 0 for never. In a transaction of the caller's none ever is.
+        pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
+            made with `checkpoint_store.url.pooler_options()`. With a connection it changes nothing.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection, or was made for another engine.
+        InvalidOption: If `pipe` comes with a connection, or was made for another engine; if `pooler` is of an unknown
+            kind.
     """
 
     def __init__(
@@ -55,8 +60,10 @@ class AsyncPostgresSaver(Contract):
         schema: str | None = None,
         share_pages: bool | None = None,
         refuse_forks: bool = False,
+        retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, sync=False)
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False, pooler=pooler)
         if isinstance(source, LoopSource):
             source.bridge.adopt()
         super().__init__(source, serde, refuse_forks=refuse_forks)
@@ -72,6 +79,8 @@ class AsyncPostgresSaver(Contract):
         schema: str | None = None,
         share_pages: bool | None = None,
         refuse_forks: bool = False,
+        retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
         **engine_options: Any,
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -83,6 +92,8 @@ class AsyncPostgresSaver(Contract):
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
+            retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
+            pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -90,10 +101,12 @@ class AsyncPostgresSaver(Contract):
 
         Raises:
             InvalidURL: If the connection string can't be used.
+            InvalidOption: If `pooler` is of an unknown kind.
         """
-        engine = _engine(conn_string, engine_options)
+        engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, refuse_forks=refuse_forks)
+        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
+        saver = cls(engine, pipe, serde, refuse_forks=refuse_forks, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -144,7 +157,7 @@ class AsyncPostgresSaver(Contract):
         await self._source.setup(timeout)
 
 
-class PostgresSaver(Contract):
+class PostgresSaver(Lifecycle):
     """Keeps LangGraph's checkpoints in PostgreSQL for sync code, from any number of threads.
 
     On a sync engine (`postgresql+psycopg`) each call runs in the calling thread. An `AsyncEngine` is driven by an event
@@ -162,10 +175,15 @@ class PostgresSaver(Contract):
             those, so by default only where it has not set up the tables.
         refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
             `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
+        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
+            server that restarts; 0 for never. In a transaction of the caller's none ever is.
+        pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
+            made with `checkpoint_store.url.pooler_options()`. With a connection it changes nothing.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one.
+        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one; if `pooler` is
+            of an unknown kind.
     """
 
     def __init__(
@@ -177,8 +195,10 @@ class PostgresSaver(Contract):
         schema: str | None = None,
         share_pages: bool | None = None,
         refuse_forks: bool = False,
+        retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, sync=True)
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True, pooler=pooler)
         if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
         super().__init__(source, serde, refuse_forks=refuse_forks)
@@ -194,6 +214,8 @@ class PostgresSaver(Contract):
         schema: str | None = None,
         share_pages: bool | None = None,
         refuse_forks: bool = False,
+        retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
         **engine_options: Any,
     ) -> Iterator[PostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -205,6 +227,8 @@ class PostgresSaver(Contract):
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
+            retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
+            pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -212,10 +236,12 @@ class PostgresSaver(Contract):
 
         Raises:
             InvalidURL: If the connection string can't be used.
+            InvalidOption: If `pooler` is of an unknown kind.
         """
-        engine = _engine(conn_string, engine_options)
+        engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, refuse_forks=refuse_forks)
+        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
+        saver = cls(engine, pipe, serde, refuse_forks=refuse_forks, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -224,7 +250,12 @@ class PostgresSaver(Contract):
 
     def bind(
         self,
-        conn_or_session: Connection | Session | scoped_session[Any] | AsyncConnection | AsyncSession,
+        conn_or_session: Connection
+        | Session
+        | scoped_session[Any]
+        | AsyncConnection
+        | AsyncSession
+        | async_scoped_session[Any],
         *,
         bind_arguments: Mapping[str, Any] | None = None,
     ) -> Self:
@@ -240,6 +271,9 @@ class PostgresSaver(Contract):
         self._source.close_blocking()
 
 
-def _engine(conn_string: str, options: dict[str, Any]) -> AsyncEngine:
+def _engine(conn_string: str, pooler: str | None, options: dict[str, Any]) -> AsyncEngine:
     url, connect_args = engine_arguments(conn_string)
+    check_pooler(pooler)
+    if pooler:
+        connect_args.update(pooler_options()["connect_args"])
     return create_async_engine(url, **{**options, "connect_args": {**connect_args, **options.get("connect_args", {})}})

@@ -10,12 +10,16 @@ from __future__ import annotations
 import logging
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from uuid import uuid4
 
 from sqlalchemy import URL
 
-from checkpoint_store.errors import InvalidURL, shown
+from checkpoint_store.errors import InvalidOption, InvalidURL, shown
+
+Pooler = Literal["transaction"]
+"""What stands between an engine and its server, if anything does: a pooler that pools transactions."""
 
 log = logging.getLogger(__name__)
 
@@ -111,3 +115,52 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(kept), ""))
     url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
     return url, {"dsn": dsn, **arguments}
+
+
+def pooler_options(driver: str = "asyncpg") -> dict[str, Any]:
+    """Return the options of an engine that works through a pooler in transaction mode, such as PgBouncer.
+
+        engine = create_async_engine("postgresql+asyncpg://app@pgbouncer:6432/app", **pooler_options())
+
+    A pooler in that mode may lend another of the server's connections to each transaction, so nothing that belongs to
+    one may be counted on in the next: above all no statement that was prepared there.
+
+    Args:
+        driver: `asyncpg` or `psycopg`.
+
+    Returns:
+        Keyword arguments for SQLAlchemy's `create_async_engine`, or with psycopg also for `create_engine`.
+
+    Raises:
+        InvalidOption: If it is another driver.
+    """
+    if driver == "psycopg":
+        return {"connect_args": {"prepare_threshold": None}}
+    if driver != "asyncpg":
+        raise InvalidOption(f"driver is {driver!r}; the savers work with 'asyncpg' and 'psycopg'")
+    return {
+        "connect_args": {
+            # asyncpg's own cache. Without it asyncpg sends the text along each time it executes it.
+            "statement_cache_size": 0,
+            # SQLAlchemy's, and the names it gives to what it prepares: another client's must not be met by chance.
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": _unique_name,
+        }
+    }
+
+
+def check_pooler(pooler: object) -> None:
+    """Raise unless this is a kind of pooler that we know, or None.
+
+    Raises:
+        InvalidOption: If it isn't.
+    """
+    if pooler not in (None, "transaction"):
+        raise InvalidOption(
+            f"pooler is {pooler!r}; it is 'transaction' for a pooler in transaction mode. One in session mode is no "
+            "different from the server itself: leave it out."
+        )
+
+
+def _unique_name() -> str:
+    return f"__checkpoint_store_{uuid4().hex}__"

@@ -1,11 +1,11 @@
 """A Flask service, sync from end to end: its agent works in the application's SQLAlchemy session.
 
+It needs psycopg (`pip install 'psycopg[binary]'`). Run it on a database that lasts as long as it does:
+
     python -m checkpoint_store.embedded flask --app examples/flask_service.py run
 
     curl -X POST 'localhost:5000/tables/7/orders?dish=Soup'    # an order and a checkpoint in one transaction
     curl localhost:5000/tables/7                               # what was said at the table
-
-It needs psycopg beside Flask: pip install 'psycopg[binary]'.
 """
 
 import os

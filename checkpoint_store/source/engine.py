@@ -8,14 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Pool, QueuePool, StaticPool, exc
+from sqlalchemy import Connection, Engine, Pool, QueuePool, StaticPool
 
 from checkpoint_store import migrations, operations
 from checkpoint_store.errors import NotSetUp
 from checkpoint_store.executor import borrowed, detached, migrating
-from checkpoint_store.source.failures import DEADLOCK, DEADLOCKS
+from checkpoint_store.faults import fault_of
+from checkpoint_store.source.failures import FOREIGN
 from checkpoint_store.source.keeper import Hold
 from checkpoint_store.source.origin import Origin, pause_of
+from checkpoint_store.source.retrying import Retries
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import Turns, alone_with
 
@@ -30,35 +32,52 @@ class EngineOrigin(Origin):
     Args:
         engine: A sync engine, or what an async one has inside.
         sql: The statements that operations get.
+        retry_timeout: For how long, in seconds, an operation is done again that failed by something that passes.
+        pooler: Whether a pooler of transactions stands before the server.
     """
 
-    def __init__(self, engine: Engine, sql: Statements) -> None:
+    def __init__(self, engine: Engine, sql: Statements, retry_timeout: float, *, pooler: bool = False) -> None:
         super().__init__(engine, sql)
+        self._pooler = pooler
+        self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
         self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
         """Waits for a connection of the pool, in a `with` block."""
 
+    @property
+    def retries(self) -> int:
+        """How many times an operation was done again."""
+        return self._retries.count
+
+    def stop_trying(self) -> None:
+        """Let what fails from now on not be done again: it would open connections that nobody closes."""
+        self._retries.stop()
+
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection on which each statement commits itself."""
-        return self._persist(False, operation, args)
+        result: T = self._insist(self._borrow, False, operation, args)
+        return result
 
     def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection in a transaction."""
-        return self._persist(True, operation, args)
+        result: T = self._insist(self._borrow, True, operation, args)
+        return result
 
     def setup(self, timeout: float) -> None:
         """Migrate on a connection of the pool, unless the database is at head."""
+        self._insist(self._setup, timeout)
+
+    def _setup(self, timeout: float) -> None:
         try:
             if migrations.is_head(self.lend(operations.revisions)):
                 return
         except NotSetUp:
             pass
-        with self.told(), migrating(self.engine) as conn:
+        with migrating(self.engine) as conn:
             migrations.bring_to_head(conn, self.sql, timeout, pause_of(self.engine.dialect))
 
     def take_lock(self, hold: Hold) -> None:
         """Take a thread's lock until it is dropped."""
-        with self.told():
-            self.keeper.take(self._detach, self.sql, hold)
+        self._insist(self.keeper.take, self._detach, self.sql, hold)
 
     def drop_lock(self, hold: Hold) -> None:
         """Give a thread's lock back."""
@@ -68,19 +87,21 @@ class EngineOrigin(Origin):
         with self.turn():
             return detached(self.engine)
 
-    def _persist(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        # Whoever locks rows of several threads in another order may meet us halfway: the host, or the stock saver. The
-        # server then chooses one whose work is undone, and all of ours can be done again.
-        for _ in range(DEADLOCKS):
-            try:
-                return self._borrow(whole, operation, args)
-            except exc.DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) != DEADLOCK:
+    def _insist(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that borrows connections, and again if what keeps it from succeeding is likely to pass."""
+        try:
+            return function(*args)
+        except FOREIGN as error:
+            fault = fault_of(error)
+            if fault is None or not self._retries.seconds:
+                with self.told():
                     raise
-        return self._borrow(whole, operation, args)
+            # By now it has given back its connection, and its turn.
+            with self.told(self._retries.seconds):
+                return self._retries.repeat(fault, error, function, *args)
 
     def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        with self.told(), self.turn(), borrowed(self.engine, whole=whole) as db:
+        with self.turn(), borrowed(self.engine, whole=whole, pooler=self._pooler) as db:
             return operation(db, self.sql, *args)
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import Connection, Dialect
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpoint_store import operations
-from checkpoint_store.errors import LockLost, ThreadLocked, UnusableConnection, shown
+from checkpoint_store.errors import LockLost, ThreadLocked, shown
 from checkpoint_store.executor import Ordinary
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import Turns
@@ -218,16 +218,9 @@ class Keeper:
     def _begin_session(self, open_connection: Callable[[], Connection], sql: Statements) -> None:
         conn = open_connection()
         try:
-            pid = self._limited(operations.begin_session, Ordinary(conn), sql, SETTINGS)
+            self._limited(operations.begin_session, Ordinary(conn), sql, SETTINGS)
             dbapi = cast("Any", conn.connection.dbapi_connection)
             driver = conn.dialect.get_driver_connection(dbapi)
-            own = driver.get_server_pid() if hasattr(driver, "get_server_pid") else driver.info.backend_pid
-            if pid != own:
-                raise UnusableConnection(
-                    "thread_lock() needs a session of the server's, and between this engine and the server there is a "
-                    "pooler or proxy, such as PgBouncer, which may give a session to others between two statements. "
-                    "Take the locks with a saver on an engine that connects directly."
-                )
         except BaseException:
             conn.close()
             raise

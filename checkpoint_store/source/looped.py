@@ -103,6 +103,9 @@ class LoopSource(Source):
             await self._pipe.aclose()
         if self.owned:
             await greenlet_spawn(self.origin.keeper.close)
+        # A pipeline of the caller's may have changes of others among ours.
+        if self._pipe is None or self.owned:
+            self.origin.stop_trying()
         # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
         if self._engine is not None and (self.owned or self.bridge.is_ours):
             await self._engine.dispose()

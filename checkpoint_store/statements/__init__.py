@@ -12,21 +12,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, column, func, select, table
 
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
+from checkpoint_store.statements import choosing, copying, history, locking, removing, sizes, threads
 from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
-from checkpoint_store.statements.deleting import collect_pages, delete_thread
-from checkpoint_store.statements.locking import (
-    begin_session,
-    continuations,
-    drop_lock,
-    lock_graphs,
-    lock_number,
-    session_id,
-    take_lock,
-    take_lock_in_transaction,
-    transaction,
-)
 from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
 from checkpoint_store.statements.statement import Read, Statement
 from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
@@ -44,6 +33,7 @@ class Statements:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self._pages: dict[frozenset[str], Read] = {}
+        self._threads: dict[frozenset[str], Statement] = {}
 
     @cached_property
     def put_checkpoint(self) -> Statement:
@@ -64,14 +54,14 @@ class Statements:
     def get_checkpoint(self) -> Read:
         """See `checkpoints`: the one with a given id. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
         chosen = self._pick(named(self.tables, "checkpoint_id"))
-        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined))
+        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined, thread=given("thread_id")))
 
     @cached_property
     def get_latest(self) -> Read:
         """See `checkpoints`: the newest. Binds: `thread_id`, `checkpoint_ns`."""
         newest = self.tables.checkpoints.c.checkpoint_id.desc()
         chosen = self._pick(named(self.tables)).order_by(newest).limit(number(1))
-        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined))
+        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined, thread=given("thread_id")))
 
     @cached_property
     def store(self) -> Statement:
@@ -84,65 +74,194 @@ class Statements:
         return Statement(known_pages(self.tables))
 
     @cached_property
-    def lock_thread(self) -> Statement:
-        """Waits until nobody stores pages of a thread, and keeps others from it. Binds: `thread_id`."""
-        t = self.tables.checkpoint_threads
-        return Statement(select(t.c.epoch).where(t.c.thread_id == given("thread_id")).with_for_update())
+    def lock_removal(self) -> Statement:
+        """See `removing.lock_removal`."""
+        return Statement(removing.lock_removal())
 
     @cached_property
     def lock_graphs(self) -> Statement:
-        """See `lock_graphs`."""
-        return Statement(lock_graphs())
+        """See `locking.lock_graphs`."""
+        return Statement(locking.lock_graphs())
 
     @cached_property
     def continuations(self) -> Statement:
-        """See `continuations`."""
-        return Statement(continuations(self.tables))
+        """See `locking.continuations`."""
+        return Statement(locking.continuations(self.tables))
 
     @cached_property
     def begin_session(self) -> Statement:
-        """See `begin_session`."""
-        return Statement(begin_session())
+        """See `locking.begin_session`."""
+        return Statement(locking.begin_session())
 
     @cached_property
     def session_id(self) -> Statement:
-        """See `session_id`."""
-        return Statement(session_id())
+        """See `locking.session_id`."""
+        return Statement(locking.session_id())
 
     @cached_property
     def transaction(self) -> Statement:
-        """See `transaction`."""
-        return Statement(transaction())
+        """See `locking.transaction`."""
+        return Statement(locking.transaction())
 
     @cached_property
     def lock_number(self) -> Statement:
-        """See `lock_number`."""
-        return Statement(lock_number())
+        """See `locking.lock_number`."""
+        return Statement(locking.lock_number())
 
     @cached_property
     def take_lock(self) -> Statement:
-        """See `take_lock`."""
-        return Statement(take_lock())
+        """See `locking.take_lock`."""
+        return Statement(locking.take_lock())
 
     @cached_property
     def take_lock_in_transaction(self) -> Statement:
-        """See `take_lock_in_transaction`."""
-        return Statement(take_lock_in_transaction())
+        """See `locking.take_lock_in_transaction`."""
+        return Statement(locking.take_lock_in_transaction())
 
     @cached_property
     def drop_lock(self) -> Statement:
-        """See `drop_lock`."""
-        return Statement(drop_lock())
+        """See `locking.drop_lock`."""
+        return Statement(locking.drop_lock())
 
     @cached_property
-    def delete_thread(self) -> Statement:
-        """See `delete_thread`."""
-        return Statement(delete_thread(self.tables))
+    def lock_threads(self) -> Statement:
+        """See `removing.lock_threads`."""
+        return Statement(removing.lock_threads(self.tables))
 
     @cached_property
-    def collect_pages(self) -> Statement:
-        """See `collect_pages`."""
-        return Statement(collect_pages(self.tables))
+    def next_threads(self) -> Statement:
+        """See `choosing.next_threads`."""
+        return Statement(choosing.next_threads(self.tables))
+
+    @cached_property
+    def given_threads(self) -> Statement:
+        """See `choosing.given_threads`."""
+        return Statement(choosing.given_threads(self.tables))
+
+    @cached_property
+    def threads_of_runs(self) -> Statement:
+        """See `choosing.threads_of_runs`."""
+        return Statement(choosing.threads_of_runs(self.tables))
+
+    @cached_property
+    def lineage(self) -> Statement:
+        """See `choosing.lineage`."""
+        return Statement(choosing.lineage(self.tables))
+
+    @cached_property
+    def bare_channels(self) -> Statement:
+        """See `choosing.bare_channels`."""
+        return Statement(choosing.bare_channels(self.tables))
+
+    @cached_property
+    def traces(self) -> Statement:
+        """See `choosing.traces`."""
+        return Statement(choosing.traces(self.tables))
+
+    @cached_property
+    def delete_writes(self) -> Statement:
+        """See `removing.delete_writes`."""
+        return Statement(removing.delete_writes(self.tables))
+
+    @cached_property
+    def count_writes(self) -> Statement:
+        """See `removing.count_writes`."""
+        return Statement(removing.count_writes(self.tables))
+
+    @cached_property
+    def delete_checkpoints(self) -> Statement:
+        """See `removing.delete_checkpoints`."""
+        return Statement(removing.delete_checkpoints(self.tables))
+
+    @cached_property
+    def count_checkpoints(self) -> Statement:
+        """See `removing.count_checkpoints`."""
+        return Statement(removing.count_checkpoints(self.tables))
+
+    @cached_property
+    def children(self) -> Statement:
+        """See `removing.children`."""
+        return Statement(removing.children(self.tables))
+
+    @cached_property
+    def mend(self) -> Statement:
+        """See `removing.mend`."""
+        return Statement(removing.mend(self.tables))
+
+    @cached_property
+    def lock_blobs(self) -> Statement:
+        """See `removing.lock_blobs`."""
+        return Statement(removing.lock_blobs(self.tables))
+
+    @cached_property
+    def delete_blobs(self) -> Statement:
+        """See `removing.delete_blobs`."""
+        return Statement(removing.delete_blobs(self.tables))
+
+    @cached_property
+    def count_blobs(self) -> Statement:
+        """See `removing.count_blobs`."""
+        return Statement(removing.count_blobs(self.tables))
+
+    @cached_property
+    def delete_pages(self) -> Statement:
+        """See `removing.delete_pages`."""
+        return Statement(removing.delete_pages(self.tables))
+
+    @cached_property
+    def count_pages(self) -> Statement:
+        """See `removing.count_pages`."""
+        return Statement(removing.count_pages(self.tables))
+
+    @cached_property
+    def forget_threads(self) -> Statement:
+        """See `removing.forget_threads`."""
+        return Statement(removing.forget_threads(self.tables))
+
+    @cached_property
+    def delete_threads(self) -> Statement:
+        """See `removing.delete_threads`."""
+        return Statement(removing.delete_threads(self.tables))
+
+    @cached_property
+    def stored_threads(self) -> Statement:
+        """See `copying.stored_threads`."""
+        return Statement(copying.stored_threads(self.tables))
+
+    @cached_property
+    def copy_thread(self) -> Statement:
+        """See `copying.copy_thread`."""
+        return Statement(copying.copy_thread(self.tables))
+
+    @cached_property
+    def thread_tables(self) -> Statement:
+        """See `sizes.thread_tables`."""
+        return Statement(sizes.thread_tables(self.tables))
+
+    @cached_property
+    def thread_channels(self) -> Statement:
+        """See `sizes.thread_channels`."""
+        return Statement(sizes.thread_channels(self.tables))
+
+    @cached_property
+    def largest_threads(self) -> Statement:
+        """See `sizes.largest_threads`."""
+        return Statement(sizes.largest_threads(self.tables))
+
+    @cached_property
+    def table_sizes(self) -> Statement:
+        """See `sizes.table_sizes`."""
+        return Statement(sizes.table_sizes())
+
+    @cached_property
+    def history(self) -> Statement:
+        """See `history.history`."""
+        return Statement(history.history(self.tables))
+
+    @cached_property
+    def matching(self) -> Statement:
+        """See `history.matching`."""
+        return Statement(history.matching(self.tables))
 
     @cached_property
     def next_blobs(self) -> Statement:
@@ -187,6 +306,13 @@ class Statements:
             page = Read.of(lambda joined: list_page(self.tables, conditions, joined=joined))
             self._pages[conditions] = page
         return page
+
+    def list_threads(self, conditions: frozenset[str]) -> Statement:
+        """See `threads.newest_threads` or `threads_by_id`, as the conditions say; built once for each set of them."""
+        if (listed := self._threads.get(conditions)) is None:
+            build = threads.newest_threads if "newest" in conditions else threads.threads_by_id
+            listed = self._threads[conditions] = Statement(build(self.tables, conditions))
+        return listed
 
     def _pick(self, condition: ColumnElement[bool]) -> Select[Any]:
         return select(self.tables.checkpoints).where(condition)

@@ -63,13 +63,13 @@ def transaction() -> Select[Any]:
 
 
 def begin_session() -> Select[Any]:
-    """Change what settings of this session the server has, and select its process id, once for each of them.
+    """Change what settings of this session the server has.
 
     Binds: `names` and `values`, arrays of equal length.
     """
     new = rows_of_binds(name=Text, value=Text)
     known = func.current_setting(new.c.name, true()).is_not(None)
-    return select(func.pg_backend_pid(), func.set_config(new.c.name, new.c.value, false())).where(known)
+    return select(func.set_config(new.c.name, new.c.value, false())).where(known)
 
 
 def session_id() -> Select[Any]:

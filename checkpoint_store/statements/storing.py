@@ -14,6 +14,7 @@ from sqlalchemy import (
     Text,
     and_,
     cast,
+    false,
     func,
     or_,
     select,
@@ -36,13 +37,11 @@ def put_checkpoint(t: Tables) -> Insert:
     text), and the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`.
     """
     new = rows_of_binds(channel=Text, version=Text, type=Text, blob=LargeBinary)
-    blobs = (
-        insert(t.checkpoint_blobs)
-        .from_select(
+    blobs = keeping(
+        insert(t.checkpoint_blobs).from_select(
             ["thread_id", "checkpoint_ns", "channel", "version", "type", "blob"],
             select(given("thread_id"), given("checkpoint_ns"), new.c.channel, new.c.version, new.c.type, new.c.blob),
         )
-        .on_conflict_do_nothing()
     )
     insertion = insert(t.checkpoints).values(
         thread_id=given("thread_id"),
@@ -78,6 +77,17 @@ def replacing(insertion: Insert, *columns: str) -> Insert:
     )
 
 
+def keeping(insertion: Insert) -> Insert:
+    """An insert that leaves the rows that are there already as they are, and locks them.
+
+    Without the lock, whoever deletes a row that nothing refers to would not notice the one who is about to.
+    """
+    table: Any = insertion.table
+    return insertion.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_={"type": table.c.type}, where=false()
+    )
+
+
 def store(t: Tables) -> Select[Any]:
     """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
 
@@ -94,9 +104,9 @@ def store(t: Tables) -> Select[Any]:
     write = {**graph, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
     value = {"channel": Text, "type": Text, "blob": LargeBinary}
     pages = new_rows(passed, "page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary).on_conflict_do_nothing()
-    blobs = new_rows(
-        passed, "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary
-    ).on_conflict_do_nothing()
+    blobs = keeping(
+        new_rows(passed, "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary)
+    )
     checkpoints = new_rows(
         passed,
         "checkpoint_",
@@ -130,7 +140,7 @@ def known_pages(t: Tables) -> Select[Any]:
     """
     p, threads = t.checkpoint_pages, t.checkpoint_threads
     digest = rows_of_binds(digest=LargeBinary).c.digest
-    known = select(p.c.digest).where(p.c.thread_id == threads.c.thread_id, p.c.digest == digest)
+    known = select(p.c.digest).where(p.c.thread_id == given("thread_id"), p.c.digest == digest)
     known = select(func.array_agg(digest)).where(known.correlate(threads, digest.table).exists()).correlate(threads)
     return select(threads.c.epoch, known.scalar_subquery()).where(threads.c.thread_id == given("thread_id"))
 

@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, NullPool, QueuePool, StaticPool, crea
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import AccessDenied, InvalidConfig, NotSetUp
+from checkpoint_store.errors import AccessDenied, InvalidConfig, NotSetUp, Unavailable
 
 T = TypeVar("T")
 DRIVERS = ["asyncpg", "async psycopg", "psycopg"]
@@ -350,6 +350,64 @@ async def test_a_listener_that_sets_what_policies_look_at_is_honoured(
             await put(host.saver, "another:1", a=[1])
 
     await asyncio.gather(use("one"), use("two"))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_listener_sees_the_context_of_the_thread_that_calls(url: str, driver: str) -> None:
+    """Also where the call crosses over to a loop: a tenant's thread is not taken for another's."""
+    host = Host(url, driver)
+    saver = PostgresSaver(host.engine)
+    seen: set[tuple[str, str]] = set()
+    caller: ContextVar[str] = ContextVar("caller")
+
+    @event.listens_for(host.sync_engine, "before_cursor_execute")
+    def before(conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        thread_id = parameters["thread_id"] if isinstance(parameters, dict) else parameters[0]
+        seen.add((caller.get(), thread_id))
+
+    def call(name: str) -> None:
+        caller.set(name)
+        for _ in range(5):
+            saver.get(thread(name))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(call, [f"t{number}" for number in range(8)]))
+    saver.close()
+    if not host.is_async:
+        host.engine.dispose()
+
+    assert seen == {(f"t{number}", f"t{number}") for number in range(8)}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("watched", [False, True], ids=["quiet", "watched"])
+async def test_a_connection_lost_in_the_pool_is_replaced(
+    host_of: Callable[..., Host], url: str, driver: str, watched: bool
+) -> None:
+    """Whether or not the driver has noticed; by the second call at the latest, and the error says what it was."""
+    host = host_of(driver, pool_size=1, max_overflow=0)
+    lost = asyncio.Event()
+    if driver == "asyncpg":
+
+        @event.listens_for(host.sync_engine, "connect")
+        def connect(adapter: Any, _: Any) -> None:
+            adapter.driver_connection.add_termination_listener(lambda _: lost.set())
+
+    if watched:
+        event.listen(host.sync_engine, "before_cursor_execute", lambda *_: None)
+    for notices in (False, True):
+        await put(host.saver, a=[1])
+        lost.clear()
+        with psycopg.connect(url, autocommit=True) as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid != pg_backend_pid()"
+            )
+        if driver == "asyncpg" and notices:
+            await asyncio.wait_for(lost.wait(), 30)
+        with suppress(Unavailable):
+            await put(host.saver, a=[1])
+        await put(host.saver, a=[1])
 
 
 # --- many calls, many savers, many tasks ---

@@ -1,0 +1,192 @@
+"""The statements that look for checkpoints to remove, and for what others depend on; no I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Executable,
+    Exists,
+    FromClause,
+    Integer,
+    Numeric,
+    TableValuedAlias,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+    union,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from checkpoint_store.schema import Tables
+from checkpoint_store.statements.clauses import (
+    has_member,
+    key,
+    member,
+    member_text,
+    number,
+    rows_of_binds,
+    same_graph,
+)
+
+_COUNTERS = key("counters_since_delta_snapshot")
+"""Where LangGraph counts the updates of delta channels, in a checkpoint's metadata."""
+
+_ANY_TRUE: ColumnElement[str] = literal_column("'$.channel_values.* ? (@ == true)'::jsonpath")
+"""Whether a value may be the mark of a snapshot."""
+
+
+def next_threads(t: Tables) -> Executable:
+    """Select the threads that follow one, and how many checkpoints those have that may have something to remove.
+
+    Binds: `after` (a thread's id), `most` (how many threads), `keep` and `before` as in `lineage.Rule`.
+    """
+    c = t.checkpoints.c
+    ordered = select(c.thread_id).order_by(c.thread_id).limit(number(1))
+    first = ordered.where(c.thread_id > bindparam("after", type_=Text())).scalar_subquery()
+    walk = select(first.label("thread_id"), number(1).label("place")).cte("walk", recursive=True)
+    following = ordered.where(c.thread_id > walk.c.thread_id).correlate(walk).scalar_subquery()
+    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < bindparam("most", type_=Integer()))
+    walk = walk.union_all(select(following, walk.c.place + number(1)).where(is_inside))
+    graph = (
+        select(func.count().label("count"), func.min(c.checkpoint_id).label("oldest"))
+        .where(c.thread_id == walk.c.thread_id)
+        .group_by(c.checkpoint_ns)
+        .correlate(walk)
+        .subquery("graph")
+    )
+    before = bindparam("before", type_=Text())
+    is_old = or_(before.is_(None), graph.c.oldest < before)
+    is_worth_a_look = func.bool_or(and_(graph.c.count > bindparam("keep", type_=Integer()), is_old))
+    size = select(cast(func.sum(graph.c.count), BigInteger).label("count")).having(is_worth_a_look).lateral("size")
+    found = select(walk.c.thread_id, size.c.count).select_from(walk.outerjoin(size, true()))
+    return found.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
+
+
+def given_threads(t: Tables) -> Executable:
+    """Select how many checkpoints some threads have; none that has none. Binds: `thread_ids`."""
+    c = t.checkpoints.c
+    return select(c.thread_id, func.count()).where(_is_given(c.thread_id)).group_by(c.thread_id)
+
+
+def threads_of_runs(t: Tables) -> Executable:
+    """Select the threads that some runs have left checkpoints in, and how many. Binds: `run_ids`."""
+    c = t.checkpoints.c
+    # That it is not NULL has to be said: the index has no others.
+    is_theirs = and_(_is_chosen(t), member_text(c.metadata, key("run_id")).is_not(None))
+    return select(c.thread_id, func.count()).where(is_theirs).group_by(c.thread_id)
+
+
+def lineage(t: Tables) -> Executable:
+    """Select the checkpoints of threads as `lineage.Node` has them, by namespace, the oldest first.
+
+    Binds: `thread_ids`, `run_ids`.
+    """
+    c = t.checkpoints
+    is_old = cast(member_text(c.c.checkpoint, key("v")), Numeric) < number(4)
+    is_call = func.strpos(c.c.checkpoint_ns, key(":"), type_=Integer) > number(0)
+    counters = _names(member(c.c.metadata, _COUNTERS))
+    counted = select(func.array_agg(counters.c.channel)).correlate(c).scalar_subquery()
+    inline = func.jsonb_each(member(c.c.checkpoint, key("channel_values"))).table_valued(
+        Column("key", Text), Column("value", JSONB)
+    )
+    # A value that is true has no blob.
+    marks = inline.c.value == literal_column("'true'::jsonb")
+    marked = select(func.array_agg(inline.c.key)).where(marks, _blob_of(t, c, inline.c.key))
+    return (
+        select(
+            c.c.thread_id,
+            c.c.checkpoint_ns,
+            c.c.checkpoint_id,
+            c.c.parent_checkpoint_id,
+            func.coalesce(is_old, literal_column("false")),
+            func.coalesce(_is_chosen(t), literal_column("false")),
+            case((is_call, cast(member(c.c.metadata, key("parents")), Text))),
+            case((has_member(c.c.metadata, _COUNTERS), counted)),
+            case((c.c.checkpoint.op("@?", return_type=Boolean())(_ANY_TRUE), marked.correlate(c).scalar_subquery())),
+        )
+        .where(_is_given(c.c.thread_id))
+        .order_by(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id)
+    )
+
+
+def bare_channels(t: Tables) -> Executable:
+    """Select the channels that some checkpoints have a version of, or their parents' tasks wrote to, without a value.
+
+    Those of LangGraph's that only trigger nodes are left out: there are too many of them. Binds: the checkpoints' keys
+    as arrays, `node_thread_ids`, `node_checkpoint_nss`, `node_checkpoint_ids`.
+    """
+    c, w = t.checkpoints, t.checkpoint_writes
+    node = rows_of_binds("node_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text)
+    versions = _names(member(c.c.checkpoint, key("channel_versions")))
+    written = select(w.c.channel).where(same_graph(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id)
+    channel = union(select(versions.c.channel).correlate(c), written.correlate(c)).lateral("channels").c.channel
+    is_internal = or_(
+        func.starts_with(channel, key("__"), type_=Boolean), func.starts_with(channel, key("branch:"), type_=Boolean)
+    )
+    return (
+        select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id, func.array_agg(channel))
+        .select_from(node.join(c, and_(same_graph(c, node), c.c.checkpoint_id == node.c.checkpoint_id)))
+        .join(channel.table, true())
+        .where(~is_internal, ~_has_value(t, c, channel))
+        .group_by(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id)
+    )
+
+
+def traces(t: Tables) -> Executable:
+    """Select what each checkpoint of some graphs has of some channels, as `lineage.Trace` has it.
+
+    Binds: arrays that go together, `sought_thread_ids`, `sought_checkpoint_nss`, `sought_channels`.
+    """
+    c, w = t.checkpoints, t.checkpoint_writes
+    sought = rows_of_binds("sought_", thread_id=Text, checkpoint_ns=Text, channel=Text)
+    written = exists().where(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id, w.c.channel == sought.c.channel)
+    return select(
+        c.c.thread_id,
+        c.c.checkpoint_ns,
+        c.c.checkpoint_id,
+        sought.c.channel,
+        member_text(member(c.c.checkpoint, key("channel_versions")), sought.c.channel),
+        _has_value(t, c, sought.c.channel),
+        written.correlate(c, sought),
+    ).select_from(sought.join(c, same_graph(c, sought)))
+
+
+def _is_given(thread_id: ColumnElement[str]) -> ColumnElement[bool]:
+    return thread_id == func.any(bindparam("thread_ids", type_=ARRAY(Text)))
+
+
+def _is_chosen(t: Tables) -> ColumnElement[bool]:
+    run_id = member_text(t.checkpoints.c.metadata, key("run_id"))
+    return run_id == func.any(bindparam("run_ids", type_=ARRAY(Text)))
+
+
+def _names(document: ColumnElement[Any]) -> TableValuedAlias:
+    """The names of a JSON object's members, as rows."""
+    return func.jsonb_object_keys(document).table_valued(Column("channel", Text)).render_derived()
+
+
+def _blob_of(t: Tables, c: FromClause, channel: ColumnElement[str]) -> Exists:
+    """Whether a checkpoint has a blob as the value of a channel."""
+    b = t.checkpoint_blobs
+    version = member_text(member(c.c.checkpoint, key("channel_versions")), channel)
+    same = and_(same_graph(b, c), b.c.channel == channel, b.c.version == version, b.c.type != key("empty"))
+    return exists().where(same).correlate_except(b)
+
+
+def _has_value(t: Tables, c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
+    inline = has_member(member(c.c.checkpoint, key("channel_values")), channel)
+    return or_(func.coalesce(inline, literal_column("false", Boolean)), _blob_of(t, c, channel))

@@ -1,0 +1,273 @@
+"""The statements that remove checkpoints of any threads with all that only they need, or count what they would; no I/O.
+
+They are executed in one transaction and in the order in which `storing.store` locks rows: writes, checkpoints, blobs,
+pages. What nothing refers to is found by EXCEPT: a planner that misjudges a thread would join two sets of its rows in
+quadratic time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Executable,
+    FromClause,
+    Integer,
+    Select,
+    Table,
+    TableValuedAlias,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    exists,
+    func,
+    null,
+    select,
+    true,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import OID, array
+
+from checkpoint_store.schema import PAGED, Tables
+from checkpoint_store.statements.clauses import digests_of, key, member, number, rows_of_binds, same_blob, same_graph
+
+
+def lock_removal() -> Executable:
+    """Wait until nobody else removes anything of some threads, and keep others from it until the commit.
+
+    Those who only store don't notice. Binds: `thread_ids`, and `table`, the checkpoints' name with its schema.
+    """
+    thread_id = func.unnest(bindparam("thread_ids", type_=ARRAY(Text))).column_valued("thread_id")
+    # By the table, so that it is the same lock whatever way the schema was named.
+    table = cast(func.to_regclass(bindparam("table", type_=Text())), OID)
+    lock = select(func.hashtextextended(thread_id, cast(table, BigInteger)).label("key")).distinct()
+    # In one order, so that no two wait for each other.
+    ordered = lock.order_by("key").offset(number(0)).subquery("locks")
+    return select(func.pg_advisory_xact_lock(ordered.c.key))
+
+
+def lock_threads(t: Tables) -> Executable:
+    """Wait until nobody stores pages of some threads, and keep others from it until the commit. Binds: `thread_ids`."""
+    threads = t.checkpoint_threads
+    return select(threads.c.epoch).where(_is_given(threads)).order_by(threads.c.thread_id).with_for_update()
+
+
+def delete_writes(t: Tables) -> Executable:
+    """Delete the writes of checkpoints. Returns how many, and their bytes. Binds: see `_victims`."""
+    w, victim = t.checkpoint_writes, _victims()
+    gone = delete(w).where(_is_of(w, victim)).returning(_size(w.c.blob)).cte("gone")
+    return select(func.count(), _sum(gone.c.size)).select_from(gone)
+
+
+def count_writes(t: Tables) -> Executable:
+    """Count what `delete_writes` would delete."""
+    w, victim = t.checkpoint_writes, _victims()
+    return select(func.count(), _sum(_size(w.c.blob))).select_from(victim.join(w, _is_of(w, victim)))
+
+
+def delete_checkpoints(t: Tables) -> Executable:
+    """Delete checkpoints. Returns them: their keys, their parents and their bytes. Binds: see `_victims`."""
+    c = t.checkpoints
+    deletion = delete(c).where(_is_of(c, _victims()))
+    return deletion.returning(
+        c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id, c.c.parent_checkpoint_id, _json_size(t)
+    )
+
+
+def count_checkpoints(t: Tables) -> Executable:
+    """Count what `delete_checkpoints` would delete, and its bytes."""
+    c, victim = t.checkpoints, _victims()
+    return select(func.count(), _sum(_json_size(t))).select_from(victim.join(c, _is_of(c, victim)))
+
+
+def children(t: Tables) -> Executable:
+    """Select the checkpoints whose parent is one of some: the parent's key, and the children's ids as an array.
+
+    Binds: see `_victims` and `_graphs`.
+    """
+    c, graph, victim = t.checkpoints, _graphs(), _victims()
+    lines = union_all(
+        select(
+            c.c.thread_id,
+            c.c.checkpoint_ns,
+            c.c.parent_checkpoint_id.label("checkpoint_id"),
+            c.c.checkpoint_id.label("child"),
+        )
+        .select_from(graph.join(c, same_graph(c, graph)))
+        .where(c.c.parent_checkpoint_id.is_not(None)),
+        select(victim.c.thread_id, victim.c.checkpoint_ns, victim.c.checkpoint_id, cast(null(), Text)),
+    ).subquery("lines")
+    of = [lines.c.thread_id, lines.c.checkpoint_ns, lines.c.checkpoint_id]
+    found = func.array_agg(lines.c.child).filter(lines.c.child.is_not(None))
+    is_sought = and_(func.bool_or(lines.c.child.is_(None)), func.count(lines.c.child) > number(0))
+    return select(*of, found).group_by(*of).having(is_sought)
+
+
+def mend(t: Tables) -> Executable:
+    """Give checkpoints another parent, or none where there is no such parent.
+
+    Binds: arrays that go together, `mended_thread_ids`, `mended_checkpoint_nss`, `mended_checkpoint_ids`,
+    `mended_parent_ids`.
+    """
+    c, p = t.checkpoints, t.checkpoints.alias("parent")
+    new = rows_of_binds("mended_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_id=Text)
+    parent = select(p.c.checkpoint_id).where(same_graph(p, new), p.c.checkpoint_id == new.c.parent_id)
+    return update(c).values(parent_checkpoint_id=parent.correlate(new).scalar_subquery()).where(_is_of(c, new))
+
+
+def lock_blobs(t: Tables) -> Executable:
+    """Lock the blobs that no checkpoint of some graphs refers to. Returns how many. Binds: see `_graphs`.
+
+    Whoever refers to one of them by having found it there has it locked (see `storing.keeping`), or waits for us. In
+    the statement after this one it shows whether they still are unused.
+    """
+    b, dead = t.checkpoint_blobs, _dead_blobs(t)
+    order = [column.collate("C") for column in b.primary_key]
+    locked = select(b.c.thread_id).select_from(dead.join(b, same_blob(b, dead))).order_by(*order).with_for_update(of=b)
+    return select(func.count()).select_from(locked.subquery("locked"))
+
+
+def delete_blobs(t: Tables) -> Executable:
+    """Delete the blobs that no checkpoint of some graphs refers to. Binds: see `_graphs`.
+
+    Returns how many, their bytes, and the threads that recipes were among them of.
+    """
+    b, dead = t.checkpoint_blobs, _dead_blobs(t)
+    gone = delete(b).where(same_blob(b, dead)).returning(b.c.thread_id, b.c.type, _size(b.c.blob)).cte("gone")
+    return _counted_blobs(gone).select_from(gone)
+
+
+def count_blobs(t: Tables) -> Executable:
+    """Count what `delete_blobs` would delete once some checkpoints are gone. Binds: see `_graphs` and `_victims`."""
+    b, dead = t.checkpoint_blobs, _dead_blobs(t, but_for_victims=True)
+    found = select(b.c.thread_id, b.c.type, _size(b.c.blob)).select_from(dead.join(b, same_blob(b, dead))).cte("gone")
+    return _counted_blobs(found).select_from(found)
+
+
+def delete_pages(t: Tables) -> Executable:
+    """Delete the pages of threads that no blob refers to, and begin another epoch. Binds: `thread_ids`.
+
+    To be executed after `lock_threads`, in one transaction: its snapshot then has everything that was stored before.
+    Returns how many, and their bytes.
+    """
+    p, threads = t.checkpoint_pages, t.checkpoint_threads
+    dead = _dead_pages(t, t.checkpoint_blobs)
+    epoch = update(threads).where(_is_given(threads)).values(epoch=threads.c.epoch + number(1)).cte("another_epoch")
+    gone = delete(p).where(_is_page(p, dead)).returning(_size(p.c.page)).cte("gone")
+    return select(func.count(), _sum(gone.c.size)).select_from(gone).add_cte(epoch)
+
+
+def count_pages(t: Tables) -> Executable:
+    """Count what `delete_pages` would delete once some checkpoints are gone.
+
+    Binds: `thread_ids`, and see `_graphs` and `_victims`.
+    """
+    b, p = t.checkpoint_blobs, t.checkpoint_pages
+    dead = _dead_blobs(t, but_for_victims=True)
+    keys = select(*b.primary_key).where(_is_given(b), b.c.type == key(PAGED))
+    left = keys.except_(select(*dead.c)).cte("left_blobs")
+    kept = select(b).select_from(left.join(b, same_blob(b, left))).where(b.c.type == key(PAGED)).subquery("kept")
+    pages = _dead_pages(t, kept)
+    return select(func.count(), _sum(_size(p.c.page))).select_from(pages.join(p, _is_page(p, pages)))
+
+
+def forget_threads(t: Tables) -> Executable:
+    """Delete the rows of threads that have no pages any longer. Binds: `thread_ids`."""
+    threads, p = t.checkpoint_threads, t.checkpoint_pages
+    has_pages = exists().where(p.c.thread_id == threads.c.thread_id)
+    return delete(threads).where(_is_given(threads), ~has_pages)
+
+
+def delete_threads(t: Tables) -> Executable:
+    """Delete everything stored for some threads. Binds: `thread_ids`.
+
+    Returns for each table how many rows and bytes, as arrays of two: writes, checkpoints, blobs, pages.
+    """
+    w, c, b, p, threads = (
+        t.checkpoint_writes,
+        t.checkpoints,
+        t.checkpoint_blobs,
+        t.checkpoint_pages,
+        t.checkpoint_threads,
+    )
+    sizes: list[tuple[Table, ColumnElement[Any]]] = [
+        (w, _size(w.c.blob)),
+        (c, _json_size(t)),
+        (b, _size(b.c.blob)),
+        (p, _size(p.c.page)),
+    ]
+    gone = [delete(table).where(_is_given(table)).returning(size).cte(f"gone_{table.name}") for table, size in sizes]
+    # Executed when they are asked for, one after the other.
+    counts = [select(array([func.count(), _sum(one.c.size)])).select_from(one).scalar_subquery() for one in gone]
+    return select(*counts).add_cte(delete(threads).where(_is_given(threads)).cte("gone_threads"))
+
+
+def _victims() -> TableValuedAlias:
+    """The checkpoints that go. Binds: `victim_thread_ids`, `victim_checkpoint_nss`, `victim_checkpoint_ids`."""
+    return rows_of_binds("victim_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text)
+
+
+def _graphs() -> TableValuedAlias:
+    """The graphs that they are of. Binds: `graph_thread_ids`, `graph_checkpoint_nss`."""
+    return rows_of_binds("graph_", thread_id=Text, checkpoint_ns=Text)
+
+
+def _is_of(table: FromClause, chosen: FromClause) -> ColumnElement[bool]:
+    return and_(same_graph(table, chosen), table.c.checkpoint_id == chosen.c.checkpoint_id)
+
+
+def _is_given(table: FromClause) -> ColumnElement[bool]:
+    return table.c.thread_id == func.any(bindparam("thread_ids", type_=ARRAY(Text)))
+
+
+def _is_page(pages: FromClause, dead: FromClause) -> ColumnElement[bool]:
+    return and_(pages.c.thread_id == dead.c.thread_id, pages.c.digest == dead.c.digest)
+
+
+def _dead_blobs(t: Tables, *, but_for_victims: bool = False) -> CTE:
+    """The keys of the blobs that no checkpoint of some graphs refers to, or none but those that go."""
+    c, b, graph = t.checkpoints, t.checkpoint_blobs, _graphs()
+    left: FromClause = graph.join(c, same_graph(c, graph))
+    if but_for_victims:
+        keys = select(*c.primary_key).select_from(left).except_(select(*_victims().c)).cte("left_checkpoints")
+        left = keys.join(c, _is_of(c, keys))
+    versions = func.jsonb_each_text(member(c.c.checkpoint, key("channel_versions"))).table_valued("key", "value")
+    pairs = select(versions.c.key, versions.c.value).correlate(c).lateral("pairs")
+    used = select(c.c.thread_id, c.c.checkpoint_ns, *pairs.c).select_from(left.join(pairs, true()))
+    stored = select(*b.primary_key).select_from(graph.join(b, same_graph(b, graph)))
+    return stored.except_(used).cte("dead")
+
+
+def _dead_pages(t: Tables, b: FromClause) -> CTE:
+    """The keys of the pages of some threads that no blob of these refers to."""
+    p = t.checkpoint_pages
+    used = digests_of(b).add_columns(b.c.thread_id).where(_is_given(b), b.c.type == key(PAGED)).subquery("used")
+    stored = select(p.c.thread_id, p.c.digest).where(_is_given(p))
+    return stored.except_(select(used.c.thread_id, used.c.digest)).cte("dead_pages")
+
+
+def _counted_blobs(gone: CTE) -> Select[Any]:
+    shared = func.array_agg(gone.c.thread_id.distinct()).filter(gone.c.type == key(PAGED))
+    columns: list[ColumnElement[Any]] = [func.count(), _sum(gone.c.size), shared]
+    return select(*columns)
+
+
+def _size(*columns: ColumnElement[Any]) -> ColumnElement[int]:
+    """How many bytes the values of a row occupy as they are stored, that is, compressed."""
+    sizes = [func.coalesce(func.pg_column_size(column, type_=Integer), number(0)) for column in columns]
+    return sum(sizes[1:], start=sizes[0]).label("size")
+
+
+def _json_size(t: Tables) -> ColumnElement[int]:
+    return _size(t.checkpoints.c.checkpoint, t.checkpoints.c.metadata)
+
+
+def _sum(size: ColumnElement[int]) -> ColumnElement[int]:
+    return func.coalesce(func.sum(size, type_=BigInteger), number(0))
