@@ -24,7 +24,7 @@ from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
 from checkpoint_store import jsonb, shapes
 from checkpoint_store.config import Key, check_key, key_of, plain_text
-from checkpoint_store.errors import InvalidConfig, UnreadableValue, UnstorableValue, shown
+from checkpoint_store.errors import InvalidConfig, NotEncrypted, UnreadableValue, UnstorableValue, shown
 from checkpoint_store.rows import Ancestor, Row
 
 Binds = dict[str, Any]
@@ -47,9 +47,11 @@ class Codec:
     Args:
         serde: The saver's serializer. Scalars are stored inline, in the clear and searchable, only where the serializer
             is LangGraph's own plain one; one that encrypts or otherwise has its say gets every value.
+        encrypted_only: Whether to refuse stored values that are in clear.
     """
 
-    def __init__(self, serde: SerializerProtocol) -> None:
+    def __init__(self, serde: SerializerProtocol, *, encrypted_only: bool = False) -> None:
+        self._encrypted_only = encrypted_only
         self._serde = serde
         self._inlines = _is_plain(serde)
         self._replaces = self._inlines or (isinstance(serde, EncryptedSerializer) and _is_plain(serde.serde))
@@ -173,6 +175,9 @@ class Codec:
             raise UnreadableValue(f"{place}: channel_versions and channel_values are no JSON objects")
         for channel, kind, blob in _zip(row.blob_channels, row.blob_types, row.blobs):
             values[channel] = self._load(kind, blob, place, channel)
+        if self._encrypted_only:
+            for channel in values.keys() - set(row.blob_channels or ()):
+                raise _plain(place, channel)
         if row.send_types:
             # Before format 4 LangGraph kept the sends of a step with the parent; it finds them in a channel since.
             values[TASKS] = [self._load(kind, blob, place, TASKS) for kind, blob in _zip(row.send_types, row.sends)]
@@ -222,6 +227,8 @@ class Codec:
                 ancestor.value_channels, ancestor.value_types, ancestor.value_blobs, ancestor.value_inlines
             ):
                 # A blob wins over what is inline: that is only the mark of a snapshot then.
+                if kind is None and self._encrypted_only:
+                    raise _plain(place, channel)
                 stored = (
                     shapes.stored_json(inline, f"{place}, channel {shown(channel)}")
                     if kind is None
@@ -253,6 +260,8 @@ class Codec:
         return kind, blob if type(blob) is bytes else bytes(blob)
 
     def _load(self, kind: str | None, blob: bytes | None, place: str, channel: str) -> Any:
+        if self._encrypted_only and "+" not in (kind or ""):
+            raise _plain(place, channel)
         if blob is None and kind != "null":
             raise UnreadableValue(
                 f"{place}, channel {shown(channel)}: the stored value of type {kind!r}, or a page of it, is missing. "
@@ -266,6 +275,13 @@ class Codec:
                 f"type {kind!r} ({type(error).__name__}: {shapes.told(error)}). Read it with the serializer "
                 "it was written with."
             ) from error
+
+
+def _plain(place: str, channel: str) -> NotEncrypted:
+    return NotEncrypted(
+        f"{place}, channel {shown(channel)}: the stored value is not encrypted, and require_encryption refuses it. "
+        "encryption.reencrypt() encrypts what was stored before; what was stored since, somebody has stored in clear."
+    )
 
 
 def _is_plain(serde: object) -> bool:

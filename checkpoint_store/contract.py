@@ -16,6 +16,7 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from typing_extensions import Self
 
 from checkpoint_store import changes, codec, jsonb, migrations, operations, shapes
@@ -23,6 +24,7 @@ from checkpoint_store.changes import Put, Writes
 from checkpoint_store.codec import Codec
 from checkpoint_store.config import Listing, copy_of, key_of, listing_of
 from checkpoint_store.config import thread_id as checked_thread_id
+from checkpoint_store.errors import InvalidOption
 from checkpoint_store.locks import ThreadLock
 from checkpoint_store.overview import Overview
 from checkpoint_store.paging import Pages
@@ -44,11 +46,18 @@ class Contract(Overview):
         serde: SerializerProtocol | None,
         *,
         refuse_forks: bool = False,
+        require_encryption: bool = False,
     ) -> None:
         super().__init__(serde=serde)
+        if require_encryption and not isinstance(self.serde, EncryptedSerializer):
+            raise InvalidOption(
+                f"require_encryption needs a serializer that encrypts, and serde is a {type(self.serde).__qualname__}. "
+                "Pass serde=EncryptedSerializer(...), of langgraph.checkpoint.serde.encrypted."
+            )
         # Everything but `serde` is shared by the copies that LangGraph's with_allowlist() makes.
         self._source = source
         self._refuses_forks = refuse_forks
+        self._requires_encryption = require_encryption
 
     def _within(self, source: Source) -> Self:
         """Return a copy of this saver on another source."""
@@ -376,7 +385,7 @@ class Contract(Overview):
     @property
     def _codec(self) -> Codec:
         # LangGraph replaces `serde` on copies of a saver, so nothing may be derived from it for long.
-        return Codec(self.serde)
+        return Codec(self.serde, encrypted_only=self._requires_encryption)
 
     async def _encode(self, values: Any, encode: Callable[..., T], *args: Any) -> T:
         return await _call(codec.is_large(values), encode, *args)

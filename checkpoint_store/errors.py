@@ -12,6 +12,7 @@
     ├── ThreadLocked                      another run has held the thread's lock past the deadline
     ├── LockLost                          a thread's lock was not held to the end: its session of the server's ended
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
+    │   └── NotEncrypted                  a stored value in clear, where the saver was told to refuse those
     ├── TooLarge                          more than the server takes or returns at once
     ├── ThreadNotFound (LookupError)      nothing is stored for a thread, or not the checkpoint asked for
     ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
@@ -84,6 +85,10 @@ class UnreadableValue(CheckpointStoreError):
 
     config: dict[str, Any] | None = None
     """The config of the checkpoint, where one was being read."""
+
+
+class NotEncrypted(UnreadableValue):
+    """Raised with `require_encryption` for a value in clear: encrypt what is there with `encryption.reencrypt`."""
 
 
 class TooLarge(CheckpointStoreError):

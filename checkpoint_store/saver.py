@@ -40,6 +40,8 @@ class AsyncPostgresSaver(Lifecycle):
             those, so by default only where it has not set up the tables.
         refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
             `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
+        require_encryption: Whether stored values that are not encrypted are refused, with `NotEncrypted`; for a `serde`
+            that encrypts.
         retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
             server that restarts; 0 for never. In a transaction of the caller's none ever is.
         pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
@@ -60,13 +62,14 @@ class AsyncPostgresSaver(Lifecycle):
         schema: str | None = None,
         share_pages: bool | None = None,
         refuse_forks: bool = False,
+        require_encryption: bool = False,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
     ) -> None:
         source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False, pooler=pooler)
         if isinstance(source, LoopSource):
             source.bridge.adopt()
-        super().__init__(source, serde, refuse_forks=refuse_forks)
+        super().__init__(source, serde, refuse_forks=refuse_forks, require_encryption=require_encryption)
 
     @classmethod
     @asynccontextmanager
@@ -79,6 +82,7 @@ class AsyncPostgresSaver(Lifecycle):
         schema: str | None = None,
         share_pages: bool | None = None,
         refuse_forks: bool = False,
+        require_encryption: bool = False,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
         **engine_options: Any,
@@ -92,6 +96,7 @@ class AsyncPostgresSaver(Lifecycle):
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
+            require_encryption: Whether stored values that are not encrypted are refused.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
@@ -106,7 +111,8 @@ class AsyncPostgresSaver(Lifecycle):
         engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
         options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
-        saver = cls(engine, pipe, serde, refuse_forks=refuse_forks, **options)
+        options |= {"refuse_forks": refuse_forks, "require_encryption": require_encryption}
+        saver = cls(engine, pipe, serde, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -175,6 +181,8 @@ class PostgresSaver(Lifecycle):
             those, so by default only where it has not set up the tables.
         refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
             `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
+        require_encryption: Whether stored values that are not encrypted are refused, with `NotEncrypted`; for a `serde`
+            that encrypts.
         retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
             server that restarts; 0 for never. In a transaction of the caller's none ever is.
         pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
@@ -195,13 +203,14 @@ class PostgresSaver(Lifecycle):
         schema: str | None = None,
         share_pages: bool | None = None,
         refuse_forks: bool = False,
+        require_encryption: bool = False,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
     ) -> None:
         source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True, pooler=pooler)
         if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
-        super().__init__(source, serde, refuse_forks=refuse_forks)
+        super().__init__(source, serde, refuse_forks=refuse_forks, require_encryption=require_encryption)
 
     @classmethod
     @contextmanager
@@ -214,6 +223,7 @@ class PostgresSaver(Lifecycle):
         schema: str | None = None,
         share_pages: bool | None = None,
         refuse_forks: bool = False,
+        require_encryption: bool = False,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
         **engine_options: Any,
@@ -227,6 +237,7 @@ class PostgresSaver(Lifecycle):
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
             refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
+            require_encryption: Whether stored values that are not encrypted are refused.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
@@ -241,7 +252,8 @@ class PostgresSaver(Lifecycle):
         engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
         options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
-        saver = cls(engine, pipe, serde, refuse_forks=refuse_forks, **options)
+        options |= {"refuse_forks": refuse_forks, "require_encryption": require_encryption}
+        saver = cls(engine, pipe, serde, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
