@@ -11,9 +11,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-from checkpoint_store import jsonb
+from checkpoint_store import jsonb, shapes
 from checkpoint_store.config import plain_text
-from checkpoint_store.errors import InvalidConfig, UnreadableValue
+from checkpoint_store.errors import InvalidConfig, shown
 from checkpoint_store.statements.threads import MOST_STEPS
 
 Order = Literal["newest", "thread_id"]
@@ -208,7 +208,7 @@ class Walk:
                 thread_id,
                 newest,
                 time_of(newest) if newest else None,
-                _decoded(thread_id, metadata) if metadata else {},
+                shapes.stored_members(metadata, f"thread {shown(thread_id, 200)}: the metadata") if metadata else {},
                 count,
                 _cursor(stage, newest if stage == "newest" else None, thread_id),
             )
@@ -232,13 +232,6 @@ class Walk:
     @property
     def _wanted(self) -> int:
         return PAGE_THREADS if self._left is None else min(PAGE_THREADS, self._left)
-
-
-def _decoded(thread_id: str, metadata: str) -> Any:
-    try:
-        return jsonb.decode(metadata)
-    except (ValueError, RecursionError) as error:
-        raise UnreadableValue(f"thread {thread_id!r}: the metadata of its newest checkpoint can't be read") from error
 
 
 def _cursor(stage: str, checkpoint_id: str | None, thread_id: str) -> str:
