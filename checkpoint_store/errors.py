@@ -19,7 +19,7 @@
     ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
     ├── Closed (RuntimeError)             the saver was closed
-    ├── Unavailable                       the server could not be reached, or no connection became free
+    ├── Unavailable                       the server could not be reached in time, or no connection became free
     ├── NotInstalled (ImportError)        an optional part of the library is needed
     └── MigrationError                    the schema could not be brought to head
         └── MigrationLocked               another process has held the migration lock past the deadline
@@ -116,7 +116,7 @@ class Closed(CheckpointStoreError, RuntimeError):
 
 
 class Unavailable(CheckpointStoreError):
-    """Raised when no connection to the server could be had; safe to try again."""
+    """Raised when the server could not be reached, or what passes has not passed, in time; safe to try again."""
 
 
 class NotInstalled(CheckpointStoreError, ImportError):

@@ -55,6 +55,11 @@ class Server(EmbeddedPostgres):
         """The socket it listens on."""
         return self.home / "cluster" / ".s.PGSQL.5432"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and not stopped or killed since."""
+        return self._process is not None
+
     def restart(self) -> None:
         """Stop it as an operator does, which ends all sessions, and start it."""
         self.stop()

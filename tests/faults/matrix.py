@@ -151,15 +151,16 @@ async def server_crashed(bed: Bed, load: Load) -> None:
 
 
 async def failover(bed: Bed, load: Load) -> None:
-    """The server is killed and stays away; its standby is promoted, and gets a standby of its own in its place."""
+    """The server is killed and stays away, and its standby is promoted."""
 
     def fail() -> None:
         assert bed.standby is not None
+        if not bed.standby.is_running:  # it was the primary before
+            bed.primary.copy_to(bed.standby)
         bed.primary.kill()
         bed.standby.promote()
         bed.primary, bed.standby = bed.standby, bed.primary
         bed.primary.reaches("SELECT NOT pg_is_in_recovery()")
-        bed.primary.copy_to(bed.standby)
 
     await asyncio.to_thread(fail)
 

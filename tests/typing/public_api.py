@@ -28,9 +28,11 @@ from checkpoint_store.threads import ThreadStats, ThreadSummary
 async def async_savers(engine: AsyncEngine, connection: AsyncConnection) -> None:
     async with AsyncPostgresSaver.from_conn_string("", pipeline=True, serde=JsonPlusSerializer(), pool_size=5) as saver:
         assert_type(saver, AsyncPostgresSaver)
+        assert_type(saver.retries, int)
         await saver.setup(timeout=5)
     contract: BaseCheckpointSaver[str] = AsyncPostgresSaver(engine, None, JsonPlusSerializer(), schema="agents")
     AsyncPostgresSaver(connection)
+    AsyncPostgresSaver(engine, retry_timeout=0)
     AsyncPostgresSaver("postgresql://localhost")  # type: ignore[arg-type]
     assert_type(contract.get_next_version(None, None), str)
 
