@@ -163,7 +163,9 @@ class Keeper:
 
     def _try(self, open_connection: Callable[[], Connection], sql: Statements, hold: Hold) -> bool:
         with self._mutex():
-            hold.is_held = self._execute(open_connection, sql, operations.take_lock, hold.number)
+            taken = self._execute(open_connection, sql, operations.take_lock, hold.number)
+            # The session may have ended just behind its answer.
+            hold.is_held = taken and self._conn is not None
             return hold.is_held
 
     def _ask(self, open_connection: Callable[[], Connection], sql: Statements, operation: Any, *args: Any) -> Any:
@@ -222,7 +224,8 @@ class Keeper:
             dbapi = cast("Any", conn.connection.dbapi_connection)
             driver = conn.dialect.get_driver_connection(dbapi)
         except BaseException:
-            conn.close()
+            if not conn.invalidated:
+                _close(conn)
             raise
         if hasattr(driver, "add_termination_listener"):
             driver.add_termination_listener(lambda *_: self._lose(conn))
@@ -234,9 +237,9 @@ class Keeper:
     def _end_session(self) -> None:
         conn, self._conn = self._conn, None
         self._still()
-        self._abandon = lambda: None
         if conn is not None:
-            conn.close()
+            _close(conn)
+        self._abandon = lambda: None
 
     def _lose(self, conn: Connection | None = None) -> None:
         """Note that the session has ended; by the driver's word only if it is still the one at work."""
@@ -298,6 +301,13 @@ class Keeper:
         return stopped.set
 
 
+def _close(conn: Connection) -> None:
+    """Close a connection that is out of the pool; of psycopg's, close() alone leaves the driver's open."""
+    dbapi: Any = conn.connection.dbapi_connection
+    conn.close()
+    conn.dialect.do_close(dbapi)
+
+
 async def _beat_in_loop(keeper: weakref.ref[Keeper], sql: Statements) -> None:
     while True:
         await asyncio.sleep(BEAT_SECONDS)
@@ -343,8 +353,8 @@ def lost(thread_id: str) -> LockLost:
     """Return the error for a lock that was not held to the end."""
     return LockLost(
         f"thread {shown(thread_id, 200)}: the lock was lost, because its session of the server's ended (a restart, a "
-        "failover, a lost network). Others may have written to the thread since; with refuse_forks=True they would not "
-        "have got far unseen."
+        "failover, a lost network). Others may have written to the thread since. With refuse_forks=True neither could "
+        "have written past the other."
     )
 
 

@@ -16,12 +16,15 @@ from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
+from langgraph.graph import START, StateGraph
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
+from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion, encryption
 from checkpoint_store.encryption import KeyRing, Reencryption, Unencrypted, count_unencrypted, reencrypt
 from checkpoint_store.errors import InvalidOption, NotEncrypted, NotSetUp, UnreadableValue
+from checkpoint_store.schema import Tables
 
 OLD, NEW = b"old key of 32 bytes, never to use", b"new key of 32 bytes, never to use"
 OLD, NEW = OLD[:32], NEW[:32]
@@ -147,6 +150,33 @@ def test_a_ring_takes_any_cipher(make: Any) -> None:
     configs = [*store(make(aes_first), "one"), *store(make(other_first), "other")]
 
     assert read(make(aes_first), configs) == read(make(other_first), configs)
+
+
+class State(TypedDict):
+    items: list[int]
+
+
+class Context(TypedDict):
+    api_key: str
+
+
+async def test_what_a_config_holds_is_in_clear_and_what_a_context_holds_is_not_stored(
+    engine: AsyncEngine, sql: psycopg.Connection
+) -> None:
+    """LangGraph copies plain values of a config into metadata; the page on encryption says how to keep them out."""
+    keys = [f"planted{number}" for number in range(5)]
+    saver = AsyncPostgresSaver(engine, serde=aes(NEW))
+    builder = (
+        StateGraph(State, context_schema=Context).add_node("node", lambda _: {"items": [1]}).add_edge(START, "node")
+    )
+    config: Any = {
+        "configurable": {"thread_id": "t1", "key": keys[0], "__key": keys[1], "wrapped": {"key": keys[2]}},
+        "metadata": {"tag": keys[3]},
+    }
+    await builder.compile(checkpointer=saver).ainvoke({"items": []}, config, context={"api_key": keys[4]})
+    stored = str([sql.execute(f"SELECT * FROM {table}").fetchall() for table in Tables().metadata.tables])
+
+    assert [key in stored for key in keys] == [True, False, False, True, False]
 
 
 # --- rows in clear refused ---

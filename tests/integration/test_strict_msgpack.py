@@ -44,8 +44,7 @@ def note(name, read):
 with PostgresSaver.from_conn_string(url) as saver:
     note("get", lambda: saver.get(thread)["channel_values"]["items"])
     note("list", lambda: next(saver.list(thread)).pending_writes[0][2])
-    note("history", lambda: saver.get_delta_channel_history(
-        config={"configurable": {**thread["configurable"], "checkpoint_id": "2"}}, channels=["items"])["items"]["seed"])
+    note("history", lambda: saver.get_delta_channel_history(config=thread, channels=["items"])["items"]["seed"])
     note("graph", lambda: builder.compile(checkpointer=saver).get_state(thread).values["items"])
 with PostgresSaver.from_conn_string(url, serde=secret) as saver:
     note("encrypting", lambda: saver.get(thread)["channel_values"]["items"])
@@ -59,7 +58,7 @@ print(json.dumps(outcomes))
 def test_a_payload_is_executed_only_where_langgraph_is_lenient(
     url: str, sync_saver: PostgresSaver, tmp_path: Path, strict: bool
 ) -> None:
-    """In a process of its own, as LangGraph reads the setting once: with it, what would be called comes back as text.
+    """In a process of its own, since LangGraph reads the setting once: with it, the call comes back as its argument.
 
     A serializer that encrypts still reads what is in clear, unless encryption is required.
     """
@@ -67,7 +66,7 @@ def test_a_payload_is_executed_only_where_langgraph_is_lenient(
     code = f"open({str(victim)!r}, 'w').write('x') and 'ran'"
     payload = ormsgpack.packb(ormsgpack.Ext(0, ormsgpack.packb(("builtins", "eval", code))))
     config: dict[str, dict[str, str]] = {"configurable": {"thread_id": "t1", "checkpoint_ns": ""}}
-    for identity in ("1", "2"):
+    for identity in (f"{number:032}" for number in range(2)):
         checkpoint = {**empty_checkpoint(), "v": 4, "id": identity, "channel_values": {"items": ["x"]}}
         checkpoint["channel_versions"] = {"items": "1"}
         config = sync_saver.put(config, checkpoint, {}, {"items": "1"})  # type: ignore[arg-type, assignment]

@@ -333,14 +333,20 @@ async def test_two_processes_lose_runs_without_it(url: str, saver: AsyncPostgres
 # --- sync, and on what the caller hands over ---
 
 
-@pytest.fixture(params=["loop", "sync engine"])
+@pytest.fixture(params=["asyncpg", "async psycopg", "psycopg"])
 def sync(request: pytest.FixtureRequest, url: str) -> Iterator[PostgresSaver]:
     """A saver for sync code, on an async engine or a sync one."""
-    if request.param == "loop":
+    if request.param == "asyncpg":
         with PostgresSaver.from_conn_string(url) as saver:
             yield saver
         return
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), pool_size=2, max_overflow=0)
+    driver, options = make_url(url).set(drivername="postgresql+psycopg"), {"pool_size": 2, "max_overflow": 0}
+    if request.param == "async psycopg":
+        saver = PostgresSaver(create_async_engine(driver, **options))  # type: ignore[arg-type]
+        yield saver
+        saver.close()
+        return
+    engine = create_engine(driver, **options)
     yield PostgresSaver(engine)
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     engine.dispose()
@@ -461,7 +467,8 @@ async def test_what_is_wrong_is_told_on_entering(empty_url: str, saver: AsyncPos
         async with empty._source._engine.connect() as conn:  # type: ignore[attr-defined]
             with pytest.raises(NotSetUp):
                 await empty.bind(conn).thread_lock("t1").__aenter__()
-    async with AsyncPostgresSaver.from_conn_string("postgresql://nobody@127.0.0.1:1/nothing") as nowhere:
+    nothing = "postgresql://nobody@127.0.0.1:1/nothing"
+    async with AsyncPostgresSaver.from_conn_string(nothing, retry_timeout=0) as nowhere:
         with pytest.raises(Unavailable):
             await nowhere.thread_lock("t1").__aenter__()
 
