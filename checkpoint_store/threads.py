@@ -208,7 +208,7 @@ class Walk:
                 thread_id,
                 newest,
                 time_of(newest) if newest else None,
-                shapes.stored_members(metadata, f"thread {shown(thread_id, 200)}: the metadata") if metadata else {},
+                _metadata(thread_id, metadata),
                 count,
                 _cursor(stage, newest if stage == "newest" else None, thread_id),
             )
@@ -232,6 +232,12 @@ class Walk:
     @property
     def _wanted(self) -> int:
         return PAGE_THREADS if self._left is None else min(PAGE_THREADS, self._left)
+
+
+def _metadata(thread_id: str, text: str | None) -> dict[str, Any]:
+    """Return the members of metadata; of what somebody wrote by hand and is no object there are none."""
+    found = shapes.stored_json(text, f"thread {shown(thread_id, 200)}: the metadata") if text else {}
+    return found if type(found) is dict else {}
 
 
 def _cursor(stage: str, checkpoint_id: str | None, thread_id: str) -> str:
