@@ -85,10 +85,12 @@ class Lineage:
     """The checkpoints of one thread, and what is known of their channels.
 
     Args:
-        nodes: The checkpoints, by namespace, oldest first, in the database's order.
+        thread_id: The thread.
+        nodes: Its checkpoints, by namespace, oldest first, in the database's order.
     """
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    def __init__(self, thread_id: str, nodes: Iterable[Node]) -> None:
+        self.thread_id = thread_id
         self.graphs: dict[str, dict[str, Node]] = {}
         for node in nodes:
             self.graphs.setdefault(node.checkpoint_ns, {})[node.checkpoint_id] = node
@@ -114,14 +116,19 @@ class Lineage:
                 victims[graph] = gone
         return {graph: gone for graph, gone in victims.items() if gone}
 
-    def uninspected(self, victims: Victims) -> list[Node]:
-        """Return those that stay though their parent goes, as far as nobody has looked at their channels."""
+    def orphans(self, victims: Victims) -> list[Node]:
+        """Return those that stay though their parent goes."""
         return [
             node
             for graph, gone in victims.items()
             for node in self.graphs[graph].values()
             if node.parent_id in gone and node.checkpoint_id not in gone
-            if (graph, node.checkpoint_id) not in self._inspected
+        ]
+
+    def uninspected(self, victims: Victims) -> list[Node]:
+        """Return those of them whose channels nobody has looked at."""
+        return [
+            node for node in self.orphans(victims) if (node.checkpoint_ns, node.checkpoint_id) not in self._inspected
         ]
 
     def inspect(self, node: Node, bare: Iterable[str]) -> list[str]:
@@ -160,7 +167,7 @@ class Lineage:
 
     def _is_active(self, rule: Rule) -> bool:
         nodes = (node for nodes in self.graphs.values() for node in nodes.values())
-        return rule.before is not None and any(not _is_older(node, rule.before) for node in nodes)
+        return rule.before is not None and any(not is_older(node.checkpoint_id, rule.before) for node in nodes)
 
     def _unwanted(self, graph: str, rule: Rule, victims: Victims) -> set[str]:
         nodes = list(self.graphs[graph].values())
@@ -170,7 +177,7 @@ class Lineage:
         return {
             node.checkpoint_id
             for node in nodes[: max(0, len(nodes) - keep)]
-            if rule.before is None or _is_older(node, rule.before)
+            if rule.before is None or is_older(node.checkpoint_id, rule.before)
         }
 
     def _has_ended(self, newest: Node, victims: Victims) -> bool:
@@ -229,15 +236,15 @@ class Lineage:
         while waiting:
             node = waiting.pop()
             if node.parent_id in gone and node.parent_id is not None:
-                heir = self.heir(graph, node.parent_id, gone)
+                heir = self.heir(node, gone)
                 if any(traces.get(one, _NOTHING).is_written for one in (node.parent_id, heir or "")):
                     gone.remove(node.parent_id)
                     waiting.append(nodes[node.parent_id])
 
-    def heir(self, graph: str, gone_id: str, gone: set[str]) -> str | None:
-        """Return the nearest ancestor that stays of one that goes; None if there is none."""
-        nodes, seen = self.graphs[graph], set()
-        one: str | None = gone_id
+    def heir(self, orphan: Node, gone: set[str]) -> str | None:
+        """Return the nearest ancestor that stays of one whose parent goes; None if there is none."""
+        nodes = self.graphs[orphan.checkpoint_ns]
+        one, seen = orphan.parent_id, set[str]()
         while one in gone and one not in seen:
             seen.add(one)
             one = nodes[one].parent_id
@@ -300,5 +307,6 @@ def _depth(graph: str) -> int:
     return graph.count("|") + bool(graph)
 
 
-def _is_older(node: Node, than: str) -> bool:
-    return node.checkpoint_id < than and _UUID6.fullmatch(node.checkpoint_id) is not None
+def is_older(checkpoint_id: str, than: str) -> bool:
+    """Tell whether a checkpoint is older than an id; one that can't be dated is not."""
+    return checkpoint_id < than and _UUID6.fullmatch(checkpoint_id) is not None

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     BigInteger,
     Boolean,
     Column,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     Numeric,
+    Table,
     TableValuedAlias,
     Text,
     and_,
@@ -33,12 +35,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import (
+    few_rows_of_binds,
     has_member,
     key,
     member,
     member_text,
     number,
-    rows_of_binds,
     same_graph,
 )
 
@@ -52,15 +54,9 @@ _ANY_TRUE: ColumnElement[str] = literal_column("'$.channel_values.* ? (@ == true
 def next_threads(t: Tables) -> Executable:
     """Select the threads that follow one, and how many checkpoints those have that may have something to remove.
 
-    Binds: `after` (a thread's id), `most` (how many threads), `keep` and `before` as in `lineage.Rule`.
+    Binds: see `_walk`; `keep` and `before` as in `lineage.Rule`.
     """
-    c = t.checkpoints.c
-    ordered = select(c.thread_id).order_by(c.thread_id).limit(number(1))
-    first = ordered.where(c.thread_id > bindparam("after", type_=Text())).scalar_subquery()
-    walk = select(first.label("thread_id"), number(1).label("place")).cte("walk", recursive=True)
-    following = ordered.where(c.thread_id > walk.c.thread_id).correlate(walk).scalar_subquery()
-    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < bindparam("most", type_=Integer()))
-    walk = walk.union_all(select(following, walk.c.place + number(1)).where(is_inside))
+    c, walk = t.checkpoints.c, _walk(t.checkpoints)
     graph = (
         select(func.count().label("count"), func.min(c.checkpoint_id).label("oldest"))
         .where(c.thread_id == walk.c.thread_id)
@@ -74,6 +70,24 @@ def next_threads(t: Tables) -> Executable:
     size = select(cast(func.sum(graph.c.count), BigInteger).label("count")).having(is_worth_a_look).lateral("size")
     found = select(walk.c.thread_id, size.c.count).select_from(walk.outerjoin(size, true()))
     return found.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
+
+
+def next_writers(t: Tables) -> Executable:
+    """Select the threads that follow one among those that have pending writes. Binds: see `_walk`."""
+    walk = _walk(t.checkpoint_writes)
+    return select(walk.c.thread_id).where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
+
+
+def stray_writes(t: Tables) -> Executable:
+    """Select the keys of the checkpoints that threads have writes of but that aren't there.
+
+    Binds: `thread_ids`, and `before`, an id: only lesser ones.
+    """
+    c, w = t.checkpoints, t.checkpoint_writes
+    keys = ("thread_id", "checkpoint_ns", "checkpoint_id")
+    written = select(*[w.c[name] for name in keys])
+    written = written.where(_is_given(w.c.thread_id), w.c.checkpoint_id < bindparam("before", type_=Text()))
+    return written.except_(select(*c.primary_key).where(_is_given(c.c.thread_id)))
 
 
 def given_threads(t: Tables) -> Executable:
@@ -130,7 +144,7 @@ def bare_channels(t: Tables) -> Executable:
     as arrays, `node_thread_ids`, `node_checkpoint_nss`, `node_checkpoint_ids`.
     """
     c, w = t.checkpoints, t.checkpoint_writes
-    node = rows_of_binds("node_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text)
+    node = few_rows_of_binds("node_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text)
     versions = _names(member(c.c.checkpoint, key("channel_versions")))
     written = select(w.c.channel).where(same_graph(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id)
     channel = union(select(versions.c.channel).correlate(c), written.correlate(c)).lateral("channels").c.channel
@@ -152,7 +166,7 @@ def traces(t: Tables) -> Executable:
     Binds: arrays that go together, `sought_thread_ids`, `sought_checkpoint_nss`, `sought_channels`.
     """
     c, w = t.checkpoints, t.checkpoint_writes
-    sought = rows_of_binds("sought_", thread_id=Text, checkpoint_ns=Text, channel=Text)
+    sought = few_rows_of_binds("sought_", thread_id=Text, checkpoint_ns=Text, channel=Text)
     written = exists().where(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id, w.c.channel == sought.c.channel)
     return select(
         c.c.thread_id,
@@ -163,6 +177,19 @@ def traces(t: Tables) -> Executable:
         _has_value(t, c, sought.c.channel),
         written.correlate(c, sought),
     ).select_from(sought.join(c, same_graph(c, sought)))
+
+
+def _walk(table: Table) -> CTE:
+    """The threads of a table, in order, by a walk that jumps from one to the next in the index.
+
+    Binds: `after`, the thread's id that they follow, and `most`, how many; the last row may have no thread.
+    """
+    ordered = select(table.c.thread_id).order_by(table.c.thread_id).limit(number(1))
+    first = ordered.where(table.c.thread_id > bindparam("after", type_=Text())).scalar_subquery()
+    walk = select(first.label("thread_id"), number(1).label("place")).cte("walk", recursive=True)
+    following = ordered.where(table.c.thread_id > walk.c.thread_id).correlate(walk).scalar_subquery()
+    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < bindparam("most", type_=Integer()))
+    return walk.union_all(select(following, walk.c.place + number(1)).where(is_inside))
 
 
 def _is_given(thread_id: ColumnElement[str]) -> ColumnElement[bool]:
