@@ -40,16 +40,12 @@ class Node(NamedTuple):
     checkpoint_ns: str
     checkpoint_id: str
     parent_id: str | None
-    is_old: bool
-    """Whether it finds its sends among its parent's writes."""
     is_of_run: bool
     """Whether it is of one of the rule's runs."""
     callers: str | None
     """Of a subgraph's call, as JSON: the checkpoint of each graph above that it was called from, by namespace."""
     counted: Sequence[str] | None
     """The delta channels that LangGraph has counted for it."""
-    marked: Sequence[str] | None
-    """The channels that it has a snapshot of."""
 
 
 class Trace(NamedTuple):
@@ -58,11 +54,13 @@ class Trace(NamedTuple):
     version: str | None
     is_stored: bool
     """Whether it has a value, inline or as a blob."""
+    is_snapshot: bool
+    """Whether that is LangGraph's snapshot of a delta channel."""
     is_written: bool
     """Whether tasks that followed it wrote to the channel."""
 
 
-_NOTHING = Trace(None, False, False)
+_NOTHING = Trace(None, False, False, False)
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,8 @@ class Lineage:
         self.graphs: dict[str, dict[str, Node]] = {}
         for node in nodes:
             self.graphs.setdefault(node.checkpoint_ns, {})[node.checkpoint_id] = node
-        self._inspected: set[tuple[str, str]] = set()
+        self._inspected: dict[tuple[str, str], bool] = {}
+        """Whether those find their sends among their parents' writes."""
         self._sought: dict[str, set[str]] = {}
         self._traces: dict[tuple[str, str], dict[str, Trace]] = {}
 
@@ -131,13 +130,19 @@ class Lineage:
             node for node in self.orphans(victims) if (node.checkpoint_ns, node.checkpoint_id) not in self._inspected
         ]
 
-    def inspect(self, node: Node, bare: Iterable[str]) -> list[str]:
-        """Take note of the channels that one of those has a version of, or its parent wrote to, without a value.
+    def inspect(self, node: Node, is_old: bool, bare: Iterable[str]) -> list[str]:
+        """Take note of one of them.
 
-        Returns the channels that have to be traced through its graph now.
+        Args:
+            node: The checkpoint.
+            is_old: Whether it finds its sends among its parent's writes.
+            bare: The channels that it has a version of, or its parent's tasks wrote to, but no value.
+
+        Returns:
+            The channels that have to be traced through its graph now.
         """
-        self._inspected.add((node.checkpoint_ns, node.checkpoint_id))
-        wanted = {*bare, *self._named(node.checkpoint_ns), *([TASKS] if node.is_old else [])}
+        self._inspected[node.checkpoint_ns, node.checkpoint_id] = is_old
+        wanted = {*bare, *self._counted(node.checkpoint_ns), *([TASKS] if is_old else [])}
         sought = self._sought.setdefault(node.checkpoint_ns, set())
         new = wanted - sought
         sought |= new
@@ -232,10 +237,10 @@ class Lineage:
 
     def _spare_sends(self, graph: str, gone: set[str]) -> None:
         nodes, traces = self.graphs[graph], self._traces.get((graph, TASKS), {})
-        waiting = [node for one, node in nodes.items() if node.is_old and one not in gone]
+        waiting = [nodes[one] for (of, one), is_old in self._inspected.items() if of == graph and is_old]
         while waiting:
             node = waiting.pop()
-            if node.parent_id in gone and node.parent_id is not None:
+            if node.checkpoint_id not in gone and node.parent_id is not None and node.parent_id in gone:
                 heir = self.heir(node, gone)
                 if any(traces.get(one, _NOTHING).is_written for one in (node.parent_id, heir or "")):
                     gone.remove(node.parent_id)
@@ -250,17 +255,14 @@ class Lineage:
             one = nodes[one].parent_id
         return one if one in nodes and one not in gone else None
 
-    def _named(self, graph: str) -> set[str]:
+    def _counted(self, graph: str) -> set[str]:
         """The delta channels that LangGraph has left a note of."""
-        nodes = self.graphs[graph].values()
-        return {channel for node in nodes for channel in (*(node.counted or ()), *(node.marked or ()))}
+        return {channel for node in self.graphs[graph].values() for channel in node.counted or ()}
 
     def _deltas(self, graph: str) -> set[str]:
-        named = self._named(graph)
-        if any(node.counted for node in self.graphs[graph].values()):
-            return named
-        others = self._sought.get(graph, set()) - named - {TASKS}
-        return named | {channel for channel in others if self._is_delta(graph, channel)}
+        if counted := self._counted(graph):
+            return counted
+        return {channel for channel in self._sought[graph] - {TASKS} if self._is_delta(graph, channel)}
 
     def _is_delta(self, graph: str, channel: str) -> bool:
         """Tell whether tasks write to a channel and it has no value then; without a sign of either, that it is so.
@@ -272,6 +274,8 @@ class Lineage:
         is_ordinary = False
         for node in nodes.values():
             here = traces.get(node.checkpoint_id, _NOTHING)
+            if here.is_snapshot:
+                return True
             there = traces.get(node.parent_id or "", _NOTHING)
             if here.version is not None and here.version != there.version:
                 if there.is_written and not here.is_stored and children[node.parent_id] == 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from checkpoint_store import operations
@@ -68,13 +68,13 @@ def find_strays(db: Executor, sql: Statements, thread_ids: Sequence[str], before
 def remove_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepReport:
     """Delete the writes of checkpoints that aren't there."""
     operations.lock_threads(db, sql, sorted({key[0] for key in keys}))
-    [((writes, size), _)] = db.fetch(sql.delete_checkpoints, _victims(keys))
+    [((writes, size), _)] = db.fetch(sql.delete_checkpoints, _binds(keys))
     return SweepReport(writes=writes, bytes=size)
 
 
 def count_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepReport:
     """Return what `remove_strays` would delete."""
-    [((writes, size), _)] = db.fetch(sql.count_checkpoints, _victims(keys))
+    [((writes, size), _)] = db.fetch(sql.count_checkpoints, _binds(keys))
     return SweepReport(writes=writes, bytes=size)
 
 
@@ -169,12 +169,13 @@ def _inspect(db: Executor, sql: Statements, unsure: Sequence[tuple[Lineage, Sequ
         return
     names = ("thread_id", "checkpoint_ns", "checkpoint_id")
     binds = _columns("node", names, (_key_of(node) for _, nodes in unsure for node in nodes))
-    bare = {tuple(key): channels for *key, channels in db.fetch(sql.bare_channels, binds)}
+    found = {(row[0], row[1], row[2]): row[3:] for row in db.fetch(sql.bare_channels, binds)}
     sought = [
         (lineage.thread_id, node.checkpoint_ns, channel)
         for lineage, nodes in unsure
         for node in nodes
-        for channel in lineage.inspect(node, bare.get(_key_of(node), ()))
+        for is_old, bare in [found.get(_key_of(node), (False, None))]
+        for channel in lineage.inspect(node, is_old, bare or ())
     ]
     if sought:
         lineages = {lineage.thread_id: lineage for lineage, _ in unsure}
@@ -227,14 +228,14 @@ def _take_out(
 
 
 def _binds(keys: Iterable[Key]) -> Binds:
-    """Return the keys of checkpoints, in the order in which `store` locks them, and of the graphs that they are of."""
-    ordered = sorted(keys)
-    graphs = dict.fromkeys(key[:2] for key in ordered)
-    return {**_victims(ordered), **_columns("graph", ("thread_id", "checkpoint_ns"), graphs)}
-
-
-def _victims(keys: Iterable[Key]) -> Binds:
-    return _columns("victim", ("thread_id", "checkpoint_ns", "checkpoint_id"), keys)
+    """Return the keys of checkpoints as `statements.removing` wants them, in the order in which `store` locks them."""
+    ids: list[str] = []
+    graphs = []
+    for graph, of_graph in groupby(sorted(keys), itemgetter(0, 1)):
+        first = len(ids) + 1
+        ids += [one for _, _, one in of_graph]
+        graphs.append((*graph, first, len(ids)))
+    return {**_columns("graph", ("thread_id", "checkpoint_ns", "first", "last"), graphs), "victim_ids": ids}
 
 
 def _columns(prefix: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Binds:
