@@ -7,7 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 INSTALLED := $(VENV)/installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help check fix test test-slow demo docs migration wheel bench bench-quick
+.PHONY: help check fix test test-slow test-matrix faults demo docs migration wheel bench bench-quick
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ test: $(INSTALLED) ## Run the tests, on CHECKPOINT_STORE_TEST_URL or an embedded
 
 test-slow: $(INSTALLED) ## Run all tests, the slow ones too
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 $(ARGS)
+
+faults: $(INSTALLED) ## Inject faults under load: a table of what was tried, acknowledged and lost
+	$(VENV)/bin/python -m tests.faults
+
+test-matrix: $(INSTALLED) ## The tests on old and new servers, SQLAlchemy, LangGraph, Python; ARGS="--slice oldest newest" is CI's part
+	$(VENV)/bin/python tests/matrix.py $(ARGS)
 
 demo: $(INSTALLED) ## Kill an agent in the middle of a step, and watch another process finish its work
 	$(VENV)/bin/python examples/survive_kill.py

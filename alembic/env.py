@@ -21,14 +21,19 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from alembic import context
 from checkpoint_store import migrations, revisions
 from checkpoint_store.errors import CheckpointStoreError
+from checkpoint_store.executor import is_pooled
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
-from checkpoint_store.url import engine_arguments, masked
+from checkpoint_store.url import engine_arguments, masked, pooler_options
 
 config = context.config
 arguments = context.get_x_argument(as_dictionary=True)
 if migrations.SCHEMA_OPTION not in config.attributes:
     config.attributes[migrations.SCHEMA_OPTION] = arguments.get("schema") or migrations.schema_option(config)
 schema: str | None = config.attributes[migrations.SCHEMA_OPTION]
+try:
+    ours = Tables(schema)
+except CheckpointStoreError as error:
+    raise CommandError(str(error)) from error
 
 # Each repeats the first column of a primary key. The stock saver makes them, we don't, and leave those that are there.
 STOCK_INDEXES = {
@@ -42,7 +47,6 @@ def run(*, default_schema: str | None = None, **where: Any) -> None:
     """Run what the command line or the calling code asked for."""
     # Autogenerate knows the schema that the search_path resolves to as None.
     elsewhere = schema if schema != default_schema else None
-    ours = Tables(schema)
 
     def is_ours(name: str | None, kind: str, _: object) -> bool:
         if kind == "schema":
@@ -76,10 +80,15 @@ def run_on(connection: Connection) -> None:
 async def run_on_url(url: str) -> None:
     """Run on an engine of our own."""
     target, connect_args = engine_arguments(url)
+    # Nothing here is executed twice; and so it works through a pooler of transactions too.
+    connect_args = {**pooler_options()["connect_args"], **connect_args}
     engine = create_async_engine(target, connect_args=connect_args, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
+            if await connection.run_sync(is_pooled):
+                await connection.begin()
             await connection.run_sync(run_on)
+            await connection.commit()
     except (OSError, PostgresError, DBAPIError, CheckpointStoreError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
         raise CommandError(f"{masked(url)}: {reason}") from error

@@ -27,6 +27,15 @@ _bridges: weakref.WeakKeyDictionary[Dialect, Bridge] = weakref.WeakKeyDictionary
 _registry_lock = threading.Lock()
 
 
+def _renew_lock() -> None:
+    global _registry_lock  # noqa: PLW0603 - the thread that held it is not in this process
+    _registry_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 class Bridge:
     """The event loop of one engine, or of one connection.
 
@@ -54,9 +63,14 @@ class Bridge:
             return bridge
 
     @property
+    def is_left_behind(self) -> bool:
+        """Whether the loop and its connections belong to the process this one was forked from."""
+        return self._pid != os.getpid()
+
+    @property
     def is_closed(self) -> bool:
-        """Whether the loop has ended, or stayed behind in the process this one was forked from."""
-        return self._pid != os.getpid() or (self._loop is not None and self._loop.is_closed())
+        """Whether the loop has ended, or was left behind."""
+        return self.is_left_behind or (self._loop is not None and self._loop.is_closed())
 
     @property
     def is_bound(self) -> bool:
@@ -105,6 +119,7 @@ class Bridge:
             self.adopt()
         if self._loop is here:
             return await function(*args)
+        self._check_process()
         if self._thread is None:
             raise WrongThread(
                 "this saver's engine belongs to another event loop"
@@ -156,12 +171,15 @@ class Bridge:
             )
         self._running()
 
-    def _running(self) -> asyncio.AbstractEventLoop:
-        if self._pid != os.getpid():
+    def _check_process(self) -> None:
+        if self.is_left_behind:
             raise WrongThread(
                 "this saver was made before the process forked; its connections belong to the parent. "
                 "Make engine and saver in the child."
             )
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        self._check_process()
         if self._loop is None or not self._loop.is_running():
             raise WrongThread(
                 "the event loop that this saver was made on does not run, so a sync call would wait forever. "

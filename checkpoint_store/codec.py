@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -25,6 +25,7 @@ from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 from checkpoint_store import jsonb
 from checkpoint_store.config import Key, check_key, key_of, plain_text
 from checkpoint_store.errors import InvalidConfig, UnreadableValue, UnstorableValue
+from checkpoint_store.rows import Ancestor, Row
 
 Binds = dict[str, Any]
 
@@ -36,42 +37,6 @@ LARGE_ITEMS = 100
 
 
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
-
-
-class Row(NamedTuple):
-    """What `statements.checkpoints` selects; arrays are None where nothing is stored."""
-
-    thread_id: str
-    checkpoint_ns: str
-    checkpoint_id: str
-    parent_checkpoint_id: str | None
-    checkpoint: str
-    metadata: str
-    blob_channels: Sequence[str] | None
-    blob_types: Sequence[str] | None
-    blobs: Sequence[bytes | None] | None
-    write_task_ids: Sequence[str] | None
-    write_channels: Sequence[str] | None
-    write_types: Sequence[str | None] | None
-    writes: Sequence[bytes] | None
-    send_types: Sequence[str | None] | None
-    sends: Sequence[bytes] | None
-
-
-class Ancestor(NamedTuple):
-    """What `ancestry.delta_history` selects; arrays are None where nothing is stored."""
-
-    checkpoint_id: str
-    parent_checkpoint_id: str | None
-    first: bool
-    write_task_ids: Sequence[str] | None
-    write_channels: Sequence[str] | None
-    write_types: Sequence[str | None] | None
-    writes: Sequence[bytes] | None
-    value_channels: Sequence[str] | None
-    value_types: Sequence[str | None] | None
-    value_blobs: Sequence[bytes | None] | None
-    value_inlines: Sequence[str | None] | None
 
 
 class Codec:

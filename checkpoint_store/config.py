@@ -79,6 +79,18 @@ def listing_of(
     return Listing(thread, namespace, checkpoint, earlier, metadata_filter, limit)
 
 
+def copy_of(source: object, target: object) -> tuple[str, str]:
+    """Return the ids of a thread that is to be copied and of its copy.
+
+    Raises:
+        InvalidConfig: If either can't be a thread id, or both are the same.
+    """
+    pair = thread_id(source, "source_thread_id"), thread_id(target, "target_thread_id")
+    if pair[0] == pair[1]:
+        raise InvalidConfig(f"source and target are both the thread {_shown(pair[0])}; a copy needs another id")
+    return pair
+
+
 def thread_id(value: object, name: str = "thread_id") -> str:
     """Return a thread id if it can be one.
 

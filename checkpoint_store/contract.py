@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
-    BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
@@ -21,11 +20,12 @@ from typing_extensions import Self
 
 from checkpoint_store import changes, codec, jsonb, migrations, operations
 from checkpoint_store.changes import Put, Writes
-from checkpoint_store.codec import Ancestor, Codec, Row
-from checkpoint_store.config import Listing, key_of, listing_of, plain_text
+from checkpoint_store.codec import Codec
+from checkpoint_store.config import Listing, copy_of, key_of, listing_of, plain_text
 from checkpoint_store.config import thread_id as checked_thread_id
-from checkpoint_store.errors import InvalidConfig, UnstorableValue
+from checkpoint_store.overview import Overview
 from checkpoint_store.paging import Pages
+from checkpoint_store.rows import Ancestor, Row
 from checkpoint_store.source import Source
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ CUT_BYTES = 1024 * 1024
 """From so many bytes on values are cut into pages in a worker thread."""
 
 
-class Contract(BaseCheckpointSaver[str]):
+class Contract(Overview):
     """LangGraph's contract, async and sync, on one source of connections."""
 
     def __init__(self, source: Source, serde: SerializerProtocol | None) -> None:
@@ -100,7 +100,7 @@ class Contract(BaseCheckpointSaver[str]):
             UnreadableValue: If the serializer can't decode a stored value.
             Unavailable: If the server can't be reached.
         """
-        return self._alist(_listing(config, filter, before, limit))
+        return self._alist(listing_of(config, before, jsonb.filter_text(filter), limit))
 
     async def _alist(self, listing: Listing) -> AsyncIterator[CheckpointTuple]:
         pages = Pages(listing)
@@ -119,7 +119,7 @@ class Contract(BaseCheckpointSaver[str]):
     ) -> Iterator[CheckpointTuple]:
         """List checkpoints, newest first, as `alist`."""
         self._source.check_sync()
-        return self._list(_listing(config, filter, before, limit))
+        return self._list(listing_of(config, before, jsonb.filter_text(filter), limit))
 
     def _list(self, listing: Listing) -> Iterator[CheckpointTuple]:
         pages = Pages(listing)
@@ -235,6 +235,30 @@ class Contract(BaseCheckpointSaver[str]):
         """Delete everything stored for a thread, as `adelete_thread`."""
         self._source.transact_blocking(operations.delete_thread, checked_thread_id(thread_id))
 
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
+        """Copy everything stored for a thread to another one, in all its namespaces, atomically and on the server.
+
+        The source may be in use: the copy is what it was at one moment. Ids of checkpoints and runs stay the same, so
+        `delete_for_runs` removes a run from the copy too.
+
+        Args:
+            source_thread_id: The thread to copy.
+            target_thread_id: The thread to make; nothing else should store to it meanwhile.
+            replace: Whether what is stored for the target is deleted first; otherwise it is refused.
+
+        Raises:
+            InvalidConfig: If either can't be a thread id, or both are the same.
+            ThreadNotFound: If nothing is stored for the source.
+            ThreadExists: If something is stored for the target, and `replace` is not given.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        await self._source.transact(operations.copy_thread, copy_of(source_thread_id, target_thread_id), replace, {})
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
+        """Copy everything stored for a thread to another one, as `acopy_thread`."""
+        self._source.transact_blocking(operations.copy_thread, copy_of(source_thread_id, target_thread_id), replace, {})
+
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
@@ -275,6 +299,11 @@ class Contract(BaseCheckpointSaver[str]):
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the contract's
         """Return the version that follows a channel's current one, as the stock saver makes it."""
         return codec.next_version(current)
+
+    @property
+    def retries(self) -> int:
+        """How many times this saver has made a call again that had failed by something that passes."""
+        return self._source.origin.retries
 
     async def acheck(self) -> None:
         """Raise unless the tables are what this version works on; for readiness probes.
@@ -325,15 +354,3 @@ class Contract(BaseCheckpointSaver[str]):
 async def _call(is_large: bool, function: Callable[..., T], *args: Any) -> T:
     """Call a function that encodes or decodes, in a worker thread if it would hold up the event loop."""
     return await asyncio.to_thread(function, *args) if is_large else function(*args)
-
-
-def _listing(
-    config: RunnableConfig | None, metadata: dict[str, Any] | None, before: RunnableConfig | None, limit: int | None
-) -> Listing:
-    try:
-        text = jsonb.encode(jsonb.document(metadata, "filter")) if metadata else None
-    except UnstorableValue as error:
-        raise InvalidConfig(str(error)) from None
-    except RecursionError:
-        raise InvalidConfig("filter is nested too deeply, or contains itself") from None
-    return listing_of(config, before, text, limit)

@@ -9,9 +9,12 @@
     ├── AccessDenied                      the database role lacks a right on the tables
     ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
+    ├── ThreadNotFound (LookupError)      nothing is stored for a thread, or not the checkpoint asked for
+    ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
+    ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
     ├── Closed (RuntimeError)             the saver was closed
-    ├── Unavailable                       the server could not be reached, or no connection became free
+    ├── Unavailable                       the server could not be reached in time, or no connection became free
     ├── NotInstalled (ImportError)        an optional part of the library is needed
     └── MigrationError                    the schema could not be brought to head
         └── MigrationLocked               another process has held the migration lock past the deadline
@@ -58,6 +61,18 @@ class UnreadableValue(CheckpointStoreError):
     """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel."""
 
 
+class ThreadNotFound(CheckpointStoreError, LookupError):
+    """Raised when a thread that has to be there has nothing stored; where none need be, methods return None."""
+
+
+class ThreadExists(CheckpointStoreError, ValueError):
+    """Raised instead of mixing two threads: delete the target first, choose another id, or pass `replace=True`."""
+
+
+class TransferError(CheckpointStoreError):
+    """Raised when a thread can't be copied from another saver; names it. Those copied before it are there."""
+
+
 class WrongThread(CheckpointStoreError, RuntimeError):
     """Raised instead of a deadlock: a sync call on the event loop's own thread, a foreign loop, or a forked process."""
 
@@ -67,7 +82,7 @@ class Closed(CheckpointStoreError, RuntimeError):
 
 
 class Unavailable(CheckpointStoreError):
-    """Raised when no connection to the server could be had; safe to try again."""
+    """Raised when the server could not be reached, or what passes has not passed, in time; safe to try again."""
 
 
 class NotInstalled(CheckpointStoreError, ImportError):

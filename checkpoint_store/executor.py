@@ -7,15 +7,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc, func, select
 from sqlalchemy.util import await_only
 
-from checkpoint_store.errors import WrongThread
+from checkpoint_store.errors import InvalidOption, WrongThread
+from checkpoint_store.faults import ends_connections
 from checkpoint_store.statements import Statement
 
 Row = Sequence[Any]
+
+_IN_TRANSACTION = (1, 2, 3)
+"""psycopg's `TransactionStatus`: ACTIVE, INTRANS, INERROR."""
 
 
 class Executor(ABC):
@@ -49,15 +53,20 @@ class Direct(Executor):
     SQLAlchemy's execution context and result, and setting AUTOCOMMIT and taking it back, cost more than a small
     statement does.
 
+    Through a pooler of transactions this works where asyncpg's cache is off: then each execution sends the text along,
+    under no name, and all of it is one transaction to the pooler. (SQLAlchemy's way is not: when it has prepared a
+    statement, asyncpg closes older ones before it is executed, and the pooler takes that for the end.)
+
     Args:
         engine: The engine.
         pooled: A connection of its pool.
+        driver: The driver's connection in it.
     """
 
-    def __init__(self, engine: Engine, pooled: PoolProxiedConnection) -> None:
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection, driver: Any) -> None:
         self._engine = engine
         self._pooled = pooled
-        self._driver: Any = pooled.driver_connection
+        self._driver = driver
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
@@ -66,10 +75,13 @@ class Direct(Executor):
         try:
             rows = self._fetch(sql, parameters)
         except BaseException as error:
-            # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
-            conn = Connection(self._engine, self._pooled)
-            conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
+            self._give_up(error, sql, parameters)
         return rows
+
+    def _give_up(self, error: BaseException, sql: str | None = None, parameters: Any = None) -> NoReturn:
+        # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
+        conn = Connection(self._engine, self._pooled)
+        conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
 
     @abstractmethod
     def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
@@ -99,16 +111,19 @@ class Asyncpg(Direct):
 class Psycopg(Direct):
     """Executes on psycopg's connection, sync or async, while it is in autocommit."""
 
-    def __init__(self, engine: Engine, pooled: PoolProxiedConnection) -> None:
-        super().__init__(engine, pooled)
+    def __init__(self, engine: Engine, pooled: PoolProxiedConnection, driver: Any) -> None:
+        super().__init__(engine, pooled, driver)
         self._wait: Callable[[Any], Any] = await_only if engine.dialect.is_async else _as_it_is
 
     @contextmanager
     def in_autocommit(self) -> Iterator[Executor]:
         """Set autocommit for a block, and what it was thereafter; psycopg keeps that to itself, no server is asked."""
         before = self._driver.autocommit
-        if not before:
-            self._wait(self._driver.set_autocommit(True))
+        try:
+            if not before:
+                self._wait(self._driver.set_autocommit(True))
+        except BaseException as error:
+            self._give_up(error)
         try:
             yield self
         finally:
@@ -126,7 +141,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 @contextmanager
-def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
+def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> Iterator[Executor]:
     """Borrow a connection of the pool.
 
     Where an event listener or the log would want to know, statements are executed the ordinary way. Where a listener
@@ -135,59 +150,119 @@ def borrowed(engine: Engine, *, whole: bool = False) -> Iterator[Executor]:
     Args:
         engine: The engine.
         whole: Whether the statements of the block are one transaction; otherwise each commits itself, as a rule.
+        pooler: Whether a pooler of transactions stands before the server.
 
     Raises:
         WrongThread: If the pool's connections belong to another event loop.
+        InvalidOption: If there is a pooler, and the engine is not made for one.
     """
     if whole or _is_watched(engine):
-        with engine.connect() as conn, _committed(conn, whole=whole) as db:
-            yield db
+        with engine.connect() as conn:
+            pooled = conn.connection
+            if pooler:
+                _check_forgets(pooled)
+            try:
+                with _committed(conn, whole=whole) as db:
+                    yield db
+            except (exc.StatementError, asyncio.TimeoutError) as error:
+                _part_with(engine, pooled, error)
         return
+    pooled = _checkout(engine)
     try:
-        pooled = engine.raw_connection()
-    except engine.dialect.loaded_dbapi.Error as error:
-        Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
-    try:
+        if pooler:
+            _check_forgets(pooled)
         with _direct(engine, pooled) as db:
             yield db
+    except (exc.StatementError, asyncio.TimeoutError) as error:
+        _part_with(engine, pooled, error)
     finally:
         pooled.close()
 
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """Borrow a connection for migrations, which begin and commit their transactions themselves."""
+    """Borrow a connection for migrations, which begin and commit their transactions themselves.
+
+    Through a pooler they are one transaction: it may lend another of the server's connections to the next, and the lock
+    that is held from one to the other would stay behind.
+    """
     with engine.connect() as conn:
-        _check_loop(conn.connection)
+        _check_loop(conn.connection.driver_connection)
         # What listeners have set for the session stays.
         if conn.in_transaction():
             conn.commit()
         elif _is_in_transaction(conn.connection.driver_connection):
             conn.connection.commit()
         _isolate(conn, "READ COMMITTED")
-        yield conn
+        if is_pooled(conn):
+            with conn.begin():
+                yield conn
+        else:
+            yield conn
+
+
+def is_pooled(conn: Connection) -> bool:
+    """Tell whether something that pools connections stands before the server: it can't pass on a server's process id.
+
+    Args:
+        conn: A connection, not in a transaction; nor is it afterwards.
+    """
+    driver: Any = conn.connection.driver_connection
+    told = driver.get_server_pid() if conn.dialect.driver == "asyncpg" else driver.info.backend_pid
+    # In a transaction, and with the text sent along: this much works through all of them.
+    with conn.begin():
+        return bool(conn.scalar(select(func.pg_backend_pid())) != told)
+
+
+def _checkout(engine: Engine) -> PoolProxiedConnection:
+    """Take a connection from the pool, one that is open as far as this side can know."""
+    while True:
+        try:
+            pooled = engine.raw_connection()
+        except engine.dialect.loaded_dbapi.Error as error:
+            Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+        driver: Any = pooled.driver_connection
+        if not (driver.is_closed() if engine.dialect.driver == "asyncpg" else driver.closed):
+            return pooled
+        # The server, or something on the way to it, hung up while the connection lay in the pool.
+        pooled.invalidate()
+        pooled.close()
+
+
+def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) -> NoReturn:
+    """Raise an error, and part with the connection if it is of no more use, whatever its driver thinks of it."""
+    if isinstance(error, asyncio.TimeoutError):
+        # The caller's limit for statements, not to be taken for a server that did not answer when it was connected to.
+        # The connection has been given up, as after an interruption: the next to have it might wait as long.
+        raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
+    if pooled.is_valid and ends_connections(error):
+        # As where the driver notices, the other connections of the pool are not tried one after the other.
+        engine.pool._invalidate(pooled, error)
+    raise error
 
 
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
     """Return what executes on the driver's connection where that is what it seems to be."""
-    _check_loop(pooled)
     driver: Any = pooled.driver_connection
+    _check_loop(driver)
     if not _is_in_transaction(driver):
         if engine.dialect.driver == "asyncpg":
-            return nullcontext(Asyncpg(engine, pooled))
+            return nullcontext(Asyncpg(engine, pooled, driver))
         dbapi: Any = engine.dialect.dbapi
         if driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor):
-            return Psycopg(engine, pooled).in_autocommit()
+            return Psycopg(engine, pooled, driver).in_autocommit()
     return _committed(Connection(engine, pooled), whole=False)
 
 
 @contextmanager
 def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
     """Commit what is executed on a connection in the block: at its end, or each statement by itself."""
-    _check_loop(conn.connection)
+    _check_loop(conn.connection.driver_connection)
     # Listeners of the pool's or the connection's may have begun a transaction: what they have set may end with it.
     is_begun = conn.in_transaction() or _is_in_transaction(conn.connection.driver_connection)
     whole = whole or is_begun or bool(conn.dispatch.begin)
+    # SQLAlchemy's statements have names; through a pooler they have to be prepared and executed in one transaction.
+    whole = whole or (conn.dialect.driver == "asyncpg" and _forgets(conn.connection))
     if not is_begun:
         # The host's engine may be in AUTOCOMMIT, or in an isolation level in which locks don't show what others did.
         _isolate(conn, "READ COMMITTED" if whole else "AUTOCOMMIT")
@@ -220,17 +295,36 @@ def _set(thing: object, **attributes: Any) -> None:
 
 
 def _is_watched(engine: Engine) -> bool:
-    return bool(Connection._has_events or engine._has_events or engine.dialect._has_events or engine._should_log_info())
+    # SQLAlchemy 2.0 gives the class this attribute when something first listens to it.
+    anywhere = getattr(Connection, "_has_events", False)
+    return bool(anywhere or engine._has_events or engine.dialect._has_events or engine._should_log_info())
 
 
 def _is_in_transaction(driver: Any) -> bool:
     if hasattr(driver, "is_in_transaction"):
         return bool(driver.is_in_transaction())  # asyncpg
-    return bool(driver.pgconn.transaction_status)  # psycopg; IDLE is 0
+    return driver.pgconn.transaction_status in _IN_TRANSACTION
 
 
-def _check_loop(pooled: PoolProxiedConnection) -> None:
-    loop = getattr(pooled.driver_connection, "_loop", None)
+def _forgets(pooled: PoolProxiedConnection) -> bool:
+    """Tell whether the driver keeps no prepared statements, as only those do who have a pooler of transactions."""
+    driver: Any = pooled.driver_connection
+    if hasattr(driver, "prepare_threshold"):
+        return driver.prepare_threshold is None  # psycopg
+    adapter: Any = pooled.dbapi_connection
+    return not driver._config.statement_cache_size and adapter._prepared_statement_cache is None
+
+
+def _check_forgets(pooled: PoolProxiedConnection) -> None:
+    if not _forgets(pooled):
+        raise InvalidOption(
+            'pooler is "transaction", but the engine keeps prepared statements, which such a pooler loses. Make it by '
+            "create_async_engine(url, **checkpoint_store.url.pooler_options())."
+        )
+
+
+def _check_loop(driver: object) -> None:
+    loop = getattr(driver, "_loop", None)
     if loop is not None and loop is not asyncio.get_running_loop():
         raise WrongThread(
             "the engine's pool holds connections of another event loop. Make an engine for the saver, or make the "

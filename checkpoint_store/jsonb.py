@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from checkpoint_store.errors import UnstorableValue
+from checkpoint_store.errors import InvalidConfig, UnstorableValue
 
 # Past 64 bits orjson reads an integer as a float; where JSONB's text may hold such a number, Python's parser reads it.
 # Three patterns that begin with one character each: a single one with alternatives takes ten times as long.
@@ -104,6 +104,20 @@ def encode(prepared: Any) -> str:
         TypeError: If a part is not JSON, or a string has a lone surrogate.
     """
     return orjson.dumps(prepared, option=_SUBCLASSES).decode()
+
+
+def filter_text(metadata: dict[str, Any] | None) -> str | None:
+    """Return JSON text of what metadata must contain, or None for anything.
+
+    Raises:
+        InvalidConfig: If a part of it is not JSON.
+    """
+    try:
+        return encode(document(metadata, "filter")) if metadata else None
+    except UnstorableValue as error:
+        raise InvalidConfig(str(error)) from None
+    except RecursionError:
+        raise InvalidConfig("filter is nested too deeply, or contains itself") from None
 
 
 def decode(text: str) -> Any:

@@ -1,66 +1,65 @@
 """Alembic, driven from code: bring the tables to head, say where they are, print the SQL, tell them from a host's.
 
 What takes a `Connection` is called through `run_sync` on an async one: `await conn.run_sync(migrations.check)`.
-
-Alembic keeps its `context` in a module global, so only one migration may run in a process at a time, and only one in a
-schema, whatever the number of processes: a mutex sees to the first, an advisory lock to the second.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
-import os
-import random
-import threading
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Select, Table, exc, func, select
+from sqlalchemy import Connection, Table, exc
 
 from checkpoint_store import operations
-from checkpoint_store.errors import AccessDenied, MigrationError, MigrationLocked, NotSetUp
+from checkpoint_store.errors import AccessDenied, MigrationError, NotSetUp
 from checkpoint_store.executor import Executor, Ordinary
+from checkpoint_store.lock import LOCK_SECONDS, in_turn, lock_key, lock_key_of, locked
 from checkpoint_store.schema import HEAD, STOCK_TABLE, VERSION_TABLE, Tables, identifier, qualified
 from checkpoint_store.statements import Statements, statements_of
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
+__all__ = [
+    "LOCK_SECONDS",
+    "SCHEMA_OPTION",
+    "access_denied",
+    "bring_to_head",
+    "check",
+    "check_revisions",
+    "config",
+    "current",
+    "downgrade",
+    "grants",
+    "is_head",
+    "lock_key",
+    "lock_key_of",
+    "locked",
+    "not_ours",
+    "offline_sql",
+    "schema_option",
+    "script_location",
+    "untranslated",
+    "upgrade",
+]
+
 log = logging.getLogger(__name__)
 
 SCHEMA_OPTION = "checkpoint_store_schema"
 """How Alembic's configuration names the PostgreSQL schema: an option of the ini file, or one of `config.attributes`."""
 
-LOCK_SECONDS = 60.0
-"""How long to wait for another process that migrates the same database."""
-
-_POLL_SECONDS = 0.05
-_LOCKED = "checkpoint_store_locked"
 _NO_RIGHT = "42501"  # insufficient_privilege
-
-T = TypeVar("T")
-
-_mutex = threading.Lock()
-
 
 _KEYS = {table.name: {column.name for column in table.primary_key} for table in Tables().all} | {
     VERSION_TABLE: {"version_num"},
     STOCK_TABLE: {"v"},
 }
-
-
-def _renew_mutex() -> None:
-    global _mutex  # noqa: PLW0603 - the thread that held it is not in this process
-    _mutex = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_mutex)
 
 
 def script_location() -> Path:
@@ -200,7 +199,7 @@ def offline_sql(schema: str | None = None, *, revision: str = "head") -> str:
 
     made = config(schema)
     made.output_buffer = io.StringIO()
-    with _mutex:
+    with in_turn():
         command.upgrade(made, revision, sql=True)
     return made.output_buffer.getvalue()
 
@@ -234,7 +233,8 @@ def not_ours(item: object, name: str | None, kind: str, reflected: bool, compare
     if not isinstance(item, Table):
         return True
     columns = {column.name for column in item.columns}
-    return not columns >= _KEYS.get(item.name, columns | {""})
+    whole = re.sub(r"_p\d+$", "", item.name)  # of a partition, as `partitioning` names them
+    return not columns >= _KEYS.get(whole, columns | {""})
 
 
 def bring_to_head(
@@ -265,57 +265,6 @@ def bring_to_head(
 
 
 @contextlib.contextmanager
-def locked(
-    conn: Connection, schema: str | None, timeout: float = LOCK_SECONDS, pause: Callable[[float], None] = time.sleep
-) -> Iterator[None]:
-    """Be the only one that migrates, in this process and in the database.
-
-    Args:
-        conn: In a transaction the lock lasts until its end; otherwise until the end of the block.
-        schema: The PostgreSQL schema.
-        timeout: How long to wait, in seconds.
-        pause: Sleeps for so many seconds.
-
-    Raises:
-        MigrationLocked: If another has held the lock past the deadline.
-    """
-    theirs = conn.in_transaction()
-    key = lock_key_of(conn, schema)
-    held = conn.info.setdefault(_LOCKED, set())
-    if key in held:
-        yield
-        return
-    deadline = time.monotonic() + timeout
-    while not _mutex.acquire(blocking=False):
-        _wait(deadline, pause, "another thread of this process")
-    try:
-        take = func.pg_try_advisory_xact_lock if theirs else func.pg_try_advisory_lock
-        # Poll instead of blocking: a waiting lock holds a snapshot, and CREATE INDEX CONCURRENTLY waits for those.
-        while not _answer(conn, select(take(key)), theirs):
-            _wait(deadline, pause, "another process")
-        held.add(key)
-        try:
-            yield
-        finally:
-            held.discard(key)
-            if not theirs and not conn.invalidated:
-                conn.rollback()
-                _answer(conn, select(func.pg_advisory_unlock(key)), theirs)
-    finally:
-        _mutex.release()
-
-
-def lock_key(schema: str | None) -> int:
-    """Return the number of the advisory lock that whoever migrates a schema holds."""
-    return int.from_bytes(hashlib.sha256(f"{VERSION_TABLE} {schema}".encode()).digest()[:8], "big", signed=True)
-
-
-def lock_key_of(conn: Connection, schema: str | None) -> int:
-    """Return the same for the schema that a connection's `search_path` resolves to, if None is given."""
-    return lock_key(schema or _answer(conn, select(func.current_schema()), conn.in_transaction()))
-
-
-@contextlib.contextmanager
 def untranslated(conn: Connection) -> Iterator[None]:
     """Keep a host's `schema_translate_map` off our tables for a while: what it renames are the host's."""
     theirs = conn.get_execution_options().get("schema_translate_map")
@@ -333,11 +282,15 @@ def access_denied(message: str, schema: str | None) -> AccessDenied:
 
 
 def _alembic(command: Callable[..., None], conn: Connection, schema: str | None, revision: str) -> None:
+    from alembic.util import CommandError
+
     made = config(schema)
     made.attributes["connection"] = conn
     try:
         with untranslated(conn):
             command(made, revision)
+    except CommandError as error:
+        raise MigrationError(f"migration to {revision!r} can't be run: {error}") from error
     except exc.DBAPIError as error:
         if error.connection_invalidated:
             raise
@@ -354,15 +307,8 @@ def _alembic(command: Callable[..., None], conn: Connection, schema: str | None,
 
 
 def _reason(error: exc.DBAPIError) -> str:
-    return str(error.orig).rpartition("Error'>: ")[2]
-
-
-def _answer(conn: Connection, question: Select[tuple[T]], theirs: bool) -> T:
-    """Ask, and leave no transaction open that was not open before."""
-    answer: T = conn.scalar(question)
-    if not theirs:
-        conn.commit()
-    return answer
+    # psycopg adds where in the statement it was.
+    return re.sub(r"\nLINE \d+: .*\n *\^", "", str(error.orig).rpartition("Error'>: ")[2])
 
 
 def _judge(revisions: set[str], schema: str | None) -> None:
@@ -397,9 +343,3 @@ def _known() -> set[str]:
     from alembic.script import ScriptDirectory
 
     return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
-
-
-def _wait(deadline: float, pause: Callable[[float], None], who: str) -> None:
-    if time.monotonic() > deadline:
-        raise MigrationLocked(f"{who} has held the migration lock past the deadline. Let it finish, then try again.")
-    pause(_POLL_SECONDS * random.uniform(0.5, 1.5))

@@ -6,12 +6,15 @@ Where it doesn't say otherwise each is one statement, so it is atomic on its own
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
+from checkpoint_store.errors import InvalidConfig, ThreadExists, ThreadNotFound
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf
@@ -88,6 +91,14 @@ def get_checkpoint(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row
     return next(iter(_read(db, sql.get_checkpoint if key.checkpoint_id else sql.get_latest, shelf, binds)), None)
 
 
+def get_settled(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row | None:
+    """Return the checkpoint that a key names if there is a newer one of its thread and namespace; otherwise None."""
+    # Asked for first: what is there then was written when no newer one was, and there may have been more to come.
+    if not db.fetch(sql.has_newer, key._asdict())[0][0]:
+        return None
+    return next(iter(_read(db, sql.get_checkpoint, shelf, key._asdict())), None)
+
+
 def list_page(
     db: Executor, sql: Statements, shelf: Shelf, listing: Listing, after: tuple[Last | None, int]
 ) -> Sequence[Row]:
@@ -150,6 +161,103 @@ def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     delete_threads(db, sql, [thread_id])
 
 
+def copy_thread(
+    db: Executor, sql: Statements, copy: tuple[str, str], replace: bool, tried: dict[str, int] | None = None
+) -> int:
+    """Copy everything stored for a thread under another id; in a transaction. Returns how many rows.
+
+    Args:
+        db: The executor.
+        sql: The statements.
+        copy: The ids of the thread and of its copy.
+        replace: Whether what is stored for the target is deleted first.
+        tried: How many rows were copied by which transactions that this call has tried before: where the answer to a
+            COMMIT was lost, the copy may be there. A dict of the call's own; None for a call that is never made again.
+
+    Raises:
+        ThreadNotFound: If there is nothing to copy.
+        ThreadExists: If the target has something already, and is not to be replaced.
+    """
+    source, target = copy
+    binds = {"thread_id": source, "target_id": target}
+    # Of two copies to one target the second waits, and finds the first.
+    lock_threads(db, sql, [target])
+    for transaction_id, copied in (tried or {}).items():
+        # The lock tells that it has ended.
+        if db.fetch(sql.outcome, {"transaction_id": transaction_id})[0][0] == "committed":
+            return copied
+    is_stored, is_taken = db.fetch(sql.stored_threads, binds)[0]
+    # Before anything is deleted: what a caller's own transaction has begun stays whole.
+    if not is_stored:
+        raise _not_found(source)
+    if is_taken and not replace:
+        raise ThreadExists(
+            f"target_thread_id is {target!r}, for which something is stored. "
+            "Delete it first, choose another id, or pass replace=True."
+        )
+    if replace:
+        delete_thread(db, sql, target)
+    # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
+    copied, transaction_id = db.fetch(sql.copy_thread, {**binds, "epoch": secrets.randbits(62)})[0]
+    if not copied:  # deleted just now
+        raise _not_found(source)
+    if tried is not None:
+        tried[transaction_id] = copied
+    return int(copied)
+
+
+def _not_found(thread_id: str) -> ThreadNotFound:
+    return ThreadNotFound(f"nothing is stored for the thread {thread_id!r}")
+
+
+def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
+    """Return the next part of a list of threads, as `statements.threads` has it."""
+    return db.fetch(sql.list_threads(conditions), binds)[0]
+
+
+def thread_stats(db: Executor, sql: Statements, thread_id: str) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Return what a thread occupies, by table and by channel."""
+    binds = {"thread_id": thread_id}
+    return db.fetch(sql.thread_tables, binds), db.fetch(sql.thread_channels, binds)
+
+
+def largest_threads(db: Executor, sql: Statements, most: int) -> Sequence[Row]:
+    """Return the threads that have most, their checkpoints and bytes; reads every row."""
+    return db.fetch(sql.largest_threads, {"most": most})
+
+
+def table_sizes(db: Executor, sql: Statements) -> Sequence[Row]:
+    """Return about how many rows the tables have, and what they occupy on disk."""
+    names = {qualified(name, sql.tables.schema): name for name in (t.name for t in sql.tables.metadata.sorted_tables)}
+    rows = db.fetch(sql.table_sizes, {"names": list(names)})
+    return sorted(((names[name], rows, size) for name, rows, size in rows), key=itemgetter(2), reverse=True)
+
+
+def history(db: Executor, sql: Statements, thread_id: str, most: int) -> Sequence[Row]:
+    """Return the newest checkpoints of a thread without their values; see `statements.history`."""
+    return db.fetch(sql.history, {"thread_id": thread_id, "most": most})
+
+
+def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
+    """Return the checkpoint whose id is that of a key or the only one that begins so, or the newest, whole.
+
+    Raises:
+        InvalidConfig: If several ids begin so.
+    """
+    if key.checkpoint_id is not None:
+        rows = db.fetch(sql.get_checkpoint.joined, key._asdict())
+        if rows:
+            return rows[0]
+        begun = db.fetch(sql.matching, {**key._asdict(), "start": key.checkpoint_id})
+        if len(begun) > 1:
+            raise InvalidConfig(f"several checkpoints have ids that begin with {key.checkpoint_id!r}; give more of it")
+        if not begun:
+            return None
+        key = key._replace(checkpoint_id=begun[0][0])
+    rows = db.fetch(sql.get_checkpoint.joined if key.checkpoint_id else sql.get_latest.joined, key._asdict())
+    return rows[0] if rows else None
+
+
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete the pages of a thread that nothing refers to; in a transaction."""
     lock_threads(db, sql, [thread_id])
@@ -193,6 +301,11 @@ def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[st
     return db.fetch(sql.delta_history, {**key._asdict(), "channels": list(channels)})
 
 
+def take_inventory(db: Executor, sql: Statements, thread_id: str) -> Sequence[Row]:
+    """Return the checkpoints of a thread, and of each the tasks that have pending writes, with their number."""
+    return db.fetch(sql.inventory, {"thread_id": thread_id})
+
+
 def is_adopted(db: Executor, sql: Statements) -> bool:
     """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
     name = qualified(STOCK_TABLE, sql.tables.schema)
@@ -202,3 +315,20 @@ def is_adopted(db: Executor, sql: Statements) -> bool:
 def revisions(db: Executor, sql: Statements) -> set[str]:
     """Return the revisions that the database is at."""
     return {row[0] for row in db.fetch(sql.revision, {})}
+
+
+def log_position(db: Executor, sql: Statements) -> int:
+    """Return where the write-ahead log ends, in bytes."""
+    return _position(db.fetch(sql.log_position, {})[0][0])
+
+
+def replayed_position(db: Executor, sql: Statements) -> int | None:
+    """Return how much of its primary's write-ahead log a replica has replayed, in bytes; None of what is no replica."""
+    position = db.fetch(sql.replayed_position, {})[0][0]
+    return position and _position(position)
+
+
+def _position(text: str) -> int:
+    # Two hexadecimal numbers of 32 bits: https://www.postgresql.org/docs/current/datatype-pg-lsn.html
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from checkpoint_store.codec import Row, size_of
+from checkpoint_store.codec import size_of
 from checkpoint_store.config import Listing
+from checkpoint_store.rows import Row
 from checkpoint_store.statements import MOST_ROWS
 
 FIRST_ROWS = 16

@@ -13,7 +13,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change, Put, size_of
-from checkpoint_store.errors import AccessDenied, CheckpointStoreError, Closed, InvalidOption, UnusableConnection
+from checkpoint_store.errors import (
+    AccessDenied,
+    CheckpointStoreError,
+    Closed,
+    InvalidOption,
+    Unavailable,
+    UnusableConnection,
+)
+from checkpoint_store.faults import is_conflict
 
 MOST_CALLS = 256
 """How many calls a commit may carry."""
@@ -33,6 +41,9 @@ _AT_ONCE = 4
 _PATIENCE_SECONDS = 0.02
 """How long a call waits for company while a commit is under way and another one might be."""
 
+_IN_VAIN_SECONDS = 1.0
+"""From so long on, a commit that could not be made for want of a server speaks for the calls that waited meanwhile."""
+
 Store = Callable[[Sequence[Change]], Awaitable[None]]
 
 
@@ -43,6 +54,8 @@ class _Call(NamedTuple):
     schema: str | None
     change: Change
     outcome: asyncio.Future[None]
+    since: float
+    """When it was made, by the loop's clock."""
 
 
 class AsyncPipeline:
@@ -94,12 +107,12 @@ class AsyncPipeline:
         if few and change.thread_id not in self._busy:
             self._begin([change])
             try:
-                await store([change])
+                await self._commit(store, [change])
             finally:
                 self._end([change])
             return
         loop = asyncio.get_running_loop()
-        call = _Call(store, schema, change, loop.create_future())
+        call = _Call(store, schema, change, loop.create_future(), loop.time())
         self._waiting.append(call)
         # Not at once: other calls of this turn of the loop may come along.
         loop.call_soon(self._pump)
@@ -207,7 +220,7 @@ class AsyncPipeline:
     async def _store(self, calls: list[_Call]) -> list[Exception | None]:
         """Store what some calls want stored. Returns what is to be raised for each."""
         try:
-            await calls[0].store([call.change for call in calls])
+            await self._commit(calls[0].store, [call.change for call in calls])
         except Exception as error:
             if len(calls) > 1 and _may_be_one_calls_fault(error):
                 # In halves, until whoever it was is alone; each half keeps its order.
@@ -215,6 +228,20 @@ class AsyncPipeline:
                 return [*await self._store(calls[:half]), *await self._store(calls[half:])]
             return [_own(error) for _ in calls]
         return [None] * len(calls)
+
+    async def _commit(self, store: Store, changes: Sequence[Change]) -> None:
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        try:
+            await store(changes)
+        except Unavailable as error:
+            # It was tried all this time. Calls that have waited as long would wait as long again, and those behind
+            # them longer: they fail with it. Not so where it was in conflict with others' changes.
+            if clock() - begun >= _IN_VAIN_SECONDS and not is_conflict(error.__cause__):
+                for call in self._waiting:
+                    if call.since <= begun and not call.outcome.done():
+                        call.outcome.set_exception(_own(error))
+            raise
 
 
 def _tell(outcomes: Iterable[tuple[_Call, Exception | None]]) -> None:

@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from alembic import op
 from checkpoint_store import migrations
-from checkpoint_store.errors import MigrationError
+from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.schema import VERSION_TABLE, identifier, qualified, quoted
 
 if TYPE_CHECKING:
@@ -190,24 +190,24 @@ def _step(
     @functools.wraps(body)
     def run() -> None:
         context = op.get_context()
-        named = schema_of(context)
-        schema = None if named is None else quoted(named)
-        if _is_our_own(context):
-            body(schema)
-        elif context.as_sql:
-            _run_and_note(body, schema, target, is_first=is_first)
-        else:
-            conn = op.get_bind()
-            if not conn.in_transaction():
-                conn.begin()  # as the first statement would
-            try:
+        try:
+            named = schema_of(context)
+            schema = None if named is None else quoted(named)
+            if _is_our_own(context):
+                body(schema)
+            elif context.as_sql:
+                _run_and_note(body, schema, target, is_first=is_first)
+            else:
+                conn = op.get_bind()
+                if not conn.in_transaction():
+                    conn.begin()  # as the first statement would
                 with migrations.untranslated(conn), migrations.locked(conn, schema):
                     if is_due(migrations.current(conn, schema)):
                         _run_and_note(body, schema, target, is_first=is_first)
                     else:
                         log.info("%s already says so; nothing is done", VERSION_TABLE)
-            except MigrationError as error:
-                raise CommandError(str(error)) from error
+        except CheckpointStoreError as error:
+            raise CommandError(str(error)) from error
 
     return run
 

@@ -21,8 +21,8 @@ from typing_extensions import Self
 from checkpoint_store.lifecycle import Lifecycle
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.pipeline import AsyncPipeline
-from checkpoint_store.source import LoopSource, source_on, source_within
-from checkpoint_store.url import engine_arguments
+from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
+from checkpoint_store.url import Pooler, check_pooler, connector, engine_arguments, pooler_options
 
 
 class AsyncPostgresSaver(Lifecycle):
@@ -38,10 +38,17 @@ class AsyncPostgresSaver(Lifecycle):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
+            server that restarts; 0 for never. In a transaction of the caller's none ever is.
+        pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
+            made with `checkpoint_store.url.pooler_options()`. With a connection it changes nothing.
+        read_engine: The engine of a streaming replica, of the same kind as `conn`. History, lists and older checkpoints
+            are read there; the newest checkpoint, and threads that this process has just written, never are.
 
     Raises:
-        UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection, or was made for another engine.
+        UnusableConnection: If `conn`, `pipe` or `read_engine` is something else.
+        InvalidOption: If `pipe` comes with a connection, or was made for another engine; if `pooler` is of an unknown
+            kind.
     """
 
     def __init__(
@@ -52,8 +59,12 @@ class AsyncPostgresSaver(Lifecycle):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
+        read_engine: AsyncEngine | None = None,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, sync=False)
+        options: Any = {"pooler": pooler, "read_engine": read_engine}
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False, **options)
         if isinstance(source, LoopSource):
             source.bridge.adopt()
         super().__init__(source, serde)
@@ -68,6 +79,9 @@ class AsyncPostgresSaver(Lifecycle):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
+        read_engine: AsyncEngine | None = None,
         **engine_options: Any,
     ) -> AsyncIterator[AsyncPostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -78,6 +92,9 @@ class AsyncPostgresSaver(Lifecycle):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
+            pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
+            read_engine: The engine of a streaming replica for reads that may lag; it stays yours.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -85,10 +102,12 @@ class AsyncPostgresSaver(Lifecycle):
 
         Raises:
             InvalidURL: If the connection string can't be used.
+            InvalidOption: If `pooler` is of an unknown kind.
         """
-        engine = _engine(conn_string, engine_options)
+        engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
+        options: Any = {"retry_timeout": retry_timeout, "pooler": pooler, "read_engine": read_engine}
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -155,10 +174,17 @@ class PostgresSaver(Lifecycle):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
+            server that restarts; 0 for never. In a transaction of the caller's none ever is.
+        pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
+            made with `checkpoint_store.url.pooler_options()`. With a connection it changes nothing.
+        read_engine: The engine of a streaming replica, of the same kind as `conn`. History, lists and older checkpoints
+            are read there; the newest checkpoint, and threads that this process has just written, never are.
 
     Raises:
-        UnusableConnection: If `conn` or `pipe` is something else.
-        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one.
+        UnusableConnection: If `conn`, `pipe` or `read_engine` is something else.
+        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one; if `pooler` is
+            of an unknown kind.
     """
 
     def __init__(
@@ -169,8 +195,12 @@ class PostgresSaver(Lifecycle):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
+        read_engine: AsyncEngine | Engine | None = None,
     ) -> None:
-        source = source_on(conn, pipe, schema, share_pages, sync=True)
+        options: Any = {"pooler": pooler, "read_engine": read_engine}
+        source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True, **options)
         if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
         super().__init__(source, serde)
@@ -185,6 +215,9 @@ class PostgresSaver(Lifecycle):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        retry_timeout: float = RETRY_SECONDS,
+        pooler: Pooler | None = None,
+        read_engine: AsyncEngine | None = None,
         **engine_options: Any,
     ) -> Iterator[PostgresSaver]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
@@ -195,6 +228,9 @@ class PostgresSaver(Lifecycle):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
+            pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
+            read_engine: The engine of a streaming replica for reads that may lag; it stays yours.
             **engine_options: For `create_async_engine`, such as `pool_size=20`.
 
         Yields:
@@ -202,10 +238,12 @@ class PostgresSaver(Lifecycle):
 
         Raises:
             InvalidURL: If the connection string can't be used.
+            InvalidOption: If `pooler` is of an unknown kind.
         """
-        engine = _engine(conn_string, engine_options)
+        engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages)
+        options: Any = {"retry_timeout": retry_timeout, "pooler": pooler, "read_engine": read_engine}
+        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -214,7 +252,12 @@ class PostgresSaver(Lifecycle):
 
     def bind(
         self,
-        conn_or_session: Connection | Session | scoped_session[Any] | AsyncConnection | AsyncSession,
+        conn_or_session: Connection
+        | Session
+        | scoped_session[Any]
+        | AsyncConnection
+        | AsyncSession
+        | async_scoped_session[Any],
         *,
         bind_arguments: Mapping[str, Any] | None = None,
     ) -> Self:
@@ -230,6 +273,10 @@ class PostgresSaver(Lifecycle):
         self._source.close_blocking()
 
 
-def _engine(conn_string: str, options: dict[str, Any]) -> AsyncEngine:
+def _engine(conn_string: str, pooler: str | None, options: dict[str, Any]) -> AsyncEngine:
     url, connect_args = engine_arguments(conn_string)
+    check_pooler(pooler)
+    if pooler:
+        connect_args.update(pooler_options()["connect_args"])
+    connect_args["async_creator_fn"] = connector(conn_string)
     return create_async_engine(url, **{**options, "connect_args": {**connect_args, **options.get("connect_args", {})}})

@@ -85,7 +85,9 @@ class Tables:
         Index("checkpoint_store_run_idx", run_id, postgresql_where=run_id.is_not(None))
         # Threads by their last activity. Ascending, since PostgreSQL appends to the right end of an index fastest; of
         # root graphs only, since a subgraph's checkpoints come with theirs.
-        is_root = c.checkpoint_ns == literal_column("''")
+        # Said by LIKE, as no lookup of one thread says it: for its newest the server might walk through the checkpoints
+        # of all threads here.
+        is_root = c.checkpoint_ns.like(literal_column("''"))
         Index("checkpoint_store_latest_idx", c.checkpoint_id, c.thread_id, postgresql_where=is_root)
         self.checkpoint_blobs = Table(
             "checkpoint_blobs",

@@ -6,8 +6,7 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 from sqlalchemy.util import await_only
 
@@ -16,7 +15,7 @@ class TurnTimeout(Exception):
     """Raised when a turn has not come in time."""
 
 
-class Turns:
+class Turns(AbstractContextManager[object]):
     """Gives turns in the order they were asked for; for the coroutines of one event loop.
 
     A semaphore with a deadline. `asyncio.wait_for(semaphore.acquire(), ...)` is none: before Python 3.12 it loses the
@@ -64,21 +63,18 @@ class Turns:
                 return
         self._free += 1
 
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Have a turn for the length of a block, in a greenlet of SQLAlchemy's.
+    def taken(self) -> AbstractContextManager[object]:
+        """Return what has a turn for the length of a `with` block, in a greenlet of SQLAlchemy's."""
+        return self
 
-        Raises:
-            TurnTimeout: If none has come in time.
-        """
+    def __enter__(self) -> None:
         if self._free > 0:  # as a rule, and then without a switch out of the greenlet and back
             self._free -= 1
         else:
             await_only(self.take())
-        try:
-            yield
-        finally:
-            self.give_back()
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
 
     def _expire(self, turn: asyncio.Future[None]) -> None:
         if not turn.done():

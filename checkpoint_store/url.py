@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from uuid import uuid4
 
 from sqlalchemy import URL
 
-from checkpoint_store.errors import InvalidURL
+from checkpoint_store.errors import InvalidOption, InvalidURL
+from checkpoint_store.hosts import KEEPALIVE, Connector
+
+Pooler = Literal["transaction"]
+"""What stands between an engine and its server, if anything does: a pooler that pools transactions."""
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +40,9 @@ _IGNORED = {
     "channel_binding",
     "client_encoding",
     "gssencmode",
-    "keepalives",
-    "keepalives_count",
-    "keepalives_idle",
-    "keepalives_interval",
     "requirepeer",
     "sslcompression",
     "sslsni",
-    "tcp_user_timeout",
 }
 
 
@@ -98,6 +98,8 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
                 arguments[name.removeprefix("connect_")] = _ARGUMENTS[name](value)
             except ValueError:
                 raise InvalidURL(f"{masked(conn_string)!r}: {name} is {value!r}; it takes a number") from None
+        elif name in KEEPALIVE:
+            pass  # see `connector`
         elif name in _IGNORED:
             log.warning("connection string: %s has no counterpart in asyncpg and is ignored", name)
         else:
@@ -105,3 +107,88 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(kept), ""))
     url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
     return url, {"dsn": dsn, **arguments}
+
+
+def connector(conn_string: str) -> Connector:
+    """Return what makes the connections to a connection string that `engine_arguments` takes.
+
+    Args:
+        conn_string: The same.
+
+    Returns:
+        Something for the `connect_args` as `async_creator_fn`.
+
+    Raises:
+        InvalidURL: If a port or a parameter of the sockets is no whole number.
+    """
+    parts = urlsplit(conn_string)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if named := parts.netloc.rpartition("@")[2]:
+        places = [_place(one) for one in named.split(",")]
+    else:
+        names, ports = query.get("host", "").split(","), query.get("port", "").split(",")
+        places = list(zip(names, ports * len(names) if len(ports) == 1 else ports, strict=False))
+    hosts = [(host, _number(conn_string, "port", port) if port else None) for host, port in places]
+    settings = {name: _number(conn_string, name, query[name]) for name in KEEPALIVE if name in query}
+    return Connector(hosts, query.get("target_session_attrs"), settings)
+
+
+def _place(text: str) -> tuple[str, str]:
+    """Return host and port."""
+    host, _, port = text[1:].partition("]") if text.startswith("[") else text.partition(":")
+    return unquote(host), port.removeprefix(":")
+
+
+def _number(conn_string: str, name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {text!r}; it takes a whole number")
+    return int(text)
+
+
+def pooler_options(driver: str = "asyncpg") -> dict[str, Any]:
+    """Return the options of an engine that works through a pooler in transaction mode, such as PgBouncer.
+
+        engine = create_async_engine("postgresql+asyncpg://app@pgbouncer:6432/app", **pooler_options())
+
+    A pooler in that mode may lend another of the server's connections to each transaction, so nothing that belongs to
+    one may be counted on in the next: above all no statement that was prepared there.
+
+    Args:
+        driver: `asyncpg` or `psycopg`.
+
+    Returns:
+        Keyword arguments for SQLAlchemy's `create_async_engine`, or with psycopg also for `create_engine`.
+
+    Raises:
+        InvalidOption: If it is another driver.
+    """
+    if driver == "psycopg":
+        return {"connect_args": {"prepare_threshold": None}}
+    if driver != "asyncpg":
+        raise InvalidOption(f"driver is {driver!r}; the savers work with 'asyncpg' and 'psycopg'")
+    return {
+        "connect_args": {
+            # asyncpg's own cache. Without it asyncpg sends the text along each time it executes it.
+            "statement_cache_size": 0,
+            # SQLAlchemy's, and the names it gives to what it prepares: another client's must not be met by chance.
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": _unique_name,
+        }
+    }
+
+
+def check_pooler(pooler: object) -> None:
+    """Raise unless this is a kind of pooler that we know, or None.
+
+    Raises:
+        InvalidOption: If it isn't.
+    """
+    if pooler not in (None, "transaction"):
+        raise InvalidOption(
+            f"pooler is {pooler!r}; it is 'transaction' for a pooler in transaction mode. One in session mode is no "
+            "different from the server itself: leave it out."
+        )
+
+
+def _unique_name() -> str:
+    return f"__checkpoint_store_{uuid4().hex}__"

@@ -22,7 +22,7 @@ depends_on = None
 
 INDEXES = {
     "checkpoint_store_run_idx": "((metadata ->> 'run_id')) WHERE (metadata ->> 'run_id') IS NOT NULL",
-    "checkpoint_store_latest_idx": "(checkpoint_id, thread_id) WHERE checkpoint_ns = ''",
+    "checkpoint_store_latest_idx": "(checkpoint_id, thread_id) WHERE checkpoint_ns LIKE ''",
 }
 
 

@@ -10,6 +10,8 @@ engine's, in the calling thread.
 
 from checkpoint_store.source.base import Source
 from checkpoint_store.source.handed import engine_source, source_on, source_within
+from checkpoint_store.source.held import held
 from checkpoint_store.source.looped import LoopSource
+from checkpoint_store.source.retrying import RETRY_SECONDS
 
-__all__ = ["LoopSource", "Source", "engine_source", "source_on", "source_within"]
+__all__ = ["RETRY_SECONDS", "LoopSource", "Source", "engine_source", "held", "source_on", "source_within"]

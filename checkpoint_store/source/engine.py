@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, Pool, QueuePool, StaticPool, exc
+from sqlalchemy import Engine, NullPool, Pool, QueuePool, StaticPool
 
 from checkpoint_store import migrations, operations
-from checkpoint_store.errors import NotSetUp
+from checkpoint_store.errors import NotSetUp, WrongThread
 from checkpoint_store.executor import borrowed, migrating
-from checkpoint_store.source.failures import DEADLOCK, DEADLOCKS
+from checkpoint_store.faults import fault_of
+from checkpoint_store.source.failures import FOREIGN
 from checkpoint_store.source.origin import Origin, pause_of
+from checkpoint_store.source.retrying import Retries
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import Turns, alone_with
 
 T = TypeVar("T")
 
+_origins: weakref.WeakSet[EngineOrigin] = weakref.WeakSet()
 _turns: weakref.WeakKeyDictionary[Pool, Turns] = weakref.WeakKeyDictionary()
 
 
@@ -29,44 +33,86 @@ class EngineOrigin(Origin):
     Args:
         engine: A sync engine, or what an async one has inside.
         sql: The statements that operations get.
+        retry_timeout: For how long, in seconds, an operation is done again that failed by something that passes.
+        pooler: Whether a pooler of transactions stands before the server.
     """
 
-    def __init__(self, engine: Engine, sql: Statements) -> None:
+    def __init__(self, engine: Engine, sql: Statements, retry_timeout: float, *, pooler: bool = False) -> None:
         super().__init__(engine, sql)
-        self._turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
+        self.pooler = pooler
+        """Whether a pooler of transactions stands before the server."""
+        self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
+        self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
+        """Waits for a connection of the pool, in a `with` block."""
+        self._parents_pool: Pool | None = None
+        _origins.add(self)
+
+    @property
+    def retries(self) -> int:
+        """How many times an operation was done again."""
+        return self._retries.count
+
+    def stop_trying(self) -> None:
+        """Let what fails from now on not be done again: it would open connections that nobody closes."""
+        self._retries.stop()
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection on which each statement commits itself."""
-        return self._persist(False, operation, args)
+        result: T = self._insist(self._borrow, False, operation, args)
+        return result
 
     def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection in a transaction."""
-        return self._persist(True, operation, args)
+        result: T = self._insist(self._borrow, True, operation, args)
+        return result
 
     def setup(self, timeout: float) -> None:
         """Migrate on a connection of the pool, unless the database is at head."""
+        self._insist(self._setup, timeout)
+
+    def _setup(self, timeout: float) -> None:
         try:
             if migrations.is_head(self.lend(operations.revisions)):
                 return
         except NotSetUp:
             pass
-        with self.told(), migrating(self.engine) as conn:
+        with migrating(self.engine) as conn:
             migrations.bring_to_head(conn, self.sql, timeout, pause_of(self.engine.dialect))
 
-    def _persist(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        # Whoever locks rows of several threads in another order may meet us halfway: the host, or the stock saver. The
-        # server then chooses one whose work is undone, and all of ours can be done again.
-        for _ in range(DEADLOCKS):
-            try:
-                return self._borrow(whole, operation, args)
-            except exc.DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) != DEADLOCK:
+    def _insist(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that borrows connections, and again if what keeps it from succeeding is likely to pass."""
+        try:
+            return function(*args)
+        except FOREIGN as error:
+            fault = fault_of(error)
+            if fault is None or not self._retries.seconds:
+                with self.told():
                     raise
-        return self._borrow(whole, operation, args)
+            # By now it has given back its connection, and its turn.
+            with self.told(self._retries.seconds):
+                return self._retries.repeat(fault, error, function, *args)
 
     def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        with self.told(), self._turn(), borrowed(self.engine, whole=whole) as db:
+        if self._parents_pool is self.engine.pool:
+            raise WrongThread(
+                "this saver's engine was used before the process forked; its connections belong to the parent. "
+                "Call engine.dispose(close=False) in the child first, or make engine and saver there."
+            )
+        with self.turn(), borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
             return operation(db, self.sql, *args)
+
+
+def _leave_pools() -> None:
+    """Leave the connections that there are to the process this one was forked from."""
+    for origin in _origins:
+        pool = origin.engine.pool
+        is_unused = isinstance(pool, QueuePool) and not pool.checkedin() + pool.checkedout()
+        if not is_unused and not isinstance(pool, NullPool):
+            origin._parents_pool = pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_pools)
 
 
 def _turn_on(pool: Pool, *, is_async: bool) -> Callable[[], AbstractContextManager[object]]:

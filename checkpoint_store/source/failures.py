@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from asyncpg import PostgresError
-from asyncpg.exceptions import ClientConfigurationError
+from asyncpg.exceptions import ClientConfigurationError, InterfaceError, InternalClientError
 from sqlalchemy import exc
 
-from checkpoint_store.errors import InvalidURL, NotSetUp, Unavailable
+from checkpoint_store.errors import InvalidOption, InvalidURL, NotSetUp, Unavailable
+from checkpoint_store.faults import fault_of, is_conflict
 from checkpoint_store.migrations import access_denied
 from checkpoint_store.schema import Tables
 from checkpoint_store.turns import TurnTimeout
@@ -17,27 +18,37 @@ from checkpoint_store.turns import TurnTimeout
 _NO_TABLES = {"42P01": "undefined_table", "42703": "undefined_column", "3F000": "invalid_schema_name"}
 _NO_RIGHT = "42501"  # insufficient_privilege
 _NO_SETTING = "42704"  # undefined_object, which an unknown parameter in a URL turns out to be
+_NO_SUCH_PREPARED = {"26000": "invalid_sql_statement_name", "42P05": "duplicate_prepared_statement"}
 _NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
 """Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
 
-DEADLOCK = "40P01"
-DEADLOCKS = 3
-"""How many times something is done again; each time the server took a second to notice (its `deadlock_timeout`)."""
-
-FOREIGN = (exc.SQLAlchemyError, PostgresError, ClientConfigurationError, OSError, asyncio.TimeoutError, TurnTimeout)
+FOREIGN = (
+    exc.SQLAlchemyError,
+    PostgresError,
+    InterfaceError,
+    InternalClientError,
+    OSError,
+    asyncio.TimeoutError,
+    TurnTimeout,
+)
 """What comes from below us, to be told in our words."""
 
+_ADVICE = "Check that the server runs, and that the URL and the login are right."
 
-def explain(error: BaseException, where: str, t: Tables, *, callers: bool = False) -> Exception | None:
+
+def explain(
+    error: BaseException, where: str, t: Tables, *, callers: bool = False, tried: float = 0.0
+) -> Exception | None:
     """Return our error for one of the driver's, or None where that one says it best.
 
     Args:
         error: One of `FOREIGN`.
         where: How messages name the database.
         t: The tables, for messages about rights.
-        callers: Whether it came in a transaction of the caller's.
+        callers: Whether it came in a transaction of the caller's, who then wants to know what has ended it.
+        tried: For how long, in seconds, the call was made again.
     """
-    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    cause = error.orig if isinstance(error, exc.StatementError) else error
     state = getattr(cause, "sqlstate", None) or ""
     message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
     ended = " Your transaction can only be rolled back now: do that first." if callers else ""
@@ -51,12 +62,26 @@ def explain(error: BaseException, where: str, t: Tables, *, callers: bool = Fals
         or (state == _NO_SETTING and "configuration" in message)
     ):
         return InvalidURL(f"{where}: {message}")
+    if state in _NO_SUCH_PREPARED:
+        return InvalidOption(
+            f"{where}: {message}. This happens where a pooler lends each transaction another server connection: "
+            'use from_conn_string(..., pooler="transaction"), or make the engine with '
+            "**checkpoint_store.url.pooler_options()."
+        )
     if isinstance(error, (exc.TimeoutError, TurnTimeout)):
         return Unavailable(f"{where}: no connection became free in time ({message})")
+    if isinstance(error, exc.StatementError) and isinstance(error.orig, asyncio.TimeoutError):
+        return Unavailable(f"{where}: the statement took longer than the engine's command_timeout allows")
+    fault = None if callers else fault_of(error)
+    if fault and tried:
+        advice = "" if is_conflict(error) else f" {_ADVICE}"
+        return Unavailable(f"{where}: {message}. Tried again for {tried:g} s (retry_timeout): {fault.reason}.{advice}")
+    if fault and is_conflict(error):
+        return Unavailable(f"{where}: {message}: {fault.reason}. Try again, or set retry_timeout.")
     # psycopg gives no state to what comes from libpq: nobody listens there, or the login was refused.
     lost = isinstance(error, exc.DBAPIError) and (
         error.connection_invalidated or (isinstance(error, exc.OperationalError) and not state)
     )
-    if lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
-        return Unavailable(f"{where}: {message}. Check that the server runs, and that the URL and the login are right.")
+    if fault or lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError)):
+        return Unavailable(f"{where}: {message}. {_ADVICE}")
     return None

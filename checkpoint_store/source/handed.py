@@ -19,15 +19,28 @@ from checkpoint_store.source.connection import ConnectionOrigin, SessionOrigin
 from checkpoint_store.source.engine import EngineOrigin
 from checkpoint_store.source.looped import LoopSource
 from checkpoint_store.source.origin import Origin
+from checkpoint_store.source.replica import ReplicaOrigin
+from checkpoint_store.source.retrying import RETRY_SECONDS
 from checkpoint_store.source.threaded import ThreadSource
 from checkpoint_store.statements import Statements, statements_of
+from checkpoint_store.url import check_pooler
 
 _DRIVERS = ("asyncpg", "psycopg")
 
 _shelves: weakref.WeakKeyDictionary[Dialect, dict[str | None, Shelf]] = weakref.WeakKeyDictionary()
 
 
-def source_on(conn: object, pipe: object, schema: str | None, shares_pages: bool | None, *, sync: bool) -> Source:
+def source_on(
+    conn: object,
+    pipe: object,
+    schema: str | None,
+    shares_pages: bool | None,
+    retry_timeout: float,
+    *,
+    sync: bool,
+    pooler: str | None = None,
+    read_engine: object = None,
+) -> Source:
     """Return a source on what a saver is made with.
 
     Args:
@@ -35,13 +48,17 @@ def source_on(conn: object, pipe: object, schema: str | None, shares_pages: bool
         pipe: A pipeline or None.
         schema: The PostgreSQL schema of the tables.
         shares_pages: See `Sharing`.
+        retry_timeout: See `EngineOrigin`.
         sync: Whether the saver is for sync code, and so takes what has no event loop too.
+        pooler: What pools the server's connections.
+        read_engine: The engine of a replica, or None.
 
     Raises:
         UnusableConnection: If `conn` or `pipe` is something else, or `conn` speaks to another database, or by a driver
             that we don't know.
-        InvalidOption: If `pipe` can't be used with it.
+        InvalidOption: If `pipe` can't be used with it, `retry_timeout` is no time, or `pooler` of an unknown kind.
     """
+    check_pooler(pooler)
     if isinstance(conn, (AsyncSession, Session, async_scoped_session, scoped_session)):
         raise UnusableConnection(
             f"conn is {_named(conn)}. Make the saver on the session's engine, and work in a transaction of the session "
@@ -53,7 +70,13 @@ def source_on(conn: object, pipe: object, schema: str | None, shares_pages: bool
     if pipe is not None and not isinstance(pipe, AsyncPipeline):
         raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it has to be an AsyncPipeline or None")
     if isinstance(conn, (AsyncEngine, Engine)):
-        return engine_source(conn, statements_of(schema), pipe, shares_pages)
+        return engine_source(
+            conn, statements_of(schema), pipe, shares_pages, retry_timeout, pooler=pooler, read_engine=read_engine
+        )
+    if read_engine is not None:
+        raise InvalidOption(
+            "read_engine can't be used with a connection: no replica knows of its transaction. Pass the engine."
+        )
     if pipe is not None:
         raise InvalidOption(
             "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."
@@ -93,12 +116,20 @@ def source_within(conn: object, source: Source, bind_arguments: Mapping[str, Any
 
 
 def engine_source(
-    engine: AsyncEngine | Engine, sql: Statements, pipe: AsyncPipeline | None, shares_pages: bool | None
+    engine: AsyncEngine | Engine,
+    sql: Statements,
+    pipe: AsyncPipeline | None,
+    shares_pages: bool | None,
+    retry_timeout: float = RETRY_SECONDS,
+    *,
+    pooler: str | None = None,
+    read_engine: object = None,
 ) -> Source:
     """Return a source on an engine.
 
     Raises:
-        UnusableConnection: If the engine speaks to another database, or by a driver that we don't know.
+        UnusableConnection: If an engine speaks to another database, or by a driver that we don't know; or if
+            `read_engine` is not of the same kind.
         InvalidOption: If `pipe` was made for another engine, or comes with a sync one.
     """
     _check_dialect("conn", engine, engine.dialect)
@@ -110,12 +141,33 @@ def engine_source(
                 "pipe can't be used with a sync engine, whose calls come from threads and commit for themselves. "
                 "Leave it out, or pass an AsyncEngine."
             )
-        return ThreadSource(EngineOrigin(engine, sql), shelf, Sharing(shares_pages))
+        return ThreadSource(
+            _engine_origin(engine, sql, retry_timeout, pooler, read_engine), shelf, Sharing(shares_pages)
+        )
     # Variants made with execution_options() share the dialect.
     if pipe is not None and pipe.engine.dialect is not engine.dialect:
         raise InvalidOption("pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine.")
-    origin = EngineOrigin(engine.sync_engine, sql)
-    return LoopSource(origin, Bridge.of(engine.dialect), shelf, Sharing(shares_pages), engine=engine, pipe=pipe)
+    origin = _engine_origin(engine, sql, retry_timeout, pooler, read_engine)
+    replica = read_engine if isinstance(read_engine, AsyncEngine) else None
+    return LoopSource(
+        *(origin, Bridge.of(engine.dialect), shelf, Sharing(shares_pages)), engine=engine, replica=replica, pipe=pipe
+    )
+
+
+def _engine_origin(
+    engine: AsyncEngine | Engine, sql: Statements, retry_timeout: float, pooler: str | None, read_engine: object
+) -> Origin:
+    within = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    primary = EngineOrigin(within, sql, retry_timeout, pooler=bool(pooler))
+    if read_engine is None:
+        return primary
+    kind = AsyncEngine if isinstance(engine, AsyncEngine) else Engine
+    if not isinstance(read_engine, kind):
+        raise UnusableConnection(_unfit("read_engine", read_engine, f"{kind.__name__}, as conn is,"))
+    _check_dialect("read_engine", read_engine, read_engine.dialect)
+    replica = read_engine.sync_engine if isinstance(read_engine, AsyncEngine) else read_engine
+    # What fails there is asked of the primary, at once.
+    return ReplicaOrigin(primary, EngineOrigin(replica, sql, 0, pooler=bool(pooler)))
 
 
 def _callers_source(origin: Origin, shelf: Shelf, sharing: Sharing) -> Source:

@@ -30,6 +30,7 @@ class LoopSource(Source):
         shelf: What is remembered of pages.
         sharing: See `Source`.
         engine: The engine they are borrowed from; None if they are the caller's.
+        replica: The engine of a replica, if there is one.
         pipe: What lets concurrent changes share commits.
     """
 
@@ -41,6 +42,7 @@ class LoopSource(Source):
         sharing: Sharing,
         *,
         engine: AsyncEngine | None = None,
+        replica: AsyncEngine | None = None,
         pipe: AsyncPipeline | None = None,
     ) -> None:
         super().__init__(origin, shelf, sharing)
@@ -48,6 +50,7 @@ class LoopSource(Source):
         self.owned = False
         """Whether the engine is ours to dispose of, and its loop ours to end."""
         self._engine = engine
+        self._replica = replica
         self._pipe = pipe
 
     async def store(self, change: Change) -> None:
@@ -69,12 +72,15 @@ class LoopSource(Source):
         """Refuse further operations, and give back what is ours."""
         if not self._closed:
             self._closed = True
-            await self.bridge.acall(self._release)
+            if not self.bridge.is_left_behind:
+                await self.bridge.acall(self._release)
 
     def close_blocking(self) -> None:
         """Refuse further operations, and give back what is ours."""
         if not self._closed:
             self._closed = True
+            if self.bridge.is_left_behind:
+                return
             self.bridge.call(self._release)
             if self.owned:
                 self.bridge.stop()
@@ -101,6 +107,11 @@ class LoopSource(Source):
     async def _release(self) -> None:
         if self.owned and self._pipe is not None:
             await self._pipe.aclose()
+        # A pipeline of the caller's may have changes of others among ours.
+        if self._pipe is None or self.owned:
+            self.origin.stop_trying()
         # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
         if self._engine is not None and (self.owned or self.bridge.is_ours):
             await self._engine.dispose()
+        if self._replica is not None and self.bridge.is_ours:
+            await self._replica.dispose()

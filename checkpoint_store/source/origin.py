@@ -33,6 +33,11 @@ class Origin(ABC):
         self.engine = engine
         self.sql = sql
 
+    @property
+    def retries(self) -> int:
+        """How many times an operation was done again; in a transaction of the caller's none ever is."""
+        return 0
+
     @abstractmethod
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Call an operation with an executor, the statements and the arguments."""
@@ -45,13 +50,23 @@ class Origin(ABC):
     def setup(self, timeout: float) -> None:
         """Bring the schema to head, waiting so many seconds for others that do."""
 
+    def stop_trying(self) -> None:  # noqa: B027 - by default nothing is done again anyway
+        """Let what fails from now on not be done again."""
+
+    @property
+    def where(self) -> str:
+        """How messages name the database: without user, password and parameters, any of which may be secret."""
+        url = self.engine.url
+        return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
+
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """Tell errors of the server's and the driver's in our words."""
+    def told(self, tried: float = 0.0) -> Iterator[None]:
+        """Tell errors of the server's and the driver's in our words, and for how many seconds it was tried again."""
         try:
             yield
         except FOREIGN as error:
-            if (told := explain(error, _shown(self.engine.url), self.sql.tables, callers=self.is_callers)) is None:
+            told = explain(error, self.where, self.sql.tables, callers=self.is_callers, tried=tried)
+            if told is None:
                 raise
             raise told from error
 
@@ -63,8 +78,3 @@ def pause_of(dialect: Dialect) -> Callable[[float], None]:
 
 def _pause(seconds: float) -> None:
     await_only(asyncio.sleep(seconds))
-
-
-def _shown(url: URL) -> str:
-    """Return a URL without user, password and parameters, any of which may be secret."""
-    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()

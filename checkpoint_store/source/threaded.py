@@ -31,10 +31,12 @@ class ThreadSource(Source):
     async def close(self) -> None:
         """Refuse further operations; engine and connections are the caller's."""
         self._closed = True
+        self.origin.stop_trying()
 
     def close_blocking(self) -> None:
         """Refuse further operations; engine and connections are the caller's."""
         self._closed = True
+        self.origin.stop_trying()
 
     async def _await(self, function: Callable[..., T], *args: Any) -> T:
         if not self.origin.is_callers:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, column, func, select, table
+from sqlalchemy import ColumnElement, Select, Text, case, cast, column, func, select, table
 
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
-from checkpoint_store.statements import choosing, removing
+from checkpoint_store.statements import choosing, copying, history, removing, sizes, threads
 from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
-from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, list_page
+from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
 from checkpoint_store.statements.statement import Read, Statement
 from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
 
@@ -33,6 +33,7 @@ class Statements:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self._pages: dict[frozenset[str], Read] = {}
+        self._threads: dict[frozenset[str], Statement] = {}
 
     @cached_property
     def put_checkpoint(self) -> Statement:
@@ -53,14 +54,32 @@ class Statements:
     def get_checkpoint(self) -> Read:
         """See `checkpoints`: the one with a given id. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
         chosen = self._pick(named(self.tables, "checkpoint_id"))
-        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined))
+        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined, thread=given("thread_id")))
 
     @cached_property
     def get_latest(self) -> Read:
         """See `checkpoints`: the newest. Binds: `thread_id`, `checkpoint_ns`."""
         newest = self.tables.checkpoints.c.checkpoint_id.desc()
         chosen = self._pick(named(self.tables)).order_by(newest).limit(number(1))
-        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined))
+        return Read.of(lambda joined: checkpoints(self.tables, chosen, joined=joined, thread=given("thread_id")))
+
+    @cached_property
+    def has_newer(self) -> Statement:
+        """Whether there is a checkpoint newer than one. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
+        c = self.tables.checkpoints.c
+        newer = self._pick(named(self.tables)).where(c.checkpoint_id > given("checkpoint_id"))
+        return Statement(select(newer.exists()))
+
+    @cached_property
+    def log_position(self) -> Statement:
+        """Where the write-ahead log ends, with what is written but not flushed."""
+        return Statement(select(cast(func.pg_current_wal_insert_lsn(), Text)))
+
+    @cached_property
+    def replayed_position(self) -> Statement:
+        """Where the replay of the write-ahead log is; NULL on what does not replay any."""
+        replayed = cast(func.pg_last_wal_replay_lsn(), Text)
+        return Statement(select(case((func.pg_is_in_recovery(), replayed))))
 
     @cached_property
     def store(self) -> Statement:
@@ -183,6 +202,51 @@ class Statements:
         return Statement(removing.delete_threads(self.tables))
 
     @cached_property
+    def stored_threads(self) -> Statement:
+        """See `copying.stored_threads`."""
+        return Statement(copying.stored_threads(self.tables))
+
+    @cached_property
+    def copy_thread(self) -> Statement:
+        """See `copying.copy_thread`."""
+        return Statement(copying.copy_thread(self.tables))
+
+    @cached_property
+    def outcome(self) -> Statement:
+        """See `copying.outcome`."""
+        return Statement(copying.outcome())
+
+    @cached_property
+    def thread_tables(self) -> Statement:
+        """See `sizes.thread_tables`."""
+        return Statement(sizes.thread_tables(self.tables))
+
+    @cached_property
+    def thread_channels(self) -> Statement:
+        """See `sizes.thread_channels`."""
+        return Statement(sizes.thread_channels(self.tables))
+
+    @cached_property
+    def largest_threads(self) -> Statement:
+        """See `sizes.largest_threads`."""
+        return Statement(sizes.largest_threads(self.tables))
+
+    @cached_property
+    def table_sizes(self) -> Statement:
+        """See `sizes.table_sizes`."""
+        return Statement(sizes.table_sizes())
+
+    @cached_property
+    def history(self) -> Statement:
+        """See `history.history`."""
+        return Statement(history.history(self.tables))
+
+    @cached_property
+    def matching(self) -> Statement:
+        """See `history.matching`."""
+        return Statement(history.matching(self.tables))
+
+    @cached_property
     def next_blobs(self) -> Statement:
         """See `next_blobs`."""
         return Statement(next_blobs(self.tables))
@@ -203,6 +267,11 @@ class Statements:
         return Statement(delta_history(self.tables))
 
     @cached_property
+    def inventory(self) -> Statement:
+        """See `inventory`."""
+        return Statement(inventory(self.tables))
+
+    @cached_property
     def has_table(self) -> Statement:
         """Whether there is a table: to know a database of the stock saver by. Binds: `name`, qualified."""
         return Statement(select(func.to_regclass(given("name")).is_not(None)))
@@ -220,6 +289,13 @@ class Statements:
             page = Read.of(lambda joined: list_page(self.tables, conditions, joined=joined))
             self._pages[conditions] = page
         return page
+
+    def list_threads(self, conditions: frozenset[str]) -> Statement:
+        """See `threads.newest_threads` or `threads_by_id`, as the conditions say; built once for each set of them."""
+        if (listed := self._threads.get(conditions)) is None:
+            build = threads.newest_threads if "newest" in conditions else threads.threads_by_id
+            listed = self._threads[conditions] = Statement(build(self.tables, conditions))
+        return listed
 
     def _pick(self, condition: ColumnElement[bool]) -> Select[Any]:
         return select(self.tables.checkpoints).where(condition)

@@ -49,7 +49,7 @@ def delta_history(t: Tables) -> Select[Any]:
     """Select the ancestors of a checkpoint with what they contribute to some channels.
 
     A row is an ancestor: its id, its parent's id, whether the walk starts there, its writes to the channels still
-    sought at that point, and the values that end the walk of their channels. The columns are those of `codec.Ancestor`.
+    sought at that point, and the values that end the walk of their channels. The columns are those of `rows.Ancestor`.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id` (or NULL for the newest), `channels` (array of text).
     """
@@ -115,7 +115,9 @@ def _is_blob(t: Tables, channel: ColumnElement[str]) -> ColumnElement[bool]:
     """The condition that a blob is the value of a channel at a checkpoint."""
     c, b = t.checkpoints, t.checkpoint_blobs
     version = member_text(member(c.c.checkpoint, key("channel_versions")), channel)
-    return and_(same_graph(b, c), b.c.channel == channel, b.c.version == version, b.c.type != key("empty"))
+    return and_(
+        same_graph(b, c, given("thread_id")), b.c.channel == channel, b.c.version == version, b.c.type != key("empty")
+    )
 
 
 def _writes(t: Tables, chain: FromClause) -> LateralFromClause:
@@ -138,7 +140,13 @@ def _values(t: Tables, chain: FromClause) -> LateralFromClause:
     found = rows_of(chain.c.found, "channel")
     inline = cast(member(member(c.c.checkpoint, key("channel_values")), found.c.channel), Text)
     # The limit has the primary key looked up, as in `statements`.
-    blob = select(*value_of(t, b)).where(_is_blob(t, found.c.channel)).limit(number(1)).correlate(c, found).lateral()
+    blob = (
+        select(*value_of(t, b, given("thread_id")))
+        .where(_is_blob(t, found.c.channel))
+        .limit(number(1))
+        .correlate(c, found)
+        .lateral()
+    )
     return (
         select(*arrays([found.c.channel, blob.c.type, blob.c.blob, inline.label("inline")], "value"))
         .select_from(c.join(found, true()).outerjoin(blob, true()))

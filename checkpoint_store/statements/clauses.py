@@ -55,9 +55,18 @@ def named(t: Tables, *more: str) -> ColumnElement[bool]:
     return and_(*[t.checkpoints.c[name] == given(name) for name in ("thread_id", "checkpoint_ns", *more)])
 
 
-def same_graph(one: FromClause, other: FromClause) -> ColumnElement[bool]:
+Thread = ColumnElement[str] | None
+"""The thread's id where it comes with the call, so that each table of a statement can be asked for that thread alone.
+
+That other rows of the statement have it the server knows too, but not when it plans: it would look at every partition
+of a table, or every shard, and pass over all but one only when it comes to them.
+"""
+
+
+def same_graph(one: FromClause, other: FromClause, thread: Thread = None) -> ColumnElement[bool]:
     """The condition that rows of two tables belong to the same thread and namespace."""
-    return and_(one.c.thread_id == other.c.thread_id, one.c.checkpoint_ns == other.c.checkpoint_ns)
+    thread = other.c.thread_id if thread is None else thread
+    return and_(one.c.thread_id == thread, one.c.checkpoint_ns == other.c.checkpoint_ns)
 
 
 def same_blob(one: FromClause, other: FromClause) -> ColumnElement[bool]:
@@ -78,6 +87,12 @@ def member_text(document: ColumnElement[Any], name: ColumnElement[str]) -> Colum
 def has_member(document: ColumnElement[Any], name: ColumnElement[str]) -> ColumnElement[bool]:
     """Whether a JSON object has a member, be it null."""
     return document.op("?", return_type=Boolean())(name)
+
+
+def members_of(document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+    """A member of a JSON object if it is an object itself, else NULL: of which there are no members, but no error."""
+    found = member(document, key(name))
+    return case((func.jsonb_typeof(found) == key("object"), found))
 
 
 def rows_of_binds(prefix: str = "", /, **columns: Any) -> TableValuedAlias:
@@ -118,11 +133,12 @@ def arrays(columns: Sequence[ColumnElement[Any]], prefix: str, *order: ColumnEle
     ]
 
 
-def value_of(t: Tables, b: FromClause) -> tuple[ColumnElement[str], ColumnElement[bytes]]:
+def value_of(t: Tables, b: FromClause, thread: Thread = None) -> tuple[ColumnElement[str], ColumnElement[bytes]]:
     """The type and the bytes of a blob; a recipe (see `pages`) is joined to its value, or NULL if a page is missing."""
     p = t.checkpoint_pages
     entry = _entries(b).subquery("entry")
-    page = select(p.c.page).where(p.c.thread_id == b.c.thread_id, p.c.digest == entry.c.content).correlate(b, entry)
+    thread = b.c.thread_id if thread is None else thread
+    page = select(p.c.page).where(p.c.thread_id == thread, p.c.digest == entry.c.content).correlate(b, entry)
     piece = case(
         (entry.c.size == number(_PAGE), page.scalar_subquery()),
         else_=func.substr(entry.c.content, number(1), entry.c.size),
@@ -141,6 +157,12 @@ def digests_of(b: FromClause) -> Select[Any]:
     """The digests of the pages that recipes name; the caller adds which blobs, all of them recipes."""
     entry = _entries(b).lateral("entry")
     return select(entry.c.content.label("digest")).select_from(b.join(entry, entry.c.size == number(_PAGE)))
+
+
+def digests_in(b: FromClause) -> Select[Any]:
+    """The digests of the pages that one recipe names, that of a row of the enclosing statement."""
+    entry = _entries(b).subquery("entry")
+    return select(entry.c.content.label("digest")).where(entry.c.size == number(_PAGE)).correlate(b)
 
 
 def _entries(b: FromClause) -> Select[Any]:

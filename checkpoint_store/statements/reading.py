@@ -12,6 +12,7 @@ from sqlalchemy import (
     Select,
     Subquery,
     Text,
+    and_,
     bindparam,
     cast,
     func,
@@ -24,6 +25,7 @@ from sqlalchemy.sql.selectable import LateralFromClause
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import (
+    Thread,
     applied,
     arrays,
     given,
@@ -42,10 +44,10 @@ MOST_ROWS = 128
 """How many rows a page of a list may have."""
 
 
-def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool) -> Select[Any]:
+def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool, thread: Thread = None) -> Select[Any]:
     """Select checkpoints whole: with the blobs of their channels, their pending writes and old-style pending sends.
 
-    The columns are those of `codec.Row`. What belongs to a checkpoint comes as parallel arrays from LATERAL subqueries,
+    The columns are those of `rows.Row`. What belongs to a checkpoint comes as parallel arrays from LATERAL subqueries,
     the shape that a distributed PostgreSQL takes too.
 
     Args:
@@ -53,9 +55,10 @@ def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool) -> Select[Any]:
         chosen: Which rows of `checkpoints`, ordered and limited as wanted. It is a subquery of its own, so that the
             LATERAL parts run for these rows only, and only after sorting and limiting.
         joined: Whether pages are joined to values.
+        thread: The thread that they all belong to, if it is known.
     """
     c = chosen.subquery("c")
-    blobs, writes, sends = _blobs(t, c, joined=joined), _writes(t, c), _sends(t, c)
+    blobs, writes, sends = _blobs(t, c, thread, joined=joined), _writes(t, c, thread), _sends(t, c, thread)
     return select(
         c.c.thread_id,
         c.c.checkpoint_ns,
@@ -106,8 +109,24 @@ def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[
     most = page.subquery("page")
     ordered = select(most).order_by(*[most.c[name].desc() for name in names])
     size = select(bindparam("page_size", type_=Integer)).scalar_subquery()
-    whole = checkpoints(t, ordered.limit(size), joined=joined)
+    thread = given("thread_id") if "thread_id" in conditions else None
+    whole = checkpoints(t, ordered.limit(size), joined=joined, thread=thread)
     return whole.order_by(*[whole.selected_columns[name].desc() for name in names])
+
+
+def inventory(t: Tables) -> Select[Any]:
+    """Select the checkpoints of a thread, once for each task that has pending writes: its path and how many it has.
+
+    Binds: `thread_id`.
+    """
+    c, w = t.checkpoints, t.checkpoint_writes
+    keys = [c.c.checkpoint_ns, c.c.checkpoint_id, w.c.task_id]
+    return (
+        select(*keys, func.max(w.c.task_path), func.count(w.c.idx))
+        .select_from(c.outerjoin(w, and_(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id)))
+        .where(c.c.thread_id == given("thread_id"))
+        .group_by(*keys)
+    )
 
 
 def _namespaces(t: Tables) -> CTE:
@@ -121,7 +140,7 @@ def _namespaces(t: Tables) -> CTE:
     return found.union_all(select(following).where(found.c.checkpoint_ns.is_not(None)))
 
 
-def _blobs(t: Tables, c: Subquery, *, joined: bool) -> LateralFromClause:
+def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFromClause:
     b = t.checkpoint_blobs
     pairs = func.jsonb_each_text(member(c.c.checkpoint, key("channel_versions"))).table_valued("key", "value")
     # A SELECT of its own: a distributed PostgreSQL can't plan the set-returning function in the join itself.
@@ -129,8 +148,8 @@ def _blobs(t: Tables, c: Subquery, *, joined: bool) -> LateralFromClause:
     # The limit has the primary key looked up for each channel. Otherwise the planner, which takes every checkpoint to
     # have 100 channels, would rather read all blobs of a thread and hash them.
     found = (
-        select(*(value_of(t, b) if joined else (b.c.type, b.c.blob)))
-        .where(same_graph(b, c), b.c.channel == current.c.channel, b.c.version == current.c.version)
+        select(*(value_of(t, b, thread) if joined else (b.c.type, b.c.blob)))
+        .where(same_graph(b, c, thread), b.c.channel == current.c.channel, b.c.version == current.c.version)
         .where(b.c.type != key("empty"))
         .limit(number(1))
         .correlate(c, current)
@@ -144,23 +163,23 @@ def _blobs(t: Tables, c: Subquery, *, joined: bool) -> LateralFromClause:
     )
 
 
-def _writes(t: Tables, c: Subquery) -> LateralFromClause:
+def _writes(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
     w = t.checkpoint_writes
     return (
         select(*arrays([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *applied(w)))
-        .where(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id)
+        .where(same_graph(w, c, thread), w.c.checkpoint_id == c.c.checkpoint_id)
         .correlate(c)
         .lateral("writes")
     )
 
 
-def _sends(t: Tables, c: Subquery) -> LateralFromClause:
+def _sends(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
     """Before format 4 a step's sends were writes of the parent, in its own thread and namespace."""
     w = t.checkpoint_writes
     old = cast(member_text(c.c.checkpoint, key("v")), Numeric) < number(4)
     return (
         select(*arrays([w.c.type, w.c.blob], "send", *applied(w)))
-        .where(same_graph(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id, w.c.channel == key(TASKS), old)
+        .where(same_graph(w, c, thread), w.c.checkpoint_id == c.c.parent_checkpoint_id, w.c.channel == key(TASKS), old)
         .correlate(c)
         .lateral("sends")
     )

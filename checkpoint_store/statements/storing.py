@@ -140,7 +140,7 @@ def known_pages(t: Tables) -> Select[Any]:
     """
     p, threads = t.checkpoint_pages, t.checkpoint_threads
     digest = rows_of_binds(digest=LargeBinary).c.digest
-    known = select(p.c.digest).where(p.c.thread_id == threads.c.thread_id, p.c.digest == digest)
+    known = select(p.c.digest).where(p.c.thread_id == given("thread_id"), p.c.digest == digest)
     known = select(func.array_agg(digest)).where(known.correlate(threads, digest.table).exists()).correlate(threads)
     return select(threads.c.epoch, known.scalar_subquery()).where(threads.c.thread_id == given("thread_id"))
 

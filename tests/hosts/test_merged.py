@@ -166,6 +166,38 @@ def test_tables_of_create_all_are_adopted(host_of: Callable[[str], Any]) -> None
     newsroom.drive("check")
 
 
+@pytest.mark.parametrize(
+    ("what", "instead"),
+    [("", ""), ("        transaction_per_migration=True,\n", ""), ("engine.connect()", "engine.begin()")],
+    ids=["each-its-own", "one-for-all", "the-hosts-own"],
+)
+def test_whatever_transactions_the_host_has(clinic: Any, what: str, instead: str) -> None:
+    """One for each revision, one for all, one that env.py began: indexes of a table in use are built in any."""
+    environment = clinic.folder / "migrations" / "env.py"
+    clinic.drive("upgrade", "cs02_pages")
+    clinic.execute("INSERT INTO checkpoints (thread_id, checkpoint_id, checkpoint) VALUES ('t', '1', '{}')")
+    assert what in environment.read_text()
+    environment.write_text(environment.read_text().replace(what, instead))
+
+    clinic.drive("upgrade", "heads")
+
+    assert clinic.fetch(NOTED) == clinic.fetch(HOSTS_OWN) == [schema.HEAD]
+    assert clinic.fetch("SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'checkpoint_store%idx'") == [2]
+    clinic.setup()
+
+
+def test_a_translate_map_of_the_hosts_does_not_move_the_tables(clinic: Any) -> None:
+    """It renames the host's schemas, not the one that is named for our tables."""
+    environment = clinic.folder / "migrations" / "env.py"
+    translated = "NullPool, execution_options={'schema_translate_map': {'agents': 'elsewhere'}}"
+    environment.write_text(environment.read_text().replace("poolclass=NullPool", f"poolclass={translated}"))
+
+    clinic.drive("upgrade", "heads", x=Namespace(x=["checkpoint_store_schema=agents"]))
+
+    (look,) = clinic.setup("agents")
+    assert look.startswith("SELECT")
+
+
 def test_a_failed_revision_leaves_no_note(clinic: Any) -> None:
     """The note is part of the revision's transaction."""
     clinic.execute("CREATE TABLE checkpoint_threads (id int)")

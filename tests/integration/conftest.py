@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,8 +13,11 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.pregel import Pregel
 from langgraph.types import StateSnapshot
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from tests.conftest import Setting
 
 
 class Agent:
@@ -75,24 +78,52 @@ class Agent:
 Agents = Callable[[Callable[[BaseCheckpointSaver[str]], Pregel]], tuple[Agent, Agent]]
 
 
+@pytest.fixture
+async def psycopg_saver(url: str, setting: Setting) -> AsyncIterator[AsyncPostgresSaver]:
+    """Our saver on an async engine of psycopg's."""
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    yield AsyncPostgresSaver(engine, AsyncPipeline(engine) if setting.pipeline else None, share_pages=setting.pages)
+    await engine.dispose()
+
+
+@pytest.fixture
+def sync_psycopg_saver(url: str, setting: Setting) -> Iterator[PostgresSaver]:
+    """Our saver on a sync engine."""
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    yield PostgresSaver(engine, share_pages=setting.pages)
+    engine.dispose()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On psycopg only some graphs run every time."""
+    for item in items:
+        is_on_psycopg = "psycopg_saver" in item.name and item.path.name.startswith("test_graph_")
+        if is_on_psycopg and not (item.path.name == "test_graph_interrupts.py" and "plain" in item.name):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(
     params=[
-        (AsyncPostgresSaver, "async"),
-        (AsyncPostgresSaver, "sync"),
-        (PostgresSaver, "sync"),
-        (PostgresSaver, "async"),
+        ("saver", "async"),
+        ("saver", "sync"),
+        ("sync_saver", "sync"),
+        ("sync_saver", "async"),
+        ("psycopg_saver", "async"),
+        ("sync_psycopg_saver", "sync"),
     ],
-    ids=lambda param: f"{param[0].__name__}-{param[1]}",
+    ids="-".join,
 )
-def agents(request: pytest.FixtureRequest, saver: AsyncPostgresSaver, sync_saver: PostgresSaver) -> Agents:
+def agents(request: pytest.FixtureRequest, setting: Setting) -> Agents:
     """Compile a graph twice, on one of our savers and on the in-memory one, both driven through the same API.
+
+    (`setting` is named, since pytest has to know of it beforehand.)
 
     Takes a function of a saver that returns the compiled graph; returns our agent and the model's.
     """
-    kind, api = request.param
+    name, api = request.param
     if api == "async" and sys.version_info < (3, 11):
         pytest.skip("interrupt() and get_config() in async runs need Python 3.11 (LangGraph's documentation)")
-    ours = saver if kind is AsyncPostgresSaver else sync_saver
+    ours = request.getfixturevalue(name)
 
     def compile_twice(compiled_on: Callable[[BaseCheckpointSaver[str]], Pregel]) -> tuple[Agent, Agent]:
         blocking = api == "sync"

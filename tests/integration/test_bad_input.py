@@ -132,7 +132,8 @@ async def test_tables_that_are_not_set_up_are_named_with_the_way_out(empty_url: 
 
 async def test_an_unreachable_server_is_named_without_the_password(unused_port: int) -> None:
     """The driver's error is the cause; the message has host and reason and masks the password."""
-    async with AsyncPostgresSaver.from_conn_string(f"postgresql://me:secret@127.0.0.1:{unused_port}/app") as saver:
+    url = f"postgresql://me:secret@127.0.0.1:{unused_port}/app"
+    async with AsyncPostgresSaver.from_conn_string(url, retry_timeout=0.2) as saver:
         with pytest.raises(
             errors.Unavailable, match=f"127.0.0.1:{unused_port}/app.*Check that the server runs"
         ) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import count
 from typing import Any
 
@@ -273,6 +274,10 @@ def test_a_long_chain_is_walked_whole(sync_saver: PostgresSaver, tree: Tree, url
 # --- against LangGraph's own walk ---
 
 channels = ["messages", "files", "rare"]
+
+# The in-memory saver of the oldest LangGraph that we work with takes a channel that holds None for one without a value,
+# other than the definition that all savers inherit.
+MODEL_PASSES_OVER_NONE = version("langgraph-checkpoint").startswith("4.1.")
 values = st.none() | st.booleans() | st.integers(0, 9) | st.text(max_size=2) | st.lists(st.integers(0, 9), max_size=2)
 stored_values = values | values.map(_DeltaSnapshot)
 calls = st.lists(
@@ -335,7 +340,8 @@ def test_the_walk_is_langgraphs_own(sync_saver: PostgresSaver, nodes: list[Node]
         asked = {"config": config(target, thread_id=thread_id), "channels": sought}
         found = sync_saver.get_delta_channel_history(**asked)
         assert found == BaseCheckpointSaver.get_delta_channel_history(sync_saver, **asked)
-        assert found == model.get_delta_channel_history(**asked)
+        if not MODEL_PASSES_OVER_NONE:
+            assert found == model.get_delta_channel_history(**asked)
 
 
 @settings(generated, max_examples=40)

@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
@@ -21,10 +21,11 @@ from sqlalchemy import Connection, Engine, NullPool, QueuePool, StaticPool, crea
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import AccessDenied, InvalidConfig, NotSetUp
+from checkpoint_store.errors import AccessDenied, InvalidConfig, NotSetUp, Unavailable
 
 T = TypeVar("T")
 DRIVERS = ["asyncpg", "async psycopg", "psycopg"]
+MOST_DRIVERS = ["asyncpg", pytest.param("async psycopg", marks=pytest.mark.slow), "psycopg"]
 
 
 class Host:
@@ -142,10 +143,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "driver",
-    ["asyncpg", "psycopg", pytest.param("async psycopg", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("driver", MOST_DRIVERS)
 @pytest.mark.parametrize("options", OPTIONS)
 async def test_an_engine_of_any_options_serves_and_stays_as_it_was(
     host_of: Callable[..., Host], driver: str, options: str
@@ -242,7 +240,8 @@ async def test_a_listener_on_all_engines_sees_them_too(
     finally:
         event.remove(Engine, "before_cursor_execute", before)
 
-    assert [statement.split()[0] for statement in seen] == ["WITH", "SELECT", "WITH"]
+    assert "INSERT INTO checkpoints" in seen[0]
+    assert any("DELETE FROM checkpoints" in statement for statement in seen[1:])
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -320,7 +319,7 @@ def before_each_statement(engine: Engine) -> None:
         conn.connection.dbapi_connection.cursor().execute(set_tenant("false"))
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("driver", MOST_DRIVERS)
 @pytest.mark.parametrize(
     "listen",
     [
@@ -350,6 +349,64 @@ async def test_a_listener_that_sets_what_policies_look_at_is_honoured(
             await put(host.saver, "another:1", a=[1])
 
     await asyncio.gather(use("one"), use("two"))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_listener_sees_the_context_of_the_thread_that_calls(url: str, driver: str) -> None:
+    """Also where the call crosses over to a loop: a tenant's thread is not taken for another's."""
+    host = Host(url, driver)
+    saver = PostgresSaver(host.engine)
+    seen: set[tuple[str, str]] = set()
+    caller: ContextVar[str] = ContextVar("caller")
+
+    @event.listens_for(host.sync_engine, "before_cursor_execute")
+    def before(conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        thread_id = parameters["thread_id"] if isinstance(parameters, dict) else parameters[0]
+        seen.add((caller.get(), thread_id))
+
+    def call(name: str) -> None:
+        caller.set(name)
+        for _ in range(5):
+            saver.get(thread(name))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(call, [f"t{number}" for number in range(8)]))
+    saver.close()
+    if not host.is_async:
+        host.engine.dispose()
+
+    assert seen == {(f"t{number}", f"t{number}") for number in range(8)}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("watched", [False, True], ids=["quiet", "watched"])
+async def test_a_connection_lost_in_the_pool_is_replaced(
+    host_of: Callable[..., Host], url: str, driver: str, watched: bool
+) -> None:
+    """Whether or not the driver has noticed; by the second call at the latest, and the error says what it was."""
+    host = host_of(driver, pool_size=1, max_overflow=0)
+    lost = asyncio.Event()
+    if driver == "asyncpg":
+
+        @event.listens_for(host.sync_engine, "connect")
+        def connect(adapter: Any, _: Any) -> None:
+            adapter.driver_connection.add_termination_listener(lambda _: lost.set())
+
+    if watched:
+        event.listen(host.sync_engine, "before_cursor_execute", lambda *_: None)
+    for notices in (False, True):
+        await put(host.saver, a=[1])
+        lost.clear()
+        with psycopg.connect(url, autocommit=True) as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid != pg_backend_pid()"
+            )
+        if driver == "asyncpg" and notices:
+            await asyncio.wait_for(lost.wait(), 30)
+        with suppress(Unavailable):
+            await put(host.saver, a=[1])
+        await put(host.saver, a=[1])
 
 
 # --- many calls, many savers, many tasks ---
@@ -409,7 +466,7 @@ async def test_after_a_thousand_calls_the_engine_is_what_it_was(
     host_of: Callable[..., Host], driver: str, watched: bool
 ) -> None:
     """Errors and cancellations among them, beside transactions of the host's, half of which it rolls back."""
-    host = host_of(driver, pool_size=4, max_overflow=0, execution_options={"logging_token": "host"})
+    host = host_of(driver, pool_size=4, max_overflow=0, pool_timeout=120, execution_options={"logging_token": "host"})
     if watched:
         event.listen(host.sync_engine, "before_cursor_execute", lambda *_: None)
     await host.work(prepare_for_orders)
@@ -469,7 +526,7 @@ def prepare_for_orders(conn: Connection) -> None:
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_savers_and_tasks_share_a_small_pool(host_of: Callable[..., Host], driver: str) -> None:
     """A hundred tasks on two savers and two connections, beside the host: no lock, and nobody starves."""
-    host = host_of(driver, pool_size=2, max_overflow=0)
+    host = host_of(driver, pool_size=2, max_overflow=0, pool_timeout=120)
     savers = [host.saver, host.another_saver()]
 
     async def run(number: int) -> list[int]:
@@ -485,7 +542,8 @@ async def test_savers_and_tasks_share_a_small_pool(host_of: Callable[..., Host],
 
 def test_a_hundred_threads_share_a_small_pool(url: str) -> None:
     """On a sync engine each call waits in its own thread; the pool's deadline is met by all."""
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), pool_size=2, max_overflow=0)
+    target = make_url(url).set(drivername="postgresql+psycopg")
+    engine = create_engine(target, pool_size=2, max_overflow=0, pool_timeout=120)
     savers = [PostgresSaver(engine), PostgresSaver(engine)]
 
     def run(number: int) -> list[int]:

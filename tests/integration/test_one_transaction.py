@@ -29,7 +29,9 @@ from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="context variables of tasks need Python 3.11")
+asks = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="interrupt() in async runs needs Python 3.11 (LangGraph's documentation)"
+)
 
 THREAD: Any = {"configurable": {"thread_id": "table 7"}}
 
@@ -192,6 +194,7 @@ async def test_a_run_that_fails_leaves_the_decision_to_the_request(
     assert state["said"] == ["hello", "order 2", "done"]
 
 
+@asks
 async def test_an_interrupt_is_answered_in_another_transaction(
     engine: AsyncEngine, orders: psycopg.Connection[Any]
 ) -> None:
@@ -220,6 +223,7 @@ async def test_an_interrupt_is_answered_in_another_transaction(
     assert (await graph.aget_state(THREAD)).values["said"] == ["hello", "order 2", "yes", "order 4"]
 
 
+@asks
 async def test_subgraphs_store_in_the_same_transaction(engine: AsyncEngine, orders: psycopg.Connection[Any]) -> None:
     """They get the bound saver from the graph that runs them."""
 
@@ -241,6 +245,7 @@ async def test_subgraphs_store_in_the_same_transaction(engine: AsyncEngine, orde
     assert committed(orders) == (0, 0)
 
 
+@asks
 async def test_the_functional_api_takes_a_bound_saver_too(engine: AsyncEngine, orders: psycopg.Connection[Any]) -> None:
     """An entrypoint is a graph like others."""
     saver = AsyncPostgresSaver(engine)
@@ -258,6 +263,40 @@ async def test_the_functional_api_takes_a_bound_saver_too(engine: AsyncEngine, o
             await (session.commit if commits else session.rollback)()
 
     assert committed(orders) == (2, 2)
+
+
+async def test_only_the_step_that_acts_need_be_in_the_transaction(
+    engine: AsyncEngine, orders: psycopg.Connection[Any]
+) -> None:
+    """The steps before it are stored as they are done, holding no connection; what they said survives a rollback."""
+    saver = AsyncPostgresSaver(engine)
+    graph = StateGraph(Chat).add_sequence([("think", talk), ("act", cook)]).add_edge(START, "think")
+    compiled = graph.compile(checkpointer=saver, interrupt_before=["act"])
+    await compiled.ainvoke({"said": ["hello"]}, THREAD)
+    stored = committed(orders)[1]
+
+    for commits in (False, True):
+        async with AsyncSession(engine) as session:
+            current.set(session)
+            bound = compiled.copy({"checkpointer": saver.bind(session)})
+            assert (await bound.ainvoke(None, THREAD, durability="exit"))["said"] == ["hello", "1 so far", "order 2"]
+            await (session.commit if commits else session.rollback)()
+        assert committed(orders) == ((2, stored + 1) if commits else (0, stored))
+
+
+async def test_an_outcome_is_noted_with_the_rows(engine: AsyncEngine, orders: psycopg.Connection[Any]) -> None:
+    """`update_state` on a bound copy is one checkpoint in the caller's transaction."""
+    saver = AsyncPostgresSaver(engine)
+    graph = kitchen(saver, talk)
+    await graph.ainvoke({"said": ["hello"]}, THREAD)
+    stored = committed(orders)[1]
+    for commits in (False, True):
+        async with AsyncSession(engine) as session:
+            session.add(Order(dish="soup"))
+            bound = graph.copy({"checkpointer": saver.bind(session)})
+            await bound.aupdate_state(THREAD, {"said": ["ordered"]})
+            await (session.commit if commits else session.rollback)()
+        assert committed(orders) == ((1, stored + 1) if commits else (0, stored))
 
 
 # --- when the saver is called ---
@@ -391,23 +430,29 @@ KITCHEN = """
 """
 
 
-@pytest.mark.parametrize("kind", ["async", "sync"])
-def test_a_killed_process_leaves_both_or_neither(url: str, orders: psycopg.Connection[Any], kind: str) -> None:
-    """SIGKILL at 20 random moments between the INSERT of an order and the COMMIT, and after it."""
+@pytest.mark.parametrize(
+    ("kind", "moments"), [("async", 20), ("sync", 5), pytest.param("sync", 20, marks=pytest.mark.slow)]
+)
+def test_a_killed_process_leaves_both_or_neither(
+    url: str, orders: psycopg.Connection[Any], kind: str, moments: int
+) -> None:
+    """SIGKILL at random moments between the INSERT of an order and the COMMIT, and after it."""
     chance = random.Random()
     last_words: Counter[str] = Counter()
     command = [sys.executable, "-c", textwrap.dedent(KITCHEN), url]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as kitchen:
         assert kitchen.stdin is not None
         assert kitchen.stdout is not None
-        for run in range(20):
+        for run in range(moments):
             kitchen.stdin.write(f"{kind} {run}\n")
             kitchen.stdin.flush()
             lines = iter(kitchen.stdout.readline, "")
             child = next(int(line.split()[1]) for line in lines if line.startswith("started"))
             # The first transaction has warmed it up; this or a later one is hit.
-            next(line for line in lines if line.startswith("inserted") and not line.endswith("-0\n"))
-            time.sleep(chance.uniform(0, 0.05))  # there is nothing to wait for: any moment will do
+            moment = chance.choice(["inserted", "inserted", "inserted", "committing"])
+            next(line for line in lines if line.startswith(moment) and not line.endswith("-0\n"))
+            # There is nothing to wait for: any moment will do.
+            time.sleep(chance.uniform(0, 0.05 if moment == "inserted" else 0.005))
             os.kill(child, signal.SIGKILL)
             words = list(takewhile(lambda line: not line.startswith("killed by"), lines))
             last_words[words[-1].split()[0] if words else "inserted"] += 1
@@ -420,7 +465,7 @@ def test_a_killed_process_leaves_both_or_neither(url: str, orders: psycopg.Conne
                 assert {name for (name,) in threads} <= ordered
         kitchen.stdin.close()
 
-    assert sum(last_words.values()) == 20
+    assert sum(last_words.values()) == moments
     assert last_words["inserted"] + last_words["committing"] > 0, "none was hit in a transaction: that proves nothing"
 
 

@@ -68,6 +68,11 @@ def explain(conn: Connection, statement: Statement, binds: dict[str, Any], mode:
     return nodes
 
 
+async def version_of(engine: AsyncEngine) -> int:
+    async with engine.connect() as conn:
+        return int((await conn.execute(text("SHOW server_version_num"))).scalar_one()) // 10_000
+
+
 def _literal(value: Any) -> str:
     if isinstance(value, list):
         return "ARRAY[" + ", ".join(map(_literal, value)) + "]::text[]"
@@ -108,7 +113,10 @@ async def test_reading_never_scans_a_table(filled: AsyncEngine, name: str, mode:
         nodes = await conn.run_sync(explain, statement, binds, mode)
 
     assert nodes[0]["Total Cost"] < JIT_ABOVE_COST
+    # Before version 14 the server shows an EXISTS both ways, by index and by hash, and decides when it comes to it.
+    unused = {"Seq Scan"} if await version_of(filled) < 14 else set()
     scans = [node for node in nodes if "Relation Name" in node]
+    scans = [node for node in scans if "Subplan Name" not in node or node["Node Type"] not in unused]
     found = {node["Relation Name"] for node in scans}
     assert found >= {"checkpoints", "checkpoint_blobs", "checkpoint_writes"}
     assert ("checkpoint_pages" in found) == (name in STATEMENTS)

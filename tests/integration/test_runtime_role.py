@@ -34,7 +34,7 @@ class Service:
     async def put(self, saver: AsyncPostgresSaver, value: Any) -> Any:
         versions = {"a": uuid.uuid4().hex}
         checkpoint: Any = {**empty_checkpoint(), "channel_values": {"a": value}, "channel_versions": versions}
-        return await saver.aput(CONFIG, checkpoint, {"source": "loop"}, versions)
+        return await saver.aput(CONFIG, checkpoint, {"source": "loop", "run_id": "run"}, versions)
 
     async def put_all(self) -> None:
         """Store one value after the other, so that pages are added to known ones, and replace a checkpoint."""
@@ -70,9 +70,19 @@ class Service:
         async with self.engine.connect() as conn:
             await conn.run_sync(migrations.check, self.schema)
 
+    async def delete_for_runs(self) -> None:
+        assert (await self.saver.adelete_for_runs(["run"])).checkpoints > 0
+
+    async def list_threads(self) -> None:
+        assert [found.thread_id async for found in self.saver.alist_threads()]
+
+    async def sweep(self) -> None:
+        await self.put_all()
+        assert (await self.saver.asweep(keep_last=1)).checkpoints > 0
+
     async def in_a_transaction(self) -> None:
         async with self.engine.begin() as conn:
-            saver = AsyncPostgresSaver(conn, schema=self.schema)
+            saver = self.saver.bind(conn)
             await saver.setup()
             await self.put(saver, LARGE)
             assert await saver.aget_tuple(CONFIG) is not None
@@ -88,8 +98,14 @@ OPERATIONS: dict[str, Callable[[Service], Awaitable[object]]] = {
     "get": lambda service: service.saver.aget_tuple(CONFIG),
     "list": Service.list_all,
     "delta_history": lambda service: service.saver.aget_delta_channel_history(config=CONFIG, channels=["a"]),
-    "delete_thread": lambda service: service.saver.adelete_thread("t"),
     "conversion": Service.convert,
+    "copy_thread": lambda service: service.saver.acopy_thread("t", "copy", replace=True),
+    "list_threads": Service.list_threads,
+    "thread_stats": lambda service: service.saver.aget_thread_stats("t"),
+    "prune": lambda service: service.saver.aprune(["t"], keep=1),
+    "sweep": Service.sweep,
+    "delete_for_runs": Service.delete_for_runs,
+    "delete_thread": lambda service: service.saver.adelete_thread("t"),
     "transaction": Service.in_a_transaction,
     # With share_pages left open the saver asks whether the stock saver is here too.
     "share_pages": lambda service: service.put(AsyncPostgresSaver(service.engine, schema=service.schema), LARGE),

@@ -10,6 +10,7 @@ import uuid
 from itertools import count
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -216,14 +217,23 @@ class Store(RuleBasedStateMachine):
 
 def test_the_saver_holds_what_the_model_holds(sync_saver: PostgresSaver) -> None:
     """Puts, puts again, writes, writes again, forks, deletions and every reading, in any order."""
+    run_on(sync_saver, 40)
 
+
+@pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.slow)])
+def test_it_holds_that_on_a_sync_engine_too(sync_psycopg_saver: PostgresSaver, examples: int) -> None:
+    """Another driver has its own ways with arrays, bytes and NULLs."""
+    run_on(sync_psycopg_saver, examples)
+
+
+def run_on(sync_saver: PostgresSaver, examples: int) -> None:
     class OnPostgres(Store):
         saver = sync_saver
 
     run_state_machine_as_test(
         OnPostgres,
         settings=settings(
-            max_examples=40,
+            max_examples=examples,
             stateful_step_count=25,
             deadline=None,
             database=None,

@@ -62,7 +62,7 @@ SCRIPT = """
         graph.add_edge(START, "answer")
         config = {"configurable": {"thread_id": thread_id}}
         ended = graph.compile(checkpointer=saver).invoke({"messages": ["question"]}, config)
-        print(len(ended["messages"]), "messages")
+        sys.stdout.write(f"{len(ended['messages'])} messages\\n")  # in one piece, for there are threads
         return config
 """
 

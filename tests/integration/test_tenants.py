@@ -59,6 +59,11 @@ class Tenant:
             assert newest is not None
             assert newest.checkpoint["channel_values"] == checkpoint["channel_values"]
             assert {item.metadata["tenant"] async for item in self.saver.alist(None)} == {f"<{self.name}>"}
+        if thread_id == "two":
+            await self.saver.acopy_thread("two", "copy of two")
+            copied = {("copy of two", key): value for (thread, key), value in self.stored.items() if thread == "two"}
+            self.stored |= copied
+            self.writes["copy of two"] = self.writes["two"]
         if thread_id == "doomed" and int(self.name[-1]) % 2 == 0:
             await self.saver.adelete_thread(thread_id)
             self.stored = {key: value for key, value in self.stored.items() if key[0] != thread_id}
@@ -75,6 +80,7 @@ class Tenant:
         assert len(found) == len(self.stored)
         writes = Counter(item.config[place]["thread_id"] for item in found for _ in item.pending_writes or ())
         assert writes == self.writes
+        assert {found.thread_id async for found in self.saver.alist_threads()} == set(self.writes)
 
 
 async def marks(conn: asyncpg.Connection[Any], name: str) -> dict[str, set[bytes]]:
@@ -111,8 +117,11 @@ async def test_ten_schemas_at_work_at_once(empty: AsyncEngine, empty_url: str) -
 
     for tenant in tenants:
         await tenant.verify()
-    # One tenant's values change their form; nobody else's do.
+    # One tenant's values change their form, another's old checkpoints go; nobody else's do.
     assert await conversion.inline(engine, schema=TENANTS[0]) > 0
+    assert (await tenants[1].saver.asweep(keep_last=1)).checkpoints > 0
+    tenants[1].stored = {key: value for key, value in tenants[1].stored.items() if key[1] == f"{STEPS - 1:04}"}
+    tenants[1].writes = Counter(dict.fromkeys(tenants[1].writes, 1))
     await asyncio.gather(*[tenant.verify() for tenant in tenants])
     conn = await asyncpg.connect(empty_url)
     for number, tenant in enumerate(tenants):

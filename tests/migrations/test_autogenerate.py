@@ -20,7 +20,9 @@ from sqlalchemy import (
     Text,
     create_engine,
     make_url,
+    select,
 )
+from sqlalchemy.orm import DeclarativeBase
 
 from checkpoint_store import migrations, schema
 from checkpoint_store.schema import Tables
@@ -185,3 +187,19 @@ def test_foreign_keys_of_the_hosts_are_compared(conn: Connection) -> None:
     )
     conn.commit()
     assert proposals(conn, host, **hook) == []
+
+
+def test_a_mapped_class_on_the_tables() -> None:
+    """A host's ORM can have them too; only the column `metadata` needs another name."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    ours = Tables("agents", metadata=Base.metadata)
+
+    class Checkpoint(Base):
+        __table__ = ours.checkpoints
+        details = ours.checkpoints.c["metadata"]
+
+    statement = select(Checkpoint.thread_id, Checkpoint.details).where(Checkpoint.checkpoint_ns == "")
+    assert 'SELECT "agents".checkpoints.thread_id, "agents".checkpoints.metadata' in str(statement)

@@ -427,3 +427,21 @@ async def test_current_tells_where_a_database_is(empty: AsyncEngine) -> None:
         assert await conn.run_sync(migrations.current) == schema.HEAD
         await conn.run_sync(migrations.downgrade)
         assert await conn.run_sync(migrations.current) is None
+
+
+async def test_a_revision_that_is_not_known_is_a_migration_error(empty: AsyncEngine) -> None:
+    """Code that drives the migrations has one family of errors to expect."""
+    async with empty.connect() as conn:
+        with pytest.raises(errors.MigrationError, match="Can't locate revision identified by 'cs99'"):
+            await conn.run_sync(lambda sync: migrations.upgrade(sync, revision="cs99"))
+        await conn.run_sync(migrations.upgrade)
+        with pytest.raises(errors.MigrationError, match="can't be run"):
+            await conn.run_sync(lambda sync: migrations.downgrade(sync, revision="cs00"))
+
+
+def test_the_command_line_refuses_a_name_that_can_be_no_schemas() -> None:
+    """As one line, with the reason."""
+    failed = alembic("-x", f"schema={'x' * 64}", "upgrade", "head", "--sql", url=None, check=False)
+
+    assert failed.returncode != 0
+    assert "FAILED: schema is 'xxx" in failed.stdout + failed.stderr

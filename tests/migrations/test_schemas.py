@@ -19,7 +19,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
 from sqlalchemy import create_engine, func, make_url, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, conversion, errors, migrations, schema
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion, errors, migrations, schema
 from checkpoint_store.schema import Tables
 
 REPOSITORY = Path(__file__).parents[2]
@@ -136,15 +136,23 @@ async def test_any_name_works(empty: AsyncEngine, empty_url: str, name: str) -> 
     assert await tables(empty_url) == {name: [schema.VERSION_TABLE]}
 
 
-@pytest.mark.parametrize("name", ["100%", "%s %%", 'a:b "c"', "system_user"])
+@pytest.mark.parametrize("name", ["100%", "%s %(x)s %%", 'a:b "c"', "system_user"])
 def test_any_name_works_through_psycopg(empty_url: str, name: str) -> None:
-    """A driver that marks parameters by percent signs migrates the same tables."""
+    """A driver that marks parameters by percent signs migrates, writes and reads the same tables."""
     engine = create_engine(make_url(empty_url).set(drivername="postgresql+psycopg"))
     with engine.connect() as conn:
         migrations.upgrade(conn, name)
         migrations.check(conn, name)
         migrations.downgrade(conn, name, revision="cs01_baseline")
-        migrations.upgrade(conn, name)
+    saver = PostgresSaver(engine, schema=name, share_pages=True)
+    saver.setup()
+    saver.check()
+    checkpoint: Any = {**empty_checkpoint(), "channel_values": {"a": LARGE}, "channel_versions": {"a": "1"}}
+    saver.put_writes(saver.put(CONFIG, checkpoint, {}, {"a": "1"}), [("a", "more")], "task")
+    (found,) = saver.list(None)
+    assert found == PostgresSaver(engine, schema=name).get_tuple(CONFIG)
+    assert found.checkpoint["channel_values"] == {"a": LARGE}
+    saver.delete_thread("t")
     engine.dispose()
 
     assert asyncio.run(tables(empty_url)) == {name: OURS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from checkpoint_store.embedded import EmbeddedPostgres
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
@@ -37,3 +40,20 @@ def test_links_within_the_documentation_lead_somewhere(page: str) -> None:
     text = re.sub(r"^```.+?^```$", "", (DOCS / page).read_text(), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
         assert (DOCS / page).parent.joinpath(target).exists(), target
+
+
+def test_the_transcripts_are_what_the_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made anew on a server of their own, they are what stands in the page, to the letter."""
+    spec = importlib.util.spec_from_file_location("transcripts", DOCS / "transcripts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    transcripts = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(transcripts)
+    page = transcripts.PAGE.read_text()
+
+    with EmbeddedPostgres() as server:
+        monkeypatch.setenv("CHECKPOINT_STORE_URL", server.url)
+        made = transcripts.rewritten(page)
+
+    assert made == page
+    assert len(re.findall(r"^\$ ", page, re.MULTILINE)) > 15

@@ -37,6 +37,7 @@ def test_the_wheel_carries_the_migrations_and_the_types_but_no_tests(wheel: Path
         "checkpoint_store/_alembic/env.py",
         "checkpoint_store/_alembic/script.py.mako",
         "checkpoint_store/py.typed",
+        "checkpoint_store/_demo/survive_kill.py",
     }
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"checkpoint_store"}
     assert not [name for name in names if "__pycache__" in name]
@@ -64,6 +65,16 @@ def test_a_pipeline_can_print_the_sql_and_have_it_applied_by_somebody_else(pytho
     with psycopg.connect(empty_url) as connection:
         connection.execute(statements)
     assert "(head)" in python("-m", "alembic", "current", url=empty_url)
+
+
+def test_the_command_line_is_installed_with_all_it_needs(python: Python, installation: Path, empty_url: str) -> None:
+    """As a script and as a module: it migrates, tells so, and finds its demonstration inside the package."""
+    script = str(installation / "bin" / "checkpoint-store")
+    assert python(script, "upgrade", url=empty_url).startswith("at cs")
+    assert "which is head" in python("-m", "checkpoint_store", "check", url=empty_url)
+    found = python("-c", "from checkpoint_store.cli import starting; print(starting.story())").strip()
+    assert Path(found).exists()
+    assert Path(found).parent.name == "_demo"
 
 
 def test_setup_finds_the_migrations_inside_the_package(python: Python, empty_url: str) -> None:

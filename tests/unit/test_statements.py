@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,20 @@ import checkpoint_store
 from checkpoint_store import statements
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements import Read, Statement, Statements
+from checkpoint_store.statements.history import ERROR, INTERRUPT
 
 DIALECTS: list[Dialect] = [asyncpg.dialect(), psycopg.dialect()]
 CONDITIONS = ["thread_id", "checkpoint_ns", "checkpoint_id", "filter", "before", "after_row"]
+THREAD_CONDITIONS = ["after", "prefix", "filter", "count"]
 
 
 def every_statement(sql: Statements) -> Iterator[tuple[str, Statement]]:
     names = [name for name, found in vars(Statements).items() if isinstance(found, cached_property)]
     found = {name: getattr(sql, name) for name in names}
     found |= {f"list_page of {n}": sql.list_page(frozenset(CONDITIONS[:n])) for n in range(len(CONDITIONS) + 1)}
+    for order, n in product(("newest", "thread_id", "rootless"), range(len(THREAD_CONDITIONS) + 1)):
+        conditions = frozenset({order, *THREAD_CONDITIONS[:n]})
+        found[f"list_threads of {conditions}"] = sql.list_threads(conditions)
     for name, statement in found.items():
         if isinstance(statement, Read):
             yield f"{name}, plain", statement.plain
@@ -65,6 +71,7 @@ def test_cache_keys_are_stable() -> None:
 def test_values_travel_as_parameters_only(dialect: Dialect) -> None:
     """No literal in any text but our own JSON keys and constants."""
     own = {"channel_versions", "channel_values", "v", "empty", "pages", "msgpack", statements.TASKS, "{}", ""}
+    own |= {"thread_id", "run_id", "object", ":[^|]*", "g", INTERRUPT, ERROR, *Tables().metadata.tables}
     own |= {"run_id", "parents", "counters_since_delta_snapshot", "true", "__", "branch:", ":"}
     own |= {"$.channel_values.* ? (@ == true)"}
     for _, statement in every_statement(Statements(Tables())):
@@ -91,7 +98,7 @@ def test_a_schema_qualifies_every_table() -> None:
 def test_there_is_no_sql_string_in_the_package() -> None:
     """Statements are Core; SQL text stands in migrations only, and in what they are made of."""
     package = Path(checkpoint_store.__file__).parent
-    for path in set(package.rglob("*.py")) - {package / "revisions.py"}:
+    for path in set(package.rglob("*.py")) - {package / name for name in ("revisions.py", "partitioning.py")}:
         tree = ast.parse(path.read_text())
         docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
         strings = [

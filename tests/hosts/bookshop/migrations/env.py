@@ -1,11 +1,11 @@
 import asyncio
 import os
 
-from bookshop import Base
 from sqlalchemy import Connection, NullPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import context
+from bookshop import Base
 from checkpoint_store import migrations
 
 

@@ -1,12 +1,12 @@
 import asyncio
 import os
 
-from clinic import Base
 from sqlalchemy import Connection, NullPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import context
 from checkpoint_store import migrations
+from clinic import Base
 
 
 def run(connection: Connection) -> None:

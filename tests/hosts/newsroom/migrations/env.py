@@ -1,13 +1,13 @@
 import asyncio
 import os
 
-from newsroom import Base
 from sqlalchemy import Connection, NullPool
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.schema import CreateSchema
 
 from alembic import context
 from checkpoint_store import migrations
+from newsroom import Base
 
 
 def run(connection: Connection) -> None:

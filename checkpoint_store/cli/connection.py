@@ -1,0 +1,81 @@
+"""What a command does -> an engine to do it on, and what has become of it when it was interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from checkpoint_store.errors import InvalidURL
+from checkpoint_store.source import Source, engine_source
+from checkpoint_store.statements import statements_of
+from checkpoint_store.url import engine_arguments
+
+T = TypeVar("T")
+
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="CHECKPOINT_STORE_URL",
+        show_default=False,
+        metavar="URL",
+        help="The database, such as postgresql://user:password@host/app. In the environment nobody else can read it.",
+    ),
+]
+Schema = Annotated[
+    str | None,
+    typer.Option("--schema", metavar="NAME", show_default=False, help="The PostgreSQL schema of the tables."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
+
+NOTHING_CHANGED = "nothing was changed"
+
+
+class Interrupted(Exception):
+    """Raised for Ctrl-C; says what has become of the work, and how to go on."""
+
+
+def connected(
+    url: str,
+    schema: str | None,
+    work: Callable[[Source], Awaitable[T]],
+    advice: str = NOTHING_CHANGED,
+    *,
+    retry_timeout: float = 0,
+) -> T:
+    """Do something on a database, and return what comes of it.
+
+    Args:
+        url: The database.
+        schema: The PostgreSQL schema of the tables.
+        work: What to do.
+        advice: What to tell whoever presses Ctrl-C meanwhile.
+        retry_timeout: For how long, in seconds, something is tried again; who only looks wants to know at once.
+    """
+    sql = statements_of(schema)
+    return on_engine(url, lambda engine: work(engine_source(engine, sql, None, None, retry_timeout)), advice)
+
+
+def on_engine(url: str, work: Callable[[AsyncEngine], Awaitable[T]], advice: str = NOTHING_CHANGED) -> T:
+    """Do something with an engine, which is disposed afterwards; as `connected`."""
+    if not url:
+        raise InvalidURL("no database is named: give --url, or set CHECKPOINT_STORE_URL")
+    address, connect_args = engine_arguments(url)
+
+    async def whole() -> T:
+        engine = create_async_engine(address, connect_args=connect_args)
+        try:
+            with engine_source(engine, statements_of(None), None, None).origin.told():
+                return await work(engine)
+        finally:
+            await engine.dispose()
+
+    try:
+        return asyncio.run(whole())
+    except KeyboardInterrupt:
+        raise Interrupted(advice) from None

@@ -1,0 +1,137 @@
+"""The commands of a deploy pipeline: they migrate, check and print SQL, and import nothing of LangGraph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from checkpoint_store import migrations
+from checkpoint_store.cli import output
+from checkpoint_store.cli.connection import Json, Schema, Url, Yes, connected, on_engine
+from checkpoint_store.errors import NotSetUp
+from checkpoint_store.schema import HEAD
+from checkpoint_store.source import Source
+from checkpoint_store.source.origin import pause_of
+
+_ROLLED_BACK = "the revision under way was rolled back, those before it stay; the same command goes on"
+
+
+def upgrade(
+    revision: Annotated[str, typer.Argument(help="How far; as a rule the newest.")] = "head",
+    url: Url = "",
+    schema: Schema = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for another process that migrates.")
+    ] = migrations.LOCK_SECONDS,
+) -> None:
+    """Bring the tables to what this version needs.
+
+    Safe to run from many processes at once, and where nothing is left to do. A database of
+    langgraph-checkpoint-postgres is taken over in place.
+
+    \b
+    Example:
+      checkpoint-store upgrade
+      checkpoint-store upgrade --schema agents
+    """
+
+    async def bring(source: Source) -> None:
+        await source.setup(timeout)
+
+    if revision == "head":
+        connected(url, schema, bring, _ROLLED_BACK)
+    else:
+        _migrate(url, schema, revision, timeout, migrations.upgrade)
+    output.line(f"at {_current(url, schema)}")
+
+
+def downgrade(
+    revision: Annotated[str, typer.Argument(help='How far back: the name of a revision, or "base" for all of it.')],
+    url: Url = "",
+    schema: Schema = None,
+    yes: Yes = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for another process that migrates.")
+    ] = migrations.LOCK_SECONDS,
+) -> None:
+    """Undo revisions; "base" drops the tables.
+
+    With them every checkpoint is gone. Tables that langgraph-checkpoint-postgres made are left, as it knows them.
+
+    \b
+    Example:
+      checkpoint-store downgrade cs02_pages
+      checkpoint-store downgrade base --yes
+    """
+    if not yes:
+        what = "all tables will be dropped, with every checkpoint" if revision == "base" else f"back to {revision}"
+        typer.confirm(f"{what}: go on?", abort=True, err=True)
+    _migrate(url, schema, revision, timeout, migrations.downgrade)
+    output.line(f"at {_current(url, schema) or 'base'}")
+
+
+def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
+    """Tell whether the database is at head.
+
+    Exit code 0 says that it is at this version's revision or a newer one, 3 that it is not. Needs the right to read
+    one table. Fit for a readiness probe.
+
+    \b
+    Example:
+      checkpoint-store check || checkpoint-store upgrade
+    """
+
+    async def ask(engine: AsyncEngine) -> tuple[str | None, NotSetUp | None]:
+        async with engine.connect() as conn:
+            try:
+                await conn.run_sync(migrations.check, schema)
+            except NotSetUp as error:
+                return await conn.run_sync(migrations.current, schema), error
+            return await conn.run_sync(migrations.current, schema), None
+
+    revision, wrong = on_engine(url, ask)
+    if as_json:
+        output.document({"revision": revision, "head": HEAD, "ready": wrong is None})
+    elif wrong is None:
+        output.line(f"at {revision}" + (", which is head" if revision == HEAD else f", newer than {HEAD}"))
+    if wrong is not None:
+        raise wrong
+
+
+def sql(
+    revision: Annotated[str, typer.Argument(help="How far; as a rule the newest.")] = "head", schema: Schema = None
+) -> None:
+    """Print the SQL that an upgrade would run.
+
+    It needs no database, and is for one that was never migrated.
+
+    \b
+    Example:
+      checkpoint-store sql > checkpoint_store.sql
+      psql --single-transaction -f checkpoint_store.sql
+    """
+    typer.echo(migrations.offline_sql(schema, revision=revision).rstrip("\n"))
+
+
+COMMANDS = (upgrade, downgrade, check, sql)
+
+
+def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrate: Callable[..., None]) -> None:
+    async def work(engine: AsyncEngine) -> None:
+        async with engine.connect() as conn:
+            pause = pause_of(engine.dialect)
+            await conn.run_sync(partial(migrate, schema=schema, revision=revision, timeout=timeout, pause=pause))
+
+    on_engine(url, work, _ROLLED_BACK)
+
+
+def _current(url: str, schema: str | None) -> str | None:
+    async def ask(engine: AsyncEngine) -> str | None:
+        async with engine.connect() as conn:
+            return await conn.run_sync(migrations.current, schema)
+
+    return on_engine(url, ask)

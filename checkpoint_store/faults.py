@@ -1,0 +1,132 @@
+"""What goes wrong in production and passes by itself: after it the same call, made again, is likely to succeed.
+
+The table is the whole truth: what is not in it is never tried again. Such are mistakes, which would only be told later,
+and limits that somebody has set: on the time of a statement, a transaction or a lock, on the wait for a connection of
+the pool. Behind those there is load, and more tries would be more of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from asyncpg.exceptions import InterfaceError, InternalClientError, TargetServerAttributeNotMatched
+from sqlalchemy import exc
+
+
+class Fault(NamedTuple):
+    """Something that passes."""
+
+    reason: str
+    """What has happened, and why it passes; fit for a log, since nothing of the server's own words is in it."""
+    ends_connections: bool
+    """Whether the connection it was met on, and those of the pool that are as old, are of no more use."""
+
+
+_ENDS, _STAYS = True, False
+
+PLAN_CHANGED = "0A000 RevalidateCachedQuery"
+"""An SQLSTATE that covers more, and the function in PostgreSQL that tells this case from the others."""
+
+FAULTS: Mapping[str | type[BaseException], Fault] = MappingProxyType(
+    {
+        # By SQLSTATE, or its class: https://www.postgresql.org/docs/current/errcodes-appendix.html
+        "08": Fault("the connection was lost, or a proxy gave it up; another one may hold", _ENDS),
+        "25006": Fault("the server only reads: it was demoted, or is a standby about to be promoted", _ENDS),
+        "25P03": Fault("the transaction was idle for too long and was undone; it is begun again", _ENDS),
+        "40001": Fault("another transaction came first; repeated, this one sees its rows", _STAYS),
+        "40P01": Fault("two transactions waited for each other, and the server undid ours", _STAYS),
+        "53300": Fault("the server has as many connections as it may; some will end", _ENDS),
+        "57P01": Fault("the server shuts down, or an administrator ended the connection", _ENDS),
+        "57P02": Fault("a process of the server crashed, so it starts anew", _ENDS),
+        "57P03": Fault("the server starts, stops or recovers from a crash", _ENDS),
+        "57P05": Fault("the connection was idle for longer than the server allows", _ENDS),
+        # asyncpg prepares it again by itself, psycopg never does.
+        PLAN_CHANGED: Fault("a table was altered after the statement was prepared; another session prepares it", _ENDS),
+        # By class, for what has no SQLSTATE because no server was there to give it.
+        ConnectionError: Fault("the connection was refused or cut; the server may be starting", _ENDS),
+        FileNotFoundError: Fault("the server's socket is not there; the server may be starting", _ENDS),
+        asyncio.TimeoutError: Fault("no answer while connecting; another attempt may reach another host", _ENDS),
+        socket.gaierror: Fault("the host's name could not be resolved; a name may be moving", _ENDS),
+        TargetServerAttributeNotMatched: Fault("no host of the URL takes writes; one may be about to", _ENDS),
+        InternalClientError: Fault("the connection ended in the middle of asyncpg's protocol, as in a crash", _ENDS),
+        exc.OperationalError: Fault("libpq could not reach the server, or lost it; the server may be starting", _ENDS),
+    }
+)
+"""What passes: by SQLSTATE, by class of SQLSTATEs, or by class of exception."""
+
+_UNREACHABLE = frozenset(
+    {
+        errno.EADDRNOTAVAIL,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+"""Numbers of an `OSError` that is a `ConnectionError` but for its class."""
+
+
+def fault_of(error: BaseException) -> Fault | None:
+    """Tell whether an error is of those that pass, and which.
+
+    Args:
+        error: SQLAlchemy's, asyncpg's or the system's.
+    """
+    cause = error.orig if isinstance(error, exc.StatementError) else error
+    if cause is not None and type(cause).__module__.startswith("sqlalchemy."):
+        cause = cause.__cause__ or cause  # asyncpg's, which SQLAlchemy has given the class of a DBAPI's
+    if state := _state(cause):
+        return FAULTS.get(state) or FAULTS.get(state[:2])
+    if isinstance(error, exc.OperationalError):
+        # psycopg gives no SQLSTATE to what happens before there is a connection, a refused login included.
+        asked = getattr(getattr(cause, "pgconn", None), "used_password", False)
+        return None if asked else FAULTS[exc.OperationalError]
+    # What a driver says that finds its connection closed, and what SQLAlchemy makes of that.
+    closed = isinstance(cause, InterfaceError) and "connection is closed" in str(cause)
+    if closed or (isinstance(error, exc.DBAPIError) and error.connection_invalidated):
+        return FAULTS["08"]
+    if cause is not error and isinstance(cause, asyncio.TimeoutError):
+        return None  # of a statement, by a limit of the caller's
+    # A host with several addresses, each with a failure of its own, comes as one OSError without a number.
+    several = type(cause) is OSError and cause.errno is None
+    if several or (isinstance(cause, OSError) and cause.errno in _UNREACHABLE):
+        return FAULTS[ConnectionError]
+    return next((FAULTS[kind] for kind in type(cause).__mro__ if kind in FAULTS), None)
+
+
+def ends_connections(error: BaseException) -> bool:
+    """Tell whether the connection an error was met on is of no more use, whatever the driver thinks of it."""
+    fault = fault_of(error)
+    return fault is not None and fault.ends_connections
+
+
+def is_conflict(error: BaseException | None) -> bool:
+    """Tell whether an error is of a server that works, where transactions have got in each other's way."""
+    fault = None if error is None else fault_of(error)
+    return fault is not None and not fault.ends_connections
+
+
+def name_of(error: BaseException) -> str:
+    """Name an error without its text: by SQLSTATE, or by class."""
+    cause = error.orig if isinstance(error, exc.StatementError) and error.orig else error
+    return _state(cause) or type(cause).__name__
+
+
+def _state(error: BaseException | None) -> str:
+    """Return the SQLSTATE the server gave, which a driver that tells of its lost connection has as the cause."""
+    state = ""
+    while error is not None:
+        state = getattr(error, "sqlstate", None) or state
+        # In asyncpg's words, or in psycopg's.
+        diagnosis = getattr(error, "diag", None)
+        function = getattr(error, "server_source_function", None) or getattr(diagnosis, "source_function", None)
+        if f"{state} {function}" == PLAN_CHANGED:
+            return PLAN_CHANGED
+        error = error.__cause__
+    return state

@@ -1,0 +1,147 @@
+"""What went wrong and passes by itself -> another try, and another, until a deadline."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import Dialect
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from checkpoint_store.errors import Closed, InvalidOption
+from checkpoint_store.faults import Fault, fault_of, name_of
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 10.0
+"""How long a call is tried again by default: most servers restart, and most standbys take over, in less."""
+
+_jittered = wait_random_exponential(multiplier=0.1, max=1.0)
+"""The wait before the next try, in seconds; the first repetition comes at once."""
+
+log = logging.getLogger("checkpoint_store")
+
+
+class Retries:
+    """Makes the calls of one saver again that failed by something that passes.
+
+    Args:
+        seconds: For how long after a call has failed for the first time; 0 for never.
+        dialect: That of the engine, whose savers share what is logged.
+        pause: Sleeps for so many seconds.
+        where: How the log names the database.
+
+    Raises:
+        InvalidOption: If `seconds` is no such time.
+    """
+
+    def __init__(self, seconds: float, dialect: Dialect, pause: Callable[[float], None], where: str) -> None:
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+            raise InvalidOption(f"retry_timeout is {seconds!r}; it is a time in seconds, 0 for no second try")
+        self.seconds = float(seconds)
+        self.count = 0
+        """How many times a call was made again."""
+        self._pause = pause
+        self._stopped = False
+        self._where = where
+        self._incidents = _incidents.setdefault(dialect, {})
+
+    def stop(self) -> None:
+        """Make no call again from now on."""
+        self._stopped = True
+
+    def repeat(self, fault: Fault, error: BaseException, function: Callable[..., T], *args: Any) -> T:
+        """Call a function again, and again after waits that grow, until it succeeds or the time is over.
+
+        Args:
+            fault: What has kept it from succeeding.
+            error: What it has raised.
+            function: What to call.
+            args: Its arguments.
+
+        Raises:
+            Closed: If the saver was closed meanwhile.
+            BaseException: What it raised last, or as the first thing that doesn't pass.
+        """
+        with self._noted(fault, error) as incident:
+            repeating = Retrying(
+                sleep=self._pause,
+                retry=retry_if_exception(_passes),
+                stop=stop_after_delay(self.seconds),
+                wait=self._wait,
+                before=lambda _: self._count(incident),
+                reraise=True,
+            )
+            return repeating(function, *args)
+
+    def _wait(self, state: RetryCallState) -> float:
+        # The last try comes when the time is over, not up to a second before.
+        left = self.seconds - (state.seconds_since_start or 0.0)
+        return min(_jittered(state), max(0.0, left))
+
+    def _count(self, incident: Incident) -> None:
+        if self._stopped:
+            raise Closed("this saver was closed while a call was tried again; whether it was carried out is unknown")
+        with _lock:
+            self.count += 1
+            incident.tries += 1
+
+    @contextmanager
+    def _noted(self, fault: Fault, error: BaseException) -> Iterator[Incident]:
+        """Log the first failure of many at once, and that it has passed when the last one's call has succeeded."""
+        with _lock:
+            incident = self._incidents.setdefault(fault.ends_connections, Incident())
+            is_first = not incident.calls
+            if is_first:
+                incident.tries, incident.since = 0, time.monotonic()
+            incident.calls += 1
+        if is_first:
+            log.warning("%s: %s (%s); trying again for %g s", self._where, fault.reason, name_of(error), self.seconds)
+        has_passed = False
+        try:
+            yield incident
+            has_passed = True
+        finally:
+            with _lock:
+                incident.calls -= 1
+                is_last, tries, lasted = not incident.calls, incident.tries, time.monotonic() - incident.since
+            if is_last and has_passed:
+                log.info("%s: it has passed, after %.1f s and %d more tries", self._where, lasted, tries)
+
+
+class Incident:
+    """What one failure after the other of an engine's calls has in common, from the first to the end of the last."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        """How many calls are being tried again."""
+        self.tries = 0
+        """How many times they were."""
+        self.since = 0.0
+        """When the first of them failed."""
+
+
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 - the thread that held it is not in this process
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+# Lost connections and conflicts between transactions have nothing to do with each other. As elsewhere an engine goes by
+# its dialect, which is the same for its execution_options() variants.
+_incidents: weakref.WeakKeyDictionary[Dialect, dict[bool, Incident]] = weakref.WeakKeyDictionary()
+
+
+def _passes(error: BaseException) -> bool:
+    return fault_of(error) is not None

@@ -1,0 +1,71 @@
+"""The statements that copy a thread, without a row leaving the server; no I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, bindparam, case, cast, func, or_, select
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.types import UserDefinedType
+
+from checkpoint_store.schema import Tables
+from checkpoint_store.statements.clauses import given, key, member_text
+
+
+def stored_threads(t: Tables) -> Select[Any]:
+    """Select whether anything is stored for one thread, and whether for another. Binds: `thread_id`, `target_id`."""
+    tables = (t.checkpoints, t.checkpoint_writes, t.checkpoint_blobs)
+    stored: list[ColumnElement[Any]] = [
+        or_(*[select(table.c.thread_id).where(table.c.thread_id == given(name)).exists() for table in tables])
+        for name in ("thread_id", "target_id")
+    ]
+    return select(*stored)
+
+
+def copy_thread(t: Tables) -> Select[Any]:
+    """Insert everything that is stored for a thread under another id. Returns how many rows, and the transaction's id.
+
+    It sees the source as of one moment, which each commit of a writer or collector leaves whole, so it locks nothing
+    there. The target must have nothing.
+
+    Binds: `thread_id`, `target_id`, and `epoch`, one that the target's pages never had.
+    """
+    copies = [
+        _copied(t.checkpoint_threads, epoch=bindparam("epoch", type_=BigInteger)),
+        _copied(t.checkpoint_pages),
+        _copied(t.checkpoint_blobs),
+        _copied(t.checkpoints, metadata=_renamed(t)),
+        _copied(t.checkpoint_writes),
+    ]
+    counts = [select(func.count()).select_from(copy).scalar_subquery() for copy in copies]
+    return select(sum(counts[1:], counts[0]), cast(func.pg_current_xact_id(), Text))
+
+
+class _Xid8(UserDefinedType[str]):
+    """PostgreSQL's type of transaction ids."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+def outcome() -> Select[Any]:
+    """Select what has become of a transaction: "committed", "aborted", "in progress". Binds: `transaction_id`."""
+    return select(func.pg_xact_status(cast(given("transaction_id"), _Xid8())))
+
+
+def _copied(table: Table, **changed: ColumnElement[Any]) -> Any:
+    changed = {"thread_id": given("target_id"), **changed}
+    columns = [column.name for column in table.columns]
+    source = select(*[changed.get(name, table.c[name]) for name in columns])
+    copy = insert(table).from_select(columns, source.where(table.c.thread_id == given("thread_id")))
+    return copy.returning(key("")).cte(f"copied_{table.name}")
+
+
+def _renamed(t: Tables) -> ColumnElement[Any]:
+    """The metadata; where it names the thread, as older versions of LangGraph had it, it names the copy."""
+    metadata, name = t.checkpoints.c.metadata, key("thread_id")
+    path = func.array_append(key("{}").cast(ARRAY(Text)), name)
+    new = func.jsonb_set(metadata, path, func.to_jsonb(given("target_id")))
+    return case((member_text(metadata, name) == given("thread_id"), new), else_=metadata)

@@ -1,0 +1,402 @@
+"""OpenTelemetry for savers: a span for each call, and metrics of what it took; nothing of either unless asked for.
+
+    from checkpoint_store import telemetry
+
+    telemetry.instrument(saver)
+
+Savers have no hooks for this, which would cost something when nobody looks. Instead `instrument` puts methods in front
+of those of one saver's source: a saver that is not instrumented runs the code that it always ran.
+
+Names follow OpenTelemetry's semantic conventions for database clients where those have any
+(https://opentelemetry.io/docs/specs/semconv/database/); what is our own begins with `checkpoint_store`. No value,
+statement or parameter is in any of it, and a thread's id only if that is wanted.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from sqlalchemy import exc
+
+from checkpoint_store import operations
+from checkpoint_store.changes import Change, Put
+from checkpoint_store.config import Key, Listing
+from checkpoint_store.contract import Contract
+from checkpoint_store.errors import InvalidOption, NotInstalled
+from checkpoint_store.executor import Executor, Row
+from checkpoint_store.faults import name_of
+from checkpoint_store.source import Source
+from checkpoint_store.source.engine import EngineOrigin
+from checkpoint_store.source.origin import Origin
+from checkpoint_store.source.replica import ReplicaOrigin
+from checkpoint_store.statements import Statement
+
+try:
+    from opentelemetry import context, metrics, trace
+except ImportError:
+    raise NotInstalled('telemetry needs an extra: pip install "checkpoint-store[otel]"') from None
+
+T = TypeVar("T")
+Described = tuple[str, str | None, Change | None]
+"""What a call is named, the thread it is about, and what it stores."""
+
+_SECONDS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0]
+"""Buckets, as the conventions have them for `db.client.operation.duration`."""
+
+_NAMES = {
+    operations.get_checkpoint: "get_tuple",
+    operations.list_page: "list",
+    operations.delta_history: "get_delta_channel_history",
+    operations.thread_stats: "get_thread_stats",
+}
+"""What operations are called, where the saver's method has another name."""
+
+
+def instrument(
+    saver: Contract,
+    *,
+    tracer_provider: trace.TracerProvider | None = None,
+    meter_provider: metrics.MeterProvider | None = None,
+    thread_ids: bool = False,
+) -> None:
+    """Have a saver, and the copies that LangGraph makes of it, tell OpenTelemetry what they do.
+
+    Savers that `bind` returns are others, and instrumented one by one if wanted.
+
+    Args:
+        saver: Either saver.
+        tracer_provider: Where spans go; the global one by default.
+        meter_provider: Where metrics go; the global one by default.
+        thread_ids: Whether spans name the thread, as `gen_ai.conversation.id`.
+
+    Raises:
+        InvalidOption: If it is instrumented already.
+    """
+    source = saver._source
+    if source in _observed:
+        raise InvalidOption("this saver is instrumented already")
+    observation = _Observation(
+        source,
+        trace.get_tracer("checkpoint_store", tracer_provider=tracer_provider),
+        metrics.get_meter("checkpoint_store", meter_provider=meter_provider),
+        thread_ids=thread_ids,
+    )
+    observation.begin()
+    _observed[source] = observation
+
+
+def uninstrument(saver: Contract) -> None:
+    """Have a saver run as if it had never been instrumented."""
+    if (observation := _observed.pop(saver._source, None)) is not None:
+        observation.end()
+
+
+_observed: weakref.WeakKeyDictionary[Source, _Observation] = weakref.WeakKeyDictionary()
+
+
+class _Call:
+    """What one call, or one commit of several, has taken so far."""
+
+    def __init__(self, change: Change | None = None) -> None:
+        self.change = change
+        self.sent = self.received = self.pages_sent = self.retries = self.statements = 0
+        self.waited = 0.0
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What a span has of it, with nothing that is nothing."""
+        told = {
+            "checkpoint_store.statements": self.statements,
+            "checkpoint_store.bytes_sent": self.sent,
+            "checkpoint_store.bytes_received": self.received,
+            "checkpoint_store.pool_wait": self.waited,
+            "checkpoint_store.retries": self.retries,
+        }
+        return {name: value for name, value in told.items() if value}
+
+
+_call: ContextVar[_Call | None] = ContextVar("checkpoint_store_call", default=None)
+
+
+class _Watching(Executor):
+    """Executes on another executor, and weighs what goes there and comes back."""
+
+    def __init__(self, executor: Executor, call: _Call, store: Statement) -> None:
+        self._executor = executor
+        self._call = call
+        self._store = store
+
+    def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
+        """Execute a statement."""
+        self._call.statements += 1
+        self._call.sent += _size_of(binds.values())
+        if statement is self._store:
+            self._call.pages_sent += len(binds["page_digests"])
+        rows = self._executor.fetch(statement, binds)
+        self._call.received += sum(map(_size_of, rows))
+        return rows
+
+
+class _Observation:
+    """What is put in front of one source's methods."""
+
+    def __init__(self, source: Source, tracer: trace.Tracer, meter: metrics.Meter, *, thread_ids: bool) -> None:
+        self._source = source
+        self._origins = list(_origins_of(source.origin))
+        self._tracer = tracer
+        self._thread_ids = thread_ids
+        self._database = _database_of(source)
+        self._pool = {**self._database, "db.client.connection.pool.name": source.origin.where}
+        self._shadowed: list[tuple[Any, str]] = []
+        self._duration = meter.create_histogram(
+            "db.client.operation.duration",
+            unit="s",
+            description="Duration of database client operations.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._wait = meter.create_histogram(
+            "db.client.connection.wait_time",
+            unit="s",
+            description="The time it took to obtain an open connection from the pool.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._batch = meter.create_histogram(
+            "checkpoint_store.batch.size",
+            unit="{call}",
+            description="How many calls share a commit.",
+            explicit_bucket_boundaries_advisory=[1, 2, 4, 8, 16, 32, 64, 128, 256],
+        )
+        self._bytes = meter.create_counter(
+            "checkpoint_store.io", unit="By", description="Bytes of parameters sent, and of rows received."
+        )
+        self._pages = meter.create_counter(
+            "checkpoint_store.pages", unit="{page}", description="Pages of stored values: sent, or there already."
+        )
+        self._retries = meter.create_counter(
+            "checkpoint_store.retries", unit="{retry}", description="Calls made again after what failed by itself."
+        )
+
+    def begin(self) -> None:
+        """Put methods in front."""
+        # Of its class, not of the object: the source may be copied, and a copy's methods are the copy's.
+        kind: Any = type(self._source)
+        self._source.__class__ = type(kind.__name__, (_Observed, kind), {"observation": self})
+        for origin in self._origins:
+            if isinstance(origin, EngineOrigin):
+                self._shadow(origin, "_borrow", self._borrowed(origin._borrow))
+                self._shadow(origin._retries, "repeat", self._repeated(origin._retries.repeat))
+            else:
+                self._shadow(origin, "lend", self._lent(origin.lend))
+
+    def end(self) -> None:
+        """Take them away again."""
+        self._source.__class__ = type(self._source).__mro__[2]
+        for thing, name in self._shadowed:
+            delattr(thing, name)
+
+    def _shadow(self, thing: Any, name: str, method: Callable[..., Any]) -> None:
+        self._shadowed.append((thing, name))
+        setattr(thing, name, method)
+
+    def _borrowed(self, method: Callable[..., Any]) -> Any:
+        def observed(whole: bool, operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+            began = time.perf_counter()
+
+            def watched(executor: Executor, sql: Any, *given: Any) -> Any:
+                waited = time.perf_counter() - began
+                self._wait.record(waited, self._pool)
+                if (call := _call.get()) is not None:
+                    call.waited += waited
+                return self._execute(operation, executor, sql, given)
+
+            return method(whole, watched, args)
+
+        return observed
+
+    def _lent(self, method: Callable[..., Any]) -> Any:
+        def observed(operation: Callable[..., Any], *args: Any) -> Any:
+            return method(lambda executor, sql, *given: self._execute(operation, executor, sql, given), *args)
+
+        return observed
+
+    def _repeated(self, method: Callable[..., Any]) -> Any:
+        def observed(fault: Any, error: BaseException, function: Callable[..., Any], *args: Any) -> Any:
+            kind = name_of(error)
+
+            def again(*args: Any) -> Any:
+                self._retries.add(1, {**self._database, "error.type": kind})
+                if (call := _call.get()) is not None:
+                    call.retries += 1
+                return function(*args)
+
+            return method(fault, error, again, *args)
+
+        return observed
+
+    def _execute(self, operation: Callable[..., Any], executor: Executor, sql: Any, args: tuple[Any, ...]) -> Any:
+        """Run an operation on an executor, and count what goes there and comes back."""
+        taken, call = _Call(), _call.get()
+        try:
+            return operation(_Watching(executor, taken, sql.store), sql, *args)
+        finally:
+            if call is not None:
+                call.statements += taken.statements
+                call.sent += taken.sent
+                call.received += taken.received
+            self._bytes.add(taken.sent, {**self._database, "network.io.direction": "transmit"})
+            self._bytes.add(taken.received, {**self._database, "network.io.direction": "receive"})
+            if operation is operations.store:
+                self._count_pages(args[1], taken.pages_sent)
+
+    def _count_pages(self, changes: Sequence[Change], sent: int) -> None:
+        self._batch.record(len(changes), self._database)
+        needed = {
+            (change.thread_id, digest) for change in changes if isinstance(change, Put) for digest in change.pages
+        }
+        if needed:
+            self._pages.add(sent, {**self._database, "checkpoint_store.page.state": "sent"})
+            shared = max(0, len(needed) - sent)
+            self._pages.add(shared, {**self._database, "checkpoint_store.page.state": "shared"})
+
+    @contextmanager
+    def measured(
+        self, name: str, thread_id: str | None, change: Change | None, count: int | None = None
+    ) -> Iterator[None]:
+        """Have a span and a measurement for a block, or for the commit of so many calls."""
+        if count is None and _call.get() is not None:
+            yield  # it is part of a call
+            return
+        attributes: dict[str, Any] = {**self._database, "db.operation.name": name}
+        # A commit of several calls belongs to none of their traces.
+        within = None if count is None else context.Context()
+        told = {**attributes, "db.operation.batch.size": count} if (count or 1) > 1 else {**attributes}
+        if self._thread_ids and thread_id is not None:
+            told["gen_ai.conversation.id"] = thread_id
+        call, began = _Call(change), time.perf_counter()
+        outer = _call.set(call)
+        try:
+            with self._tracer.start_as_current_span(
+                f"{name} checkpoints",
+                within,
+                trace.SpanKind.CLIENT,
+                told,
+                record_exception=False,
+                set_status_on_exception=False,
+            ) as span:
+                try:
+                    yield
+                except BaseException as error:
+                    attributes |= _failure(error)
+                    # Not the message: the server's may quote values.
+                    span.set_attributes(_failure(error))
+                    span.set_status(trace.Status(trace.StatusCode.ERROR))
+                    raise
+                finally:
+                    span.set_attributes(call.attributes)
+        finally:
+            _call.reset(outer)
+            self._duration.record(time.perf_counter() - began, attributes)
+
+
+class _Observed(Source):
+    """The methods that are put in front of a source's; a class of its own is made of it for each source."""
+
+    observation: _Observation
+
+    async def run(self, *args: Any, **options: Any) -> Any:
+        with self.observation.measured(*_asked(*args)):
+            return await super().run(*args, **options)
+
+    def run_blocking(self, *args: Any, **options: Any) -> Any:
+        with self.observation.measured(*_asked(*args)):
+            return super().run_blocking(*args, **options)
+
+    async def transact(self, *args: Any, **options: Any) -> Any:
+        with self.observation.measured(*_asked(*args)):
+            return await super().transact(*args, **options)
+
+    def transact_blocking(self, *args: Any, **options: Any) -> Any:
+        with self.observation.measured(*_asked(*args)):
+            return super().transact_blocking(*args, **options)
+
+    async def store(self, change: Change) -> None:
+        with self.observation.measured(*_stored(change)):
+            await super().store(change)  # type: ignore[safe-super]
+
+    def store_blocking(self, change: Change) -> None:
+        with self.observation.measured(*_stored(change)):
+            super().store_blocking(change)  # type: ignore[safe-super]
+
+    async def setup(self, timeout: float) -> None:
+        with self.observation.measured("setup", None, None):
+            await super().setup(timeout)
+
+    def setup_blocking(self, timeout: float) -> None:
+        with self.observation.measured("setup", None, None):
+            super().setup_blocking(timeout)
+
+    async def _store_all(self, changes: Sequence[Change]) -> None:
+        call = _call.get()
+        if call is not None and [call.change] == changes:
+            await super()._store_all(changes)  # type: ignore[misc]
+            return
+        # Several calls share a commit, or one has waited for it, and this is nobody's task.
+        with self.observation.measured("store", None, None, count=len(changes)):
+            await super()._store_all(changes)  # type: ignore[misc]
+
+
+def _asked(operation: Callable[..., Any], *args: Any) -> Described:
+    """Describe an operation: its name, and the thread it is about."""
+    name = _NAMES.get(operation) or getattr(operation, "__name__", "call").lstrip("_")
+    for arg in args:
+        if isinstance(arg, (Key, Listing)):
+            return name, arg.thread_id, None
+    is_of_thread = operation in (operations.delete_thread, operations.thread_stats)
+    return name, args[0] if is_of_thread else None, None
+
+
+def _stored(change: Change) -> Described:
+    return ("put" if isinstance(change, Put) else "put_writes"), change.thread_id, change
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """Return the attributes of an error: its class, and the server's code for what caused it."""
+    cause: BaseException | None = error
+    state = None
+    while cause is not None and state is None:
+        origin = cause.orig if isinstance(cause, exc.DBAPIError) else cause
+        state = getattr(origin, "sqlstate", None)
+        cause = cause.__cause__
+    return {"error.type": type(error).__qualname__, **({"db.response.status_code": state} if state else {})}
+
+
+def _database_of(source: Source) -> dict[str, Any]:
+    """Return the attributes that name the database; never a user or a password."""
+    url, schema = source.origin.engine.url, source.sql.tables.schema
+    named = {
+        "db.system.name": "postgresql",
+        "db.namespace": f"{url.database}|{schema}" if url.database and schema else url.database,
+        "server.address": url.host,
+        "server.port": url.port,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _origins_of(origin: Origin) -> Iterator[Origin]:
+    if isinstance(origin, ReplicaOrigin):
+        yield from (origin._primary, origin._replica)
+    else:
+        yield origin
+
+
+def _size_of(values: Any) -> int:
+    """Return about how many bytes some values are: those of text and bytes, also in lists."""
+    return sum(
+        len(value) if isinstance(value, (str, bytes)) else _size_of(value) if isinstance(value, (list, tuple)) else 0
+        for value in values
+    )
