@@ -55,13 +55,27 @@ def find_writers(db: Executor, sql: Statements, after: str, most: int) -> Sequen
     return db.fetch(sql.next_writers, {"after": after, "most": most})
 
 
-def find_strays(db: Executor, sql: Statements, thread_ids: Sequence[str], before: str) -> Sequence[Key]:
-    """Return the keys of the checkpoints that there are writes of, but that aren't there, as far as they are older."""
+def find_strays(
+    db: Executor, sql: Statements, thread_ids: Sequence[str], before: str, counting: Rule | None = None
+) -> Sequence[Key]:
+    """Return the keys of the checkpoints that there are writes of, but that aren't there, as far as they are older.
+
+    Args:
+        db: The executor.
+        sql: The statements.
+        thread_ids: The threads to look at.
+        before: An id that they are older than.
+        counting: The rule that will have been applied by then, where it wasn't.
+    """
     rows = db.fetch(sql.stray_writes, {"thread_ids": list(thread_ids), "before": before})
     keys = {(row[0], row[1], row[2]) for row in rows if is_older(row[2], before)}
-    if keys:
-        # A checkpoint of an old format finds its sends there even so.
-        keys -= {(row[0], row[1], row[2]) for row in db.fetch(sql.children, _binds(keys))}
+    # A checkpoint of an old format finds its sends there even so.
+    needed = db.fetch(sql.children, _binds(keys)) if keys else ()
+    gone: dict[tuple[str, str], set[str]] = {}
+    if needed and counting is not None:
+        chosen = _choose(db, sql, counting, sorted({row[0] for row in needed}), None)
+        gone = {(lineage.thread_id, graph): ids for lineage, victims in chosen for graph, ids in victims.items()}
+    keys -= {(row[0], row[1], row[2]) for row in needed if set(row[3]) - gone.get((row[0], row[1]), set())}
     return sorted(keys)
 
 
@@ -112,8 +126,8 @@ def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[S
     """Go on with a thread that had too much for one transaction.
 
     Returns:
-        What was removed, and what is left to remove; nothing of either if something was stored meanwhile that may need
-        what was to be removed.
+        What was removed, and what is left to remove; none that is known if something was stored meanwhile that may
+        need it: then it has to be chosen anew.
     """
     nodes = rest.nodes[:most]
     operations.lock_threads(db, sql, [nodes[0].thread_id])
@@ -121,7 +135,7 @@ def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[S
     if delicate := [node for node in nodes if rest.lineage.is_delicate(node.checkpoint_ns)]:
         for _, graph, _, children in db.fetch(sql.children, _binds(map(_key_of, delicate))):
             if not graphs[graph].keys() >= set(children):
-                return SweepReport(), None
+                return SweepReport(), replace(rest, nodes=())
     return _take_part(db, sql, nodes), replace(rest, nodes=rest.nodes[most:])
 
 

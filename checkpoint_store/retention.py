@@ -79,7 +79,8 @@ def sweep(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | No
     while rows := (yield Call(removal.find_writers, (after, _LOOK_THREADS))):
         after = rows[-1][0]
         # Found without a lock first: nearly always there are none.
-        strays = yield Call(removal.find_strays, ([thread_id for (thread_id,) in rows], settled))
+        threads = [thread_id for (thread_id,) in rows]
+        strays = yield Call(removal.find_strays, (threads, settled, rule if dry_run else None))
         for first in range(0, len(strays), _BATCH_THREADS):
             batch = strays[first : first + _BATCH_THREADS]
             tally.add((yield Call(removal.count_strays if dry_run else removal.remove_strays, (batch,))))
