@@ -147,12 +147,10 @@ def test_a_sweep_removes_old_writes_of_no_checkpoint(removing: PostgresSaver, ur
     made = Histories(removing, random.Random(0))
     made.grow(threads=1, steps=3)
     [thread_id] = {key[0] for key in made.checkpoints}
-    moment = datetime.now(timezone.utc)
     for age in (timedelta(days=2), timedelta(hours=23)):
+        gone = id_at(datetime.now(timezone.utc) - age, random.Random(1))
         for thread in (thread_id, "deleted"):
-            late: Any = {
-                "configurable": {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": id_at(moment - age)}
-            }
+            late: Any = {"configurable": {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": gone}}
             removing.put_writes(late, [("kept", 1), ("count", 2)], "task")
 
     promised = removing.sweep(keep_last=100, dry_run=True)
