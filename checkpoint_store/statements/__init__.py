@@ -187,6 +187,16 @@ class Statements:
         return Statement(choosing.next_threads(self.tables))
 
     @cached_property
+    def next_writers(self) -> Statement:
+        """See `choosing.next_writers`."""
+        return Statement(choosing.next_writers(self.tables))
+
+    @cached_property
+    def stray_writes(self) -> Statement:
+        """See `choosing.stray_writes`."""
+        return Statement(choosing.stray_writes(self.tables))
+
+    @cached_property
     def given_threads(self) -> Statement:
         """See `choosing.given_threads`."""
         return Statement(choosing.given_threads(self.tables))
@@ -212,16 +222,6 @@ class Statements:
         return Statement(choosing.traces(self.tables))
 
     @cached_property
-    def delete_writes(self) -> Statement:
-        """See `removing.delete_writes`."""
-        return Statement(removing.delete_writes(self.tables))
-
-    @cached_property
-    def count_writes(self) -> Statement:
-        """See `removing.count_writes`."""
-        return Statement(removing.count_writes(self.tables))
-
-    @cached_property
     def delete_checkpoints(self) -> Statement:
         """See `removing.delete_checkpoints`."""
         return Statement(removing.delete_checkpoints(self.tables))
@@ -230,6 +230,11 @@ class Statements:
     def count_checkpoints(self) -> Statement:
         """See `removing.count_checkpoints`."""
         return Statement(removing.count_checkpoints(self.tables))
+
+    @cached_property
+    def parents(self) -> Statement:
+        """See `removing.parents`."""
+        return Statement(removing.parents(self.tables))
 
     @cached_property
     def children(self) -> Statement:
