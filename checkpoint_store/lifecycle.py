@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from checkpoint_store import removal
+from checkpoint_store import retention
 from checkpoint_store.config import plain_text
 from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.contract import Contract
 from checkpoint_store.errors import InvalidConfig, InvalidOption
 from checkpoint_store.lineage import Rule, first_id_of
-from checkpoint_store.removal import BATCH_SIZE, Work
 from checkpoint_store.report import Progress, SweepReport
+from checkpoint_store.retention import BATCH_SIZE, Work
 
 STRATEGIES = ("keep_latest", "delete")
 
@@ -39,11 +39,11 @@ class Lifecycle(Contract):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        return await self._do(removal.delete_for_runs(_ids(run_ids, "run_ids")))
+        return await self._do(retention.delete_for_runs(_ids(run_ids, "run_ids")))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> SweepReport:  # type: ignore[override]
         """Delete the checkpoints of runs, as `adelete_for_runs`."""
-        return self._do_blocking(removal.delete_for_runs(_ids(run_ids, "run_ids")))
+        return self._do_blocking(retention.delete_for_runs(_ids(run_ids, "run_ids")))
 
     async def aprune(  # type: ignore[override]
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
@@ -113,7 +113,7 @@ class Lifecycle(Contract):
             Unavailable: If the server can't be reached.
         """
         rule = _rule(older_than, keep_last, spare_active)
-        return await self._do(removal.sweep(rule, _positive(batch_size, "batch_size"), dry_run, on_progress))
+        return await self._do(retention.sweep(rule, _positive(batch_size, "batch_size"), dry_run, on_progress))
 
     def sweep(
         self,
@@ -127,7 +127,7 @@ class Lifecycle(Contract):
     ) -> SweepReport:
         """Remove from all threads what is too old, or more than so many, as `asweep`."""
         rule = _rule(older_than, keep_last, spare_active)
-        return self._do_blocking(removal.sweep(rule, _positive(batch_size, "batch_size"), dry_run, on_progress))
+        return self._do_blocking(retention.sweep(rule, _positive(batch_size, "batch_size"), dry_run, on_progress))
 
     async def _do(self, work: Work) -> SweepReport:
         outcome: Any = None
@@ -153,7 +153,7 @@ def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Work:
     if strategy not in STRATEGIES:
         raise InvalidOption(f"strategy is {strategy!r}; it is one of {', '.join(map(repr, STRATEGIES))}")
     rule = Rule(keep=_positive(keep, "keep"))
-    return removal.prune(rule, threads) if strategy == "keep_latest" else removal.delete_threads(threads)
+    return retention.prune(rule, threads) if strategy == "keep_latest" else retention.delete_threads(threads)
 
 
 def _rule(older_than: timedelta | None, keep_last: int | None, spare_active: bool) -> Rule:

@@ -40,16 +40,12 @@ class Node(NamedTuple):
     checkpoint_ns: str
     checkpoint_id: str
     parent_id: str | None
-    is_old: bool
-    """Whether it finds its sends among its parent's writes."""
     is_of_run: bool
     """Whether it is of one of the rule's runs."""
     callers: str | None
     """Of a subgraph's call, as JSON: the checkpoint of each graph above that it was called from, by namespace."""
     counted: Sequence[str] | None
     """The delta channels that LangGraph has counted for it."""
-    marked: Sequence[str] | None
-    """The channels that it has a snapshot of."""
 
 
 class Trace(NamedTuple):
@@ -58,11 +54,13 @@ class Trace(NamedTuple):
     version: str | None
     is_stored: bool
     """Whether it has a value, inline or as a blob."""
+    is_snapshot: bool
+    """Whether that is LangGraph's snapshot of a delta channel."""
     is_written: bool
     """Whether tasks that followed it wrote to the channel."""
 
 
-_NOTHING = Trace(None, False, False)
+_NOTHING = Trace(None, False, False, False)
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,17 @@ class Lineage:
     """The checkpoints of one thread, and what is known of their channels.
 
     Args:
-        nodes: The checkpoints, by namespace, oldest first, in the database's order.
+        thread_id: The thread.
+        nodes: Its checkpoints, by namespace, oldest first, in the database's order.
     """
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    def __init__(self, thread_id: str, nodes: Iterable[Node]) -> None:
+        self.thread_id = thread_id
         self.graphs: dict[str, dict[str, Node]] = {}
         for node in nodes:
             self.graphs.setdefault(node.checkpoint_ns, {})[node.checkpoint_id] = node
-        self._inspected: set[tuple[str, str]] = set()
+        self._inspected: dict[tuple[str, str], bool] = {}
+        """Whether those find their sends among their parents' writes."""
         self._sought: dict[str, set[str]] = {}
         self._traces: dict[tuple[str, str], dict[str, Trace]] = {}
 
@@ -114,23 +115,34 @@ class Lineage:
                 victims[graph] = gone
         return {graph: gone for graph, gone in victims.items() if gone}
 
-    def uninspected(self, victims: Victims) -> list[Node]:
-        """Return those that stay though their parent goes, as far as nobody has looked at their channels."""
+    def orphans(self, victims: Victims) -> list[Node]:
+        """Return those that stay though their parent goes."""
         return [
             node
             for graph, gone in victims.items()
             for node in self.graphs[graph].values()
             if node.parent_id in gone and node.checkpoint_id not in gone
-            if (graph, node.checkpoint_id) not in self._inspected
         ]
 
-    def inspect(self, node: Node, bare: Iterable[str]) -> list[str]:
-        """Take note of the channels that one of those has a version of, or its parent wrote to, without a value.
+    def uninspected(self, victims: Victims) -> list[Node]:
+        """Return those of them whose channels nobody has looked at."""
+        return [
+            node for node in self.orphans(victims) if (node.checkpoint_ns, node.checkpoint_id) not in self._inspected
+        ]
 
-        Returns the channels that have to be traced through its graph now.
+    def inspect(self, node: Node, is_old: bool, bare: Iterable[str]) -> list[str]:
+        """Take note of one of them.
+
+        Args:
+            node: The checkpoint.
+            is_old: Whether it finds its sends among its parent's writes.
+            bare: The channels that it has a version of, or its parent's tasks wrote to, but no value.
+
+        Returns:
+            The channels that have to be traced through its graph now.
         """
-        self._inspected.add((node.checkpoint_ns, node.checkpoint_id))
-        wanted = {*bare, *self._named(node.checkpoint_ns), *([TASKS] if node.is_old else [])}
+        self._inspected[node.checkpoint_ns, node.checkpoint_id] = is_old
+        wanted = {*bare, *self._counted(node.checkpoint_ns), *([TASKS] if is_old else [])}
         sought = self._sought.setdefault(node.checkpoint_ns, set())
         new = wanted - sought
         sought |= new
@@ -160,7 +172,7 @@ class Lineage:
 
     def _is_active(self, rule: Rule) -> bool:
         nodes = (node for nodes in self.graphs.values() for node in nodes.values())
-        return rule.before is not None and any(not _is_older(node, rule.before) for node in nodes)
+        return rule.before is not None and any(not is_older(node.checkpoint_id, rule.before) for node in nodes)
 
     def _unwanted(self, graph: str, rule: Rule, victims: Victims) -> set[str]:
         nodes = list(self.graphs[graph].values())
@@ -170,7 +182,7 @@ class Lineage:
         return {
             node.checkpoint_id
             for node in nodes[: max(0, len(nodes) - keep)]
-            if rule.before is None or _is_older(node, rule.before)
+            if rule.before is None or is_older(node.checkpoint_id, rule.before)
         }
 
     def _has_ended(self, newest: Node, victims: Victims) -> bool:
@@ -225,35 +237,32 @@ class Lineage:
 
     def _spare_sends(self, graph: str, gone: set[str]) -> None:
         nodes, traces = self.graphs[graph], self._traces.get((graph, TASKS), {})
-        waiting = [node for one, node in nodes.items() if node.is_old and one not in gone]
+        waiting = [nodes[one] for (of, one), is_old in self._inspected.items() if of == graph and is_old]
         while waiting:
             node = waiting.pop()
-            if node.parent_id in gone and node.parent_id is not None:
-                heir = self.heir(graph, node.parent_id, gone)
+            if node.checkpoint_id not in gone and node.parent_id is not None and node.parent_id in gone:
+                heir = self.heir(node, gone)
                 if any(traces.get(one, _NOTHING).is_written for one in (node.parent_id, heir or "")):
                     gone.remove(node.parent_id)
                     waiting.append(nodes[node.parent_id])
 
-    def heir(self, graph: str, gone_id: str, gone: set[str]) -> str | None:
-        """Return the nearest ancestor that stays of one that goes; None if there is none."""
-        nodes, seen = self.graphs[graph], set()
-        one: str | None = gone_id
+    def heir(self, orphan: Node, gone: set[str]) -> str | None:
+        """Return the nearest ancestor that stays of one whose parent goes; None if there is none."""
+        nodes = self.graphs[orphan.checkpoint_ns]
+        one, seen = orphan.parent_id, set[str]()
         while one in gone and one not in seen:
             seen.add(one)
             one = nodes[one].parent_id
         return one if one in nodes and one not in gone else None
 
-    def _named(self, graph: str) -> set[str]:
+    def _counted(self, graph: str) -> set[str]:
         """The delta channels that LangGraph has left a note of."""
-        nodes = self.graphs[graph].values()
-        return {channel for node in nodes for channel in (*(node.counted or ()), *(node.marked or ()))}
+        return {channel for node in self.graphs[graph].values() for channel in node.counted or ()}
 
     def _deltas(self, graph: str) -> set[str]:
-        named = self._named(graph)
-        if any(node.counted for node in self.graphs[graph].values()):
-            return named
-        others = self._sought.get(graph, set()) - named - {TASKS}
-        return named | {channel for channel in others if self._is_delta(graph, channel)}
+        if counted := self._counted(graph):
+            return counted
+        return {channel for channel in self._sought[graph] - {TASKS} if self._is_delta(graph, channel)}
 
     def _is_delta(self, graph: str, channel: str) -> bool:
         """Tell whether tasks write to a channel and it has no value then; without a sign of either, that it is so.
@@ -265,6 +274,8 @@ class Lineage:
         is_ordinary = False
         for node in nodes.values():
             here = traces.get(node.checkpoint_id, _NOTHING)
+            if here.is_snapshot:
+                return True
             there = traces.get(node.parent_id or "", _NOTHING)
             if here.version is not None and here.version != there.version:
                 if there.is_written and not here.is_stored and children[node.parent_id] == 1:
@@ -300,5 +311,6 @@ def _depth(graph: str) -> int:
     return graph.count("|") + bool(graph)
 
 
-def _is_older(node: Node, than: str) -> bool:
-    return node.checkpoint_id < than and _UUID6.fullmatch(node.checkpoint_id) is not None
+def is_older(checkpoint_id: str, than: str) -> bool:
+    """Tell whether a checkpoint is older than an id; one that can't be dated is not."""
+    return checkpoint_id < than and _UUID6.fullmatch(checkpoint_id) is not None

@@ -10,7 +10,7 @@ class SweepReport(NamedTuple):
     """How much was removed, or would be."""
 
     threads: int = 0
-    """How many threads something was removed from."""
+    """How many threads checkpoints were removed from."""
     checkpoints: int = 0
     writes: int = 0
     """Pending writes."""

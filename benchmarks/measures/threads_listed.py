@@ -7,24 +7,12 @@ import statistics
 import time
 from contextlib import AsyncExitStack
 
-import psycopg
-
 from benchmarks.bench import Bench, undisturbed
 from benchmarks.contenders import Ours, Saver
+from benchmarks.filling import add_numbered
 from benchmarks.report import Result, Target
 
 PAGE = 20
-
-# Threads of ten checkpoints each, whose ids are version 6 UUIDs a millisecond apart.
-FILL = """
-INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint, metadata)
-SELECT {thread}, '',
-       lpad(to_hex(t >> 28), 8, '0') || '-' || lpad(to_hex(t >> 12 & 65535), 4, '0') || '-6'
-           || lpad(to_hex(t & 4095), 3, '0') || '-8000-' || lpad(to_hex(i), 12, '0'),
-       jsonb_build_object('v', 4, 'channel_values', jsonb_build_object('n', i)),
-       jsonb_build_object('step', i % 10, 'source', 'loop')
-FROM generate_series({first}, {last}) AS i, LATERAL (SELECT 139900000000000000 + i::bigint * 10000 AS t) AS at
-"""
 
 
 def measure(bench: Bench) -> list[Result]:
@@ -46,11 +34,11 @@ async def _measure(bench: Bench) -> list[Result]:
         for number, (shape, (thread, last)) in enumerate(shapes.items()):
             urls.append(bench.database(stack, f"threads listed {number}"))
             savers[shape] = await stack.enter_async_context(ours.open(urls[-1]))
-            _fill(urls[-1], thread, 1, last)
+            add_numbered(urls[-1], thread, 1, last)
         times = await _rounds(savers, rounds)
 
         # What can happen, and does not have to be as fast: one thread has the newest checkpoints by far.
-        _fill(urls[1], "'one'", many + 1, many + many // 10)
+        add_numbered(urls[1], "'one'", many + 1, many + many // 10)
         few_shape, one_after_the_other, _ = shapes
         ahead = f"{many:,} checkpoints, and {many // 10:,} newer ones of one thread"
         again = await _rounds({few_shape: savers[few_shape], ahead: savers[one_after_the_other]}, rounds)
@@ -66,12 +54,6 @@ async def _measure(bench: Bench) -> list[Result]:
         name = f"list_threads, first page against {few:,}: {shape}"
         results.append(Result(measure=name, unit="times", samples={ours: ratios}, targets=target))
     return results
-
-
-def _fill(url: str, thread: str, first: int, last: int) -> None:
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(FILL.format(thread=thread, first=first, last=last))
-        conn.execute("VACUUM ANALYZE checkpoints")
 
 
 async def _rounds(savers: dict[str, Saver], rounds: int) -> dict[str, list[list[float]]]:

@@ -17,8 +17,8 @@ from checkpoint_store.cli.clean import counted, size
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, connected, on_engine
 from checkpoint_store.config import copy_of, thread_id
 from checkpoint_store.errors import InvalidOption, ThreadExists, ThreadNotFound
-from checkpoint_store.removal import BATCH_SIZE
 from checkpoint_store.report import SweepReport
+from checkpoint_store.retention import BATCH_SIZE
 from checkpoint_store.source import RETRY_SECONDS, Source
 from checkpoint_store.threads import ThreadStats, stats_of
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     BigInteger,
     Boolean,
     Column,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     Numeric,
+    Table,
     TableValuedAlias,
     Text,
     and_,
@@ -29,38 +31,30 @@ from sqlalchemy import (
     true,
     union,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import (
+    few_rows_of_binds,
     has_member,
     key,
     member,
     member_text,
     number,
-    rows_of_binds,
     same_graph,
 )
 
 _COUNTERS = key("counters_since_delta_snapshot")
 """Where LangGraph counts the updates of delta channels, in a checkpoint's metadata."""
 
-_ANY_TRUE: ColumnElement[str] = literal_column("'$.channel_values.* ? (@ == true)'::jsonpath")
-"""Whether a value may be the mark of a snapshot."""
+_FALSE = literal_column("false", Boolean)
 
 
 def next_threads(t: Tables) -> Executable:
     """Select the threads that follow one, and how many checkpoints those have that may have something to remove.
 
-    Binds: `after` (a thread's id), `most` (how many threads), `keep` and `before` as in `lineage.Rule`.
+    Binds: see `_walk`; `keep` and `before` as in `lineage.Rule`.
     """
-    c = t.checkpoints.c
-    ordered = select(c.thread_id).order_by(c.thread_id).limit(number(1))
-    first = ordered.where(c.thread_id > bindparam("after", type_=Text())).scalar_subquery()
-    walk = select(first.label("thread_id"), number(1).label("place")).cte("walk", recursive=True)
-    following = ordered.where(c.thread_id > walk.c.thread_id).correlate(walk).scalar_subquery()
-    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < bindparam("most", type_=Integer()))
-    walk = walk.union_all(select(following, walk.c.place + number(1)).where(is_inside))
+    c, walk = t.checkpoints.c, _walk(t.checkpoints)
     graph = (
         select(func.count().label("count"), func.min(c.checkpoint_id).label("oldest"))
         .where(c.thread_id == walk.c.thread_id)
@@ -74,6 +68,24 @@ def next_threads(t: Tables) -> Executable:
     size = select(cast(func.sum(graph.c.count), BigInteger).label("count")).having(is_worth_a_look).lateral("size")
     found = select(walk.c.thread_id, size.c.count).select_from(walk.outerjoin(size, true()))
     return found.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
+
+
+def next_writers(t: Tables) -> Executable:
+    """Select the threads that follow one among those that have pending writes. Binds: see `_walk`."""
+    walk = _walk(t.checkpoint_writes)
+    return select(walk.c.thread_id).where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
+
+
+def stray_writes(t: Tables) -> Executable:
+    """Select the keys of the checkpoints that threads have writes of but that aren't there.
+
+    Binds: `thread_ids`, and `before`, an id: only lesser ones.
+    """
+    c, w = t.checkpoints, t.checkpoint_writes
+    keys = ("thread_id", "checkpoint_ns", "checkpoint_id")
+    written = select(*[w.c[name] for name in keys])
+    written = written.where(_is_given(w.c.thread_id), w.c.checkpoint_id < bindparam("before", type_=Text()))
+    return written.except_(select(*c.primary_key).where(_is_given(c.c.thread_id)))
 
 
 def given_threads(t: Tables) -> Executable:
@@ -95,54 +107,44 @@ def lineage(t: Tables) -> Executable:
 
     Binds: `thread_ids`, `run_ids`.
     """
-    c = t.checkpoints
-    is_old = cast(member_text(c.c.checkpoint, key("v")), Numeric) < number(4)
-    is_call = func.strpos(c.c.checkpoint_ns, key(":"), type_=Integer) > number(0)
-    counters = _names(member(c.c.metadata, _COUNTERS))
-    counted = select(func.array_agg(counters.c.channel)).correlate(c).scalar_subquery()
-    inline = func.jsonb_each(member(c.c.checkpoint, key("channel_values"))).table_valued(
-        Column("key", Text), Column("value", JSONB)
-    )
-    # A value that is true has no blob.
-    marks = inline.c.value == literal_column("'true'::jsonb")
-    marked = select(func.array_agg(inline.c.key)).where(marks, _blob_of(t, c, inline.c.key))
+    c = t.checkpoints.c
+    is_call = func.strpos(c.checkpoint_ns, key(":"), type_=Integer) > number(0)
+    counters = _names(member(c.metadata, _COUNTERS))
+    counted = select(func.array_agg(counters.c.channel)).correlate(t.checkpoints).scalar_subquery()
     return (
         select(
-            c.c.thread_id,
-            c.c.checkpoint_ns,
-            c.c.checkpoint_id,
-            c.c.parent_checkpoint_id,
-            func.coalesce(is_old, literal_column("false")),
-            func.coalesce(_is_chosen(t), literal_column("false")),
-            case((is_call, cast(member(c.c.metadata, key("parents")), Text))),
-            case((has_member(c.c.metadata, _COUNTERS), counted)),
-            case((c.c.checkpoint.op("@?", return_type=Boolean())(_ANY_TRUE), marked.correlate(c).scalar_subquery())),
+            c.thread_id,
+            c.checkpoint_ns,
+            c.checkpoint_id,
+            c.parent_checkpoint_id,
+            func.coalesce(_is_chosen(t), _FALSE),
+            case((is_call, cast(member(c.metadata, key("parents")), Text))),
+            case((has_member(c.metadata, _COUNTERS), counted)),
         )
-        .where(_is_given(c.c.thread_id))
-        .order_by(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id)
+        .where(_is_given(c.thread_id))
+        .order_by(c.thread_id, c.checkpoint_ns, c.checkpoint_id)
     )
 
 
 def bare_channels(t: Tables) -> Executable:
-    """Select the channels that some checkpoints have a version of, or their parents' tasks wrote to, without a value.
+    """Select some checkpoints, whether they are older than format 4, and their bare channels as an array, or NULL.
 
-    Those of LangGraph's that only trigger nodes are left out: there are too many of them. Binds: the checkpoints' keys
-    as arrays, `node_thread_ids`, `node_checkpoint_nss`, `node_checkpoint_ids`.
+    These are the channels that they have a version of, or their parent's tasks wrote to, but no value. Those of
+    LangGraph's that only trigger nodes are left out: there are too many of them. Binds: the checkpoints' keys as
+    arrays, `node_thread_ids`, `node_checkpoint_nss`, `node_checkpoint_ids`.
     """
     c, w = t.checkpoints, t.checkpoint_writes
-    node = rows_of_binds("node_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text)
+    node = few_rows_of_binds("node_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text)
     versions = _names(member(c.c.checkpoint, key("channel_versions")))
     written = select(w.c.channel).where(same_graph(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id)
-    channel = union(select(versions.c.channel).correlate(c), written.correlate(c)).lateral("channels").c.channel
+    channel = union(select(versions.c.channel).correlate(c), written.correlate(c)).subquery("channels").c.channel
     is_internal = or_(
         func.starts_with(channel, key("__"), type_=Boolean), func.starts_with(channel, key("branch:"), type_=Boolean)
     )
-    return (
-        select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id, func.array_agg(channel))
-        .select_from(node.join(c, and_(same_graph(c, node), c.c.checkpoint_id == node.c.checkpoint_id)))
-        .join(channel.table, true())
-        .where(~is_internal, ~_has_value(t, c, channel))
-        .group_by(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id)
+    bare = select(func.array_agg(channel)).where(~is_internal, ~_has_value(t, c, channel)).correlate(c)
+    is_old = cast(member_text(c.c.checkpoint, key("v")), Numeric) < number(4)
+    return select(*c.primary_key, func.coalesce(is_old, _FALSE), bare.scalar_subquery()).select_from(
+        node.join(c, and_(same_graph(c, node), c.c.checkpoint_id == node.c.checkpoint_id))
     )
 
 
@@ -152,17 +154,32 @@ def traces(t: Tables) -> Executable:
     Binds: arrays that go together, `sought_thread_ids`, `sought_checkpoint_nss`, `sought_channels`.
     """
     c, w = t.checkpoints, t.checkpoint_writes
-    sought = rows_of_binds("sought_", thread_id=Text, checkpoint_ns=Text, channel=Text)
-    written = exists().where(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id, w.c.channel == sought.c.channel)
+    sought = few_rows_of_binds("sought_", thread_id=Text, checkpoint_ns=Text, channel=Text)
+    channel = sought.c.channel
+    written = exists().where(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id, w.c.channel == channel)
+    # A snapshot is marked inline, by what no value with a blob has there.
+    is_marked = member(member(c.c.checkpoint, key("channel_values")), channel) == literal_column("'true'::jsonb")
     return select(
-        c.c.thread_id,
-        c.c.checkpoint_ns,
-        c.c.checkpoint_id,
-        sought.c.channel,
-        member_text(member(c.c.checkpoint, key("channel_versions")), sought.c.channel),
-        _has_value(t, c, sought.c.channel),
+        *c.primary_key,
+        channel,
+        member_text(member(c.c.checkpoint, key("channel_versions")), channel),
+        _has_value(t, c, channel),
+        func.coalesce(and_(is_marked, _blob_of(t, c, channel)), _FALSE),
         written.correlate(c, sought),
     ).select_from(sought.join(c, same_graph(c, sought)))
+
+
+def _walk(table: Table) -> CTE:
+    """The threads of a table, in order, by a walk that jumps from one to the next in the index.
+
+    Binds: `after`, the thread's id that they follow, and `most`, how many; the last row may have no thread.
+    """
+    ordered = select(table.c.thread_id).order_by(table.c.thread_id).limit(number(1))
+    first = ordered.where(table.c.thread_id > bindparam("after", type_=Text())).scalar_subquery()
+    walk = select(first.label("thread_id"), number(1).label("place")).cte("walk", recursive=True)
+    following = ordered.where(table.c.thread_id > walk.c.thread_id).correlate(walk).scalar_subquery()
+    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < bindparam("most", type_=Integer()))
+    return walk.union_all(select(following, walk.c.place + number(1)).where(is_inside))
 
 
 def _is_given(thread_id: ColumnElement[str]) -> ColumnElement[bool]:
@@ -189,4 +206,4 @@ def _blob_of(t: Tables, c: FromClause, channel: ColumnElement[str]) -> Exists:
 
 def _has_value(t: Tables, c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
     inline = has_member(member(c.c.checkpoint, key("channel_values")), channel)
-    return or_(func.coalesce(inline, literal_column("false", Boolean)), _blob_of(t, c, channel))
+    return or_(func.coalesce(inline, _FALSE), _blob_of(t, c, channel))

@@ -30,13 +30,23 @@ from sqlalchemy import (
     null,
     select,
     true,
+    tuple_,
     union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import OID, array
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.statements.clauses import digests_of, key, member, number, rows_of_binds, same_blob, same_graph
+from checkpoint_store.statements.clauses import (
+    digests_of,
+    few_rows_of_binds,
+    key,
+    member,
+    number,
+    rows_of,
+    same_blob,
+    same_graph,
+)
 
 
 def lock_removal() -> Executable:
@@ -59,40 +69,37 @@ def lock_threads(t: Tables) -> Executable:
     return select(threads.c.epoch).where(_is_given(threads)).order_by(threads.c.thread_id).with_for_update()
 
 
-def delete_writes(t: Tables) -> Executable:
-    """Delete the writes of checkpoints. Returns how many, and their bytes. Binds: see `_victims`."""
-    w, victim = t.checkpoint_writes, _victims()
-    gone = delete(w).where(_is_of(w, victim)).returning(_size(w.c.blob)).cte("gone")
-    return select(func.count(), _sum(gone.c.size)).select_from(gone)
-
-
-def count_writes(t: Tables) -> Executable:
-    """Count what `delete_writes` would delete."""
-    w, victim = t.checkpoint_writes, _victims()
-    return select(func.count(), _sum(_size(w.c.blob))).select_from(victim.join(w, _is_of(w, victim)))
-
-
 def delete_checkpoints(t: Tables) -> Executable:
-    """Delete checkpoints. Returns them: their keys, their parents and their bytes. Binds: see `_victims`."""
-    c = t.checkpoints
-    deletion = delete(c).where(_is_of(c, _victims()))
-    return deletion.returning(
-        c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id, c.c.parent_checkpoint_id, _json_size(t)
-    )
+    """Delete checkpoints and their writes. Binds: see `_graphs`.
+
+    Returns how many rows and bytes, as arrays of two: of writes, and of checkpoints.
+    """
+    w, c, graph = t.checkpoint_writes, t.checkpoints, _spans()
+    writes = delete(w).where(_is_victim(w, graph)).returning(_size(w.c.blob)).cte("gone_writes")
+    checkpoints = delete(c).where(_is_victim(c, graph)).returning(_json_size(t)).cte("gone_checkpoints")
+    return _counts(writes, checkpoints)
 
 
 def count_checkpoints(t: Tables) -> Executable:
-    """Count what `delete_checkpoints` would delete, and its bytes."""
-    c, victim = t.checkpoints, _victims()
-    return select(func.count(), _sum(_json_size(t))).select_from(victim.join(c, _is_of(c, victim)))
+    """Count what `delete_checkpoints` would delete."""
+    w, c, graph = t.checkpoint_writes, t.checkpoints, _spans()
+    writes = select(_size(w.c.blob)).select_from(graph.join(w, _is_victim(w, graph))).cte("writes")
+    checkpoints = select(_json_size(t)).select_from(graph.join(c, _is_victim(c, graph))).cte("checkpoints")
+    return _counts(writes, checkpoints)
+
+
+def parents(t: Tables) -> Executable:
+    """Select checkpoints with their parents. Binds: see `_graphs`."""
+    c, graph = t.checkpoints, _spans()
+    return select(*c.primary_key, c.c.parent_checkpoint_id).select_from(graph.join(c, _is_victim(c, graph)))
 
 
 def children(t: Tables) -> Executable:
     """Select the checkpoints whose parent is one of some: the parent's key, and the children's ids as an array.
 
-    Binds: see `_victims` and `_graphs`.
+    Binds: see `_graphs`.
     """
-    c, graph, victim = t.checkpoints, _graphs(), _victims()
+    c, graph = t.checkpoints, _graphs()
     lines = union_all(
         select(
             c.c.thread_id,
@@ -102,7 +109,7 @@ def children(t: Tables) -> Executable:
         )
         .select_from(graph.join(c, same_graph(c, graph)))
         .where(c.c.parent_checkpoint_id.is_not(None)),
-        select(victim.c.thread_id, victim.c.checkpoint_ns, victim.c.checkpoint_id, cast(null(), Text)),
+        _victims().add_columns(cast(null(), Text)),
     ).subquery("lines")
     of = [lines.c.thread_id, lines.c.checkpoint_ns, lines.c.checkpoint_id]
     found = func.array_agg(lines.c.child).filter(lines.c.child.is_not(None))
@@ -117,7 +124,7 @@ def mend(t: Tables) -> Executable:
     `mended_parent_ids`.
     """
     c, p = t.checkpoints, t.checkpoints.alias("parent")
-    new = rows_of_binds("mended_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_id=Text)
+    new = few_rows_of_binds("mended_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_id=Text)
     parent = select(p.c.checkpoint_id).where(same_graph(p, new), p.c.checkpoint_id == new.c.parent_id)
     return update(c).values(parent_checkpoint_id=parent.correlate(new).scalar_subquery()).where(_is_of(c, new))
 
@@ -204,19 +211,49 @@ def delete_threads(t: Tables) -> Executable:
         (p, _size(p.c.page)),
     ]
     gone = [delete(table).where(_is_given(table)).returning(size).cte(f"gone_{table.name}") for table, size in sizes]
-    # Executed when they are asked for, one after the other.
-    counts = [select(array([func.count(), _sum(one.c.size)])).select_from(one).scalar_subquery() for one in gone]
-    return select(*counts).add_cte(delete(threads).where(_is_given(threads)).cte("gone_threads"))
-
-
-def _victims() -> TableValuedAlias:
-    """The checkpoints that go. Binds: `victim_thread_ids`, `victim_checkpoint_nss`, `victim_checkpoint_ids`."""
-    return rows_of_binds("victim_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text)
+    return _counts(*gone).add_cte(delete(threads).where(_is_given(threads)).cte("gone_threads"))
 
 
 def _graphs() -> TableValuedAlias:
-    """The graphs that they are of. Binds: `graph_thread_ids`, `graph_checkpoint_nss`."""
-    return rows_of_binds("graph_", thread_id=Text, checkpoint_ns=Text)
+    """The graphs that something goes of, with the place of the ids of what goes in an array of all of them.
+
+    Binds: arrays that go together, `graph_thread_ids`, `graph_checkpoint_nss`, `graph_firsts` and `graph_lasts`;
+    `victim_ids`.
+    """
+    return few_rows_of_binds("graph_", thread_id=Text, checkpoint_ns=Text, first=Integer, last=Integer)
+
+
+def _ids(graph: FromClause) -> ColumnElement[Any]:
+    """The ids of what goes of a graph, as an array."""
+    ids = select(bindparam("victim_ids", type_=ARRAY(Text))).scalar_subquery()
+    return ids[slice(graph.c.first, graph.c.last)]
+
+
+def _spans() -> FromClause:
+    """The graphs that something goes of, with the least and the greatest id of what goes."""
+    graph = _graphs()
+    ids = rows_of(_ids(graph), "checkpoint_id")
+    least, greatest = [select(end(ids.c.checkpoint_id)).scalar_subquery() for end in (func.min, func.max)]
+    columns = [graph.c.thread_id, graph.c.checkpoint_ns, least.label("least"), greatest.label("greatest")]
+    # The OFFSET has them computed once, not for every row that is compared with them.
+    return select(*columns).offset(number(0)).subquery("span")
+
+
+def _is_victim(table: FromClause, span: FromClause) -> ColumnElement[bool]:
+    """Whether a row is of what goes: of those in the span, for what is between is little as a rule.
+
+    Looking up each id in the index takes thrice as long; and an array of ids may be compared one by one with each row.
+    """
+    # IS TRUE keeps it from being a join, which may begin with the ids.
+    is_sought = tuple_(table.c.thread_id, table.c.checkpoint_ns, table.c.checkpoint_id).in_(_victims()).is_(true())
+    return and_(same_graph(table, span), table.c.checkpoint_id.between(span.c.least, span.c.greatest), is_sought)
+
+
+def _victims() -> Select[Any]:
+    """The keys of what goes."""
+    graph = _graphs()
+    one = rows_of(_ids(graph), "checkpoint_id").lateral("one")
+    return select(graph.c.thread_id, graph.c.checkpoint_ns, one.c.checkpoint_id).select_from(graph.join(one, true()))
 
 
 def _is_of(table: FromClause, chosen: FromClause) -> ColumnElement[bool]:
@@ -236,7 +273,7 @@ def _dead_blobs(t: Tables, *, but_for_victims: bool = False) -> CTE:
     c, b, graph = t.checkpoints, t.checkpoint_blobs, _graphs()
     left: FromClause = graph.join(c, same_graph(c, graph))
     if but_for_victims:
-        keys = select(*c.primary_key).select_from(left).except_(select(*_victims().c)).cte("left_checkpoints")
+        keys = select(*c.primary_key).select_from(left).except_(_victims()).cte("left_checkpoints")
         left = keys.join(c, _is_of(c, keys))
     versions = func.jsonb_each_text(member(c.c.checkpoint, key("channel_versions"))).table_valued("key", "value")
     pairs = select(versions.c.key, versions.c.value).correlate(c).lateral("pairs")
@@ -251,6 +288,14 @@ def _dead_pages(t: Tables, b: FromClause) -> CTE:
     used = digests_of(b).add_columns(b.c.thread_id).where(_is_given(b), b.c.type == key(PAGED)).subquery("used")
     stored = select(p.c.thread_id, p.c.digest).where(_is_given(p))
     return stored.except_(select(used.c.thread_id, used.c.digest)).cte("dead_pages")
+
+
+def _counts(*gone: CTE) -> Select[Any]:
+    """How many rows and bytes, of each; where they delete, they do so in this order, when they are asked for."""
+    counts: list[ColumnElement[Any]] = [
+        select(array([func.count(), _sum(one.c.size)])).select_from(one).scalar_subquery() for one in gone
+    ]
+    return select(*counts)
 
 
 def _counted_blobs(gone: CTE) -> Select[Any]:

@@ -108,8 +108,8 @@ class Histories:
             self._write(parent, style)
         self._now += timedelta(hours=self.chance.randint(1, 30))
         made = self._now if self.chance.random() < 0.95 else self._now - timedelta(hours=50)
-        identity = _uuid6(made, self.chance)
-        missing = _uuid6(made - timedelta(days=1), self.chance) if self.chance.random() < 0.05 else None
+        identity = id_at(made, self.chance)
+        missing = id_at(made - timedelta(days=1), self.chance) if self.chance.random() < 0.05 else None
         before = parent or Checkpoint(("", "", ""), None, made, 4, None, None)
         new = Checkpoint(
             (*graph, identity),
@@ -316,7 +316,8 @@ UNREACHABLE = {
 }
 
 
-def _uuid6(moment: datetime, chance: random.Random) -> str:
+def id_at(moment: datetime, chance: random.Random) -> str:
+    """A version 6 UUID of a moment, as LangGraph makes checkpoint ids."""
     ticks = (moment - datetime(1582, 10, 15, tzinfo=timezone.utc)) // timedelta(microseconds=1) * 10
     digits = f"{ticks:015x}"
     return f"{digits[:8]}-{digits[8:12]}-6{digits[12:]}-8{chance.getrandbits(12):03x}-{chance.getrandbits(48):012x}"

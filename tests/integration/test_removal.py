@@ -8,10 +8,12 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.serde.types import TASKS
 
 from checkpoint_store import PostgresSaver, pages
 from checkpoint_store.report import SweepReport
-from tests.integration.histories import Histories, Key, unreachable
+from tests.integration.histories import Histories, Key, id_at, unreachable
 
 
 @pytest.fixture(params=["plain", "pages"])
@@ -138,3 +140,48 @@ def test_what_stays_reads_as_before_and_nothing_unreachable_is_left(
         assert unreachable(url) == {}, operation
         for thread_id in sorted({key[0] for key in left}):
             made.more(thread_id, chance.randint(0, 3))
+
+
+def test_a_sweep_removes_old_writes_of_no_checkpoint(removing: PostgresSaver, url: str) -> None:
+    """Writes that came after their checkpoint was removed go after a day, and no sooner: their checkpoint may come."""
+    made = Histories(removing, random.Random(0))
+    made.grow(threads=1, steps=3)
+    [thread_id] = {key[0] for key in made.checkpoints}
+    for age in (timedelta(days=2), timedelta(hours=23)):
+        gone = id_at(datetime.now(timezone.utc) - age, random.Random(1))
+        for thread in (thread_id, "deleted"):
+            late: Any = {"configurable": {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": gone}}
+            removing.put_writes(late, [("kept", 1), ("count", 2)], "task")
+
+    promised = removing.sweep(keep_last=100, dry_run=True)
+
+    assert promised == SweepReport(writes=4, bytes=promised.bytes)
+    assert promised.bytes > 0
+    assert removing.sweep(keep_last=100) == promised
+    assert unreachable(url) == {"writes": 4}
+    assert removing.sweep(keep_last=100) == SweepReport()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_writes_stay_as_long_as_a_checkpoint_finds_its_sends_in_them(
+    removing: PostgresSaver, url: str, keep: int
+) -> None:
+    """An old format looks for sends by its parent's id, which need not be there; a dry run knows who will be left."""
+    moment = datetime.now(timezone.utc) - timedelta(days=9)
+    ids = [id_at(moment + timedelta(hours=number), random.Random(2)) for number in range(4)]
+    configs: Any = [{"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": one}} for one in ids]
+    removing.put_writes(configs[0], [(TASKS, "sent")], "task")
+    for parent, checkpoint_id in zip(configs, ids[1:], strict=False):
+        checkpoint: Any = {**empty_checkpoint(), "v": 1, "id": checkpoint_id}
+        removing.put(parent, checkpoint, {"source": "loop", "step": 1, "parents": {}}, {})
+
+    promised = removing.sweep(keep_last=keep, dry_run=True)
+
+    assert promised.checkpoints == 3 - keep
+    assert promised.writes == (keep < 3)
+    assert removing.sweep(keep_last=keep) == promised
+    assert removing.sweep(keep_last=keep) == SweepReport()
+    assert unreachable(url) == ({"writes": 1} if keep == 3 else {})
+    found = removing.get_tuple(configs[1])
+    assert (found is not None) == (keep == 3)
+    assert found is None or found.checkpoint["channel_values"][TASKS] == ["sent"]

@@ -1,0 +1,183 @@
+"""Removal: a long thread pruned, a database swept, a run deleted among very many."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+
+import psycopg
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
+
+from benchmarks.bench import Bench, rotations, undisturbed
+from benchmarks.contenders import AsyncContender, Ours, OursPipeline, Saver, StockConnection, StockPool
+from benchmarks.filling import add_numbered, copy, keep
+from benchmarks.proof import MismatchError
+from benchmarks.report import Result, Samples, Target
+from benchmarks.workload import Chat, Step
+
+RUN = 10
+"""How many checkpoints a run has that is deleted."""
+
+
+def measure(bench: Bench) -> list[Result]:
+    """How long removals take, and how long they keep others waiting."""
+    return asyncio.run(_measure(bench))
+
+
+async def _measure(bench: Bench) -> list[Result]:
+    return [*await _prune(bench), *await _sweep(bench), *await _delete_for_runs(bench)]
+
+
+async def _prune(bench: Bench) -> list[Result]:
+    size, rounds = bench.pick(quick=1_000, full=10_000), bench.pick(quick=3, full=6)
+    contenders: list[AsyncContender] = [Ours(), StockConnection(), StockPool()]
+    times: Samples = {contender: [] for contender in contenders}
+    async with AsyncExitStack() as stack:
+        source = await _stored(bench, stack, "prune source", size)
+        savers, urls = {}, {}
+        for contender in contenders:
+            urls[contender] = bench.database(stack, f"prune {contender.name}")
+            savers[contender] = await stack.enter_async_context(contender.open(urls[contender]))
+            keep(urls[contender], source)
+        for number, order in enumerate(rotations(contenders, rounds + 1)):
+            for contender in order:
+                copy(urls[contender], ["warm", "long"])
+                with undisturbed():
+                    await savers[contender].aprune(["warm"])
+                    started = time.perf_counter()
+                    await savers[contender].aprune(["long"])
+                    ms = (time.perf_counter() - started) * 1e3
+                _check(urls[contender], checkpoints=2)
+                if number:
+                    times[contender].append([ms])
+    target = {} if bench.quick else {"ours": Target(at_most=0.7)}
+    return [Result(measure=f"prune, a thread of {size:,} checkpoints", unit="ms", samples=times, targets=target)]
+
+
+async def _sweep(bench: Bench) -> list[Result]:
+    size, rounds = bench.pick(quick=10_000, full=100_000), bench.pick(quick=2, full=5)
+    ours = Ours()
+    results = []
+    for length, which in ((100, f"{size // 100:,} threads of 100 checkpoints"), (size, f"a thread of {size:,}")):
+        rates, longest = [], []
+        async with AsyncExitStack() as stack:
+            url = await _stored(bench, stack, f"sweep {length}", length)
+            saver = await stack.enter_async_context(ours.open(url))
+            threads = [f"thread {number}" for number in range(size // length)]
+            for _ in range(rounds):
+                copy(url, threads)
+                with undisturbed(), _transactions() as transactions:
+                    started = time.perf_counter()
+                    report = await saver.asweep(keep_last=1)  # type: ignore[attr-defined]
+                    seconds = time.perf_counter() - started
+                _check(url, checkpoints=len(threads))
+                rates.append([report.checkpoints / seconds])
+                longest.append([max(transactions)])
+        counts = not bench.quick
+        results += [
+            Result(
+                measure=f"sweep, {which}",
+                unit="checkpoints/s",
+                samples={ours: rates},
+                higher_is_better=True,
+                targets={"ours": Target(at_least=20_000, of_ours=True)} if counts else {},
+            ),
+            Result(
+                measure=f"sweep, {which}: longest transaction",
+                unit="ms",
+                samples={ours: longest},
+                targets={"ours": Target(at_most=200, of_ours=True)} if counts else {},
+            ),
+        ]
+    return results
+
+
+async def _delete_for_runs(bench: Bench) -> list[Result]:
+    many, few, rounds = bench.pick(quick=100_000, full=1_000_000), 1_000, bench.pick(quick=5, full=20)
+    ours = Ours()
+    times: dict[int, list[list[float]]] = {few: [], many: []}
+    async with AsyncExitStack() as stack:
+        savers: dict[int, Saver] = {}
+        for count in times:
+            url = bench.database(stack, f"runs {count}")
+            savers[count] = await stack.enter_async_context(ours.open(url))
+            add_numbered(url, f"'t-' || i / {RUN}", 0, count - 1)
+        for number in range(rounds + 1):
+            for count, saver in savers.items():
+                with undisturbed():
+                    samples = [await _deletion(saver, number * 4 + place) for place in range(4)]
+                if number:
+                    times[count].append(samples)
+    name = f"delete_for_runs, a run of {RUN} checkpoints"
+    ratios = [[statistics.median(a) / statistics.median(b)] for a, b in zip(times[many], times[few], strict=True)]
+    return [
+        *[Result(measure=f"{name} among {count:,}", unit="ms", samples={ours: times[count]}) for count in times],
+        Result(
+            measure=f"{name}: among {many:,} against {few:,}",
+            unit="times",
+            samples={ours: ratios},
+            targets={"ours": Target(at_most=5, of_ours=True)},
+        ),
+    ]
+
+
+async def _deletion(saver: Saver, run: int) -> float:
+    started = time.perf_counter()
+    report = await saver.adelete_for_runs([f"run-{run}"])  # type: ignore[func-returns-value]
+    ms = (time.perf_counter() - started) * 1e3
+    if report != (1, RUN, 0, 0, 0, report[-1]):
+        msg = f"delete_for_runs has removed {report}"
+        raise MismatchError(msg)
+    return ms
+
+
+async def _stored(bench: Bench, stack: AsyncExitStack, name: str, size: int) -> str:
+    """The URL of a database that has put a thread aside, stored as LangGraph would have it stored."""
+    url = bench.database(stack, name)
+    async with OursPipeline().open(url) as saver:
+        steps = Chat("chat", window=20).steps(size)
+        for first in range(0, size, 100):
+            await asyncio.gather(*[_store(saver, step) for step in steps[first : first + 100]])
+    keep(url)
+    return url
+
+
+async def _store(saver: Saver, step: Step) -> None:
+    await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
+    await saver.aput_writes(step.stored, step.writes, step.task_id, step.task_path)
+
+
+def _check(url: str, *, checkpoints: int) -> None:
+    """Raise `MismatchError` unless so many checkpoints are left, each with its writes and all its blobs."""
+    query = "SELECT (SELECT count(*) FROM {}), (SELECT count(*) FROM {}), (SELECT count(*) FROM {})"
+    with psycopg.connect(url) as conn:
+        found = conn.execute(query.format("checkpoints", "checkpoint_writes", "checkpoint_blobs")).fetchone()
+    # The channel of the messages has a blob; what is a number or a short text is within the checkpoint.
+    if found != (checkpoints, 3 * checkpoints, checkpoints):
+        msg = f"of {checkpoints} checkpoints are left, with their writes and blobs: {found}"
+        raise MismatchError(msg)
+
+
+@contextmanager
+def _transactions() -> Iterator[Sequence[float]]:
+    """How long each connection was lent that an engine lends meanwhile, in ms: at least as long as it holds a lock."""
+    since: dict[object, float] = {}
+    times: list[float] = []
+
+    def lend(connection: object, *_: object) -> None:
+        since[connection] = time.perf_counter()
+
+    def take_back(connection: object, *_: object) -> None:
+        times.append((time.perf_counter() - since.pop(connection)) * 1e3)
+
+    event.listen(Pool, "checkout", lend)
+    event.listen(Pool, "checkin", take_back)
+    try:
+        yield times
+    finally:
+        event.remove(Pool, "checkout", lend)
+        event.remove(Pool, "checkin", take_back)

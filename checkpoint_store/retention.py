@@ -1,0 +1,138 @@
+"""What is to be removed, batch by batch: a generator of calls, each a transaction, that is sent their outcomes.
+
+So it is the same for sync and async, and nothing here does any I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+
+from checkpoint_store import removal
+from checkpoint_store.executor import Row
+from checkpoint_store.lineage import Rule, first_id_of
+from checkpoint_store.report import Progress, SweepReport
+
+BATCH_SIZE = 1_000
+"""How many checkpoints go in one transaction: some 50 to 100 ms."""
+
+_BATCH_THREADS = 256
+"""How many threads they may be of. Each is a lock in PostgreSQL's table of locks, which has a few thousand places."""
+
+_LOOK_THREADS = 1_000
+"""How many threads are looked at at once for whether there is something to remove."""
+
+_SETTLED = timedelta(days=1)
+"""How old writes of a checkpoint are that isn't there and won't be: they may be stored before it is."""
+
+
+class Call(NamedTuple):
+    """An operation to run in a transaction."""
+
+    operation: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+Work = Generator[Call, Any, SweepReport]
+_Part = Generator[Call, Any, None]
+
+
+class _Tally:
+    """What was removed so far.
+
+    Args:
+        on_progress: Is told after each batch.
+    """
+
+    def __init__(self, on_progress: Progress | None = None) -> None:
+        self.total = SweepReport()
+        self._on_progress = on_progress
+
+    def add(self, report: SweepReport) -> None:
+        self.total = self.total.plus(report)
+        if self._on_progress:
+            self._on_progress(self.total)
+
+
+def sweep(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | None) -> Work:
+    """Remove from all threads what may go by a rule, or count it.
+
+    Writes that belong to no checkpoint go too, once they are old: a run has stored them in the background, after their
+    checkpoint was removed.
+
+    Args:
+        rule: What may go.
+        batch_size: How many checkpoints go in one transaction.
+        dry_run: Whether nothing is removed.
+        on_progress: Called after each transaction with what was removed so far.
+    """
+    tally, after = _Tally(on_progress), ""
+    while rows := (yield Call(removal.find_next, (rule, after, _LOOK_THREADS))):
+        after = rows[-1][0]
+        for batch in _batches(((thread_id, size) for thread_id, size in rows if size is not None), batch_size):
+            if dry_run:
+                tally.add((yield Call(removal.count, (rule, batch))))
+            else:
+                yield from _remove(rule, batch, batch_size, tally)
+    after, settled = "", first_id_of(datetime.now(timezone.utc) - _SETTLED)
+    while rows := (yield Call(removal.find_writers, (after, _LOOK_THREADS))):
+        after = rows[-1][0]
+        # Found without a lock first: nearly always there are none.
+        threads = [thread_id for (thread_id,) in rows]
+        strays = yield Call(removal.find_strays, (threads, settled, rule if dry_run else None))
+        for first in range(0, len(strays), _BATCH_THREADS):
+            batch = strays[first : first + _BATCH_THREADS]
+            tally.add((yield Call(removal.count_strays if dry_run else removal.remove_strays, (batch,))))
+    return tally.total
+
+
+def prune(rule: Rule, thread_ids: Sequence[str]) -> Work:
+    """Remove from some threads what may go by a rule, from each of them at once."""
+    return (yield from _remove_whole(rule, (yield Call(removal.find_given, (thread_ids,)))))
+
+
+def delete_for_runs(run_ids: Sequence[str]) -> Work:
+    """Remove the checkpoints of some runs, from each thread at once."""
+    return (yield from _remove_whole(Rule(run_ids=run_ids), (yield Call(removal.find_by_run, (run_ids,)))))
+
+
+def delete_threads(thread_ids: Sequence[str]) -> Work:
+    """Delete everything stored for some threads, each of them at once."""
+    tally = _Tally()
+    sizes = dict(map(tuple, (yield Call(removal.find_given, (thread_ids,)))))
+    for batch in _batches([(thread_id, sizes.get(thread_id, 0)) for thread_id in thread_ids], BATCH_SIZE):
+        report = yield Call(removal.delete_whole, (batch,))
+        tally.add(report._replace(threads=len(sizes.keys() & set(batch))))
+    return tally.total
+
+
+def _remove_whole(rule: Rule, rows: Sequence[Row]) -> Work:
+    tally = _Tally()
+    for batch in _batches(rows, BATCH_SIZE):
+        yield from _remove(rule, batch, None, tally)
+    return tally.total
+
+
+def _remove(rule: Rule, thread_ids: Sequence[str], most: int | None, tally: _Tally) -> _Part:
+    """Remove from some threads what may go; from a single one so much at a time, if that can be."""
+    report, rest = yield Call(removal.remove, (rule, thread_ids, most))
+    tally.add(report)
+    while rest is not None:
+        again = removal.remove_rest, (rest, most)
+        report, rest = yield Call(*(again if rest.nodes else (removal.remove, (rule, thread_ids, most))))
+        tally.add(report._replace(threads=0))
+
+
+def _batches(threads: Iterable[Sequence[Any]], most: int) -> Iterator[list[str]]:
+    """Put threads together that have so many checkpoints at most; one that has more is alone."""
+    batch: list[str] = []
+    count = 0
+    for thread_id, size in threads:
+        if batch and (count + size > most or len(batch) == _BATCH_THREADS):
+            yield batch
+            batch, count = [], 0
+        batch.append(thread_id)
+        count += size
+    if batch:
+        yield batch
