@@ -25,9 +25,11 @@ import psycopg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.graph import START, MessagesState, StateGraph
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, errors, migrations
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, encryption, errors, migrations
 from checkpoint_store.embedded import EmbeddedPostgres
 from checkpoint_store.transfer import acopy_threads, copy_threads
 
@@ -35,6 +37,8 @@ REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.+?)^ *```$", re.DOTALL | re.MULTILINE)
+
+KEYS = {"new.key": bytes(range(32)), "old.key": bytes(range(32, 64))}
 
 EXTRAS = 'from importlib import metadata; print(*metadata.metadata("checkpoint-store").get_all("Provides-Extra"))'
 
@@ -163,6 +167,13 @@ def surroundings(url: str) -> dict[str, Any]:
         "primary_url": "postgresql+asyncpg://",
         "replica_url": "postgresql+asyncpg://",
         "config": {"configurable": {"thread_id": "1", "checkpoint_ns": ""}},
+        "thread": {"configurable": {"thread_id": "2"}},
+        "message": {"messages": [("user", "Hello")]},
+        "EncryptedSerializer": EncryptedSerializer,
+        "KeyRing": encryption.KeyRing,
+        "key": KEYS["new.key"].hex(),
+        "new_key": KEYS["new.key"],
+        "old_key": KEYS["old.key"],
         "old": InMemorySaver(),
     }
 
@@ -172,7 +183,8 @@ async def in_a_loop(code: Any, names: dict[str, Any], url: str) -> None:
     engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url})
     saver = AsyncPostgresSaver(engine)
     await saver.aput(names["config"], empty_checkpoint(), {}, {})
-    space = {**names, "engine": engine, "saver": saver}
+    builder = StateGraph(MessagesState).add_node("answer", lambda state: state).add_edge(START, "answer")
+    space = {**names, "engine": engine, "saver": saver, "graph": builder.compile(checkpointer=saver)}
     await eval(code, space)
     for value in space.values():
         if isinstance(value, AsyncEngine):
@@ -218,6 +230,8 @@ def test_the_commands_of_a_page_run(
     )
     if not any("upgrade" in block.text for block in blocks):
         shell("checkpoint-store upgrade", tmp_path, CHECKPOINT_STORE_URL=url)
+    for name, key in KEYS.items():
+        (tmp_path / name).write_bytes(key)
     if shutil.which("jq") is None:
         (tmp_path / "jq").write_text("#!/bin/sh\ncat >/dev/null\n")
         (tmp_path / "jq").chmod(0o755)
