@@ -27,10 +27,12 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import START, MessagesState, StateGraph
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, encryption, errors, migrations
 from checkpoint_store.embedded import EmbeddedPostgres
+from checkpoint_store.schema import VERSION_TABLE, tables
 from checkpoint_store.transfer import acopy_threads, copy_threads
 
 REPOSITORY = Path(__file__).parents[2]
@@ -263,6 +265,18 @@ def test_files_and_tests_that_a_page_names_exist(page: Path) -> None:
             assert re.search(rf"^(async )?def {test}\(", (REPOSITORY / name).read_text(), re.MULTILINE), (
                 f"{name}::{test}"
             )
+
+
+def test_the_page_of_tables_has_every_table_column_and_index() -> None:
+    """And nothing else: a section for each table, a row for each column with its type, each index by name."""
+    sections = re.split(r"^## ", (DOCS / "reference/tables.md").read_text(), flags=re.MULTILINE)[1:]
+    described = {section.partition("\n")[0]: section for section in sections}
+    assert list(described) == [*(table.name for table in tables.all), VERSION_TABLE]
+    for table in tables.all:
+        rows = re.findall(r"^\| ([\w*, ]+?) \| (\w+) \|", described[table.name], re.MULTILINE)
+        columns = {name.strip("*"): kind for names, kind in rows[1:] for name in names.split(", ")}
+        assert columns == {each.name: each.type.compile(postgresql.dialect()).lower() for each in table.columns}
+        assert all(f"`{index.name}`" in described[table.name] for index in table.indexes)
 
 
 def test_every_block_of_code_is_run_by_a_test() -> None:
