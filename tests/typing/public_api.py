@@ -20,6 +20,7 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import MessagesState, StateGraph
 from sqlalchemy import Connection, Engine, Table
@@ -38,6 +39,8 @@ from checkpoint_store import (
     telemetry,
 )
 from checkpoint_store.embedded import EmbeddedPostgres
+from checkpoint_store.encryption import KeyRing, Reencryption, count_unencrypted, reencrypt
+from checkpoint_store.locks import ThreadLock
 from checkpoint_store.report import SweepReport
 from checkpoint_store.schema import Tables, checkpoints, metadata
 from checkpoint_store.threads import ThreadStats, ThreadSummary
@@ -187,6 +190,25 @@ def caught(saver: PostgresSaver, config: RunnableConfig) -> None:
     error_types: list[type[errors.CheckpointStoreError]] = [errors.MigrationLocked, errors.Closed, errors.WrongThread]
     values: list[type[ValueError]] = [errors.InvalidConfig, errors.InvalidURL, errors.InvalidOption]
     raise (error_types[0] if values else errors.UnstorableValue)
+
+
+async def locks(saver: AsyncPostgresSaver, sync_saver: PostgresSaver) -> None:
+    async with saver.thread_lock("1", timeout=30) as lock:
+        assert_type(lock, ThreadLock)
+        assert_type(lock.lost, bool)
+    with sync_saver.thread_lock("1", timeout=None):
+        pass
+    saver.thread_lock(1)  # type: ignore[arg-type]
+
+
+async def encrypted(engine: AsyncEngine, sync_engine: Engine) -> None:
+    ring = EncryptedSerializer(KeyRing.aes(b"new", b"old"))
+    AsyncPostgresSaver(engine, serde=ring, require_encryption=True, refuse_forks=True)
+    PostgresSaver.from_conn_string("", serde=ring, require_encryption=True, refuse_forks=True)
+    assert_type(await reencrypt(engine, None, ring, schema="agents", on_progress=print), Reencryption)
+    in_clear = await count_unencrypted(sync_engine)
+    assert_type((in_clear.blobs, in_clear.writes, in_clear.scalars), tuple[int, int, int])
+    KeyRing.aes("new")  # type: ignore[arg-type]
 
 
 def servers() -> None:
