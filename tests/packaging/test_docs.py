@@ -279,6 +279,13 @@ def test_the_page_of_tables_has_every_table_column_and_index() -> None:
         assert all(f"`{index.name}`" in described[table.name] for index in table.indexes)
 
 
+def test_every_module_is_on_the_map() -> None:
+    """Whoever looks for a place to add something finds it in CONTRIBUTING.md."""
+    marked = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    modules = {path.name for path in (REPOSITORY / "checkpoint_store").glob("[a-z]*.py")}
+    assert [name for name in sorted(modules) if name not in marked] == []
+
+
 def test_every_block_of_code_is_run_by_a_test() -> None:
     """But for those that are named above with the reason; `pytest -s` prints how many there are."""
     code = [block for block in BLOCKS if block.language not in NO_CODE]
