@@ -33,6 +33,15 @@ def test_the_first_quick_start_is_whole_by_itself(shell: Shell, empty_url: str, 
     assert shell("python chat.py", tmp_path, CHECKPOINT_STORE_URL=empty_url) == "That was message 1.\n"
 
 
+def test_the_quick_starts_go_on_when_they_are_run_again(shell: Shell, empty_url: str, tmp_path: Path) -> None:
+    """On a database that stays the thread is still there."""
+    (tmp_path / "chat.py").write_text("\n".join(SNIPPETS))
+
+    output = shell("python chat.py; python chat.py", tmp_path, CHECKPOINT_STORE_URL=empty_url)
+
+    assert output.splitlines() == [f"That was message {number}." for number in range(1, 12, 2)]
+
+
 def test_there_are_three_quick_starts_in_python() -> None:
     """The pattern above still finds them all."""
     assert len(SNIPPETS) == 3
