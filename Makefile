@@ -21,7 +21,7 @@ check: $(INSTALLED) ## Lint, formatting, types, direction of imports
 types: $(INSTALLED) ## What mypy and pyright make of the public API
 	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,types]'
 	$(VENV)/bin/mypy tests/typing
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 fix: $(INSTALLED) ## Let ruff repair what it can, and format
 	$(VENV)/bin/ruff check --fix
