@@ -137,11 +137,15 @@ def _made(row: Row, shelf: Shelf) -> Row | None:
     return columns
 
 
-def lock_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
-    """Keep others from removing anything of some threads, and from storing pages of them; in a transaction."""
+def lock_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> list[str]:
+    """Keep others from removing anything of some threads, and from storing pages of them; in a transaction.
+
+    Returns:
+        Which of them have pages.
+    """
     binds = {"thread_ids": list(thread_ids)}
     db.fetch(sql.lock_removal, {**binds, "table": qualified("checkpoints", sql.tables.schema)})
-    db.fetch(sql.lock_threads, binds)
+    return [row[0] for row in db.fetch(sql.lock_threads, binds)]
 
 
 def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[tuple[int, int]]:

@@ -120,7 +120,7 @@ def _remove(rule: Rule, thread_ids: Sequence[str], most: int | None, tally: _Tal
     tally.add(report)
     while rest is not None:
         again = removal.remove_rest, (rest, most)
-        report, rest = yield Call(*(again if rest.nodes else (removal.remove, (rule, thread_ids, most))))
+        report, rest = yield Call(*(again if rest.parts else (removal.remove, (rule, thread_ids, most))))
         tally.add(report._replace(threads=0))
 
 
