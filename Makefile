@@ -7,7 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 INSTALLED := $(VENV)/installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help check fix test test-slow test-matrix faults demo docs migration wheel bench bench-quick
+.PHONY: help check fix test test-slow test-matrix faults fuzz demo docs migration wheel bench bench-quick
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ faults: $(INSTALLED) ## Inject faults under load: a table of what was tried, ack
 
 test-matrix: $(INSTALLED) ## The tests on old and new servers, SQLAlchemy, LangGraph, Python; ARGS="--slice oldest newest" is CI's part
 	$(VENV)/bin/python tests/matrix.py $(ARGS)
+
+fuzz: $(INSTALLED) ## Throw odd input at every call, CASES=5000 at each test, and count how they end
+	CHECKPOINT_STORE_FUZZ_CASES=$(or $(CASES),5000) $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 tests/fuzz
 
 demo: $(INSTALLED) ## Kill an agent in the middle of a step, and watch another process finish its work
 	$(VENV)/bin/python examples/survive_kill.py

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from checkpoint_store import pages
 from checkpoint_store.schema import PAGED
@@ -30,6 +30,8 @@ class Put:
     """The pages of all its blobs that are recipes, by digest."""
     digests: Mapping[Place, Iterable[bytes]] = field(default_factory=dict)
     """Which of them belong to which channel."""
+    continues: bool = False
+    """Whether it is stored only if it continues the newest checkpoint of its namespace."""
 
     @property
     def thread_id(self) -> str:
@@ -37,7 +39,7 @@ class Put:
         return self.binds["thread_id"]  # type: ignore[no-any-return]
 
 
-def paged(binds: Binds, shelf: Shelf) -> Put:
+def paged(binds: Binds, shelf: Shelf, continues: bool = False) -> Put:
     """Return a put whose large values are cut into pages, as far as they are msgpack."""
     thread_id, namespace = binds["thread_id"], binds["checkpoint_ns"]
     types, blobs = list(binds["types"]), list(binds["blobs"])
@@ -51,7 +53,7 @@ def paged(binds: Binds, shelf: Shelf) -> Put:
             types[number], blobs[number] = PAGED, cut.recipe
             found.update(cut.pages)
             digests[place] = cut.pages.keys()
-    return Put({**binds, "types": types, "blobs": blobs}, found, digests)
+    return Put({**binds, "types": types, "blobs": blobs}, found, digests, continues)
 
 
 def has_large(binds: Binds) -> bool:
@@ -72,6 +74,8 @@ class Writes:
     """Those of `statements.put_writes`."""
     replace: bool
     """Whether they replace those that are there already."""
+    continues: ClassVar[bool] = False
+    """They belong to a checkpoint, whether it is the newest or not."""
 
     @property
     def thread_id(self) -> str:

@@ -22,9 +22,9 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
-from checkpoint_store import jsonb
+from checkpoint_store import jsonb, shapes
 from checkpoint_store.config import Key, check_key, key_of, plain_text
-from checkpoint_store.errors import InvalidConfig, UnreadableValue, UnstorableValue
+from checkpoint_store.errors import InvalidConfig, NotEncrypted, UnreadableValue, UnstorableValue, shown
 from checkpoint_store.rows import Ancestor, Row
 
 Binds = dict[str, Any]
@@ -35,6 +35,8 @@ LARGE_BYTES = 64 * 1024
 LARGE_ITEMS = 100
 """From so many items on a container is encoded in a worker thread; a chat message takes some 10 us to encode."""
 
+INLINE_CHARACTERS = 1024 * 1024
+"""Longer strings are stored as blobs: inline every step would store them anew, and JSONB's strings end at 256 MB."""
 
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 
@@ -45,9 +47,11 @@ class Codec:
     Args:
         serde: The saver's serializer. Scalars are stored inline, in the clear and searchable, only where the serializer
             is LangGraph's own plain one; one that encrypts or otherwise has its say gets every value.
+        encrypted_only: Whether to refuse stored values that are in clear.
     """
 
-    def __init__(self, serde: SerializerProtocol) -> None:
+    def __init__(self, serde: SerializerProtocol, *, encrypted_only: bool = False) -> None:
+        self._encrypted_only = encrypted_only
         self._serde = serde
         self._inlines = _is_plain(serde)
         self._replaces = self._inlines or (isinstance(serde, EncryptedSerializer) and _is_plain(serde.serde))
@@ -67,6 +71,7 @@ class Codec:
         """
         key = key_of(config)
         place = _place(key)
+        shapes.check_checkpoint(checkpoint, new_versions, place)
         checkpoint_id = plain_text(checkpoint["id"], 'checkpoint["id"]')
         if not checkpoint_id:
             raise InvalidConfig(f'{place}: checkpoint["id"] is empty; it would name the newest checkpoint')
@@ -76,9 +81,9 @@ class Codec:
         inline: dict[str, Any] = {}
         blobs: list[tuple[str, str, str, bytes]] = []
         for channel in sorted(values):
-            value = values[channel]
+            value, channel = values[channel], str.__str__(channel)  # noqa: PLW2901 - it may be an Enum's
             held = jsonb.holds(value)
-            if held and self._inlines:
+            if held and self._inlines and not (type(value) is str and len(value) > INLINE_CHARACTERS):
                 inline[channel] = jsonb.scalar(value)
                 continue
             version = new_versions.get(channel)
@@ -91,17 +96,14 @@ class Codec:
             version = checkpoint["channel_versions"].get(channel) if version is None else version
             if version is None:
                 raise UnstorableValue(
-                    f"{place}, channel {channel!r}: neither new_versions nor channel_versions has a version for it, "
-                    "so nothing could find the value again"
+                    f"{place}, channel {shown(channel)}: neither new_versions nor channel_versions has a version for "
+                    "it, so nothing could find the value again"
                 )
-            blobs.append((channel, _version_text(version), *self._dump(value, place, channel)))
+            blobs.append((channel, shapes.version_text(version, place, channel), *self._dump(value, place, channel)))
+        shapes.check_size([(channel, blob) for channel, _, _, blob in blobs], place)
         for channel, version, _, _ in blobs:
             check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, channel=channel, version=version)
 
-        try:
-            merged = jsonb.document(get_serializable_checkpoint_metadata(config, metadata), f"{place}: metadata")
-        except RecursionError:
-            raise UnstorableValue(f"{place}: metadata is nested too deeply, or contains itself") from None
         channels, versions, types, contents = map(list, zip(*blobs, strict=True)) if blobs else ([], [], [], [])
         return {
             "thread_id": key.thread_id,
@@ -109,7 +111,7 @@ class Codec:
             "checkpoint_id": checkpoint_id,
             "parent_checkpoint_id": key.checkpoint_id,
             "checkpoint": _document(checkpoint, inline, place),
-            "metadata": jsonb.encode(merged),
+            "metadata": jsonb.text_of(_merged(config, metadata, place), f"{place}: metadata"),
             "channels": channels,
             "versions": versions,
             "types": types,
@@ -131,13 +133,15 @@ class Codec:
         key = key_of(config)
         if key.checkpoint_id is None:
             raise InvalidConfig('config["configurable"] has no "checkpoint_id"; writes belong to a checkpoint')
-        check_key(**key._asdict(), task_id=plain_text(task_id, "task_id"))
+        task_id = plain_text(task_id, "task_id")
+        check_key(**key._asdict(), task_id=task_id)
         replace = all(channel in WRITES_IDX_MAP for channel, _ in writes)
         rows: dict[int, tuple[str, str, bytes]] = {}
         for place, (channel, value) in enumerate(writes):
             idx = WRITES_IDX_MAP.get(channel, place)
             if replace or idx not in rows:
                 rows[idx] = (channel, *self._dump(value, f"{_place(key)}, task {task_id!r}", channel))
+        shapes.check_size([(channel, blob) for channel, _, blob in rows.values()], _place(key))
         # Sorted, so that two writers of the same rows lock them in the same order.
         idxs = sorted(rows)
         binds = {
@@ -157,16 +161,27 @@ class Codec:
         Raises:
             UnreadableValue: If the serializer can't decode a value.
         """
-        place = f"{_place(row)}, checkpoint {row.checkpoint_id!r}"
-        checkpoint = jsonb.decode(row.checkpoint)
+        try:
+            return self._decoded(row, f"{_place(row)}, checkpoint {row.checkpoint_id!r}")
+        except UnreadableValue as error:
+            error.config = cast("dict[str, Any]", _config(row, row.checkpoint_id))
+            raise
+
+    def _decoded(self, row: Row, place: str) -> CheckpointTuple:
+        checkpoint = shapes.stored_members(row.checkpoint, f"{place}: the checkpoint")
+        versions = checkpoint.get("channel_versions")
         values = checkpoint["channel_values"] = checkpoint.get("channel_values") or {}
+        if type(versions) is not dict or type(values) is not dict:
+            raise UnreadableValue(f"{place}: channel_versions and channel_values are no JSON objects")
         for channel, kind, blob in _zip(row.blob_channels, row.blob_types, row.blobs):
             values[channel] = self._load(kind, blob, place, channel)
+        if self._encrypted_only:
+            for channel in values.keys() - set(row.blob_channels or ()):
+                raise _plain(place, channel)
         if row.send_types:
             # Before format 4 LangGraph kept the sends of a step with the parent; it finds them in a channel since.
             values[TASKS] = [self._load(kind, blob, place, TASKS) for kind, blob in _zip(row.send_types, row.sends)]
-            versions = checkpoint["channel_versions"]
-            versions[TASKS] = max(versions.values()) if versions else next_version(None)
+            versions[TASKS] = shapes.newest(versions.values(), place) if versions else next_version(None)
         writes: list[PendingWrite] = [
             (task_id, channel, self._load(kind, blob, f"{place}, task {task_id!r}", channel))
             for task_id, channel, kind, blob in _zip(
@@ -175,8 +190,8 @@ class Codec:
         ]
         return CheckpointTuple(
             config=_config(row, row.checkpoint_id),
-            checkpoint=checkpoint,
-            metadata=jsonb.decode(row.metadata),
+            checkpoint=cast("Checkpoint", checkpoint),
+            metadata=cast("CheckpointMetadata", shapes.stored_members(row.metadata, f"{place}: the metadata")),
             parent_config=_config(row, row.parent_checkpoint_id) if row.parent_checkpoint_id else None,
             pending_writes=writes,
         )
@@ -198,6 +213,8 @@ class Codec:
             start = row.checkpoint_id if row.first else start
         while (ancestor := ancestors.pop(start, None) if start else None) is not None:
             place = f"{_place(key)}, checkpoint {ancestor.checkpoint_id!r}"
+            if not ancestor.sound:
+                raise UnreadableValue(f"{place}: channel_versions and channel_values are no JSON objects")
             writes = [
                 (task_id, channel, self._load(kind, blob, f"{place}, task {task_id!r}", channel))
                 for task_id, channel, kind, blob in _zip(
@@ -210,7 +227,13 @@ class Codec:
                 ancestor.value_channels, ancestor.value_types, ancestor.value_blobs, ancestor.value_inlines
             ):
                 # A blob wins over what is inline: that is only the mark of a snapshot then.
-                stored = jsonb.decode(inline) if kind is None else self._load(kind, blob, place, channel)
+                if kind is None and self._encrypted_only:
+                    raise _plain(place, channel)
+                stored = (
+                    shapes.stored_json(inline, f"{place}, channel {shown(channel)}")
+                    if kind is None
+                    else self._load(kind, blob, place, channel)
+                )
                 history[channel]["seed"] = stored
             start = ancestor.parent_checkpoint_id
         for entry in history.values():
@@ -222,33 +245,43 @@ class Codec:
             kind, blob = self._serde.dumps_typed(value)
         except Exception as error:
             raise UnstorableValue(
-                f"{place}, channel {channel!r}: {type(value).__name__} is not serializable by "
-                f"{type(self._serde).__name__} ({error}). Store a plain value, or pass a serializer that takes it, "
-                "such as serde=JsonPlusSerializer(pickle_fallback=True)."
+                f"{place}, channel {shown(channel)}: {type(value).__name__} is not serializable by "
+                f"{type(self._serde).__name__} ({shapes.told(error)}). Store a plain value, or pass a serializer that "
+                "takes it, such as serde=JsonPlusSerializer(pickle_fallback=True)."
             ) from error
         # Only where a question mark is in the bytes can one have been put in; encrypted bytes don't tell.
         if self._replaces and (b"?" in blob or not self._inlines) and jsonb.has_lone_surrogate(value):
             raise UnstorableValue(
-                f"{place}, channel {channel!r}: a string has a lone surrogate, which {type(self._serde).__name__} "
+                f"{place}, channel {shown(channel)}: a string has a lone surrogate, which {type(self._serde).__name__} "
                 'would replace by "?". Store bytes, or clean the text with text.encode("utf-8", "replace").decode().'
             )
-        if not isinstance(channel, str) or not jsonb.holds(channel):
-            raise UnstorableValue(f"{place}: channel {channel!r} has a name that PostgreSQL's text can't hold")
+        if not jsonb.holds(channel):
+            raise UnstorableValue(f"{place}: channel {shown(channel)} has a name that PostgreSQL's text can't hold")
         return kind, blob if type(blob) is bytes else bytes(blob)
 
     def _load(self, kind: str | None, blob: bytes | None, place: str, channel: str) -> Any:
-        if blob is None and kind == "msgpack":
+        if self._encrypted_only and "+" not in (kind or ""):
+            raise _plain(place, channel)
+        if blob is None and kind != "null":
             raise UnreadableValue(
-                f"{place}, channel {channel!r}: a page of the stored value is missing. Rows of checkpoint_pages were "
-                "deleted, or not restored from a backup."
+                f"{place}, channel {shown(channel)}: the stored value of type {kind!r}, or a page of it, is missing. "
+                "Rows of checkpoint_pages were deleted, or not restored from a backup."
             )
         try:
             return self._serde.loads_typed((cast("str", kind), cast("bytes", blob)))
         except Exception as error:
             raise UnreadableValue(
-                f"{place}, channel {channel!r}: {type(self._serde).__name__} can't decode the stored value of type "
-                f"{kind!r} ({type(error).__name__}: {error}). Read it with the serializer it was written with."
+                f"{place}, channel {shown(channel)}: {type(self._serde).__name__} can't decode the stored value of "
+                f"type {kind!r} ({type(error).__name__}: {shapes.told(error)}). Read it with the serializer "
+                "it was written with."
             ) from error
+
+
+def _plain(place: str, channel: str) -> NotEncrypted:
+    return NotEncrypted(
+        f"{place}, channel {shown(channel)}: the stored value is not encrypted, and require_encryption refuses it. "
+        "encryption.reencrypt() encrypts what was stored before; what was stored since, somebody has stored in clear."
+    )
 
 
 def _is_plain(serde: object) -> bool:
@@ -258,7 +291,10 @@ def _is_plain(serde: object) -> bool:
 
 def next_version(current: str | int | float | None) -> str:
     """Return the version that follows, in the stock saver's format: sortable as text, and unique by chance."""
-    number = 0 if current is None else int(current.split(".")[0] if isinstance(current, str) else current)
+    try:
+        number = 0 if current is None else int(current.split(".")[0] if isinstance(current, str) else current)
+    except ValueError:
+        raise UnreadableValue(f"{shown(current)} is no version of a channel; it begins with a number") from None
     return f"{number + 1:032}.{random.random():016}"
 
 
@@ -284,11 +320,15 @@ def size_of(*arrays: Sequence[bytes | None] | None) -> int:
     return sum(len(blob or b"") for array in arrays for blob in array or ())
 
 
-def _version_text(version: str | int | float) -> str:
-    """Return a version as PostgreSQL's jsonb_each_text() will return it from the checkpoint."""
-    return (
-        plain_text(version, "version") if isinstance(version, str) else jsonb.encode(jsonb.document(version, "version"))
-    )
+def _merged(config: RunnableConfig, metadata: CheckpointMetadata, place: str) -> CheckpointMetadata:
+    """Return metadata with the config's, as LangGraph merges them."""
+    try:
+        return get_serializable_checkpoint_metadata(config, metadata)
+    except Exception as error:
+        raise UnstorableValue(
+            f"{place}: metadata can't be merged with the config's ({type(error).__name__}: {shapes.told(error)}); both "
+            "have to be dicts with strings as keys"
+        ) from error
 
 
 def _document(checkpoint: Checkpoint, inline: dict[str, Any], place: str) -> str:
@@ -299,16 +339,21 @@ def _document(checkpoint: Checkpoint, inline: dict[str, Any], place: str) -> str
         encoded = jsonb.encode({**checkpoint, "channel_values": inline})
     except TypeError:
         # Rare enough to look at every part only now: it names the one that is no JSON, or makes JSON of it.
-        rest = {name: part for name, part in checkpoint.items() if name != "channel_values"}
-        prepared = jsonb.document(rest, f"{place}: checkpoint")
-        encoded = jsonb.encode({**prepared, "channel_values": inline})
+        rest: dict[str, Any] = {name: part for name, part in checkpoint.items() if name != "channel_values"}
+        encoded = jsonb.text_of(rest, f"{place}: checkpoint")
+        try:
+            encoded = f'{encoded[:-1]},"channel_values":{jsonb.encode(inline)}}}'
+        except TypeError:
+            raise UnstorableValue(f"{place}: a channel has a name that PostgreSQL's text can't hold") from None
+    if len(encoded) > jsonb.MOST_BYTES:
+        raise UnstorableValue(f"{place}: the checkpoint has {len(encoded):,} bytes as JSON; JSONB holds less")
     if "\\u0000" in encoded and "\\u0000" in encoded.replace("\\\\", ""):
         raise UnstorableValue(f"{place}: a name in the checkpoint contains NUL, which PostgreSQL can't hold")
     return encoded
 
 
 def _place(key: Key | Row) -> str:
-    return f"thread {key.thread_id!r}, namespace {key.checkpoint_ns!r}"
+    return f"thread {shown(key.thread_id, 200)}, namespace {shown(key.checkpoint_ns, 200)}"
 
 
 def _config(key: Key | Row, checkpoint_id: str) -> RunnableConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from checkpoint_store.errors import InvalidConfig
+from checkpoint_store.errors import InvalidConfig, shown
 
 KEY_BYTES = 2600
 """How much text the columns of a primary key may hold together, in bytes of UTF-8.
@@ -44,9 +44,10 @@ def key_of(config: Mapping[str, Any]) -> Key:
         raise InvalidConfig(
             'config["configurable"] has no "thread_id". Pass config={"configurable": {"thread_id": "..."}}.'
         )
+    namespace = configurable.get("checkpoint_ns")
     return Key(
         thread_id(configurable["thread_id"], 'config["configurable"]["thread_id"]'),
-        plain_text(configurable.get("checkpoint_ns") or "", 'config["configurable"]["checkpoint_ns"]'),
+        "" if namespace is None else plain_text(namespace, 'config["configurable"]["checkpoint_ns"]'),
         checkpoint_id(configurable, "config"),
     )
 
@@ -66,7 +67,7 @@ def listing_of(
         InvalidConfig: If any of them can't be used.
     """
     thread = namespace = checkpoint = earlier = None
-    if config:
+    if config is not None and not (isinstance(config, Mapping) and not config):
         thread, namespace, checkpoint = key_of(config)
         if config["configurable"].get("checkpoint_ns") is None:
             namespace = None
@@ -74,8 +75,12 @@ def listing_of(
         earlier = checkpoint_id(_configurable(before, "before"), "before")
         if earlier is None:
             raise InvalidConfig('before["configurable"] has no "checkpoint_id"; it names the checkpoint to list before')
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-        raise InvalidConfig(f"limit is {limit!r}; it is a number of checkpoints, 0 or more, or None for all")
+    if limit is not None:
+        # Plain numbers and strings are taken out of what may be a subclass with methods of its own.
+        number = -1 if type(limit) is bool or not issubclass(type(limit), int) else int.__int__(limit)
+        if number < 0:
+            raise InvalidConfig(f"limit is {shown(limit)}; it is a number of checkpoints, 0 or more, or None for all")
+        limit = number
     return Listing(thread, namespace, checkpoint, earlier, metadata_filter, limit)
 
 
@@ -87,7 +92,7 @@ def copy_of(source: object, target: object) -> tuple[str, str]:
     """
     pair = thread_id(source, "source_thread_id"), thread_id(target, "target_thread_id")
     if pair[0] == pair[1]:
-        raise InvalidConfig(f"source and target are both the thread {_shown(pair[0])}; a copy needs another id")
+        raise InvalidConfig(f"source and target are both the thread {shown(pair[0])}; a copy needs another id")
     return pair
 
 
@@ -97,19 +102,19 @@ def thread_id(value: object, name: str = "thread_id") -> str:
     Raises:
         InvalidConfig: If it is no string, or empty, or not one that PostgreSQL can hold in an index.
     """
-    if not isinstance(value, str):
+    if not issubclass(type(value), str):
         raise InvalidConfig(
-            f"{name} is {_shown(value)} ({type(value).__name__}); thread ids are non-empty strings. Use str(thread_id)."
+            f"{name} is {shown(value)} ({type(value).__name__}); thread ids are non-empty strings. Use str(thread_id)."
         )
-    if not value:
+    if not (text := plain_text(value, name)):
         raise InvalidConfig(f"{name} is empty; thread ids are non-empty strings")
-    return plain_text(value, name)
+    return text
 
 
 def checkpoint_id(configurable: Mapping[str, Any], name: str) -> str | None:
     """Return the checkpoint id in a config's `configurable`, or None where there is none."""
     value = configurable.get("checkpoint_id")
-    return plain_text(value, f'{name}["configurable"]["checkpoint_id"]') if value else None
+    return None if value is None else plain_text(value, f'{name}["configurable"]["checkpoint_id"]') or None
 
 
 def plain_text(value: object, name: str) -> str:
@@ -118,17 +123,19 @@ def plain_text(value: object, name: str) -> str:
     Raises:
         InvalidConfig: If it is no string, or too long for any key, or has a NUL or a lone surrogate.
     """
-    if not isinstance(value, str):
-        raise InvalidConfig(f"{name} is {_shown(value)} ({type(value).__name__}); it has to be a string")
-    if len(value) * 4 > KEY_BYTES:
-        check_key(**{name: value})
+    kind = type(value)
+    if not issubclass(kind, str):
+        raise InvalidConfig(f"{name} is {shown(value)} ({kind.__name__}); it has to be a string")
+    text: str = value if kind is str else str.__str__(value)  # type: ignore[assignment]
     try:
-        if "\x00" not in value:
-            value.encode()
-            return str(value) if type(value) is str else str.__str__(value)
+        if len(text) * 4 > KEY_BYTES:
+            check_key(**{name: text})
+        if "\x00" not in text:
+            text.encode()
+            return text
     except UnicodeEncodeError:
         pass
-    raise InvalidConfig(f"{name} is {_shown(value)}; PostgreSQL's text holds neither NUL nor lone surrogates")
+    raise InvalidConfig(f"{name} is {shown(text)}; PostgreSQL's text holds neither NUL nor lone surrogates")
 
 
 def check_key(**columns: str) -> None:
@@ -143,7 +150,7 @@ def check_key(**columns: str) -> None:
     if sum(sizes.values()) > KEY_BYTES:
         longest = max(sizes, key=sizes.__getitem__)
         raise InvalidConfig(
-            f"{longest} {_shown(columns[longest])} has {sizes[longest]:,} bytes; {', '.join(columns)} may have "
+            f"{longest} {shown(columns[longest])} has {sizes[longest]:,} bytes; {', '.join(columns)} may have "
             f"{KEY_BYTES:,} together, which is what PostgreSQL's index holds. Use a shorter one, such as a hash of it."
         )
 
@@ -152,12 +159,7 @@ def _configurable(config: object, name: str) -> Mapping[str, Any]:
     configurable = config.get("configurable") if isinstance(config, Mapping) else None
     if not isinstance(configurable, Mapping):
         raise InvalidConfig(
-            f'{name} is {_shown(config)}; it needs a "configurable" dict, '
+            f'{name} is {shown(config)}; it needs a "configurable" dict, '
             'such as {"configurable": {"thread_id": "1"}}'
         )
     return configurable
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:40]}...{text[-10:]}"

@@ -16,13 +16,16 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from typing_extensions import Self
 
-from checkpoint_store import changes, codec, jsonb, migrations, operations
+from checkpoint_store import changes, codec, jsonb, migrations, operations, shapes
 from checkpoint_store.changes import Put, Writes
 from checkpoint_store.codec import Codec
-from checkpoint_store.config import Listing, copy_of, key_of, listing_of, plain_text
+from checkpoint_store.config import Listing, copy_of, key_of, listing_of
 from checkpoint_store.config import thread_id as checked_thread_id
+from checkpoint_store.errors import InvalidOption
+from checkpoint_store.locks import ThreadLock
 from checkpoint_store.overview import Overview
 from checkpoint_store.paging import Pages
 from checkpoint_store.rows import Ancestor, Row
@@ -37,10 +40,24 @@ CUT_BYTES = 1024 * 1024
 class Contract(Overview):
     """LangGraph's contract, async and sync, on one source of connections."""
 
-    def __init__(self, source: Source, serde: SerializerProtocol | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        serde: SerializerProtocol | None,
+        *,
+        refuse_forks: bool = False,
+        require_encryption: bool = False,
+    ) -> None:
         super().__init__(serde=serde)
+        if require_encryption and not isinstance(self.serde, EncryptedSerializer):
+            raise InvalidOption(
+                f"require_encryption needs a serializer that encrypts, and serde is a {type(self.serde).__qualname__}. "
+                "Pass serde=EncryptedSerializer(...), of langgraph.checkpoint.serde.encrypted."
+            )
         # Everything but `serde` is shared by the copies that LangGraph's with_allowlist() makes.
         self._source = source
+        self._refuses_forks = refuse_forks
+        self._requires_encryption = require_encryption
 
     def _within(self, source: Source) -> Self:
         """Return a copy of this saver on another source."""
@@ -153,17 +170,19 @@ class Contract(Overview):
         Raises:
             InvalidConfig: If there is no usable `thread_id`.
             UnstorableValue: If a value fits neither JSONB nor the serializer; nothing has been written.
+            Conflict: With `refuse_forks`, if another checkpoint is the newest; nothing has been written.
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
         binds = await self._encode(
-            checkpoint["channel_values"].values(),
+            shapes.values_of(checkpoint),
             self._codec.encode_checkpoint,
             *(config, checkpoint, metadata, new_versions),
         )
-        put = Put(binds)
+        put = Put(binds, continues=self._refuses_forks)
         if changes.has_large(binds) and await self._shares_pages():
-            put = await _call(changes.size_of(put) > CUT_BYTES, changes.paged, binds, self._source.shelf)
+            is_large = changes.size_of(put) > CUT_BYTES
+            put = await _call(is_large, changes.paged, binds, self._source.shelf, put.continues)
         await self._source.store(put)
         return codec.next_config(binds)
 
@@ -176,9 +195,9 @@ class Contract(Overview):
     ) -> RunnableConfig:
         """Store a checkpoint, as `aput`."""
         binds = self._codec.encode_checkpoint(config, checkpoint, metadata, new_versions)
-        put = Put(binds)
+        put = Put(binds, continues=self._refuses_forks)
         if changes.has_large(binds) and self._shares_pages_blocking():
-            put = changes.paged(binds, self._source.shelf)
+            put = changes.paged(binds, self._source.shelf, put.continues)
         self._source.store_blocking(put)
         return codec.next_config(binds)
 
@@ -200,7 +219,7 @@ class Contract(Overview):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        writes = list(writes)
+        writes = shapes.pairs_of(writes)
         encoded = await self._encode(
             (value for _, value in writes), self._codec.encode_writes, config, writes, task_id, task_path
         )
@@ -211,7 +230,7 @@ class Contract(Overview):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task produced after a checkpoint, as `aput_writes`."""
-        writes = list(writes)
+        writes = shapes.pairs_of(writes)
         encoded = self._codec.encode_writes(config, writes, task_id, task_path)
         if writes:
             self._source.store_blocking(Writes(*encoded))
@@ -278,9 +297,9 @@ class Contract(Overview):
             UnreadableValue: If the serializer can't decode a stored value.
             Unavailable: If the server can't be reached.
         """
-        if not channels:
+        if not (channels := shapes.names_of(channels)):
             return {}
-        key, channels = key_of(config), [plain_text(channel, "channel") for channel in channels]
+        key = key_of(config)
         rows = [Ancestor._make(row) for row in await self._source.run(operations.delta_history, key, channels)]
         is_large = sum(codec.size_of(row.writes, row.value_blobs) for row in rows) > codec.LARGE_BYTES
         return await _call(is_large, self._codec.decode_history, key, channels, rows)
@@ -289,12 +308,37 @@ class Contract(Overview):
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Get what a checkpoint's ancestors contribute to delta channels, as `aget_delta_channel_history`."""
-        if not channels:
+        if not (channels := shapes.names_of(channels)):
             self._source.check_sync()
             return {}
-        key, channels = key_of(config), [plain_text(channel, "channel") for channel in channels]
+        key = key_of(config)
         rows = [Ancestor._make(row) for row in self._source.run_blocking(operations.delta_history, key, channels)]
         return self._codec.decode_history(key, channels, rows)
+
+    def thread_lock(self, thread_id: str, *, timeout: float | None = 60.0) -> ThreadLock:
+        """Make a lock that has the runs of a thread wait for each other, in all processes: for `async with` or `with`.
+
+        It is held by the database, in a session of its own that all locks of an engine share, so the pool's
+        connections stay free; and it is free again when the process that holds it dies. A lock that was lost, since
+        its session was, is told: nothing more is stored for the thread in the block, and the block ends with LockLost.
+
+        Args:
+            thread_id: The thread; it need not exist.
+            timeout: How long to wait for others, in seconds; 0 to try once, None for as long as it takes.
+
+        Returns:
+            The lock, free as yet.
+
+        Raises:
+            InvalidConfig: If it can't be a thread id.
+            InvalidOption: If `timeout` is no such time. On entering, also if a caller's connection is in AUTOCOMMIT.
+            ThreadLocked: On entering, if another run has had it for so long.
+            UnusableConnection: On entering, if the engine connects through a pooler such as PgBouncer.
+            NotSetUp: On entering, if the tables are missing.
+            Unavailable: On entering, if the server can't be reached.
+            LockLost: At the end of the block, and by `put` and `put_writes` in it, if the lock was lost.
+        """
+        return ThreadLock(self._source, checked_thread_id(thread_id), timeout)
 
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the contract's
         """Return the version that follows a channel's current one, as the stock saver makes it."""
@@ -341,7 +385,7 @@ class Contract(Overview):
     @property
     def _codec(self) -> Codec:
         # LangGraph replaces `serde` on copies of a saver, so nothing may be derived from it for long.
-        return Codec(self.serde)
+        return Codec(self.serde, encrypted_only=self._requires_encryption)
 
     async def _encode(self, values: Any, encode: Callable[..., T], *args: Any) -> T:
         return await _call(codec.is_large(values), encode, *args)

@@ -8,7 +8,12 @@
     ├── NotSetUp                          tables missing or older than this version needs
     ├── AccessDenied                      the database role lacks a right on the tables
     ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
+    ├── Conflict                          another run has continued the thread meanwhile; nothing was written
+    ├── ThreadLocked                      another run has held the thread's lock past the deadline
+    ├── LockLost                          a thread's lock was not held to the end: its session of the server's ended
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
+    │   └── NotEncrypted                  a stored value in clear, where the saver was told to refuse those
+    ├── TooLarge                          more than the server takes or returns at once
     ├── ThreadNotFound (LookupError)      nothing is stored for a thread, or not the checkpoint asked for
     ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
     ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
@@ -23,6 +28,9 @@ Every error that comes from the server or the driver has that one as its `__caus
 """
 
 from __future__ import annotations
+
+import reprlib
+from typing import Any
 
 
 class CheckpointStoreError(Exception):
@@ -57,8 +65,34 @@ class UnstorableValue(CheckpointStoreError, ValueError):
     """Raised before anything is written when a value fits neither JSONB nor the serializer."""
 
 
+class Conflict(CheckpointStoreError):
+    """Raised by `put` with `refuse_forks` when its parent is not the newest checkpoint: load that and run again."""
+
+
+class ThreadLocked(CheckpointStoreError):
+    """Raised when another run has held a thread's lock past the deadline: let it finish, or wait longer."""
+
+
+class LockLost(CheckpointStoreError):
+    """Raised when a thread's lock was lost, and others may have had it since: look at the thread before you go on."""
+
+
 class UnreadableValue(CheckpointStoreError):
-    """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel."""
+    """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel.
+
+    A list that met it goes on behind that checkpoint with `before=error.config`.
+    """
+
+    config: dict[str, Any] | None = None
+    """The config of the checkpoint, where one was being read."""
+
+
+class NotEncrypted(UnreadableValue):
+    """Raised with `require_encryption` for a value in clear: encrypt what is there with `encryption.reencrypt`."""
+
+
+class TooLarge(CheckpointStoreError):
+    """Raised when the server can't take or return as much at once: a checkpoint's values may have 1 GB together."""
 
 
 class ThreadNotFound(CheckpointStoreError, LookupError):
@@ -95,3 +129,21 @@ class MigrationError(CheckpointStoreError):
 
 class MigrationLocked(MigrationError):
     """Raised when another process holds the migration lock past the deadline: let it finish, then try again."""
+
+
+def shown(value: object, most: int = 60) -> str:
+    """Return how messages show a value that may be of any size, or may not want to be shown.
+
+    Args:
+        value: Anything.
+        most: How many characters to show of it.
+    """
+    if type(value) is str and len(value) <= most:
+        return repr(value)
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = most
+    try:
+        text = brief.repr(value)
+    except Exception:
+        text = f"<{type(value).__qualname__}>"
+    return text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[-most // 6 :]}"

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc, func, select
 from sqlalchemy.util import await_only
 
-from checkpoint_store.errors import InvalidOption, WrongThread
+from checkpoint_store.errors import InvalidOption, UnusableConnection, WrongThread
 from checkpoint_store.faults import ends_connections
 from checkpoint_store.statements import Statement
 
@@ -188,11 +188,7 @@ def migrating(engine: Engine) -> Iterator[Connection]:
     """
     with engine.connect() as conn:
         _check_loop(conn.connection.driver_connection)
-        # What listeners have set for the session stays.
-        if conn.in_transaction():
-            conn.commit()
-        elif _is_in_transaction(conn.connection.driver_connection):
-            conn.connection.commit()
+        _end_what_listeners_began(conn)
         _isolate(conn, "READ COMMITTED")
         if is_pooled(conn):
             with conn.begin():
@@ -241,6 +237,32 @@ def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) 
     raise error
 
 
+def detached(engine: Engine) -> Connection:
+    """Take a connection out of the pool, which makes a new one in its place; the caller closes it.
+
+    Each statement on it commits itself.
+
+    Raises:
+        UnusableConnection: If it is no session of the server's.
+    """
+    conn = engine.connect()
+    try:
+        _check_loop(conn.connection.driver_connection)
+        _end_what_listeners_began(conn)
+        if is_pooled(conn):
+            raise UnusableConnection(
+                "between this engine and the server there is a pooler or proxy, such as PgBouncer, which may lend a "
+                "session of the server's to others between two statements; a thread's lock needs one to itself. Take "
+                "locks with a saver on an engine that connects directly."
+            )
+        conn.execution_options(isolation_level="AUTOCOMMIT")
+        conn.detach()
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:
     """Return what executes on the driver's connection where that is what it seems to be."""
     driver: Any = pooled.driver_connection
@@ -269,6 +291,14 @@ def _committed(conn: Connection, *, whole: bool) -> Iterator[Executor]:
     yield Ordinary(conn)
     if whole:
         conn.commit()
+
+
+def _end_what_listeners_began(conn: Connection) -> None:
+    """End a transaction on a connection just borrowed; what was set for the session stays."""
+    if conn.in_transaction():
+        conn.commit()
+    elif _is_in_transaction(conn.connection.driver_connection):
+        conn.connection.commit()
 
 
 def _isolate(conn: Connection, level: str) -> None:

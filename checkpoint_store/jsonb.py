@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from checkpoint_store.errors import InvalidConfig, UnstorableValue
+from checkpoint_store.errors import InvalidConfig, UnstorableValue, shown
 
 # Past 64 bits orjson reads an integer as a float; where JSONB's text may hold such a number, Python's parser reads it.
 # Three patterns that begin with one character each: a single one with alternatives takes ten times as long.
@@ -32,6 +32,9 @@ _model_parts = attrgetter("__dict__", "__pydantic_extra__")
 
 # Python refuses to write integers of more than 4,300 digits, long before `numeric` ends.
 _HUGE = 10**4000
+
+MOST_BYTES = 255 * 1024 * 1024
+"""How long JSON text may be: what JSONB makes of it ends at 256 MiB, in all elements of a container and in a string."""
 
 _SUBCLASSES = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
@@ -71,30 +74,56 @@ def document(value: Any, path: str) -> Any:
         return value
     if kind is dict and all(type(key) is str for key in value):
         return {document(key, path): document(item, f"{path}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, str):
-        text = str.__str__(value).replace("\x00", "") if "\x00" in value else str.__str__(value)
+    # What subclasses say of themselves is of no concern: their own methods are passed by, and so is __class__.
+    if issubclass(kind, str):
+        text = str.__str__(value).replace("\x00", "")
         if _is_text(text):
             return text
-        raise UnstorableValue(f"{path} is {text!r}, a string with a lone surrogate, which PostgreSQL can't hold")
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, (int, float)):
-        number = int(value) if isinstance(value, int) else float(value)
+        raise UnstorableValue(
+            f"{_brief(path)} is {shown(text)}, a string with a lone surrogate, which PostgreSQL can't hold"
+        )
+    if issubclass(kind, (int, float)):
+        number = int.__int__(value) if issubclass(kind, int) else float.__float__(value)
         if number == 0:
             return abs(number)
         if holds(number):
             return scalar(number)
-        raise UnstorableValue(f"{path} is {number!r}; JSON has no such number. Store it as a string, or leave it out.")
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise UnstorableValue(f"{path} has the key {key!r} ({type(key).__name__}); JSON keys are strings")
-        return {document(key, path): document(item, f"{path}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [document(item, f"{path}[{place}]") for place, item in enumerate(value)]
+        raise UnstorableValue(
+            f"{_brief(path)} is {shown(number)}; JSON has no such number. Store it as a string, or leave it out."
+        )
+    if issubclass(kind, dict):
+        items = list(dict.items(value))
+        for key, _ in items:
+            if not issubclass(type(key), str):
+                raise UnstorableValue(
+                    f"{_brief(path)} has the key {shown(key)} ({type(key).__name__}); JSON keys are strings"
+                )
+        return {document(key, path): document(item, f"{path}[{shown(key)}]") for key, item in items}
+    if issubclass(kind, (list, tuple)):
+        parts = list.__iter__(value) if issubclass(kind, list) else tuple.__iter__(value)
+        return [document(item, f"{path}[{place}]") for place, item in enumerate(parts)]
     raise UnstorableValue(
-        f"{path} is a {type(value).__qualname__}; it has to be JSON: a string, number, bool, None, list or dict"
+        f"{_brief(path)} is a {kind.__qualname__}; it has to be JSON: a string, number, bool, None, list or dict"
     )
+
+
+def text_of(value: Any, path: str) -> str:
+    """Return a nested value as JSON text.
+
+    Args:
+        value: What is to be stored, as for `document`.
+        path: How messages name it.
+
+    Raises:
+        UnstorableValue: If any part of it is not JSON, or it is nested too deeply, or too long for JSONB.
+    """
+    try:
+        text = encode(document(value, path))
+    except (RecursionError, TypeError):
+        raise UnstorableValue(f"{_brief(path)} is nested too deeply, or contains itself") from None
+    if len(text) > MOST_BYTES:
+        raise UnstorableValue(f"{_brief(path)} has {len(text):,} bytes as JSON; JSONB holds {MOST_BYTES:,}")
+    return text
 
 
 def encode(prepared: Any) -> str:
@@ -110,18 +139,23 @@ def filter_text(metadata: dict[str, Any] | None) -> str | None:
     """Return JSON text of what metadata must contain, or None for anything.
 
     Raises:
-        InvalidConfig: If a part of it is not JSON.
+        InvalidConfig: If it is no dict, or a part of it is not JSON.
     """
+    if metadata is not None and not issubclass(type(metadata), dict):
+        raise InvalidConfig(f"filter is {shown(metadata)}; it is a dict of what the metadata must contain, or None")
     try:
-        return encode(document(metadata, "filter")) if metadata else None
+        return text_of(metadata, "filter") if metadata else None
     except UnstorableValue as error:
         raise InvalidConfig(str(error)) from None
-    except RecursionError:
-        raise InvalidConfig("filter is nested too deeply, or contains itself") from None
 
 
 def decode(text: str) -> Any:
-    """Return the value of JSON text that PostgreSQL wrote; integers of any size stay integers."""
+    """Return the value of JSON text that PostgreSQL wrote; integers of any size stay integers.
+
+    Raises:
+        ValueError: If somebody else has stored an integer of more digits than Python reads, or deeper nesting.
+        RecursionError: The same.
+    """
     has_long = _LONG_MEMBER.search(text) or _LONG_IN_ARRAY.search(text) or _LONG_FIRST.match(text)
     return json.loads(text) if has_long else orjson.loads(text)
 
@@ -179,3 +213,8 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _brief(path: str) -> str:
+    """Return a path as messages have it: where it begins and where it ends."""
+    return path if len(path) <= 400 else f"{path[:200]}...{path[-100:]}"

@@ -7,18 +7,28 @@ Where it doesn't say otherwise each is one statement, so it is atomic on its own
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
-from checkpoint_store.errors import InvalidConfig, ThreadExists, ThreadNotFound
+from checkpoint_store.errors import (
+    Conflict,
+    InvalidConfig,
+    InvalidOption,
+    NotSetUp,
+    ThreadExists,
+    ThreadNotFound,
+    shown,
+)
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
-from checkpoint_store.shelf import Known, Shelf
+from checkpoint_store.shelf import Known, Shelf, Tentative
 from checkpoint_store.statements import Read, Statements
+
+T = TypeVar("T")
 
 Blob = tuple[str, str, str, str]
 """Thread, namespace, channel and version."""
@@ -61,6 +71,129 @@ def store(db: Executor, sql: Statements, shelf: Shelf | None, changes: Sequence[
                     shelf.forget(put.thread_id)
         known, changes = {}, [change for change in changes if change.thread_id not in passed]
         puts = [put for put in puts if put.thread_id not in passed]
+
+
+def store_continuing(db: Executor, sql: Statements, shelf: Tentative | None, changes: Sequence[Change]) -> None:
+    """Store changes of which some have to continue the newest checkpoint of their namespace; in a transaction.
+
+    Raises:
+        Conflict: If one of them doesn't; nothing is stored then.
+        InvalidOption: If the transaction is of a kind in which that can't be known.
+    """
+    if shelf is not None:
+        shelf.begin()
+    puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
+    graphs = {name: [put[name.removesuffix("s")] for put in puts] for name in ("thread_ids", "checkpoint_nss")}
+    began, level, _ = db.fetch(sql.lock_graphs, {"table": checkpoints_of(sql), **graphs})[0]
+    if level != "read committed":
+        raise InvalidOption(
+            f"refuse_forks can't work in a transaction that is {level.upper()}: it doesn't see what others have stored "
+            "since it began. Use READ COMMITTED."
+        )
+    for together in _apart(changes):
+        _check_continuations(db, sql, together, began)
+        store(db, sql, shelf, together)
+
+
+def _apart(changes: Sequence[Change]) -> Iterator[list[Change]]:
+    """Split changes so that no two checkpoints of a namespace are together: the second is to continue the first."""
+    together: list[Change] = []
+    graphs: set[tuple[str, str]] = set()
+    for change in changes:
+        if isinstance(change, Put):
+            graph = (change.thread_id, change.binds["checkpoint_ns"])
+            if graph in graphs:
+                yield together
+                together, graphs = [], set()
+            graphs.add(graph)
+        together.append(change)
+    yield together
+
+
+def _check_continuations(db: Executor, sql: Statements, changes: Sequence[Change], began: str) -> None:
+    names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id")
+    puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
+    if not puts:
+        return
+    for row in db.fetch(sql.continuations, {f"{name}s": [put[name] for put in puts] for name in names}):
+        thread_id, checkpoint_ns, checkpoint_id, parent, newest, continues, still = row
+        if still != began:
+            raise InvalidOption(
+                "refuse_forks can't work on a connection in AUTOCOMMIT: each statement is a transaction of its own"
+            )
+        if not continues:
+            why = (
+                f"continues {shown(parent)}, but the newest is {shown(newest)}"
+                if parent != newest
+                else f"has an id that does not sort behind that of {shown(parent)}, which it continues: readers would "
+                "not find it. The clocks of two machines may differ"
+            )
+            raise Conflict(
+                f"thread {shown(thread_id, 200)}, namespace {shown(checkpoint_ns, 200)}: checkpoint "
+                f"{shown(checkpoint_id)} {why}. Nothing was written. Another run has written to the thread meanwhile: "
+                "load its state and run again, and see saver.thread_lock() to have runs wait for each other."
+            )
+
+
+def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
+    """Return the number that a thread's lock goes by.
+
+    Raises:
+        NotSetUp: If the tables are missing.
+    """
+    table = checkpoints_of(sql)
+    number: int | None = db.fetch(sql.lock_number, {"thread_id": thread_id, "table": table})[0][0]
+    return _known_table(number, table)
+
+
+def take_lock(db: Executor, sql: Statements, number: int) -> bool:
+    """Try to take a lock for the session; tells whether nobody else has it."""
+    return bool(db.fetch(sql.take_lock, {"number": number})[0][0])
+
+
+def drop_lock(db: Executor, sql: Statements, number: int) -> bool:
+    """Give a lock of the session back; tells whether it had it."""
+    return bool(db.fetch(sql.drop_lock, {"number": number})[0][0])
+
+
+def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> bool:
+    """Try to take a thread's lock until the transaction ends; tells whether nobody else has it.
+
+    Raises:
+        NotSetUp: If the tables are missing.
+        InvalidOption: If there is no transaction.
+    """
+    table = checkpoints_of(sql)
+    taken, began = db.fetch(sql.take_lock_in_transaction, {"thread_id": thread_id, "table": table})[0]
+    if _known_table(taken, table) and db.fetch(sql.transaction, {})[0][0] != began:
+        raise InvalidOption(
+            "thread_lock() can't work on a connection in AUTOCOMMIT: there is no transaction to hold the lock. Take it "
+            "with a saver on the engine."
+        )
+    return bool(taken)
+
+
+def _known_table(answer: T | None, table: str) -> T:
+    if answer is None:
+        raise NotSetUp(
+            f'table "{table}" does not exist. Run `setup()` once, or `alembic upgrade head` before deploying.'
+        )
+    return answer
+
+
+def begin_session(db: Executor, sql: Statements, settings: Mapping[str, str]) -> None:
+    """Change what settings of the session the server knows."""
+    db.fetch(sql.begin_session, {"names": list(settings), "values": list(settings.values())})
+
+
+def session_id(db: Executor, sql: Statements) -> int:
+    """Return the id of the server's process that the session talks to."""
+    return db.fetch(sql.session_id, {})[0][0]  # type: ignore[no-any-return]
+
+
+def checkpoints_of(sql: Statements) -> str:
+    """Return how the table of checkpoints is named in SQL text."""
+    return qualified(sql.tables.checkpoints.name, sql.tables.schema)
 
 
 def _store_plain(db: Executor, sql: Statements, change: Change) -> None:

@@ -17,6 +17,7 @@ from checkpoint_store.errors import (
     AccessDenied,
     CheckpointStoreError,
     Closed,
+    Conflict,
     InvalidOption,
     Unavailable,
     UnusableConnection,
@@ -269,9 +270,9 @@ def _kind(change: Change) -> int:
 def _may_be_one_calls_fault(error: Exception) -> bool:
     """Tell whether others might be stored without it: where the server or the tables are missing they are not.
 
-    An AccessDenied may be a policy's, on one row (row-level security).
+    An AccessDenied may be a policy's, on one row (row-level security), and a Conflict is one thread's.
     """
-    ours = isinstance(error, CheckpointStoreError) and not isinstance(error, AccessDenied)
+    ours = isinstance(error, CheckpointStoreError) and not isinstance(error, (AccessDenied, Conflict))
     return not ours and not getattr(error, "connection_invalidated", False)
 
 

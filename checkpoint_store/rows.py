@@ -32,6 +32,8 @@ class Ancestor(NamedTuple):
     checkpoint_id: str
     parent_checkpoint_id: str | None
     first: bool
+    sound: bool
+    """Whether the checkpoint has channel values and versions as it should."""
     write_task_ids: Sequence[str] | None
     write_channels: Sequence[str] | None
     write_types: Sequence[str | None] | None

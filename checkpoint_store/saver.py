@@ -38,6 +38,10 @@ class AsyncPostgresSaver(Lifecycle):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
+            `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
+        require_encryption: Whether stored values that are not encrypted are refused, with `NotEncrypted`; for a `serde`
+            that encrypts.
         retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
             server that restarts; 0 for never. In a transaction of the caller's none ever is.
         pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
@@ -59,6 +63,8 @@ class AsyncPostgresSaver(Lifecycle):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        refuse_forks: bool = False,
+        require_encryption: bool = False,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
         read_engine: AsyncEngine | None = None,
@@ -67,7 +73,7 @@ class AsyncPostgresSaver(Lifecycle):
         source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False, **options)
         if isinstance(source, LoopSource):
             source.bridge.adopt()
-        super().__init__(source, serde)
+        super().__init__(source, serde, refuse_forks=refuse_forks, require_encryption=require_encryption)
 
     @classmethod
     @asynccontextmanager
@@ -79,6 +85,8 @@ class AsyncPostgresSaver(Lifecycle):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        refuse_forks: bool = False,
+        require_encryption: bool = False,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
         read_engine: AsyncEngine | None = None,
@@ -92,6 +100,8 @@ class AsyncPostgresSaver(Lifecycle):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
+            require_encryption: Whether stored values that are not encrypted are refused.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             read_engine: The engine of a streaming replica for reads that may lag; it stays yours.
@@ -106,8 +116,10 @@ class AsyncPostgresSaver(Lifecycle):
         """
         engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        options: Any = {"retry_timeout": retry_timeout, "pooler": pooler, "read_engine": read_engine}
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, **options)
+        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
+        options |= {"read_engine": read_engine}
+        options |= {"refuse_forks": refuse_forks, "require_encryption": require_encryption}
+        saver = cls(engine, pipe, serde, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver
@@ -174,6 +186,10 @@ class PostgresSaver(Lifecycle):
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
             those, so by default only where it has not set up the tables.
+        refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
+            `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
+        require_encryption: Whether stored values that are not encrypted are refused, with `NotEncrypted`; for a `serde`
+            that encrypts.
         retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
             server that restarts; 0 for never. In a transaction of the caller's none ever is.
         pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
@@ -195,6 +211,8 @@ class PostgresSaver(Lifecycle):
         *,
         schema: str | None = None,
         share_pages: bool | None = None,
+        refuse_forks: bool = False,
+        require_encryption: bool = False,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
         read_engine: AsyncEngine | Engine | None = None,
@@ -203,7 +221,7 @@ class PostgresSaver(Lifecycle):
         source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True, **options)
         if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
-        super().__init__(source, serde)
+        super().__init__(source, serde, refuse_forks=refuse_forks, require_encryption=require_encryption)
 
     @classmethod
     @contextmanager
@@ -215,6 +233,8 @@ class PostgresSaver(Lifecycle):
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
         share_pages: bool | None = None,
+        refuse_forks: bool = False,
+        require_encryption: bool = False,
         retry_timeout: float = RETRY_SECONDS,
         pooler: Pooler | None = None,
         read_engine: AsyncEngine | None = None,
@@ -228,6 +248,8 @@ class PostgresSaver(Lifecycle):
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
             share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
+            require_encryption: Whether stored values that are not encrypted are refused.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             read_engine: The engine of a streaming replica for reads that may lag; it stays yours.
@@ -242,8 +264,10 @@ class PostgresSaver(Lifecycle):
         """
         engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        options: Any = {"retry_timeout": retry_timeout, "pooler": pooler, "read_engine": read_engine}
-        saver = cls(engine, pipe, serde, schema=schema, share_pages=share_pages, **options)
+        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
+        options |= {"read_engine": read_engine}
+        options |= {"refuse_forks": refuse_forks, "require_encryption": require_encryption}
+        saver = cls(engine, pipe, serde, **options)
         cast("LoopSource", saver._source).owned = True
         try:
             yield saver

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from checkpoint_store import pages
 from checkpoint_store.pages import Cut
@@ -124,3 +125,37 @@ class Shelf:
         self._places[thread_id] -= 1
         if not self._places[thread_id]:
             del self._places[thread_id]
+
+
+class Tentative(Shelf):
+    """A shelf for a transaction: what is remembered in it is put on the real one when it has been committed.
+
+    Args:
+        shelf: The real one.
+    """
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__()
+        self._shelf = shelf
+        self._notes: list[Callable[[], None]] = []
+
+    def begin(self) -> None:
+        """Forget what was noted in a transaction that was rolled back."""
+        self._notes.clear()
+
+    def known(self, thread_id: str) -> Known | None:
+        """Return what is remembered of a thread."""
+        return self._shelf.known(thread_id)
+
+    def remember(self, thread_id: str, epoch: int, digests: Mapping[Place, Iterable[bytes]]) -> None:
+        """Note what is to be remembered."""
+        self._notes.append(partial(self._shelf.remember, thread_id, epoch, digests))
+
+    def forget(self, thread_id: str) -> None:
+        """Note what is to be forgotten."""
+        self._notes.append(partial(self._shelf.forget, thread_id))
+
+    def settle(self) -> None:
+        """Put on the real shelf what was noted."""
+        for note in self._notes:
+            note()

@@ -11,9 +11,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-from checkpoint_store import jsonb
+from checkpoint_store import jsonb, shapes
 from checkpoint_store.config import plain_text
-from checkpoint_store.errors import InvalidConfig, UnreadableValue
+from checkpoint_store.errors import InvalidConfig, shown
 from checkpoint_store.statements.threads import MOST_STEPS
 
 Order = Literal["newest", "thread_id"]
@@ -208,7 +208,7 @@ class Walk:
                 thread_id,
                 newest,
                 time_of(newest) if newest else None,
-                _decoded(thread_id, metadata) if metadata else {},
+                _metadata(thread_id, metadata),
                 count,
                 _cursor(stage, newest if stage == "newest" else None, thread_id),
             )
@@ -234,11 +234,10 @@ class Walk:
         return PAGE_THREADS if self._left is None else min(PAGE_THREADS, self._left)
 
 
-def _decoded(thread_id: str, metadata: str) -> Any:
-    try:
-        return jsonb.decode(metadata)
-    except (ValueError, RecursionError) as error:
-        raise UnreadableValue(f"thread {thread_id!r}: the metadata of its newest checkpoint can't be read") from error
+def _metadata(thread_id: str, text: str | None) -> dict[str, Any]:
+    """Return the members of metadata; of what somebody wrote by hand and is no object there are none."""
+    found = shapes.stored_json(text, f"thread {shown(thread_id, 200)}: the metadata") if text else {}
+    return found if type(found) is dict else {}
 
 
 def _cursor(stage: str, checkpoint_id: str | None, thread_id: str) -> str:

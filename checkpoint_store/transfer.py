@@ -302,12 +302,12 @@ class _Transfer:
     @contextmanager
     def _transaction(self) -> Iterator[Contract]:
         """Yield the target on a connection of its own, in a transaction that is committed unless there is an error."""
-        source = self._target._source
+        source, bound = self._target._source, copy.copy(self._target)
+        bound._refuses_forks = False  # those of the history are no conflicts
         if source.origin.is_callers:
-            yield self._target
+            yield bound
             return
         holding, origin = held(source)
-        bound = copy.copy(self._target)
         bound._source = holding
         self._calls.call(source._call, source._await, origin.begin)
         try:

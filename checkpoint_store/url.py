@@ -8,6 +8,7 @@ keep passwords out of messages.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -15,7 +16,7 @@ from uuid import uuid4
 
 from sqlalchemy import URL
 
-from checkpoint_store.errors import InvalidOption, InvalidURL
+from checkpoint_store.errors import InvalidOption, InvalidURL, shown
 from checkpoint_store.hosts import KEEPALIVE, Connector
 
 Pooler = Literal["transaction"]
@@ -53,7 +54,8 @@ def masked(conn_string: object) -> str:
         return "not a URL"
     place = re.split(r"[?#]", rest, maxsplit=1)[0].rpartition("@")[2]
     # What stands where a port should, and is none, is a password whose host was forgotten or that was not encoded.
-    return f"{scheme}://" + re.sub(r":(?!\d{1,5}(?:[/,]|$)).*", ":***", place)
+    text = f"{scheme}://" + re.sub(r":(?!\d{1,5}(?:[/,]|$)).*", ":***", place)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
@@ -75,7 +77,7 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     scheme = conn_string.partition("://")[0]
     if scheme not in _SCHEMES:
         raise InvalidURL(
-            f"{masked(conn_string)!r} names the driver {scheme!r}; use postgresql://, postgres:// or "
+            f"{masked(conn_string)!r} names the driver {shown(scheme)}; use postgresql://, postgres:// or "
             "postgresql+asyncpg:// (the saver brings its own driver, asyncpg)"
         )
     try:
@@ -83,8 +85,9 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
         several_hosts = "," in parts.netloc.rpartition("@")[2]
         host, port = (None, None) if several_hosts else (parts.hostname, parts.port)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        if "@" in parts.path or parts.fragment:
+        if "@" in parts.path or parts.fragment or "\x00" in conn_string or "%00" in conn_string:
             raise ValueError
+        conn_string.encode()  # which a lone surrogate prevents
     except ValueError:
         raise InvalidURL(
             f"{masked(conn_string)!r} can't be parsed. Percent-encode special characters in user and password: "
@@ -95,9 +98,12 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     for name, value in query:
         if name in _ARGUMENTS:
             try:
-                arguments[name.removeprefix("connect_")] = _ARGUMENTS[name](value)
-            except ValueError:
-                raise InvalidURL(f"{masked(conn_string)!r}: {name} is {value!r}; it takes a number") from None
+                number = _ARGUMENTS[name](value)
+                if not math.isfinite(number) or number < 0:
+                    raise ValueError
+            except (ValueError, OverflowError):
+                raise InvalidURL(f"{masked(conn_string)!r}: {name} is {shown(value)}; it takes a number") from None
+            arguments[name.removeprefix("connect_")] = number
         elif name in KEEPALIVE:
             pass  # see `connector`
         elif name in _IGNORED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from checkpoint_store.cli import changing, deploying, reading, starting
+from checkpoint_store.cli import changing, deploying, encrypting, reading, starting
 
 __all__ = ["app"]
 
@@ -20,5 +20,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (*deploying.COMMANDS, *reading.COMMANDS, *changing.COMMANDS, *starting.COMMANDS):
+for command in (*deploying.COMMANDS, *reading.COMMANDS, *changing.COMMANDS, *encrypting.COMMANDS, *starting.COMMANDS):
     app.command(command.__name__.replace("_", "-").strip("-"))(command)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from checkpoint_store import operations
 from checkpoint_store.changes import Change
 from checkpoint_store.errors import Closed
 from checkpoint_store.executor import Executor
-from checkpoint_store.shelf import Shelf
+from checkpoint_store.shelf import Shelf, Tentative
+from checkpoint_store.source.keeper import Hold, to_the_end
 from checkpoint_store.source.origin import Origin
 from checkpoint_store.statements import Statements
 
@@ -104,10 +106,43 @@ class Source(ABC):
     def close_blocking(self) -> None:
         """Refuse further operations, and give back what is ours."""
 
-    @property
-    def _memory(self) -> Shelf | None:
-        """The shelf for what is stored: none for what the caller may roll back."""
-        return None if self.origin.is_callers else self.shelf
+    async def take_lock(self, hold: Hold) -> None:
+        """Take a thread's lock, from any coroutine."""
+        self.check_open()
+        await self._await(self.origin.take_lock, hold)
+
+    def take_lock_blocking(self, hold: Hold) -> None:
+        """Take a thread's lock."""
+        self.check_open()
+        self._call(self.origin.take_lock, hold)
+
+    async def drop_lock(self, hold: Hold) -> None:
+        """Give a thread's lock back, from any coroutine."""
+        if hold.is_lost:
+            self.origin.keeper.forget(hold)  # and there may be no loop any more
+        else:
+            await to_the_end(self._await(self.origin.drop_lock, hold))
+
+    def drop_lock_blocking(self, hold: Hold) -> None:
+        """Give a thread's lock back."""
+        if hold.is_lost:
+            self.origin.keeper.forget(hold)
+        else:
+            self._call(self.origin.drop_lock, hold)
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        """Store changes in one commit; with a look at what is there first, where one of them is to continue that."""
+        if self.origin.keeper.lost:
+            for change in changes:
+                self.origin.keeper.check((self.sql.tables.schema, change.thread_id))
+        # No shelf for what the caller may roll back.
+        if any(change.continues for change in changes):
+            later = None if self.origin.is_callers else Tentative(self.shelf)
+            self.origin.lend_transaction(operations.store_continuing, later, changes)
+            if later is not None:
+                later.settle()
+        else:
+            self.origin.lend(operations.store, None if self.origin.is_callers else self.shelf, changes)
 
     @abstractmethod
     async def _await(self, function: Callable[..., T], *args: Any) -> T:

@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, NullPool, Pool, QueuePool, StaticPool
+from sqlalchemy import Connection, Engine, NullPool, Pool, QueuePool, StaticPool
 
 from checkpoint_store import migrations, operations
 from checkpoint_store.errors import NotSetUp, WrongThread
-from checkpoint_store.executor import borrowed, migrating
+from checkpoint_store.executor import borrowed, detached, migrating
 from checkpoint_store.faults import fault_of
 from checkpoint_store.source.failures import FOREIGN
+from checkpoint_store.source.keeper import Hold
 from checkpoint_store.source.origin import Origin, pause_of
 from checkpoint_store.source.retrying import Retries
 from checkpoint_store.statements import Statements
@@ -78,6 +79,18 @@ class EngineOrigin(Origin):
             pass
         with migrating(self.engine) as conn:
             migrations.bring_to_head(conn, self.sql, timeout, pause_of(self.engine.dialect))
+
+    def take_lock(self, hold: Hold) -> None:
+        """Take a thread's lock until it is dropped."""
+        self._insist(self.keeper.take, self._detach, self.sql, hold)
+
+    def drop_lock(self, hold: Hold) -> None:
+        """Give a thread's lock back."""
+        self.keeper.drop(self.sql, hold)
+
+    def _detach(self) -> Connection:
+        with self.turn():
+            return detached(self.engine)
 
     def _insist(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function that borrows connections, and again if what keeps it from succeeding is likely to pass."""

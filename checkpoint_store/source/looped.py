@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
-from checkpoint_store import operations
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change
 from checkpoint_store.pipeline import AsyncPipeline
@@ -97,16 +96,19 @@ class LoopSource(Source):
         if self._pipe is not None:
             await self._pipe.submit(self._store_all, self.sql.tables.schema, change)
         else:
-            await greenlet_spawn(self._lend, operations.store, self._memory, [change])
+            self.check_open()  # still: the call may have been on its way for a while
+            await greenlet_spawn(self._commit, [change])
 
     async def _store_all(self, changes: Sequence[Change]) -> None:
         # Also when this saver has been closed meanwhile: it was open when the first call came in, and there may be
         # others' among them.
-        await greenlet_spawn(self.origin.lend, operations.store, self._memory, changes)
+        await greenlet_spawn(self._commit, changes)
 
     async def _release(self) -> None:
         if self.owned and self._pipe is not None:
             await self._pipe.aclose()
+        if self.owned:
+            await greenlet_spawn(self.origin.keeper.close)
         # A pipeline of the caller's may have changes of others among ours.
         if self._pipe is None or self.owned:
             self.origin.stop_trying()

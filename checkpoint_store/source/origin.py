@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from sqlalchemy import URL, Dialect, Engine
 from sqlalchemy.util import await_only
 
+from checkpoint_store import operations
 from checkpoint_store.source.failures import FOREIGN, explain
+from checkpoint_store.source.keeper import POLL_SECONDS, Hold, keeper_of, locked
 from checkpoint_store.statements import Statements
 
 T = TypeVar("T")
@@ -32,6 +34,8 @@ class Origin(ABC):
     def __init__(self, engine: Engine, sql: Statements) -> None:
         self.engine = engine
         self.sql = sql
+        self.keeper = keeper_of(engine.dialect)
+        """Holds the locks that runs have on threads."""
 
     @property
     def retries(self) -> int:
@@ -49,6 +53,21 @@ class Origin(ABC):
     @abstractmethod
     def setup(self, timeout: float) -> None:
         """Bring the schema to head, waiting so many seconds for others that do."""
+
+    def take_lock(self, hold: Hold) -> None:
+        """Take a thread's lock until the caller's transaction ends."""
+        deadline = None if hold.timeout is None else time.monotonic() + hold.timeout
+        pause = pause_of(self.engine.dialect)
+        # Each try by itself: who waits in the server holds up the connection, which others may share.
+        while not self.lend(operations.take_lock_in_transaction, hold.thread_id):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise locked(hold)
+            pause(POLL_SECONDS)
+        hold.is_held = True
+
+    def drop_lock(self, hold: Hold) -> None:
+        """Let go of it, but not of the lock: others may not go on before they can see what was stored."""
+        hold.is_held = False
 
     def stop_trying(self) -> None:  # noqa: B027 - by default nothing is done again anyway
         """Let what fails from now on not be done again."""

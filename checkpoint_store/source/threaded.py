@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from checkpoint_store import operations
 from checkpoint_store.changes import Change
 from checkpoint_store.source.base import Source
+from checkpoint_store.source.keeper import Hold
 
 T = TypeVar("T")
 
@@ -18,11 +18,26 @@ class ThreadSource(Source):
 
     async def store(self, change: Change) -> None:
         """Store a change, from any coroutine."""
-        await self.run(operations.store, self._memory, [change])
+        self.check_open()
+        await self._await(self._commit, [change])
 
     def store_blocking(self, change: Change) -> None:
         """Store a change and wait for it."""
-        self.run_blocking(operations.store, self._memory, [change])
+        self.check_open()
+        self._commit([change])
+
+    async def take_lock(self, hold: Hold) -> None:
+        """Take a thread's lock, in a worker thread; if cancelled, not before that has stopped."""
+        self.check_open()
+        call = asyncio.ensure_future(asyncio.to_thread(self.origin.take_lock, hold))
+        try:
+            await asyncio.shield(call)
+        except asyncio.CancelledError:
+            hold.given_up.set()
+            await asyncio.wait([call])
+            if call.exception() is None and hold.is_held:
+                await self.drop_lock(hold)
+            raise
 
     def check_sync(self) -> None:
         """Raise if this source is closed; a thread that runs a loop may call too, and holds it up."""

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Text, case, cast, column, func, select, table
 
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
-from checkpoint_store.statements import choosing, copying, history, removing, sizes, threads
+from checkpoint_store.statements import choosing, copying, encrypting, history, locking, removing, sizes, threads
 from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
@@ -95,6 +95,86 @@ class Statements:
     def lock_removal(self) -> Statement:
         """See `removing.lock_removal`."""
         return Statement(removing.lock_removal())
+
+    @cached_property
+    def next_blob_values(self) -> Statement:
+        """See `encrypting.next_blob_values`."""
+        return Statement(encrypting.next_blob_values(self.tables))
+
+    @cached_property
+    def next_write_values(self) -> Statement:
+        """See `encrypting.next_write_values`."""
+        return Statement(encrypting.next_write_values(self.tables))
+
+    @cached_property
+    def next_inline_values(self) -> Statement:
+        """See `encrypting.next_inline_values`."""
+        return Statement(encrypting.next_inline_values(self.tables))
+
+    @cached_property
+    def rewrite_blobs(self) -> Statement:
+        """See `encrypting.rewrite_blobs`."""
+        return Statement(encrypting.rewrite_blobs(self.tables))
+
+    @cached_property
+    def rewrite_writes(self) -> Statement:
+        """See `encrypting.rewrite_writes`."""
+        return Statement(encrypting.rewrite_writes(self.tables))
+
+    @cached_property
+    def move_inline(self) -> Statement:
+        """See `encrypting.move_inline`."""
+        return Statement(encrypting.move_inline(self.tables))
+
+    @cached_property
+    def count_plain(self) -> Statement:
+        """See `encrypting.count_plain`."""
+        return Statement(encrypting.count_plain(self.tables))
+
+    @cached_property
+    def lock_graphs(self) -> Statement:
+        """See `locking.lock_graphs`."""
+        return Statement(locking.lock_graphs())
+
+    @cached_property
+    def continuations(self) -> Statement:
+        """See `locking.continuations`."""
+        return Statement(locking.continuations(self.tables))
+
+    @cached_property
+    def begin_session(self) -> Statement:
+        """See `locking.begin_session`."""
+        return Statement(locking.begin_session())
+
+    @cached_property
+    def session_id(self) -> Statement:
+        """See `locking.session_id`."""
+        return Statement(locking.session_id())
+
+    @cached_property
+    def transaction(self) -> Statement:
+        """See `locking.transaction`."""
+        return Statement(locking.transaction())
+
+    @cached_property
+    def lock_number(self) -> Statement:
+        """See `locking.lock_number`."""
+        return Statement(locking.lock_number())
+
+    @cached_property
+    def take_lock(self) -> Statement:
+        """See `locking.take_lock`."""
+        return Statement(locking.take_lock())
+
+    @cached_property
+    def take_lock_in_transaction(self) -> Statement:
+        """See `locking.take_lock_in_transaction`."""
+        return Statement(locking.take_lock_in_transaction())
+
+    @cached_property
+    def drop_lock(self) -> Statement:
+        """See `locking.drop_lock`."""
+        return Statement(locking.drop_lock())
 
     @cached_property
     def lock_threads(self) -> Statement:

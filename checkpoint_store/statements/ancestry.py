@@ -34,6 +34,7 @@ from checkpoint_store.statements.clauses import (
     arrays,
     given,
     has_member,
+    is_a,
     key,
     member,
     member_text,
@@ -65,6 +66,7 @@ def delta_history(t: Tables) -> Select[Any]:
             c.c.checkpoint_id,
             c.c.parent_checkpoint_id,
             _flag(True).label("first"),
+            _is_sound(t).label("sound"),
             channels.label("sought"),
             found.c.found,
         )
@@ -76,15 +78,24 @@ def delta_history(t: Tables) -> Select[Any]:
     found = _found(t, left.c.sought)
     # UNION, not UNION ALL: a row that was there before ends the walk, so that a cycle of parents can't make it endless.
     chain = chain.union(
-        select(c.c.checkpoint_id, c.c.parent_checkpoint_id, _flag(False), left.c.sought, found.c.found)
+        select(c.c.checkpoint_id, c.c.parent_checkpoint_id, _flag(False), _is_sound(t), left.c.sought, found.c.found)
         .select_from(
             chain.join(c, c.c.checkpoint_id == chain.c.parent_checkpoint_id).join(left, true()).join(found, true())
         )
         .where(named(t), func.cardinality(left.c.sought) > number(0))
     )
     writes, values = _writes(t, chain), _values(t, chain)
-    return select(chain.c.checkpoint_id, chain.c.parent_checkpoint_id, chain.c.first, *writes.c, *values.c).select_from(
-        chain.join(writes, true()).join(values, true())
+    own = [chain.c[name] for name in ("checkpoint_id", "parent_checkpoint_id", "first", "sound")]
+    return select(*own, *writes.c, *values.c).select_from(chain.join(writes, true()).join(values, true()))
+
+
+def _is_sound(t: Tables) -> ColumnElement[bool]:
+    """Whether a checkpoint has objects where its values and versions should be; in others nothing could be found."""
+    parts = [member(t.checkpoints.c.checkpoint, key(name)) for name in ("channel_versions", "channel_values")]
+    # A checkpoint without inline values may have none, or null.
+    return and_(
+        is_a("object", parts[0]),
+        func.coalesce(func.jsonb_typeof(parts[1]), key("null")).in_([key("object"), key("null")]),
     )
 
 

@@ -95,6 +95,11 @@ def members_of(document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
     return case((func.jsonb_typeof(found) == key("object"), found))
 
 
+def is_a(kind: str, part: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether JSON is of a kind, such as an object."""
+    return func.jsonb_typeof(part) == key(kind)
+
+
 def rows_of_binds(prefix: str = "", /, **columns: Any) -> TableValuedAlias:
     """Parallel arrays, bound under the plurals of the columns' names, as rows."""
     arrays = [bindparam(f"{prefix}{name}s", type_=ARRAY(kind)) for name, kind in columns.items()]
@@ -168,7 +173,13 @@ def digests_in(b: FromClause) -> Select[Any]:
 def _entries(b: FromClause) -> Select[Any]:
     """The entries of a recipe: their place, their size or 255 for a page, and their content or the page's digest."""
     # A SELECT of its own, and the OFFSET keeps it so: a long one is fetched from its TOAST once, not for every entry.
-    recipe = select(b.c.blob.concat(_EMPTY).label("entries")).offset(number(0)).correlate(b).lateral("recipe")
+    # Without any it is NULL, which array_fill() would not take.
+    recipe = (
+        select(func.coalesce(b.c.blob.concat(_EMPTY), _EMPTY).label("entries"))
+        .offset(number(0))
+        .correlate(b)
+        .lateral("recipe")
+    )
     entries = recipe.c.entries
     # To the planner generate_series() returns 1,000 rows and unnest() 10, of which a range leaves 1: if it expected
     # more, a page of a list would seem so dear that the server compiles the plan (JIT), longer than it takes to run.
@@ -179,7 +190,9 @@ def _entries(b: FromClause) -> Select[Any]:
     size = func.get_byte(entries, at).label("size")
     content = func.substr(entries, at + number(2), number(_ENTRY_BYTES - 1)).label("content")
     known = and_(place >= number(1), place <= count)
-    return select(place, size, content).select_from(recipe.join(place.table, true())).where(known).correlate(b)
+    each = select(place, size, content).select_from(recipe.join(place.table, true())).where(known)
+    # Kept apart by an OFFSET as well: otherwise each row that is sorted would carry the whole recipe along.
+    return each.offset(number(0)).correlate(b)
 
 
 def applied(writes: FromClause) -> list[ColumnElement[Any]]:

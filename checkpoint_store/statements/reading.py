@@ -14,6 +14,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     cast,
     func,
     select,
@@ -29,6 +30,7 @@ from checkpoint_store.statements.clauses import (
     applied,
     arrays,
     given,
+    is_a,
     key,
     member,
     member_text,
@@ -142,7 +144,9 @@ def _namespaces(t: Tables) -> CTE:
 
 def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFromClause:
     b = t.checkpoint_blobs
-    pairs = func.jsonb_each_text(member(c.c.checkpoint, key("channel_versions"))).table_valued("key", "value")
+    # What somebody wrote by hand may be no object, and must not fail the whole list.
+    versions = member(c.c.checkpoint, key("channel_versions"))
+    pairs = func.jsonb_each_text(case((is_a("object", versions), versions))).table_valued("key", "value")
     # A SELECT of its own: a distributed PostgreSQL can't plan the set-returning function in the join itself.
     current = select(pairs.c.key.label("channel"), pairs.c.value.label("version")).correlate(c).subquery("current")
     # The limit has the primary key looked up for each channel. Otherwise the planner, which takes every checkpoint to
@@ -176,7 +180,8 @@ def _writes(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
 def _sends(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
     """Before format 4 a step's sends were writes of the parent, in its own thread and namespace."""
     w = t.checkpoint_writes
-    old = cast(member_text(c.c.checkpoint, key("v")), Numeric) < number(4)
+    is_number = is_a("number", member(c.c.checkpoint, key("v")))
+    old = case((is_number, cast(member_text(c.c.checkpoint, key("v")), Numeric) < number(4)))
     return (
         select(*arrays([w.c.type, w.c.blob], "send", *applied(w)))
         .where(same_graph(w, c, thread), w.c.checkpoint_id == c.c.parent_checkpoint_id, w.c.channel == key(TASKS), old)

@@ -228,7 +228,7 @@ async def test_a_missing_page_is_told(engine: AsyncEngine, url: str, conn: async
     await conn.execute("DELETE FROM checkpoint_pages WHERE digest = (SELECT digest FROM checkpoint_pages LIMIT 1)")
 
     async with AsyncPostgresSaver.from_conn_string(url) as elsewhere:
-        with pytest.raises(UnreadableValue, match="channel 'messages': a page of the stored value is missing"):
+        with pytest.raises(UnreadableValue, match=r"channel 'messages': .*page of it, is missing"):
             await elsewhere.aget_tuple(THREAD)
 
 

@@ -1,0 +1,328 @@
+"""Encryption of what is stored: keys that follow each other, and rows that were written before a key, or under another.
+
+serde = EncryptedSerializer(KeyRing.aes(new_key, old_key))
+saver = AsyncPostgresSaver(engine, serde=serde, require_encryption=True)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import orjson
+from langgraph.checkpoint.serde.base import CipherProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from sqlalchemy import Engine, Table
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from checkpoint_store import jsonb, operations, shapes
+from checkpoint_store.errors import InvalidOption, NotInstalled, shown
+from checkpoint_store.executor import Executor, Row
+from checkpoint_store.schema import PAGED
+from checkpoint_store.source import Source, engine_source
+from checkpoint_store.statements import Statements, statements_of
+
+KEY_BYTES = (16, 24, 32)
+"""How long an AES key may be."""
+
+
+class KeyRing:
+    """Several ciphers for LangGraph's `EncryptedSerializer`: the first one encrypts, any of them decrypts.
+
+    What the first one encrypts is stored as that cipher alone would: whoever has only the newest key reads it, and so
+    does the stock saver. Which key a value needs, trying tells: a cipher that authenticates refuses what isn't its own.
+
+    Args:
+        ciphers: The newest first.
+
+    Raises:
+        InvalidOption: If there is none.
+    """
+
+    def __init__(self, *ciphers: CipherProtocol) -> None:
+        if not ciphers:
+            raise InvalidOption("a key ring without a key can't encrypt anything")
+        self._ciphers = ciphers
+
+    @classmethod
+    def aes(cls, *keys: bytes) -> KeyRing:
+        """Make a ring of AES keys, each as for `EncryptedSerializer.from_pycryptodome_aes(key=...)`.
+
+        Args:
+            keys: The newest first; of 16, 24 or 32 bytes each.
+
+        Raises:
+            InvalidOption: If there is none, or one of another length.
+            NotInstalled: If the extra `encryption` is missing.
+        """
+        for key in keys:
+            if not isinstance(key, bytes) or len(key) not in KEY_BYTES:
+                size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__qualname__
+                raise InvalidOption(f"an AES key has 16, 24 or 32 bytes, and this one is of {size}")
+        try:
+            return cls(*[EncryptedSerializer.from_pycryptodome_aes(key=key).cipher for key in keys])
+        except ImportError as error:
+            raise NotInstalled("AES is in an extra: pip install 'checkpoint-store[encryption]'") from error
+
+    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
+        """Encrypt with the newest key. Returns the cipher's name and the ciphertext."""
+        return self._ciphers[0].encrypt(plaintext)
+
+    def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
+        """Decrypt with the key that fits.
+
+        Raises:
+            ValueError: If none does.
+        """
+        refusals = []
+        for cipher in self._ciphers:
+            try:
+                return cipher.decrypt(ciphername, ciphertext)
+            except Exception as error:
+                refusals.append(f"{type(error).__name__}: {error}")
+        raise ValueError(f"none of {len(refusals)} keys fits ({'; '.join(dict.fromkeys(refusals))})")
+
+    def is_current(self, ciphername: str, ciphertext: bytes) -> bool:
+        """Tell whether the newest key is the one that fits."""
+        return _is_current(self._ciphers[0], ciphername, ciphertext)
+
+
+@dataclass(frozen=True)
+class Reencryption:
+    """How far a database has been encrypted anew."""
+
+    blobs: int = 0
+    """Channel values rewritten."""
+    writes: int = 0
+    """Pending writes rewritten."""
+    scalars: int = 0
+    """Values that were inline in a checkpoint's JSON, in clear."""
+    current: int = 0
+    """What was encrypted with the new key already."""
+    unreadable: int = 0
+    """What neither key opens, or lacks a page or a version; left as it is."""
+    busy: int = 0
+    """What somebody has changed while it was being rewritten; call again."""
+
+
+class Unencrypted(NamedTuple):
+    """What is stored in clear; a saver with `require_encryption` refuses to read it."""
+
+    blobs: int
+    writes: int
+    scalars: int
+
+
+Progress = Callable[[Reencryption], None]
+
+_FIRST = {"thread_id": "", "checkpoint_ns": "", "checkpoint_id": "", "channel": "", "version": "", "task_id": ""}
+_FIRST_IDX = -(2**31)
+
+# An Ext of msgpack's with LangGraph's code for a channel's snapshot (langgraph/checkpoint/serde/jsonplus.py).
+_SNAPSHOT = re.compile(rb"(?s:[\xd4-\xd8]|\xc7.|\xc8..|\xc9.{4})\x07")
+
+
+async def reencrypt(
+    engine: AsyncEngine | Engine,
+    old: EncryptedSerializer | None,
+    new: EncryptedSerializer,
+    *,
+    schema: str | None = None,
+    batch_size: int = 50,
+    on_progress: Progress | None = None,
+) -> Reencryption:
+    """Encrypt everything in a database with a new key: what is in clear, inline or in pages, and what has an old key.
+
+    May be interrupted and called again, and run while the database is in use: each batch is a statement of its own, and
+    changes no row that somebody else has changed meanwhile. Values are decrypted and encrypted, not decoded. By then
+    savers have to know the new key, and those that write in clear or with an old key have to be gone.
+
+    Args:
+        engine: The engine; a sync one is worked on from worker threads.
+        old: What opens the values that are encrypted with an old key; None if nothing is encrypted yet.
+        new: What encrypts; of a `KeyRing` the newest key.
+        schema: The PostgreSQL schema of the tables.
+        batch_size: How many rows to read and rewrite at a time.
+        on_progress: Called after each batch with what has been done so far.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InvalidOption: If `old` or `new` is no `EncryptedSerializer`.
+        NotSetUp: If the tables are missing.
+        Unavailable: If the server can't be reached.
+    """
+    for name, serde in (("old", old), ("new", new)):
+        if not isinstance(serde, EncryptedSerializer) and not (serde is None and name == "old"):
+            raise InvalidOption(f"{name} is {shown(serde)}; it has to be an EncryptedSerializer of LangGraph's")
+    sql = statements_of(schema)
+    rewriting = _Rewriting(engine_source(engine, sql, None, False), _Safe(old, new), batch_size, on_progress)
+    await rewriting.values("blobs", sql.tables.checkpoint_blobs, "next_blob_values", "rewrite_blobs")
+    await rewriting.values("writes", sql.tables.checkpoint_writes, "next_write_values", "rewrite_writes")
+    await rewriting.scalars(sql.tables.checkpoints)
+    return rewriting.report
+
+
+async def count_unencrypted(engine: AsyncEngine | Engine, *, schema: str | None = None) -> Unencrypted:
+    """Count what is stored in clear.
+
+    Args:
+        engine: The engine; a sync one is worked on from a worker thread.
+        schema: The PostgreSQL schema of the tables.
+
+    Returns:
+        How many channel values, pending writes and inline values.
+
+    Raises:
+        NotSetUp: If the tables are missing.
+        Unavailable: If the server can't be reached.
+    """
+    source = engine_source(engine, statements_of(schema), None, False)
+    return Unencrypted._make((await source.run(_fetch, "count_plain", {}))[0])
+
+
+class _Rewriting:
+    """One call of `reencrypt`, and how far it is."""
+
+    def __init__(self, source: Source, safe: _Safe, batch_size: int, on_progress: Progress | None) -> None:
+        self.report = Reencryption()
+        self._source = source
+        self._safe = safe
+        self._batch_size = batch_size
+        self._on_progress = on_progress
+
+    async def values(self, name: str, table: Table, read: str, rewrite: str) -> None:
+        """Rewrite the bytes in a table."""
+        keys = [column.name for column in table.primary_key]
+        async for rows in self._pages(keys, read):
+            rewritten, current, unreadable = await asyncio.to_thread(self._safe.again, rows)
+            names = [f"{key}s" for key in [*keys, "digest", "type", "blob"]]
+            done = len(await self._source.run(_fetch, rewrite, _arrays(names, rewritten))) if rewritten else 0
+            for thread_id in dict.fromkeys(row[0] for row in rows if row[-3] == PAGED):
+                await self._source.transact(operations.collect_pages, thread_id)
+            self._note(**{name: done}, current=current, unreadable=unreadable, busy=len(rewritten) - done)
+
+    async def scalars(self, table: Table) -> None:
+        """Make blobs of what is inline."""
+        keys = [column.name for column in table.primary_key]
+        async for rows in self._pages(keys, "next_inline_values"):
+            checkpoints, values, unreadable = await asyncio.to_thread(self._safe.blobs_of, rows)
+            of_value = ("thread_id", "checkpoint_ns", "channel", "version", "checkpoint_id", "type", "blob")
+            binds = {
+                **_arrays([f"{name}s" for name in (*keys, "before", "after")], [row[:-1] for row in checkpoints]),
+                **_arrays([f"value_{name}s" for name in of_value], values),
+            }
+            moved = set(map(tuple, await self._source.run(_fetch, "move_inline", binds) if checkpoints else ()))
+            done = sum(row[-1] for row in checkpoints if row[: len(keys)] in moved)
+            self._note(scalars=done, unreadable=unreadable, busy=len(checkpoints) - len(moved))
+
+    async def _pages(self, keys: Sequence[str], read: str) -> AsyncIterator[Sequence[Row]]:
+        last: Sequence[Any] = [_FIRST.get(key, _FIRST_IDX) for key in keys]
+        while True:
+            binds = {f"last_{key}": value for key, value in zip(keys, last, strict=True)}
+            if not (rows := await self._source.run(_fetch, read, {**binds, "most": self._batch_size})):
+                return
+            yield rows
+            last = rows[-1][: len(keys)]
+
+    def _note(self, **more: int) -> None:
+        self.report = replace(self.report, **{name: getattr(self.report, name) + count for name, count in more.items()})
+        if self._on_progress:
+            self._on_progress(self.report)
+
+
+class _Safe:
+    """Opens with old keys, and encrypts with the new one."""
+
+    def __init__(self, old: EncryptedSerializer | None, new: EncryptedSerializer) -> None:
+        self._new = new
+        self._any = KeyRing(*[serde.cipher for serde in (old, new) if serde is not None])
+
+    def again(self, rows: Sequence[Row]) -> tuple[list[Row], int, int]:
+        """Return rows with their values encrypted anew, and how many needn't be, and how many can't."""
+        rewritten: list[Row] = []
+        current = unreadable = 0
+        for *key, digest, _, kind, blob in rows:
+            try:
+                if (value := self._encrypted(kind, blob)) is None:
+                    current += 1
+                else:
+                    rewritten.append((*key, digest, *value))
+            except Exception:
+                unreadable += 1
+        return rewritten, current, unreadable
+
+    def blobs_of(self, rows: Sequence[Row]) -> tuple[list[Row], list[Row], int]:
+        """Return what is inline in checkpoints as blobs.
+
+        Returns:
+            The checkpoints, with their inline values before and after and how many were taken out; the blobs; and how
+            many values have to stay where they are.
+        """
+        checkpoints: list[Row] = []
+        blobs: dict[Any, Row] = {}
+        unreadable = 0
+        for thread_id, checkpoint_ns, checkpoint_id, before, *inline in rows:
+            after: dict[str, Any] = {}
+            taken = 0
+            for channel, text, version, kind, blob in zip(*inline, strict=True):
+                try:
+                    # Beside a blob there may be the mark of a snapshot; anything else is out of date.
+                    if blob is not None and self._is_snapshot(kind, blob):
+                        after[channel] = True
+                        continue
+                    value = jsonb.decode(text)
+                    if kind is None:
+                        key = (thread_id, checkpoint_ns, channel, shapes.version_text(version, "", channel))
+                        if key not in blobs:
+                            blobs[key] = (*key, checkpoint_id, *self._new.dumps_typed(value))
+                    taken += 1
+                except Exception:
+                    after[channel] = orjson.Fragment(text)
+                    unreadable += 1
+            if taken:
+                checkpoints.append((thread_id, checkpoint_ns, checkpoint_id, before, jsonb.encode(after), taken))
+        return checkpoints, list(blobs.values()), unreadable
+
+    def _is_snapshot(self, kind: str, blob: bytes) -> bool:
+        kind, encrypted, name = kind.partition("+")
+        try:
+            return kind == "msgpack" and bool(_SNAPSHOT.match(self._any.decrypt(name, blob) if encrypted else blob))
+        except ValueError:
+            return True  # who can't know leaves it as it is
+
+    def _encrypted(self, kind: str | None, blob: bytes | None) -> tuple[str, bytes] | None:
+        """Return type and bytes of a value as they should be, or None if they are."""
+        if kind is None or blob is None:
+            raise ValueError("there is no value")
+        kind, encrypted, name = kind.partition("+")
+        if encrypted:
+            if _is_current(self._new.cipher, name, blob):
+                return None
+            blob = self._any.decrypt(name, blob)
+        name, blob = self._new.cipher.encrypt(bytes(blob))
+        return f"{kind}+{name}", bytes(blob)
+
+
+def _fetch(db: Executor, sql: Statements, statement: str, binds: Mapping[str, Any]) -> Sequence[Row]:
+    return db.fetch(getattr(sql, statement), binds)
+
+
+def _arrays(names: Sequence[str], rows: Sequence[Row]) -> dict[str, list[Any]]:
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return {name: list(column) for name, column in zip(names, columns, strict=True)}
+
+
+def _is_current(cipher: CipherProtocol, name: str, blob: bytes) -> bool:
+    """Tell whether a cipher would have encrypted it so."""
+    if isinstance(cipher, KeyRing):
+        return cipher.is_current(name, blob)
+    try:
+        cipher.decrypt(name, blob)
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,78 @@
+"""A thread's lock: a block that no two runs are in at once, whatever process they run in."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+from typing import cast
+
+from checkpoint_store.errors import InvalidOption, shown
+from checkpoint_store.source import Source
+from checkpoint_store.source.keeper import Hold, lost
+
+
+class ThreadLock:
+    """Has the runs of a thread wait for each other; what `thread_lock` of the savers returns.
+
+        async with saver.thread_lock("42", timeout=30):
+            await graph.ainvoke(...)
+
+    With a plain `with` in sync code. It does not lock out who does not ask for it, and may not be asked for again in
+    the block. On a saver in a transaction of yours, the lock is held until that ends, not only to the end of the block.
+
+    Args:
+        source: Where the connections come from.
+        thread_id: The thread.
+        timeout: How long to wait for others, in seconds; None for as long as it takes.
+    """
+
+    def __init__(self, source: Source, thread_id: str, timeout: float | None) -> None:
+        if timeout is not None and (type(timeout) not in (int, float) or not math.isfinite(timeout) or timeout < 0):
+            raise InvalidOption(
+                f"timeout is {shown(timeout)}; it is a time in seconds, 0 to try once, or None for ever"
+            )
+        self._source = source
+        self._thread_id = thread_id
+        self._timeout = timeout
+        self._hold: Hold | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lock was lost, because its session of the server's ended: better stop what you are doing.
+
+        From then on nothing more is stored for the thread on this engine until the block ends: `put` and `put_writes`
+        raise LockLost, and so does the end of the block.
+        """
+        return self._hold is not None and self._hold.is_lost
+
+    async def __aenter__(self) -> ThreadLock:
+        hold = Hold(self._thread_id, self._timeout)
+        await self._source.take_lock(hold)
+        self._hold = hold
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        hold = self._let_go()
+        await self._source.drop_lock(hold)
+        if hold.is_lost and error is None:
+            raise lost(self._thread_id)
+
+    def __enter__(self) -> ThreadLock:
+        hold = Hold(self._thread_id, self._timeout)
+        self._source.take_lock_blocking(hold)
+        self._hold = hold
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        hold = self._let_go()
+        self._source.drop_lock_blocking(hold)
+        if hold.is_lost and error is None:
+            raise lost(self._thread_id)
+
+    def _let_go(self) -> Hold:
+        hold, self._hold = cast("Hold", self._hold), None
+        return hold

@@ -1,0 +1,366 @@
+"""What fuzzing has found, and what is too large for it: a case each, whatever the generator draws next time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+import psycopg
+import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver, codec, shapes
+from checkpoint_store.errors import InvalidConfig, UnreadableValue, UnstorableValue
+
+THREAD: Any = {"configurable": {"thread_id": "t1", "checkpoint_ns": ""}}
+
+
+class Rude:
+    """Raises when it is asked for a repr, as a broken model may."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+class Number(int):
+    def __lt__(self, other: object) -> bool:
+        raise RuntimeError
+
+    __repr__ = __index__ = __int__ = __lt__  # type: ignore[assignment]
+
+
+class Channel(str, Enum):
+    ITEMS = "items"
+    COUNT = "count"
+
+
+def deep(depth: int) -> Any:
+    value: Any = "leaf"
+    for _ in range(depth):
+        value = {"k": value}
+    return value
+
+
+def checkpoint_with(channel_values: Any, **parts: Any) -> Any:
+    versions = dict.fromkeys(channel_values, "1") if isinstance(channel_values, dict) else {}
+    return {**empty_checkpoint(), "channel_values": channel_values, "channel_versions": versions, **parts}
+
+
+@pytest.fixture
+def sql(url: str) -> Iterator[psycopg.Connection]:
+    """A connection of the test's own."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        yield conn
+
+
+def rows(sql: psycopg.Connection) -> int:
+    tables = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+    return sum(sql.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)  # type: ignore[index]
+
+
+# --- what callers pass ---
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"configurable": {"thread_id": Rude()}},
+        {"configurable": {"thread_id": deep(3000)}},
+        {"configurable": {"thread_id": 10**5000}},
+        {"configurable": {"thread_id": "t" * 2000 + "\ud800"}},
+        {"configurable": {"thread_id": "t", "checkpoint_ns": 0}},
+        {"configurable": {"thread_id": "t", "checkpoint_id": 0}},
+        deep(3000),
+        Rude(),
+    ],
+    ids=["rude id", "deep id", "long number", "long with a surrogate", "namespace 0", "checkpoint 0", "deep", "rude"],
+)
+def test_a_config_is_refused_whatever_it_does_when_it_is_shown(sync_saver: PostgresSaver, config: Any) -> None:
+    """The message about a bad config can't itself go wrong."""
+    calls: list[Callable[[], Any]] = [
+        lambda: sync_saver.get_tuple(config),
+        lambda: sync_saver.list(config),
+        lambda: sync_saver.put(config, empty_checkpoint(), {}, {}),
+        lambda: sync_saver.put_writes(config, [("a", 1)], "task"),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidConfig) as caught:
+            call()
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("config", [0, [], "", False])
+def test_only_none_and_an_empty_config_list_all_threads(sync_saver: PostgresSaver, config: Any) -> None:
+    """What is falsy by mistake does not list what belongs to others."""
+    assert list(sync_saver.list({})) == list(sync_saver.list(None)) == []  # type: ignore[arg-type]
+    with pytest.raises(InvalidConfig, match=r'config is .*; it needs a "configurable" dict'):
+        sync_saver.list(config)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ([], "checkpoint is no dict with an id"),
+        ({}, "checkpoint is no dict with an id"),
+        (checkpoint_with([]), r"checkpoint\['channel_values'\] is no dict by channel \(list\)"),
+        (checkpoint_with({}, channel_versions=None), r"checkpoint\['channel_versions'\] is no dict by channel"),
+        (checkpoint_with({1: "a"}), "has the key 1; channels have names"),
+        (
+            checkpoint_with({"a": [1]}, channel_versions={"a": ["1"]}),
+            "its version is .*; versions are strings",
+        ),
+        (checkpoint_with({}, versions_seen=deep(400)), "checkpoint.* is nested too deeply"),
+        (checkpoint_with({}, more=deep(3000)), "checkpoint.* is nested too deeply"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused(
+    sync_saver: PostgresSaver, sql: psycopg.Connection, checkpoint: Any, message: str
+) -> None:
+    """By name, before anything is written; never by an AttributeError from inside."""
+    new_versions = checkpoint.get("channel_versions") if isinstance(checkpoint, dict) else None
+    with pytest.raises(UnstorableValue, match=f"thread 't1', namespace ''.*{message}"):
+        sync_saver.put(THREAD, checkpoint, {}, new_versions or {})
+
+    assert rows(sql) == 0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "metadata can't be merged with the config's"),
+        ([1], "metadata can't be merged with the config's"),
+        ({"a": deep(400)}, "metadata.* is nested too deeply"),
+        ({"a": deep(3000)}, "metadata.* is nested too deeply"),
+        ({"a": Rude()}, r"metadata\['a'\] is a Rude"),
+    ],
+)
+def test_metadata_of_another_shape_is_refused(sync_saver: PostgresSaver, metadata: Any, message: str) -> None:
+    """And what is in it, by its path."""
+    with pytest.raises(UnstorableValue, match=message):
+        sync_saver.put(THREAD, empty_checkpoint(), metadata, {})
+
+
+def test_a_number_that_lies_about_itself_is_the_number_it_is(sync_saver: PostgresSaver) -> None:
+    """What its methods say is not asked for."""
+    stored = sync_saver.put(THREAD, empty_checkpoint(), {"a": Number(1)}, {})  # type: ignore[typeddict-unknown-key]
+
+    assert sync_saver.get_tuple(stored).metadata == {"a": 1}  # type: ignore[union-attr, comparison-overlap]
+    assert len(list(sync_saver.list(None, limit=Number(1)))) == 1
+    with pytest.raises(InvalidConfig, match="limit is <Number"):
+        sync_saver.list(None, limit=Number(-1))
+
+
+@pytest.mark.parametrize("new_versions", [None, [], "1"])
+def test_new_versions_of_another_shape_are_refused(sync_saver: PostgresSaver, new_versions: Any) -> None:
+    """They are a dict, if only an empty one."""
+    with pytest.raises(UnstorableValue, match="new_versions is no dict by channel"):
+        sync_saver.put(THREAD, checkpoint_with({"a": [1]}), {}, new_versions)
+
+
+@pytest.mark.parametrize("writes", [None, 7, "ab", [1], [("a",)], [(1, 2)], [("a", 1, 2)], [([], 1)], {"a": 1}])
+async def test_writes_that_are_no_pairs_are_refused(saver: AsyncPostgresSaver, writes: Any) -> None:
+    """Also those that look like some, as a string of two letters does."""
+    with pytest.raises(UnstorableValue, match="no pair of a channel's name and a value"):
+        await saver.aput_writes({"configurable": {"thread_id": "t", "checkpoint_id": "1"}}, writes, "task")
+
+
+@pytest.mark.parametrize("filter", [[], [1], "ab", 0, Rude(), {"a": deep(400)}, {"a": Rude()}, {"a": {1: 2}}])
+def test_a_filter_of_another_shape_is_refused(sync_saver: PostgresSaver, filter: Any) -> None:
+    """Also one that would match nothing, or everything, in silence."""
+    with pytest.raises(InvalidConfig, match="filter"):
+        sync_saver.list(None, filter=filter)
+
+
+@pytest.mark.parametrize("limit", [True, -1, "1", 1.0, Rude(), deep(3000)])
+def test_a_limit_of_another_kind_is_refused(sync_saver: PostgresSaver, limit: Any) -> None:
+    """It is a number of checkpoints."""
+    with pytest.raises(InvalidConfig, match="limit is"):
+        sync_saver.list(None, limit=limit)
+
+
+@pytest.mark.parametrize("channels", ["messages", 7, [7], ["\x00"]])
+def test_channels_of_another_kind_are_refused(sync_saver: PostgresSaver, channels: Any) -> None:
+    """A single name is no list of names: its letters would be."""
+    with pytest.raises(InvalidConfig, match="channel"):
+        sync_saver.get_delta_channel_history(config=THREAD, channels=channels)
+
+
+def test_channels_may_be_named_by_an_enum(sync_saver: PostgresSaver) -> None:
+    """A `str` Enum as a channel's name is its value, inline and as a blob."""
+    checkpoint = checkpoint_with({Channel.ITEMS: [1], Channel.COUNT: 1})
+    stored = sync_saver.put(THREAD, checkpoint, {}, checkpoint["channel_versions"])
+
+    assert sync_saver.get(stored)["channel_values"] == {"items": [1], "count": 1}  # type: ignore[index]
+
+
+# --- what is large ---
+
+
+def test_a_value_past_a_gigabyte_is_refused_unsent(sync_saver: PostgresSaver, sql: psycopg.Connection) -> None:
+    """PostgreSQL would close the connection in the middle of the message."""
+    huge = bytes(2**30 + 1)
+    checkpoint = checkpoint_with({"small": [1], "huge": huge})
+    with pytest.raises(UnstorableValue, match=r"thread 't1', namespace '', channel 'huge': .* 1,073,741,825 bytes"):
+        sync_saver.put(THREAD, checkpoint, {}, checkpoint["channel_versions"])
+    with pytest.raises(UnstorableValue, match=r"thread 't', namespace '', channel 'huge': .* PostgreSQL takes"):
+        sync_saver.put_writes({"configurable": {"thread_id": "t", "checkpoint_id": "1"}}, [("huge", huge)], "x")
+
+    assert rows(sql) == 0
+
+
+def test_values_that_are_too_large_together_are_refused(
+    sync_saver: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They travel in one message, and come back in one row; what just fits is stored."""
+    monkeypatch.setattr(shapes, "MOST_BYTES", 3000)
+    fitting = checkpoint_with(dict.fromkeys("abc", b"x" * 1000))
+    sync_saver.put(THREAD, fitting, {}, fitting["channel_versions"])
+    before = rows(sql)
+    checkpoint = checkpoint_with({"a": b"x" * 1000, "b": b"x" * 1001, "c": b"x" * 1000})
+    with pytest.raises(UnstorableValue, match=r"channel 'b': its value has 1,001 bytes, and all .* at once 3,001"):
+        sync_saver.put(THREAD, checkpoint, {}, checkpoint["channel_versions"])
+
+    assert rows(sql) == before
+
+
+def test_a_long_string_is_stored_as_a_blob(url: str, sync_saver: PostgresSaver, sql: psycopg.Connection) -> None:
+    """JSONB's strings end at 256 MB, and every step would store it anew; the stock saver reads it all the same."""
+    text = "\U0001f600" * (codec.INLINE_CHARACTERS + 1)
+    checkpoint = checkpoint_with({"long": text, "short": text[:-1]})
+    parent = sync_saver.put(THREAD, checkpoint, {}, checkpoint["channel_versions"])
+    stored = sync_saver.put(parent, {**checkpoint, "id": checkpoint["id"] + "x"}, {}, {})
+
+    assert sql.execute("SELECT channel, version FROM checkpoint_blobs").fetchall() == [("long", "1")]
+    assert sync_saver.get(stored)["channel_values"] == checkpoint["channel_values"]  # type: ignore[index]
+    with StockSaver.from_conn_string(url) as stock:
+        assert stock.get(stored)["channel_values"] == checkpoint["channel_values"]  # type: ignore[index]
+
+
+def test_metadata_past_jsonb_is_refused(sync_saver: PostgresSaver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text is measured before it is sent."""
+    monkeypatch.setattr("checkpoint_store.jsonb.MOST_BYTES", 1000)
+    with pytest.raises(UnstorableValue, match=r"metadata has 1,\d\d\d bytes as JSON"):
+        sync_saver.put(THREAD, empty_checkpoint(), {"a": "x" * 1000}, {})  # type: ignore[typeddict-unknown-key]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share_pages", [False, True])
+async def test_200_megabytes_come_back(engine: AsyncEngine, share_pages: bool) -> None:
+    """As one string, as one blob of bytes, and as a list, whole or in pages."""
+    saver = AsyncPostgresSaver(engine, share_pages=share_pages)
+    lines = [f"{number} " + "x" * 1990 for number in range(100_000)]
+    for number, value in enumerate(["".join(lines), bytes(200_000_000), lines]):
+        checkpoint = checkpoint_with({"huge": value})
+        config: Any = {"configurable": {"thread_id": str(number), "checkpoint_ns": ""}}
+        found = await saver.aget(await saver.aput(config, checkpoint, {}, checkpoint["channel_versions"]))
+        assert found is not None
+        came_back = found["channel_values"]["huge"] == value
+        assert came_back
+
+
+# --- what is in the rows ---
+
+
+def three(saver: PostgresSaver) -> list[Any]:
+    """A thread of three checkpoints; returns their configs."""
+    config, configs = THREAD, []
+    for number in ("1", "2", "3"):
+        checkpoint = {**checkpoint_with({"items": [number], "count": 1}), "id": number}
+        checkpoint["channel_versions"] = {"items": number, "count": number}
+        config = saver.put(config, checkpoint, {"step": int(number)}, checkpoint["channel_versions"])
+        saver.put_writes(config, [("items", [number])], "task")
+        configs.append(config)
+    return configs
+
+
+def merged(parts: str) -> str:
+    return f"checkpoints SET checkpoint = checkpoint || '{parts}'"
+
+
+def change_second(sql: psycopg.Connection, change: str) -> None:
+    sql.execute(f"UPDATE {change} WHERE {'version' if 'blobs' in change else 'checkpoint_id'} = '2'")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("checkpoints SET checkpoint = '[]'", r"the checkpoint is \[\]; it has to be a JSON object"),
+        ("checkpoints SET checkpoint = checkpoint - 'channel_versions'", "are no JSON objects"),
+        (merged('{"channel_versions": [1]}'), "channel_versions and channel_values are no JSON objects"),
+        (merged('{"channel_values": [1]}'), "channel_versions and channel_values are no JSON objects"),
+        ("checkpoints SET checkpoint = jsonb_build_object('n', repeat('9', 5000)::numeric)", "that Python can't hold"),
+        ("checkpoints SET metadata = 'null'", "the metadata is None; it has to be a JSON object"),
+        ("checkpoint_writes SET type = NULL", "task 'task', channel 'items'"),
+        ("checkpoint_blobs SET blob = NULL", "channel 'items': the stored value of type 'msgpack', .* is missing"),
+        ("checkpoint_blobs SET type = 'bytes', blob = NULL", "'bytes', .* is missing"),
+        ("checkpoint_blobs SET type = 'pages', blob = NULL", "a page of it, is missing"),
+        ("checkpoint_blobs SET type = 'pages', blob = '\\x01'", "a page of it, is missing"),
+    ],
+)
+def test_a_broken_row_is_named_and_a_list_goes_on_behind_it(
+    sync_saver: PostgresSaver, sql: psycopg.Connection, change: str, message: str
+) -> None:
+    """A list ends where it meets one; the error has the config to go on with."""
+    first, second, third = three(sync_saver)
+    change_second(sql, change)
+
+    with pytest.raises(UnreadableValue, match=f"thread 't1', namespace '', checkpoint '2'.*{message}"):
+        sync_saver.get_tuple(second)
+    found = []
+    with pytest.raises(UnreadableValue, match="checkpoint '2'") as caught:
+        found.extend(sync_saver.list(THREAD))
+    assert caught.value.config == second
+    found.extend(sync_saver.list(THREAD, before=caught.value.config))  # type: ignore[arg-type]
+    assert [item.config for item in found] == [third, first]
+
+
+@pytest.mark.parametrize("version", ['"x"', '{"a": 1}', "null", "[]", '"3"'])
+def test_a_format_that_is_no_number_fails_no_list(
+    sync_saver: PostgresSaver, sql: psycopg.Connection, version: str
+) -> None:
+    """Only what is below 4 is looked at for sends of old; anything else is what it is."""
+    _, second, _ = three(sync_saver)
+    change_second(sql, merged(f'{{"v": {version}}}'))
+
+    assert len(list(sync_saver.list(THREAD))) == 3
+    assert sync_saver.get(second)["v"] == json.loads(version)  # type: ignore[index]
+
+
+def test_a_delta_channel_does_not_skip_a_checkpoint_without_versions(
+    sync_saver: PostgresSaver, sql: psycopg.Connection
+) -> None:
+    """Its value would be an older one, in silence."""
+    _, second, third = three(sync_saver)
+    change_second(sql, merged('{"channel_versions": [1]}'))
+
+    with pytest.raises(UnreadableValue, match="checkpoint '2': channel_versions and channel_values are no JSON"):
+        sync_saver.get_delta_channel_history(config=third, channels=["items"])
+    assert sync_saver.get_delta_channel_history(config=second, channels=["items"])["items"]["seed"] == ["1"]
+
+
+def test_a_channel_whose_blob_is_gone_has_no_value(sync_saver: PostgresSaver, sql: psycopg.Connection) -> None:
+    """A row that is missing looks like that of a channel without a value, as with the stock saver."""
+    _, second, _ = three(sync_saver)
+    sql.execute("DELETE FROM checkpoint_blobs WHERE version = '2'")
+
+    assert sync_saver.get(second)["channel_values"] == {"count": 1}  # type: ignore[index]
+
+
+def test_versions_that_do_not_compare_are_named(sync_saver: PostgresSaver, sql: psycopg.Connection) -> None:
+    """The newest of them would have been the version of the sends."""
+    _, second, _ = three(sync_saver)
+    change_second(sql, merged('{"v": 1, "channel_versions": {"a": 1, "b": "2"}}'))
+    sync_saver.put_writes({"configurable": {"thread_id": "t1", "checkpoint_id": "1"}}, [("__pregel_tasks", "x")], "t")
+
+    with pytest.raises(UnreadableValue, match="checkpoint '2': channel_versions has both strings and numbers"):
+        sync_saver.get_tuple(second)
+
+
+def test_a_version_that_is_none_is_named(sync_saver: PostgresSaver) -> None:
+    """LangGraph asks for the version after the one that is stored."""
+    with pytest.raises(UnreadableValue, match="'x' is no version of a channel"):
+        sync_saver.get_next_version("x", None)
