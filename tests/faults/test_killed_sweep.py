@@ -32,19 +32,19 @@ with PostgresSaver.from_conn_string(sys.argv[1]) as saver:
     saver.sweep(**eval(sys.argv[2]), on_progress=lambda report: print(report.checkpoints, flush=True))
 """
 
-TABLES = {
-    "checkpoints": "*",
-    "checkpoint_writes": "*",
-    "checkpoint_blobs": "*",
-    "checkpoint_pages": "*",
-    "checkpoint_threads": "thread_id",
-}
+ROWS = (
+    "SELECT checkpoints::text FROM checkpoints",
+    "SELECT checkpoint_writes::text FROM checkpoint_writes",
+    "SELECT checkpoint_blobs::text FROM checkpoint_blobs",
+    "SELECT checkpoint_pages::text FROM checkpoint_pages",
+    "SELECT thread_id FROM checkpoint_threads",
+)
 
 
-def contents(url: str) -> dict[str, set[Any]]:
+def contents(url: str) -> list[list[Any]]:
     """All that is stored, but for how often pages of a thread were collected."""
     with psycopg.connect(url) as conn:
-        return {table: set(conn.execute(f"SELECT {columns} FROM {table}")) for table, columns in TABLES.items()}
+        return [sorted(conn.execute(query)) for query in ROWS]
 
 
 def killed(url: str, options: dict[str, Any], batches: int, seconds: float) -> None:
