@@ -105,7 +105,7 @@ def find_strays(
 
 def remove_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepReport:
     """Delete the writes of checkpoints that aren't there."""
-    operations.lock_threads(db, sql, sorted({key[0] for key in keys}))
+    operations.lock_removal(db, sql, sorted({key[0] for key in keys}))
     [((writes, size), _)] = db.fetch(sql.delete_checkpoints, _binds(keys))
     return SweepReport(writes=writes, bytes=size)
 
@@ -130,7 +130,7 @@ def remove(
     Returns:
         What was removed, and what is left to remove.
     """
-    paged = operations.lock_threads(db, sql, thread_ids)
+    operations.lock_removal(db, sql, thread_ids)
     chosen = _choose(db, sql, rule, thread_ids, most)
     if most is not None and len(chosen) == 1:
         [(lineage, victims)] = chosen
@@ -138,13 +138,13 @@ def remove(
         if len(nodes) < len(lineage) and (rule.whole or len(nodes) > most):
             parts = _parts(nodes, most) if lineage.can_be_split() else [Part(nodes)]
             heirs = {_key_of(node): node.parent_id for node in lineage.orphans(victims)}
-            return _take_first(db, sql, Rest(lineage, parts, heirs), most, paged)
+            return _take_first(db, sql, Rest(lineage, parts, heirs), most)
     mended = [
         (*_key_of(node), lineage.heir(node, victims[node.checkpoint_ns]))
         for lineage, victims in chosen
         for node in lineage.orphans(victims)
     ]
-    return _take_out(db, sql, _keys_of(chosen), mended, paged), None
+    return _take_out(db, sql, _keys_of(chosen), mended), None
 
 
 def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[SweepReport, Rest | None]:
@@ -155,13 +155,13 @@ def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[S
         need it: then it has to be chosen anew.
     """
     part, lineage = rest.parts[0], rest.lineage
-    paged = operations.lock_threads(db, sql, [lineage.thread_id])
+    operations.lock_removal(db, sql, [lineage.thread_id])
     nodes = part.nodes if isinstance(part, Part) else ()
     if delicate := [node for node in nodes if lineage.is_delicate(node.checkpoint_ns)]:
         for _, graph, _, children in db.fetch(sql.children, _binds(map(_key_of, delicate))):
             if not lineage.graphs[graph].keys() >= set(children):
                 return SweepReport(), replace(rest, parts=())
-    return _take_first(db, sql, rest, most, paged)
+    return _take_first(db, sql, rest, most)
 
 
 def count(db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str]) -> SweepReport:
@@ -246,7 +246,7 @@ def _parts(nodes: Sequence[Node], most: int) -> list[Part | Leftovers]:
     return [*parts, Part(small)]
 
 
-def _take_first(db: Executor, sql: Statements, rest: Rest, most: int, paged: Sequence[str]) -> tuple[SweepReport, Rest]:
+def _take_first(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[SweepReport, Rest]:
     """Remove the first part of what is left, as it is now: since it was chosen, others may have removed some."""
     part, *others = rest.parts
     if isinstance(part, Leftovers):
@@ -254,9 +254,9 @@ def _take_first(db: Executor, sql: Statements, rest: Rest, most: int, paged: Seq
         return report, replace(rest, parts=[*further, *others])
     keys = [_key_of(node) for node in part.nodes]
     if not part.is_lean:
-        return _take_out(db, sql, keys, _mended(db, sql, keys), paged), replace(rest, parts=others)
+        return _take_out(db, sql, keys, _mended(db, sql, keys)), replace(rest, parts=others)
     mended, heirs = _mended_by_lineage(db, sql, rest, keys)
-    report = _take_out(db, sql, keys, mended, paged, is_lean=True)
+    report = _take_out(db, sql, keys, mended, is_lean=True)
     # Not in place: the transaction may have to be repeated.
     return report, replace(rest, parts=others, heirs={**rest.heirs, **heirs})
 
@@ -326,7 +326,6 @@ def _take_out(
     sql: Statements,
     keys: Sequence[Key],
     mended: Sequence[Mended],
-    paged: Sequence[str],
     *,
     is_lean: bool = False,
 ) -> SweepReport:
@@ -337,13 +336,14 @@ def _take_out(
         sql: The statements.
         keys: The checkpoints.
         mended: Those that lose their parent.
-        paged: The threads that have pages.
         is_lean: Whether their values stay for the time being.
     """
     if not keys:
         return SweepReport()
     binds = _binds(keys)
-    threads = {key[0] for key in keys}
+    threads = sorted({key[0] for key in keys})
+    # Who stores pages waits from here on, not while it was chosen what goes.
+    paged = [] if is_lean else operations.lock_pages(db, sql, threads)
     [((writes, write_bytes), (checkpoints, checkpoint_bytes))] = db.fetch(sql.delete_checkpoints, binds)
     if mended:
         names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id")
@@ -353,8 +353,8 @@ def _take_out(
         if db.fetch(sql.lock_blobs, binds)[0][0]:
             [(blobs, blob_bytes)] = db.fetch(sql.delete_blobs, binds)
         # Whoever was interrupted may have left some whose blobs are gone.
-        if shared := sorted(threads.intersection(paged)):
-            pages, page_bytes = operations.delete_pages(db, sql, shared)
+        if paged:
+            pages, page_bytes = operations.delete_pages(db, sql, paged)
     size = write_bytes + checkpoint_bytes + blob_bytes + page_bytes
     return SweepReport(len(threads), checkpoints, writes, blobs, pages, size)
 

@@ -263,8 +263,10 @@ def _spans() -> FromClause:
     ids = rows_of(_ids(graph), "checkpoint_id")
     least, greatest = [select(end(ids.c.checkpoint_id)).scalar_subquery() for end in (func.min, func.max)]
     columns = [graph.c.thread_id, graph.c.checkpoint_ns, least.label("least"), greatest.label("greatest")]
-    # The OFFSET has them computed once, not for every row that is compared with them.
-    return select(*columns).offset(number(0)).subquery("span")
+    # The LIMIT has them computed once, not for every row that is compared with them, and the planner expect one graph
+    # rather than ten, of which it would read the tables whole.
+    count = func.cardinality(bindparam("graph_thread_ids", type_=ARRAY(Text)), type_=Integer)
+    return select(*columns).limit(select(count).scalar_subquery()).subquery("span")
 
 
 def _is_victim(table: FromClause, span: FromClause) -> ColumnElement[bool]:
