@@ -27,7 +27,7 @@ Key = tuple[str, str, str]
 Mended = tuple[str, str, str, "str | None"]
 """Thread, namespace and checkpoint, and the parent that it gets."""
 
-_BLOBS = 4
+_BLOBS = 2
 """How many blobs are looked at in one transaction, for each checkpoint that would go in one."""
 
 
@@ -132,19 +132,22 @@ def remove(
     """
     operations.lock_removal(db, sql, thread_ids)
     chosen = _choose(db, sql, rule, thread_ids, most)
+    rest = None
     if most is not None and len(chosen) == 1:
         [(lineage, victims)] = chosen
         nodes = lineage.in_order(victims)
-        if len(nodes) < len(lineage) and (rule.whole or len(nodes) > most):
-            parts = _parts(nodes, most) if lineage.can_be_split() else [Part(nodes)]
-            heirs = {_key_of(node): node.parent_id for node in lineage.orphans(victims)}
-            return _take_first(db, sql, Rest(lineage, parts, heirs), most)
+        if most < len(lineage) > len(nodes) and (rule.whole or len(nodes) > most):
+            if lineage.can_be_split():
+                heirs = {_key_of(node): node.parent_id for node in lineage.orphans(victims)}
+                # To find that out took long enough for a transaction.
+                return SweepReport(threads=1), Rest(lineage, _parts(nodes, most), heirs)
+            rest = Rest(lineage, (), {})
     mended = [
         (*_key_of(node), lineage.heir(node, victims[node.checkpoint_ns]))
         for lineage, victims in chosen
         for node in lineage.orphans(victims)
     ]
-    return _take_out(db, sql, _keys_of(chosen), mended), None
+    return _take_out(db, sql, _keys_of(chosen), mended), rest
 
 
 def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[SweepReport, Rest | None]:
@@ -265,14 +268,13 @@ def _take_leftovers(
     db: Executor, sql: Statements, part: Leftovers, most: int
 ) -> tuple[SweepReport, Sequence[Leftovers]]:
     """Remove those of so many blobs that nothing refers to. Returns what was removed, and where to go on."""
-    names = ("thread_id", "checkpoint_ns")
+    graph = dict(zip(("thread_id", "checkpoint_ns"), part.graph, strict=True))
     after = dict(zip(("after_channel", "after_version"), part.after, strict=True))
-    found = db.fetch(sql.next_blob, {**dict(zip(names, part.graph, strict=True)), **after, "most": most})
+    found = db.fetch(sql.next_blob, {**graph, **after, "most": most})
     if not found:
         return SweepReport(), ()
     upto = found[0][0], found[0][1]
-    binds = {**_columns("graph", names, [part.graph]), "graph_firsts": [1], "graph_lasts": [0], "victim_ids": []}
-    binds |= {**after, **dict(zip(("upto_channel", "upto_version"), upto, strict=True))}
+    binds = {**graph, **after, **dict(zip(("upto_channel", "upto_version"), upto, strict=True))}
     blobs = size = 0
     if db.fetch(sql.lock_some_blobs, binds)[0][0]:
         [(blobs, size)] = db.fetch(sql.delete_some_blobs, binds)

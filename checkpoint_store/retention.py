@@ -51,7 +51,7 @@ class _Tally:
 
     def add(self, report: SweepReport) -> None:
         self.total = self.total.plus(report)
-        if self._on_progress:
+        if self._on_progress and any(report[1:]):
             self._on_progress(self.total)
 
 

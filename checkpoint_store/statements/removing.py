@@ -141,22 +141,20 @@ def next_blob(t: Tables) -> Executable:
     Binds: `thread_id`, `checkpoint_ns`, `after_channel`, `after_version` and `most`.
     """
     b = t.checkpoint_blobs
-    is_here = and_(b.c.thread_id == given("thread_id"), b.c.checkpoint_ns == given("checkpoint_ns"))
     order = [b.c.channel, b.c.version]
-    following = select(*order).where(is_here, tuple_(*order) > _bound("after")).order_by(*order)
+    following = select(*order).where(_is_here(b), tuple_(*order) > _place("after")).order_by(*order)
     these = following.limit(bindparam("most", type_=Integer())).subquery("these")
     return select(these).order_by(these.c.channel.desc(), these.c.version.desc()).limit(number(1))
 
 
 def lock_blobs(t: Tables, *, some: bool = False) -> Executable:
-    """Lock the blobs that no checkpoint of some graphs refers to. Returns how many. Binds: see `_graphs`.
+    """Lock the blobs that no checkpoint of their graph refers to. Returns how many.
 
     Whoever refers to one of them by having found it there has it locked (see `storing.keeping`), or waits for us. In
     the statement after this one it shows whether they still are unused.
 
-    Args:
-        t: The tables.
-        some: Whether only blobs after `after_channel` and `after_version`, up to `upto_channel` and `upto_version`.
+    Binds: see `_graphs`; for some of one graph, `thread_id`, `checkpoint_ns`, and from where to where, `after_channel`,
+    `after_version`, `upto_channel`, `upto_version`.
     """
     b, dead = t.checkpoint_blobs, _dead_blobs(t, some=some)
     order = [column.collate("C") for column in b.primary_key]
@@ -294,25 +292,40 @@ def _is_given(table: FromClause) -> ColumnElement[bool]:
     return table.c.thread_id == func.any(bindparam("thread_ids", type_=ARRAY(Text)))
 
 
+def _is_here(table: FromClause) -> ColumnElement[bool]:
+    return and_(table.c.thread_id == given("thread_id"), table.c.checkpoint_ns == given("checkpoint_ns"))
+
+
 def _is_page(pages: FromClause, dead: FromClause) -> ColumnElement[bool]:
     return and_(pages.c.thread_id == dead.c.thread_id, pages.c.digest == dead.c.digest)
 
 
 def _dead_blobs(t: Tables, *, but_for_victims: bool = False, some: bool = False) -> CTE:
-    """The keys of the blobs that no checkpoint of some graphs refers to, or none but those that go; or some of them."""
-    c, b, graph = t.checkpoints, t.checkpoint_blobs, _graphs()
+    """The keys of the blobs that no checkpoint of their graph refers to, or none but those that go; or some of them."""
+    c: FromClause = t.checkpoints
+    b, graph = t.checkpoint_blobs, _graphs()
     left: FromClause = graph.join(c, same_graph(c, graph))
     if but_for_victims:
-        keys = select(*c.primary_key).select_from(left).except_(_victims()).cte("left_checkpoints")
+        keys = select(*t.checkpoints.primary_key).select_from(left).except_(_victims()).cte("left_checkpoints")
         left = keys.join(c, _is_of(c, keys))
-    versions = func.jsonb_each_text(member(c.c.checkpoint, key("channel_versions"))).table_valued("key", "value")
-    pairs = select(versions.c.key, versions.c.value).correlate(c).lateral("pairs")
-    used = select(c.c.thread_id, c.c.checkpoint_ns, *pairs.c).select_from(left.join(pairs, true()))
-    stored = select(*b.primary_key).select_from(graph.join(b, same_graph(b, graph)))
+    used = _used(c, left)
+    stored = select(*b.primary_key)
     if some:
         place = tuple_(b.c.channel, b.c.version)
-        stored = stored.where(place > _bound("after"), place <= _bound("upto"))
+        stored = stored.where(_is_here(b), place > _place("after"), place <= _place("upto"))
+        # In the order of the index, which forgets what is gone: reading the table would pass over all of it each time.
+        c = select(c).where(_is_here(c)).order_by(c.c.checkpoint_id).offset(number(0)).subquery("c")
+        used = _used(c, c)
+    else:
+        stored = stored.select_from(graph.join(b, same_graph(b, graph)))
     return stored.except_(used).cte("dead")
+
+
+def _used(c: FromClause, left: FromClause) -> Select[Any]:
+    """The keys of the blobs that the checkpoints which are left refer to."""
+    versions = func.jsonb_each_text(member(c.c.checkpoint, key("channel_versions"))).table_valued("key", "value")
+    pairs = select(versions.c.key, versions.c.value).correlate(c).lateral("pairs")
+    return select(c.c.thread_id, c.c.checkpoint_ns, *pairs.c).select_from(left.join(pairs, true()))
 
 
 def _dead_pages(t: Tables, b: FromClause) -> CTE:
@@ -336,7 +349,7 @@ def _count(rows: CTE) -> Select[Any]:
     return select(*columns).select_from(rows)
 
 
-def _bound(name: str) -> ColumnElement[Any]:
+def _place(name: str) -> ColumnElement[Any]:
     return tuple_(given(f"{name}_channel"), given(f"{name}_version"))
 
 
