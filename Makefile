@@ -7,7 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 INSTALLED := $(VENV)/installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help check fix test test-slow test-matrix faults fuzz demo docs migration wheel bench bench-quick
+.PHONY: help check types fix test test-slow test-matrix faults fuzz demo docs migration wheel bench bench-quick
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,11 @@ check: $(INSTALLED) ## Lint, formatting, types, direction of imports
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+types: $(INSTALLED) ## What mypy and pyright make of the public API
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,types]'
+	$(VENV)/bin/mypy tests/typing
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 fix: $(INSTALLED) ## Let ruff repair what it can, and format
 	$(VENV)/bin/ruff check --fix
@@ -49,8 +54,12 @@ migration: $(INSTALLED) ## Write a revision from what changed in schema.py: make
 	PATH="$(VENV)/bin:$$PATH" python -m checkpoint_store.embedded \
 		sh -c 'alembic upgrade head && alembic revision --autogenerate -m "$$m" && ruff format alembic/versions'
 
-wheel: $(INSTALLED) ## Build the sdist and the wheel into dist/
+wheel: $(INSTALLED) ## Build the sdist and the wheel into dist/, install each in an environment of its own, and try it
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,release]'
+	rm -rf dist
 	$(VENV)/bin/python -m build
+	$(VENV)/bin/python -m twine check --strict dist/*
+	$(VENV)/bin/python tests/packaging/release.py dist/*
 
 bench: $(INSTALLED) ## Measure against the stock saver, on one server, and draw the plots
 	$(VENV)/bin/python -m benchmarks

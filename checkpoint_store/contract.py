@@ -320,7 +320,7 @@ class Contract(Overview):
 
         It is held by the database, in a session of its own that all locks of an engine share, so the pool's
         connections stay free; and it is free again when the process that holds it dies. A lock that was lost, since
-        its session was, is told: nothing more is stored for the thread in the block, and the block ends with LockLost.
+        its session was, is told: nothing more is stored for the thread in the block, which ends with `LockLost`.
 
         Args:
             thread_id: The thread; it need not exist.

@@ -54,6 +54,9 @@ class KeyRing:
         Args:
             keys: The newest first; of 16, 24 or 32 bytes each.
 
+        Returns:
+            The ring, for an `EncryptedSerializer`.
+
         Raises:
             InvalidOption: If there is none, or one of another length.
             NotInstalled: If the extra `encryption` is missing.
@@ -68,11 +71,25 @@ class KeyRing:
             raise NotInstalled("AES is in an extra: pip install 'checkpoint-store[encryption]'") from error
 
     def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
-        """Encrypt with the newest key. Returns the cipher's name and the ciphertext."""
+        """Encrypt with the newest key.
+
+        Args:
+            plaintext: What to encrypt.
+
+        Returns:
+            The cipher's name and the ciphertext.
+        """
         return self._ciphers[0].encrypt(plaintext)
 
     def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
         """Decrypt with the key that fits.
+
+        Args:
+            ciphername: The cipher's name, as `encrypt` gave it.
+            ciphertext: What to decrypt.
+
+        Returns:
+            The plaintext.
 
         Raises:
             ValueError: If none does.
@@ -86,7 +103,12 @@ class KeyRing:
         raise ValueError(f"none of {len(refusals)} keys fits ({'; '.join(dict.fromkeys(refusals))})")
 
     def is_current(self, ciphername: str, ciphertext: bytes) -> bool:
-        """Tell whether the newest key is the one that fits."""
+        """Tell whether the newest key is the one that fits.
+
+        Args:
+            ciphername: The cipher's name.
+            ciphertext: What was encrypted.
+        """
         return _is_current(self._ciphers[0], ciphername, ciphertext)
 
 

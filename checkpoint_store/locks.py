@@ -41,7 +41,7 @@ class ThreadLock:
         """Whether the lock was lost, because its session of the server's ended: better stop what you are doing.
 
         From then on nothing more is stored for the thread on this engine until the block ends: `put` and `put_writes`
-        raise LockLost, and so does the end of the block.
+        raise `LockLost`, and so does the end of the block.
         """
         return self._hold is not None and self._hold.is_lost
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Table, exc
 from checkpoint_store import operations
 from checkpoint_store.errors import AccessDenied, MigrationError, NotSetUp
 from checkpoint_store.executor import Executor, Ordinary
-from checkpoint_store.lock import LOCK_SECONDS, in_turn, lock_key, lock_key_of, locked
+from checkpoint_store.migration_lock import LOCK_SECONDS, in_turn, lock_key, lock_key_of, locked
 from checkpoint_store.schema import HEAD, STOCK_TABLE, VERSION_TABLE, Tables, identifier, qualified
 from checkpoint_store.statements import Statements, statements_of
 
@@ -229,6 +229,16 @@ def not_ours(item: object, name: str | None, kind: str, reflected: bool, compare
 
     They are known by name and key columns, in whichever schema, so that a host's own `checkpoints` elsewhere is still
     compared. They are left out whether the host's MetaData has them or not, and with them their columns and indexes.
+
+    Args:
+        item: What Alembic asks about.
+        name: Its name.
+        kind: Its kind.
+        reflected: Whether it is from the database.
+        compare_to: What it would be compared to, if anything.
+
+    Returns:
+        Whether it is the host's, or nobody's.
     """
     if not isinstance(item, Table):
         return True

@@ -82,6 +82,9 @@ class Overview(BaseCheckpointSaver[str]):
         Args:
             thread_id: The thread; of one that does not exist everything is 0.
 
+        Returns:
+            Rows and bytes.
+
         Raises:
             InvalidConfig: If it can't be a thread id.
             NotSetUp: If the tables are missing.

@@ -91,7 +91,11 @@ def instrument(
 
 
 def uninstrument(saver: Contract) -> None:
-    """Have a saver run as if it had never been instrumented."""
+    """Have a saver run as if it had never been instrumented.
+
+    Args:
+        saver: The saver; it need not have been.
+    """
     if (observation := _observed.pop(saver._source, None)) is not None:
         observation.end()
 

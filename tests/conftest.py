@@ -203,6 +203,10 @@ def install(home: Path) -> None:
     # named in one of them, stay out: Python reads them only in the folders of its own environment.
     (site,) = home.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    # So they bring no commands either.
+    alembic = home / "bin" / "alembic"
+    alembic.write_text(f'#!/bin/sh\nexec {home}/bin/python -m alembic "$@"\n')
+    alembic.chmod(0o755)
     (home / "alembic.ini").write_text("[alembic]\nscript_location = checkpoint_store:_alembic\n")
 
 

@@ -2,44 +2,308 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import importlib.util
+import inspect
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
+import textwrap
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.graph import START, MessagesState, StateGraph
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, encryption, errors, migrations
 from checkpoint_store.embedded import EmbeddedPostgres
+from checkpoint_store.schema import VERSION_TABLE, tables
+from checkpoint_store.transfer import acopy_threads, copy_threads
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
-BLOCK = re.compile(r"^```python\n(.+?)^```$", re.DOTALL | re.MULTILINE)
-PAGES = {str(page.relative_to(DOCS)): BLOCK.findall(page.read_text()) for page in sorted(DOCS.rglob("*.md"))}
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w*)\n(.+?)^ *```$", re.DOTALL | re.MULTILINE)
+
+KEYS = {"new.key": bytes(range(32)), "old.key": bytes(range(32, 64))}
+
+EXTRAS = 'from importlib import metadata; print(*metadata.metadata("checkpoint-store").get_all("Provides-Extra"))'
+
+Shell = Callable[..., str]
 
 
-@pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks])
-def test_the_programs_of_a_page_run(page: str, empty_url: str, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    is_file: bool
+    """Whether it is the listing of a file, whose name stands above it."""
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text()
+    name = str(page.relative_to(REPOSITORY))
+    return [
+        Block(
+            page=name,
+            line=text.count("\n", 0, found.start()) + 2,
+            language=found[2],
+            text=textwrap.dedent(found[3]),
+            is_file=re.search(r"^`[\w/.]+`\n\n\Z", text[: found.start()], re.MULTILINE) is not None,
+        )
+        for found in FENCE.finditer(text)
+    ]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+NO_CODE = {"mermaid", "text", ""}
+"""Diagrams, and what is neither a program nor a command."""
+
+ELSEWHERE = {
+    "README.md": "tests/packaging/test_readme.py",
+    "docs/tutorial.md": "tests/packaging/test_tutorial.py",
+    "docs/how-to/host-alembic.md": "tests/hosts/test_recipes.py",
+    "docs/reference/command-line.md": "tests/packaging/test_docs.py",
+}
+"""Pages whose blocks are run by tests of their own."""
+
+NOT_RUN = {
+    "```promql": "needs Prometheus; that the metrics have these names is tests/integration/test_telemetry.py",
+    "SELECT create_distributed_table": "needs Citus; that every table is there is tests/unit/test_routing.py",
+    "make demo": "that it works on a fresh machine is a job of CI, and so is `make test`",
+    "mkdir cafe": "installs; that the wheel can be is tests/packaging/test_wheel.py",
+    "python -m checkpoint_store.embedded uvicorn": "serves; the service is called in tests/packaging/test_tutorial.py",
+    "export CHECKPOINT_STORE_URL=postgresql://postgres:secret@localhost/cafe": "serves, too",
+    "python -m benchmarks  ": "takes a quarter of an hour",
+    "python -m benchmarks.hot_path": "a profiler's output is for people",
+}
+"""By how they begin, with the reason."""
+
+
+def is_run(block: Block) -> bool:
+    return not any(
+        f"```{block.language}\n{block.text}".startswith(how) or block.text.startswith(how) for how in NOT_RUN
+    )
+
+
+def run_here(*languages: str) -> list[Any]:
+    """The pages that have blocks of these languages to be run by the tests below, each with those blocks."""
+    mine = [block for block in BLOCKS if block.language in languages and is_run(block)]
+    mine = [block for block in mine if block.page not in ELSEWHERE or is_fragment_of_recipes(block)]
+    return [
+        pytest.param([block for block in mine if block.page == page], id=page)
+        for page in dict.fromkeys(block.page for block in mine)
+    ]
+
+
+def is_fragment_of_recipes(block: Block) -> bool:
+    return block.page == "docs/how-to/host-alembic.md" and block.language == "py" and not block.is_file
+
+
+@pytest.mark.parametrize("blocks", run_here("python"))
+def test_the_programs_of_a_page_run(blocks: list[Block], empty_url: str, tmp_path: Path) -> None:
     """One after the other on one database, which is empty before the first; nothing warns."""
-    for block in PAGES[page]:
+    for block in blocks:
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", block],
+            [sys.executable, "-W", "error", "-c", block.text],
             cwd=tmp_path,
             env={**os.environ, "CHECKPOINT_STORE_URL": empty_url},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{block}\n{done.stderr}"
+        assert done.returncode == 0, f"{block}\n{block.text}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_within_the_documentation_lead_somewhere(page: str) -> None:
+@pytest.mark.parametrize("blocks", run_here("py"))
+def test_the_fragments_of_a_page_run(blocks: list[Block], url: str) -> None:
+    """One after the other, where a reader has an engine, a saver and the like; servers they name are the test's."""
+    names = surroundings(url)
+    for block in blocks:
+        text = re.sub(r'(from_conn_string\(\s*)"postgres.*?"', rf'\1"{url}"', block.text)
+        code = compile(text, str(block), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if code.co_flags & inspect.CO_COROUTINE:
+            asyncio.run(in_a_loop(code, names, url))
+        else:
+            with PostgresSaver.from_conn_string(url) as saver:
+                exec(code, {**names, "saver": saver, "new": saver, "engine": create_async_engine(names["primary_url"])})
+
+
+def surroundings(url: str) -> dict[str, Any]:
+    """What the reader of a fragment has by then."""
+    return {
+        **{name: getattr(errors, name) for name in dir(errors) if isinstance(getattr(errors, name), type)},
+        "AsyncPipeline": AsyncPipeline,
+        "AsyncPostgresSaver": AsyncPostgresSaver,
+        "PostgresSaver": PostgresSaver,
+        "acopy_threads": acopy_threads,
+        "copy_threads": copy_threads,
+        "create_async_engine": create_async_engine,
+        "migrations": migrations,
+        "timedelta": timedelta,
+        "log": logging.getLogger(__name__),
+        "url": url,
+        "primary_url": "postgresql+asyncpg://",
+        "replica_url": "postgresql+asyncpg://",
+        "config": {"configurable": {"thread_id": "1", "checkpoint_ns": ""}},
+        "thread": {"configurable": {"thread_id": "2"}},
+        "message": {"messages": [("user", "Hello")]},
+        "EncryptedSerializer": EncryptedSerializer,
+        "KeyRing": encryption.KeyRing,
+        "key": KEYS["new.key"].hex(),
+        "new_key": KEYS["new.key"],
+        "old_key": KEYS["old.key"],
+        "old": InMemorySaver(),
+    }
+
+
+async def in_a_loop(code: Any, names: dict[str, Any], url: str) -> None:
+    """Run a fragment that awaits, with a saver that has something to work on."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url})
+    saver = AsyncPostgresSaver(engine)
+    await saver.aput(names["config"], empty_checkpoint(), {}, {})
+    builder = StateGraph(MessagesState).add_node("answer", lambda state: state).add_edge(START, "answer")
+    space = {**names, "engine": engine, "saver": saver, "graph": builder.compile(checkpointer=saver)}
+    await eval(code, space)
+    for value in space.values():
+        if isinstance(value, AsyncEngine):
+            await value.dispose()
+
+
+@pytest.mark.parametrize("blocks", run_here("sql"))
+def test_the_sql_of_a_page_runs(blocks: list[Block], empty_url: str) -> None:
+    """On a database at head, with the tables in `public` and in the schema that pages name, by whoever owns them."""
+    with psycopg.connect(empty_url, autocommit=True) as conn:
+        conn.execute(migrations.offline_sql())
+        conn.execute(migrations.offline_sql("agents"))
+        for block in blocks:
+            if "CREATE SCHEMA agents" in block.text:
+                conn.execute("DROP SCHEMA agents CASCADE")
+            # Roles belong to all databases of a server, and another test may have one of that name.
+            role = f"documented_{uuid.uuid4().hex}"
+            conn.execute(f"CREATE ROLE {role}")
+            text = re.sub(r'\b(TO|AUTHORIZATION) "?\w+"?;', rf"\1 {role};", block.text)
+            try:
+                for statement in text.split(";\n"):
+                    if statement.strip():
+                        conn.execute(statement)
+            finally:
+                conn.execute(f"DROP OWNED BY {role} CASCADE")
+                conn.execute(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("blocks", run_here("sh"))
+def test_the_commands_of_a_page_run(
+    blocks: list[Block], shell: Shell, make_database: Callable[[], str], tmp_path: Path
+) -> None:
+    """One after the other, in a folder with the page's ini file, on one database.
+
+    It is empty before the first, or at head where no command of the page migrates. Of what installs only the extras are
+    looked at.
+    """
+    url = make_database()
+    extras = shell(f"python -c '{EXTRAS}'", tmp_path).split()
+    inis = [block.text for block in BLOCKS if block.language == "ini" and block.page == blocks[0].page]
+    (tmp_path / "checkpoint_store.ini").write_text(
+        (inis or ["[alembic]\nscript_location = checkpoint_store:_alembic\n"])[0]
+    )
+    if not any("upgrade" in block.text for block in blocks):
+        shell("checkpoint-store upgrade", tmp_path, CHECKPOINT_STORE_URL=url)
+    for name, key in KEYS.items():
+        (tmp_path / name).write_bytes(key)
+    if shutil.which("jq") is None:
+        (tmp_path / "jq").write_text("#!/bin/sh\ncat >/dev/null\n")
+        (tmp_path / "jq").chmod(0o755)
+    for block in blocks:
+        lines = []
+        for line in block.text.splitlines():
+            if line.startswith("pip install "):
+                named = re.findall(r"checkpoint-store\[([\w,]+)\]", line)
+                assert {extra for names in named for extra in names.split(",")} <= set(extras), line
+            elif not line.startswith("export CHECKPOINT_STORE_URL="):
+                lines.append(line)
+        shell("\n".join(lines), tmp_path, CHECKPOINT_STORE_URL=url)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_within_the_documentation_lead_somewhere(page: Path) -> None:
     """Every relative link names a file that exists."""
-    text = re.sub(r"^```.+?^```$", "", (DOCS / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = FENCE.sub("", page.read_text())
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
-        assert (DOCS / page).parent.joinpath(target).exists(), target
+        assert page.parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_files_and_tests_that_a_page_names_exist(page: Path) -> None:
+    """`tests/file.py` is there, and `tests/file.py::test_name` has that test."""
+    for name, test in re.findall(r"`((?:tests|examples|benchmarks)/[\w/.]*)(?:::(\w+))?`", page.read_text()):
+        assert (REPOSITORY / name).exists(), name
+        if test:
+            assert re.search(rf"^(async )?def {test}\(", (REPOSITORY / name).read_text(), re.MULTILINE), (
+                f"{name}::{test}"
+            )
+
+
+def test_the_page_of_tables_has_every_table_column_and_index() -> None:
+    """And nothing else: a section for each table, a row for each column with its type, each index by name."""
+    sections = re.split(r"^## ", (DOCS / "reference/tables.md").read_text(), flags=re.MULTILINE)[1:]
+    described = {section.partition("\n")[0]: section for section in sections}
+    assert list(described) == [*(table.name for table in tables.all), VERSION_TABLE]
+    for table in tables.all:
+        rows = re.findall(r"^\| ([\w*, ]+?) \| (\w+) \|", described[table.name], re.MULTILINE)
+        columns = {name.strip("*"): kind for names, kind in rows[1:] for name in names.split(", ")}
+        assert columns == {each.name: each.type.compile(postgresql.dialect()).lower() for each in table.columns}
+        assert all(f"`{index.name}`" in described[table.name] for index in table.indexes)
+
+
+def test_every_module_is_on_the_map() -> None:
+    """Whoever looks for a place to add something finds it in CONTRIBUTING.md."""
+    marked = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    modules = {path.name for path in (REPOSITORY / "checkpoint_store").glob("[a-z]*.py")}
+    assert [name for name in sorted(modules) if name not in marked] == []
+
+
+def test_every_block_of_code_is_run_by_a_test() -> None:
+    """But for those that are named above with the reason; `pytest -s` prints how many there are."""
+    code = [block for block in BLOCKS if block.language not in NO_CODE]
+    here = {
+        block
+        for languages in (["python"], ["py"], ["sql"], ["sh"])
+        for page in run_here(*languages)
+        for block in page.values[0]
+    }
+    elsewhere = {block for block in code if block.page in ELSEWHERE} - here
+    files = {block for block in code if block.language == "ini"} - elsewhere  # of the commands on their pages
+    excused = {block for block in code if not is_run(block)}
+    left = [f"{block} {block.language}" for block in code if block not in here | elsewhere | files | excused]
+
+    print(f"\n{len(code)} blocks of code, {len(code) - len(excused)} run:", Counter(block.language for block in code))
+    assert left == []
+    assert len(excused) == len(NOT_RUN)
+    assert all((REPOSITORY / test).exists() for test in ELSEWHERE.values())
 
 
 def test_the_transcripts_are_what_the_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,14 @@
-"""What a type checker makes of the public API; `make check` runs mypy over it, nothing runs it."""
+"""What type checkers make of the public API: `make types` runs mypy and pyright over it, nothing runs it.
+
+An ignored error is one that a user would be told of, so that it has to be there is checked as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from datetime import datetime, timedelta
+from typing import Any
 
 from alembic.runtime.environment import EnvironmentContext
 from langchain_core.runnables import RunnableConfig
@@ -14,15 +19,33 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     DeltaChannelHistory,
 )
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from sqlalchemy import Connection, Engine
+from langgraph.graph import MessagesState, StateGraph
+from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 from typing_extensions import assert_type
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, migrations
+from checkpoint_store import (
+    AsyncPipeline,
+    AsyncPostgresSaver,
+    PostgresSaver,
+    conversion,
+    errors,
+    migrations,
+    partitioning,
+    telemetry,
+)
+from checkpoint_store.embedded import EmbeddedPostgres
+from checkpoint_store.encryption import KeyRing, Reencryption, count_unencrypted, reencrypt
+from checkpoint_store.locks import ThreadLock
+from checkpoint_store.report import SweepReport
 from checkpoint_store.schema import Tables, checkpoints, metadata
 from checkpoint_store.threads import ThreadStats, ThreadSummary
+from checkpoint_store.transfer import TransferReport, acopy_threads, copy_threads
+from checkpoint_store.url import pooler_options
 
 
 async def async_savers(engine: AsyncEngine, connection: AsyncConnection) -> None:
@@ -33,6 +56,8 @@ async def async_savers(engine: AsyncEngine, connection: AsyncConnection) -> None
     contract: BaseCheckpointSaver[str] = AsyncPostgresSaver(engine, None, JsonPlusSerializer(), schema="agents")
     AsyncPostgresSaver(connection)
     AsyncPostgresSaver(engine, retry_timeout=0)
+    AsyncPostgresSaver(engine, pooler="transaction", read_engine=engine)
+    AsyncPostgresSaver(engine, pooler="session")  # type: ignore[arg-type]
     AsyncPostgresSaver("postgresql://localhost")  # type: ignore[arg-type]
     assert_type(contract.get_next_version(None, None), str)
 
@@ -107,7 +132,107 @@ class Own(AsyncPostgresSaver):
     pass
 
 
+async def graphs(saver: AsyncPostgresSaver, sync_saver: PostgresSaver, builder: StateGraph[MessagesState]) -> None:
+    graph = builder.compile(checkpointer=saver)
+    graph.copy({"checkpointer": saver.bind(AsyncSession())})
+    builder.compile(checkpointer=sync_saver)
+
+
+async def async_lifecycle(saver: AsyncPostgresSaver) -> None:
+    assert_type(await saver.aprune(["1"], keep=5), SweepReport)
+    assert_type(await saver.aprune(["1"], strategy="delete"), SweepReport)
+    assert_type(await saver.adelete_for_runs(["run"]), SweepReport)
+    swept = await saver.asweep(older_than=timedelta(days=90), keep_last=3, spare_active=True, dry_run=True)
+    assert_type((swept.threads, swept.checkpoints, swept.writes, swept.blobs, swept.pages, swept.bytes), Six)
+    await saver.asweep(keep_last=1, batch_size=100, on_progress=lambda report: print(report.checkpoints))  # noqa: T201
+    await saver.asweep(older_than=90)  # type: ignore[arg-type]
+    await saver.aprune("1", keep="5")  # type: ignore[arg-type]
+
+
+def sync_lifecycle(saver: PostgresSaver) -> None:
+    assert_type(saver.prune(["1"], keep=5), SweepReport)
+    assert_type(saver.delete_for_runs(["run"]), SweepReport)
+    assert_type(saver.sweep(keep_last=3), SweepReport)
+    saver.sweep(timedelta(days=90))  # type: ignore[call-arg]
+
+
+Six = tuple[int, int, int, int, int, int]
+
+
+async def pipelines(engine: AsyncEngine) -> None:
+    async with AsyncPipeline(engine, flushes=4) as pipe:
+        assert_type(pipe, AsyncPipeline)
+        AsyncPostgresSaver(engine, pipe)
+    await pipe.aclose()
+
+
+async def converted(engine: AsyncEngine, sync_engine: Engine) -> None:
+    assert_type(await conversion.share(engine, schema="agents", batch_size=10, on_progress=print), int)
+    assert_type(await conversion.inline(sync_engine), int)
+    await conversion.share("postgresql://localhost")  # type: ignore[arg-type]
+
+
+async def transferred(old: InMemorySaver, saver: AsyncPostgresSaver, sync_saver: PostgresSaver) -> None:
+    failed: dict[str, Exception] = {}
+    assert_type(await acopy_threads(old, saver, ["1"], on_error=failed.__setitem__), TransferReport)
+    report = copy_threads(sync_saver, sync_saver, on_progress=print)
+    assert_type((report.threads, report.checkpoints, report.writes), tuple[int, int, int])
+    copy_threads(saver, old)  # type: ignore[arg-type]
+
+
+def caught(saver: PostgresSaver, config: RunnableConfig) -> None:
+    try:
+        saver.get(config)
+    except errors.NotSetUp as error:
+        assert_type(error, errors.NotSetUp)
+    except (errors.MigrationError, errors.Unavailable) as error:
+        _: errors.CheckpointStoreError = error
+    error_types: list[type[errors.CheckpointStoreError]] = [errors.MigrationLocked, errors.Closed, errors.WrongThread]
+    values: list[type[ValueError]] = [errors.InvalidConfig, errors.InvalidURL, errors.InvalidOption]
+    raise (error_types[0] if values else errors.UnstorableValue)
+
+
+async def locks(saver: AsyncPostgresSaver, sync_saver: PostgresSaver) -> None:
+    async with saver.thread_lock("1", timeout=30) as lock:
+        assert_type(lock, ThreadLock)
+        assert_type(lock.lost, bool)
+    with sync_saver.thread_lock("1", timeout=None):
+        pass
+    saver.thread_lock(1)  # type: ignore[arg-type]
+
+
+async def encrypted(engine: AsyncEngine, sync_engine: Engine) -> None:
+    ring = EncryptedSerializer(KeyRing.aes(b"new", b"old"))
+    AsyncPostgresSaver(engine, serde=ring, require_encryption=True, refuse_forks=True)
+    PostgresSaver.from_conn_string("", serde=ring, require_encryption=True, refuse_forks=True)
+    assert_type(await reencrypt(engine, None, ring, schema="agents", on_progress=print), Reencryption)
+    in_clear = await count_unencrypted(sync_engine)
+    assert_type((in_clear.blobs, in_clear.writes, in_clear.scalars), tuple[int, int, int])
+    KeyRing.aes("new")  # type: ignore[arg-type]
+
+
+def servers() -> None:
+    with EmbeddedPostgres(settings={"fsync": "off", "max_connections": 20}) as server:
+        assert_type(server.url, str)
+    made: AbstractContextManager[PostgresSaver] = PostgresSaver.from_conn_string(server.url, pooler="transaction")
+    opened: AbstractAsyncContextManager[AsyncPostgresSaver] = AsyncPostgresSaver.from_conn_string(server.url)
+    del made, opened
+    assert_type(pooler_options("psycopg"), dict[str, Any])
+
+
+def watched(saver: AsyncPostgresSaver) -> None:
+    telemetry.instrument(saver, thread_ids=True)
+    telemetry.uninstrument(saver)
+
+
+def divided(conn: Connection) -> None:
+    partitioning.partition(conn, "agents", partitions=16)
+    assert_type(partitioning.sql(partitions=4), str)
+
+
 def tables() -> None:
+    every: Iterator[Table] = iter(Tables("agents").all)
+    del every
     assert Tables("agents").checkpoints.schema == "agents"
     assert checkpoints.metadata is metadata
     assert Tables("agents", metadata=metadata).metadata is metadata
