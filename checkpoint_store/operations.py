@@ -44,7 +44,7 @@ Last = tuple[str, str, str]
 """Thread, namespace and id of the last row of a page."""
 
 
-def store(db: Executor, sql: Statements, shelf: Shelf | None, changes: Sequence[Change]) -> None:
+def store(db: Executor, sql: Statements, shelf: Tentative | None, changes: Sequence[Change]) -> None:
     """Store changes made one after the other, all in one commit.
 
     Only where pages have been deleted meanwhile, those who counted on them are stored in a second one, with all they
@@ -53,9 +53,16 @@ def store(db: Executor, sql: Statements, shelf: Shelf | None, changes: Sequence[
     Args:
         db: The executor.
         sql: The statements.
-        shelf: What is known of the pages that are there; None if the caller may roll back what is stored here.
+        shelf: What is known of the pages that are there; None if there are none among the changes, or if the caller
+            may roll back what is stored here.
         changes: What to store; at least one.
     """
+    if shelf is not None:
+        shelf.begin()
+    _store(db, sql, shelf, changes)
+
+
+def _store(db: Executor, sql: Statements, shelf: Tentative | None, changes: Sequence[Change]) -> None:
     if len(changes) == 1 and not getattr(changes[0], "pages", None):
         _store_plain(db, sql, changes[0])
         return
@@ -92,7 +99,7 @@ def store_continuing(db: Executor, sql: Statements, shelf: Tentative | None, cha
         )
     for together in _apart(changes):
         _check_continuations(db, sql, together, began)
-        store(db, sql, shelf, together)
+        _store(db, sql, shelf, together)
 
 
 def _apart(changes: Sequence[Change]) -> Iterator[list[Change]]:

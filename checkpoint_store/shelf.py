@@ -128,7 +128,7 @@ class Shelf:
 
 
 class Tentative(Shelf):
-    """A shelf for a transaction: what is remembered in it is put on the real one when it has been committed.
+    """A shelf for what is being stored: what is remembered is put on the real one when it has been committed.
 
     Args:
         shelf: The real one.
@@ -140,7 +140,7 @@ class Tentative(Shelf):
         self._notes: list[Callable[[], None]] = []
 
     def begin(self) -> None:
-        """Forget what was noted in a transaction that was rolled back."""
+        """Forget what was noted when this was tried before: who knows whether it was committed."""
         self._notes.clear()
 
     def known(self, thread_id: str) -> Known | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from checkpoint_store import operations
-from checkpoint_store.changes import Change
+from checkpoint_store.changes import Change, Put
 from checkpoint_store.errors import Closed
 from checkpoint_store.executor import Executor
 from checkpoint_store.shelf import Shelf, Tentative
@@ -136,13 +136,14 @@ class Source(ABC):
             for change in changes:
                 self.origin.keeper.check((self.sql.tables.schema, change.thread_id))
         # No shelf for what the caller may roll back.
+        has_pages = not self.origin.is_callers and any(isinstance(one, Put) and one.pages for one in changes)
+        shelf = Tentative(self.shelf) if has_pages else None
         if any(change.continues for change in changes):
-            later = None if self.origin.is_callers else Tentative(self.shelf)
-            self.origin.lend_transaction(operations.store_continuing, later, changes)
-            if later is not None:
-                later.settle()
+            self.origin.lend_transaction(operations.store_continuing, shelf, changes)
         else:
-            self.origin.lend(operations.store, None if self.origin.is_callers else self.shelf, changes)
+            self.origin.lend(operations.store, shelf, changes)
+        if shelf is not None:
+            shelf.settle()
 
     @abstractmethod
     async def _await(self, function: Callable[..., T], *args: Any) -> T:

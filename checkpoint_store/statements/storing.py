@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     BigInteger,
+    ColumnElement,
+    FromClause,
     Integer,
     LargeBinary,
     Select,
@@ -14,6 +16,7 @@ from sqlalchemy import (
     Text,
     and_,
     cast,
+    extract,
     false,
     func,
     or_,
@@ -142,7 +145,7 @@ def known_pages(t: Tables) -> Select[Any]:
     digest = rows_of_binds(digest=LargeBinary).c.digest
     known = select(p.c.digest).where(p.c.thread_id == given("thread_id"), p.c.digest == digest)
     known = select(func.array_agg(digest)).where(known.correlate(threads, digest.table).exists()).correlate(threads)
-    return select(threads.c.epoch, known.scalar_subquery()).where(threads.c.thread_id == given("thread_id"))
+    return select(_seen(threads), known.scalar_subquery()).where(threads.c.thread_id == given("thread_id"))
 
 
 def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
@@ -169,16 +172,25 @@ def passed_threads(t: Tables) -> CTE:
             select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == number(2)).order_by(gate.c.thread_id),
         )
         .on_conflict_do_nothing()
-        .returning(threads.c.thread_id, threads.c.epoch)
+        .returning(threads.c.thread_id, _seen(threads))
         .cte("made")
     )
     held = (
-        select(threads.c.thread_id, threads.c.epoch)
+        select(threads.c.thread_id, _seen(threads))
         .select_from(gate.join(threads, threads.c.thread_id == gate.c.thread_id))
-        .where(or_(gate.c.kind == number(2), and_(gate.c.kind == number(1), gate.c.epoch == threads.c.epoch)))
+        .where(or_(gate.c.kind == number(2), and_(gate.c.kind == number(1), gate.c.epoch == _seen(threads))))
         .order_by(threads.c.thread_id)
         .with_for_update(read=True, of=threads)
         .cte("held")
     )
     ungated = select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == number(0))
     return union_all(ungated, select(made), select(held)).cte("passed")
+
+
+def _seen(threads: FromClause) -> ColumnElement[int]:
+    """The epoch of a thread as those who store pages see it: another one on each server, and each time it is started.
+
+    A standby that took over, or a backup, may lack the last pages that its predecessor had, but not the epoch.
+    """
+    started = cast(extract("epoch", func.pg_postmaster_start_time()) * number(1_000_000), BigInteger)
+    return threads.c.epoch.bitwise_xor(started).label("epoch")
