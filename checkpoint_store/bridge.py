@@ -93,10 +93,14 @@ class Bridge:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                runs = threading.Event()
+                self._loop.call_soon(runs.set)
                 self._thread = threading.Thread(
                     target=_run_forever, args=(self._loop,), name="checkpoint_store", daemon=True
                 )
                 self._thread.start()
+                # On a busy machine the first call may be made before the loop runs, and would be told that it doesn't.
+                runs.wait()
 
     def stop(self) -> None:
         """End the loop if it runs in a thread of its own; calls under way are cancelled."""

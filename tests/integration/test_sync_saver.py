@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from operator import add
@@ -22,7 +23,7 @@ from langgraph.pregel import Pregel
 from sqlalchemy.ext.asyncio import create_async_engine
 from typing_extensions import TypedDict
 
-from checkpoint_store import PostgresSaver
+from checkpoint_store import PostgresSaver, bridge
 from checkpoint_store.errors import CheckpointStoreError, Closed
 
 THREAD = {"configurable": {"thread_id": "thread", "checkpoint_ns": ""}}
@@ -279,6 +280,20 @@ def test_savers_on_one_engine_share_its_loop(url: str) -> None:
     assert savers[1].get({"configurable": {"thread_id": "thread 1"}}) is not None
     for saver in savers:
         saver.close()
+
+
+def test_a_loop_that_is_slow_to_start_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine its thread may get no turn for a while; the first call is not told that nothing runs it."""
+
+    def late(loop: asyncio.AbstractEventLoop) -> None:
+        time.sleep(0.2)  # the busy machine
+        run_forever(loop)
+
+    run_forever = bridge._run_forever
+    monkeypatch.setattr(bridge, "_run_forever", late)
+
+    with PostgresSaver.from_conn_string(url) as saver:
+        assert saver.get(THREAD) is None
 
 
 def test_closing_the_saver_closes_the_connections_of_its_loop(url: str) -> None:
