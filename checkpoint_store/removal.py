@@ -237,14 +237,15 @@ def _parts(nodes: Sequence[Node], most: int) -> list[Part | Leftovers]:
     small: list[Node] = []
     for _, of_graph in groupby(nodes, attrgetter("checkpoint_ns")):
         here = list(of_graph)
+        # Before anything of a graph, all of those that it has called: else nobody would know that these have ended.
+        if small and len(small) + len(here) > most:
+            parts.append(Part(small))
+            small = []
         if len(here) > most:
             *first, last = here
             parts += [Part(first[place : place + most], is_lean=True) for place in range(0, len(first), most)]
             parts.append(Leftovers((last.thread_id, last.checkpoint_ns)))
             here = [last]
-        if len(small) + len(here) > most:
-            parts.append(Part(small))
-            small = []
         small += here
     return [*parts, Part(small)]
 
