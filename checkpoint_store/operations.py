@@ -303,10 +303,17 @@ def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> 
     Returns:
         How many rows that were, and their bytes: of writes, checkpoints, blobs and pages.
     """
-    lock_threads(db, sql, thread_ids)
+    lock_removal(db, sql, thread_ids)
+    _claim(db, sql, thread_ids)
     # Once more, for what was stored by whoever the first time had to wait for: it had found a blob there.
     rows = [db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})[0] for _ in range(2)]
     return [(one[0] + more[0], one[1] + more[1]) for one, more in zip(*rows, strict=True)]
+
+
+def _claim(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
+    """Keep others from storing pages of some threads, also of those that have none yet; in a transaction."""
+    db.fetch(sql.claim_threads, {"thread_ids": list(thread_ids)})
+    lock_pages(db, sql, thread_ids)
 
 
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
@@ -350,8 +357,11 @@ def copy_thread(
         )
     if replace:
         delete_thread(db, sql, target)
+    else:
+        _claim(db, sql, [target])
     # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
     copied, transaction_id = db.fetch(sql.copy_thread, {**binds, "epoch": secrets.randbits(62)})[0]
+    db.fetch(sql.forget_threads, {"thread_ids": [target]})  # it may have no pages
     if not copied:  # deleted just now
         raise _not_found(source)
     if tried is not None:
@@ -413,8 +423,8 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
 
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete the pages of a thread that nothing refers to; in a transaction."""
-    lock_threads(db, sql, [thread_id])
-    delete_pages(db, sql, [thread_id])
+    if paged := lock_threads(db, sql, [thread_id]):
+        delete_pages(db, sql, paged)
 
 
 def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tuple[int, int]:

@@ -182,6 +182,11 @@ class Statements:
         return Statement(removing.lock_threads(self.tables))
 
     @cached_property
+    def claim_threads(self) -> Statement:
+        """See `removing.claim_threads`."""
+        return Statement(removing.claim_threads(self.tables))
+
+    @cached_property
     def next_threads(self) -> Statement:
         """See `choosing.next_threads`."""
         return Statement(choosing.next_threads(self.tables))

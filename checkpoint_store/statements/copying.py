@@ -60,6 +60,8 @@ def _copied(table: Table, **changed: ColumnElement[Any]) -> Any:
     columns = [column.name for column in table.columns]
     source = select(*[changed.get(name, table.c[name]) for name in columns])
     copy = insert(table).from_select(columns, source.where(table.c.thread_id == given("thread_id")))
+    if "epoch" in changed:  # its row has been claimed
+        copy = copy.on_conflict_do_update(index_elements=list(table.primary_key), set_={"epoch": changed["epoch"]})
     return copy.returning(key("")).cte(f"copied_{table.name}")
 
 

@@ -34,7 +34,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import OID, array
+from sqlalchemy.dialects.postgresql import OID, array, insert
 
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.statements.clauses import (
@@ -73,6 +73,18 @@ def lock_threads(t: Tables) -> Executable:
     """
     threads = t.checkpoint_threads
     return select(threads.c.thread_id).where(_is_given(threads)).order_by(threads.c.thread_id).with_for_update()
+
+
+def claim_threads(t: Tables) -> Executable:
+    """Give a row to those of some threads that have no pages, so that `lock_threads` has one to lock.
+
+    Otherwise somebody could store pages after the lock was had, and others build on them while they are deleted. It is
+    there until it is deleted in the same transaction. Binds: `thread_ids`.
+    """
+    threads = t.checkpoint_threads
+    thread_id = func.unnest(bindparam("thread_ids", type_=ARRAY(Text))).column_valued("thread_id")
+    rows = select(thread_id, number(0)).order_by(thread_id)
+    return insert(threads).from_select(["thread_id", "epoch"], rows).on_conflict_do_nothing()
 
 
 def delete_checkpoints(t: Tables) -> Executable:

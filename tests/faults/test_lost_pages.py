@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -23,6 +25,11 @@ WORDS = [f"message {number} " + "of many words " * 20 for number in range(300)]
 
 def engine_on(url: str, **options: Any) -> AsyncEngine:
     return create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), **options)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a server's files, with their owner."""
+    subprocess.run(["/bin/cp", "-a", source, target], check=True)
 
 
 async def put(saver: AsyncPostgresSaver, config: RunnableConfig, version: str, value: list[str]) -> RunnableConfig:
@@ -71,7 +78,7 @@ async def test_pages_of_a_commit_that_failed_are_sent_again(url: str, kind: str)
 
 
 async def test_pages_that_a_restored_server_lacks_are_sent_again() -> None:
-    """It has the thread as it was before its last commits, epoch and all, as a standby that lagged when it took over."""
+    """It has the thread as it was before its last commits, epoch and all; so has a standby that lagged."""
     with servers(1) as [server]:
         engine = engine_on(server.of())
         saver = AsyncPostgresSaver(engine, share_pages=True, retry_timeout=30)
@@ -79,7 +86,7 @@ async def test_pages_that_a_restored_server_lacks_are_sent_again() -> None:
         config = await put(saver, THREAD, "1", WORDS[:200])
         server.stop()
         data = server.home / "cluster" / "data"
-        subprocess.run(["cp", "-a", data, server.home / "backup"], check=True)  # with its owner
+        await asyncio.to_thread(copy, data, server.home / "backup")
         server.start()
         config = await put(saver, config, "2", WORDS[:290])
         server.stop()

@@ -287,6 +287,28 @@ async def test_a_database_is_converted_both_ways(engine: AsyncEngine, conn: asyn
     assert await conn.fetchval("SELECT count(*) FROM checkpoint_pages") == 0
 
 
+async def test_values_deleted_while_they_are_converted_leave_no_pages(
+    engine: AsyncEngine, conn: asyncpg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a thread that is deleted once its values have been read nothing is left, and another may be copied there."""
+    saver = AsyncPostgresSaver(engine, share_pages=False)
+    for thread_id in ("t", "other"):
+        await put(saver, messages(200), {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
+    cut = conversion._cut
+
+    def late(*args: Any) -> Any:
+        asyncio.run_coroutine_threadsafe(saver.adelete_thread("t"), loop).result()
+        return cut(*args)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(conversion, "_cut", late)
+
+    assert await conversion.share(engine) == 1
+    assert await conn.fetchval("SELECT count(*) FROM checkpoint_pages WHERE thread_id = 't'") == 0
+    assert await conn.fetchval("SELECT count(*) FROM checkpoint_threads WHERE thread_id = 't'") == 0
+    await saver.acopy_thread("other", "t")
+
+
 async def test_a_downgrade_turns_pages_into_plain_blobs(engine: AsyncEngine, conn: asyncpg.Connection[Any]) -> None:
     """What is older than pages reads what was stored with them."""
     saver = AsyncPostgresSaver(engine)
