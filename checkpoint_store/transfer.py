@@ -192,7 +192,7 @@ class _Transfer:
                     if not others:
                         self._compare(target, name, special)
                     return _report(here, there)
-                self._calls.call(target.delete_thread, target.adelete_thread, name)
+                self._delete(target, name, there)
             here = self._put(target, name, config)
             if (listed := _counts(here)[0]) < expected:
                 raise TransferError(
@@ -207,6 +207,17 @@ class _Transfer:
                     "stores once, such as two errors of a task."
                 )
         return _report(here, there)
+
+    def _delete(self, target: Contract, name: str, there: Inventory) -> None:
+        """Delete a thread from the target, unless it has more than was seen there: somebody has gone on with it."""
+        at, (again, _) = target._source, self._inventory(target, name)
+        _, (checkpoints, _), *_ = self._calls.call(at.run_blocking, at.run, operations.delete_threads, [name])
+        # Counted as well, for what was committed since it was looked at again.
+        if again != there or checkpoints != _counts(there)[0]:
+            raise TransferError(
+                f"thread {name!r} has gone on in the target while the source was read. Nothing was changed: stop what "
+                "writes to it, and copy it again."
+            )
 
     def _put(self, target: Contract, name: str, config: RunnableConfig) -> Inventory:
         """Put a thread's checkpoints, each with its writes. Returns what was put."""

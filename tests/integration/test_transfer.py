@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
@@ -545,6 +546,34 @@ def asking_thrice(saver: Saver) -> Pregel:
     graph.add_node("ask", lambda _: {"log": [interrupt("first?"), interrupt("second?"), interrupt("third?")]})
     graph.add_edge(START, "ask")
     return graph.compile(checkpointer=saver)
+
+
+async def test_a_target_that_goes_on_while_the_source_is_read_keeps_what_it_got(
+    saver: AsyncPostgresSaver, engine: AsyncEngine
+) -> None:
+    """What a run has been told is stored is not deleted by a copy that saw the thread before."""
+
+    class Slow(InMemorySaver):
+        async def alist(self, *args: Any, **kwargs: Any) -> AsyncIterator[CheckpointTuple]:
+            async for found in super().alist(*args, **kwargs):
+                yield found
+            if goes_on:
+                goes_on.clear()
+                acknowledged.append(await AsyncPostgresSaver(engine).aput(first, empty_checkpoint(), {}, {}))
+
+    source, goes_on = Slow(), list[bool]()
+    acknowledged: list[RunnableConfig] = []
+    named: RunnableConfig = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+    first = source.put(named, empty_checkpoint(), {}, {})
+    await acopy_threads(source, saver)
+    source.put(first, empty_checkpoint(), {}, {})
+    goes_on.append(True)
+
+    with pytest.raises(TransferError, match="'t' has gone on in the target while the source was read"):
+        await acopy_threads(source, saver, ["t"])
+
+    assert await saver.aget_tuple(acknowledged[0]) is not None
+    assert len([found async for found in saver.alist(named)]) == 2
 
 
 @pytest.mark.parametrize("ahead", ["source", "target"])
