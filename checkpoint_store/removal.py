@@ -43,8 +43,8 @@ class Leftovers(NamedTuple):
     """The values of a graph that nothing refers to once its lean parts are gone."""
 
     graph: tuple[str, str]
-    after: tuple[str, str] = ("", "")
-    """The channel and version that were looked at last."""
+    after: tuple[str, str] | None = None
+    """The channel and version that were looked at last; None before the first."""
 
 
 @dataclass
@@ -270,6 +270,10 @@ def _take_leftovers(
 ) -> tuple[SweepReport, Sequence[Leftovers]]:
     """Remove those of so many blobs that nothing refers to. Returns what was removed, and where to go on."""
     graph = dict(zip(("thread_id", "checkpoint_ns"), part.graph, strict=True))
+    if part.after is None:
+        # While there is no lock that others would notice.
+        db.fetch(sql.pass_over, graph)
+        return SweepReport(), [part._replace(after=("", ""))]
     after = dict(zip(("after_channel", "after_version"), part.after, strict=True))
     found = db.fetch(sql.next_blob, {**graph, **after, "most": most})
     if not found:

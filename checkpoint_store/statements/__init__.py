@@ -257,6 +257,11 @@ class Statements:
         return Statement(removing.next_blob(self.tables))
 
     @cached_property
+    def pass_over(self) -> Statement:
+        """See `removing.pass_over`."""
+        return Statement(removing.pass_over(self.tables))
+
+    @cached_property
     def lock_blobs(self) -> Statement:
         """See `removing.lock_blobs`."""
         return Statement(removing.lock_blobs(self.tables))

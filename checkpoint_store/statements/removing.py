@@ -159,6 +159,14 @@ def next_blob(t: Tables) -> Executable:
     return select(these).order_by(these.c.channel.desc(), these.c.version.desc()).limit(number(1))
 
 
+def pass_over(t: Tables) -> Executable:
+    """Count the checkpoints of a graph by the index, so that it forgets which are gone; nothing else does that at once.
+
+    Binds: `thread_id`, `checkpoint_ns`.
+    """
+    return select(func.count()).select_from(_here_in_order(t))
+
+
 def lock_blobs(t: Tables, *, some: bool = False) -> Executable:
     """Lock the blobs that no checkpoint of their graph refers to. Returns how many.
 
@@ -325,12 +333,17 @@ def _dead_blobs(t: Tables, *, but_for_victims: bool = False, some: bool = False)
     if some:
         place = tuple_(b.c.channel, b.c.version)
         stored = stored.where(_is_here(b), place > _place("after"), place <= _place("upto"))
-        # In the order of the index, which forgets what is gone: reading the table would pass over all of it each time.
-        c = select(c).where(_is_here(c)).order_by(c.c.checkpoint_id).offset(number(0)).subquery("c")
+        c = _here_in_order(t)
         used = _used(c, c)
     else:
         stored = stored.select_from(graph.join(b, same_graph(b, graph)))
     return stored.except_(used).cte("dead")
+
+
+def _here_in_order(t: Tables) -> FromClause:
+    """The checkpoints of one graph by the index: reading the table would pass over all that is gone each time."""
+    c = t.checkpoints
+    return select(c).where(_is_here(c)).order_by(c.c.checkpoint_id).offset(number(0)).subquery("here")
 
 
 def _used(c: FromClause, left: FromClause) -> Select[Any]:
