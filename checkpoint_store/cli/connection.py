@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store.errors import InvalidURL
 from checkpoint_store.source import Source, engine_source
 from checkpoint_store.statements import statements_of
-from checkpoint_store.url import engine_arguments
+from checkpoint_store.url import engine_arguments, pooler_options
 
 T = TypeVar("T")
 
@@ -66,6 +66,8 @@ def on_engine(url: str, work: Callable[[AsyncEngine], Awaitable[T]], advice: str
     if not url:
         raise InvalidURL("no database is named: give --url, or set CHECKPOINT_STORE_URL")
     address, connect_args = engine_arguments(url)
+    # Hardly anything here is executed twice; and so it works through a pooler of transactions too.
+    connect_args = {**pooler_options()["connect_args"], **connect_args}
 
     async def whole() -> T:
         engine = create_async_engine(address, connect_args=connect_args)

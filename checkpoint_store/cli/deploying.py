@@ -13,6 +13,7 @@ from checkpoint_store import migrations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, connected, on_engine
 from checkpoint_store.errors import NotSetUp
+from checkpoint_store.executor import is_pooled
 from checkpoint_store.schema import HEAD
 from checkpoint_store.source import Source
 from checkpoint_store.source.origin import pause_of
@@ -124,7 +125,10 @@ def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrat
     async def work(engine: AsyncEngine) -> None:
         async with engine.connect() as conn:
             pause = pause_of(engine.dialect)
+            if await conn.run_sync(is_pooled):
+                await conn.begin()  # which holds the lock as well: the next transaction may be another connection's
             await conn.run_sync(partial(migrate, schema=schema, revision=revision, timeout=timeout, pause=pause))
+            await conn.commit()
 
     on_engine(url, work, _ROLLED_BACK)
 

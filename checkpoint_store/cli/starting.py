@@ -78,7 +78,7 @@ def import_from(
     try:
         with (
             other_saver(source, Verbatim()) as old,
-            PostgresSaver.from_conn_string(url, serde=Verbatim(), schema=schema) as new,
+            PostgresSaver.from_conn_string(url, pooler="transaction", serde=Verbatim(), schema=schema) as new,
             output.progress("copying", "threads") as told,
         ):
             report = copy_threads(
