@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import base64
 import importlib.util
 import inspect
 import logging
@@ -41,6 +42,8 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md", *sor
 FENCE = re.compile(r"^( *)```(\w*)\n(.+?)^ *```$", re.DOTALL | re.MULTILINE)
 
 KEYS = {"new.key": bytes(range(32)), "old.key": bytes(range(32, 64))}
+
+SECRETS = {"CHECKPOINT_STORE_KEYS": base64.b64encode(KEYS["new.key"]).decode()}
 
 EXTRAS = 'from importlib import metadata; print(*metadata.metadata("checkpoint-store").get_all("Provides-Extra"))'
 
@@ -125,12 +128,12 @@ def is_fragment_of_recipes(block: Block) -> bool:
 
 @pytest.mark.parametrize("blocks", run_here("python"))
 def test_the_programs_of_a_page_run(blocks: list[Block], empty_url: str, tmp_path: Path) -> None:
-    """One after the other on one database, which is empty before the first; nothing warns."""
-    for block in blocks:
+    """One after the other on one database, empty before the first, and then all of them again; nothing warns."""
+    for block in [*blocks, *blocks]:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", block.text],
             cwd=tmp_path,
-            env={**os.environ, "CHECKPOINT_STORE_URL": empty_url},
+            env={**os.environ, "CHECKPOINT_STORE_URL": empty_url, **SECRETS},
             capture_output=True,
             text=True,
             check=False,
