@@ -24,7 +24,7 @@
     └── MigrationError                    the schema could not be brought to head
         └── MigrationLocked               another process has held the migration lock past the deadline
 
-Every error that comes from the server or the driver has that one as its `__cause__`.
+Every error that comes from the server or the driver has SQLAlchemy's as its `__cause__`, or what the network said.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import START, MessagesState, StateGraph
@@ -280,6 +280,38 @@ def test_the_page_of_tables_has_every_table_column_and_index() -> None:
         columns = {name.strip("*"): kind for names, kind in rows[1:] for name in names.split(", ")}
         assert columns == {each.name: each.type.compile(postgresql.dialect()).lower() for each in table.columns}
         assert all(f"`{index.name}`" in described[table.name] for index in table.indexes)
+
+
+def test_the_page_of_errors_has_every_error() -> None:
+    """A row for each class, with the built-in or other error that it can be caught as; and nothing else."""
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(\w+)`)? *\|", (DOCS / "reference/errors.md").read_text(), re.MULTILINE)
+    found = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
+    base = errors.CheckpointStoreError
+    assert rows == [
+        (each.__name__, next((one.__name__ for one in each.__bases__ if one not in (base, Exception)), ""))
+        for each in found
+    ]
+
+
+def test_the_list_of_public_names_is_what_there_is() -> None:
+    """Whatever the page describes by its docstring is in the list, each name can be imported, each method called."""
+    page = (DOCS / "reference/api.md").read_text()
+    listed = {}
+    for module, names in re.findall(r"^\| `(checkpoint_store[\w.]*)` \| (.+) \|$", page, re.MULTILINE):
+        listed[module] = re.findall(r"`(\w+)`", names)
+        assert all(hasattr(importlib.import_module(module), name) for name in listed[module]), module
+    for module, name in re.findall(r"^::: (checkpoint_store\.\w+)\.(\w+)$", page, re.MULTILINE):
+        assert name in [*listed.get(module, ()), *listed["checkpoint_store"]]
+    for module, members in re.findall(r"^::: (checkpoint_store\.\w+)\n.+\n +members: \[(.+)\]$", page, re.MULTILINE):
+        assert listed[module] == members.split(", ")
+    methods = page.partition("| both savers' methods |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", methods))
+    ours = {
+        name
+        for name in dir(AsyncPostgresSaver)
+        if name[0] != "_" and inspect.getattr_static(AsyncPostgresSaver, name) not in vars(BaseCheckpointSaver).values()
+    }
+    assert named - {"aget"} == {name for name in ours if f"a{name}" not in ours}
 
 
 def test_every_module_is_on_the_map() -> None:
