@@ -71,8 +71,11 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
         InvalidURL: If the string is no URL, or one of another database or driver.
     """
     if not isinstance(conn_string, str) or "://" not in conn_string:
+        pairs = isinstance(conn_string, str) and re.match(r"\s*\w+\s*=", conn_string)
         raise InvalidURL(
-            f"connection string is {masked(conn_string)}; it should look like postgresql://user:password@host:5432/database"
+            f"connection string is {'libpq key=value pairs' if pairs else masked(conn_string)}; it should look like "
+            "postgresql://user:password@host:5432/database"
+            + (", with further parameters as in ?sslmode=require&application_name=app" if pairs else "")
         )
     scheme = conn_string.partition("://")[0]
     if scheme not in _SCHEMES:

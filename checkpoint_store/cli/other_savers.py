@@ -37,6 +37,8 @@ def other_saver(source: str, serde: Any) -> Iterator[Any]:
 
 @contextmanager
 def _sqlite(path: str, serde: Any) -> Iterator[Any]:
+    if not Path(path).is_file():
+        raise Unavailable(f"{path!r} can't be opened: there is no such file")
     try:
         from langgraph.checkpoint.sqlite import SqliteSaver
     except ImportError:

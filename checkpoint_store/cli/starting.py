@@ -57,6 +57,7 @@ def import_from(
     It reads what langgraph-checkpoint-sqlite or langgraph-checkpoint-postgres has stored, and changes nothing there.
     Each thread is copied in one transaction; those that are there already are skipped, so it can be run again. Values
     are copied as they are, without the code that made them. Encrypted and pickled ones need checkpoint_store.transfer.
+    The other saver's package has to be installed.
 
     A database of langgraph-checkpoint-postgres needs no copy to be used: `upgrade` takes it over in place.
 

@@ -740,6 +740,14 @@ def test_what_can_not_be_imported_is_told(run: Cli, url: str, tmp_path: Path) ->
     assert done.out.startswith("copied 1 thread")
 
 
+def test_a_file_that_is_missing_is_told_before_a_package_that_is(run: Cli, tmp_path: Path, monkeypatch: Any) -> None:
+    """Nobody installs something to read a file that was mistyped."""
+    monkeypatch.setitem(sys.modules, "langgraph.checkpoint.sqlite", None)
+    assert "no such file" in run("import-from", str(tmp_path / "nothing.sqlite")).err
+    (tmp_path / "some.sqlite").touch()
+    assert "pip install langgraph-checkpoint-sqlite" in run("import-from", str(tmp_path / "some.sqlite")).err
+
+
 def test_the_demonstration_is_one_command() -> None:
     """It is the one of `make demo`."""
     from checkpoint_store.cli.starting import story
