@@ -131,6 +131,10 @@ class MigrationLocked(MigrationError):
     """Raised when another process holds the migration lock past the deadline: let it finish, then try again."""
 
 
+SET_UP = "Run `setup()` once, or `checkpoint-store upgrade` or `alembic upgrade head` before deploying."
+"""What `NotSetUp` advises."""
+
+
 def shown(value: object, most: int = 60) -> str:
     """Return how messages show a value that may be of any size, or may not want to be shown.
 

@@ -12,7 +12,7 @@ import typer
 
 from checkpoint_store.cli import output
 from checkpoint_store.cli.clean import counted
-from checkpoint_store.cli.connection import Interrupted, Json, Schema, Url
+from checkpoint_store.cli.connection import Interrupted, Json, Schema, Url, upgrade_advised
 from checkpoint_store.cli.other_savers import other_saver
 from checkpoint_store.errors import NotInstalled, TransferError
 
@@ -78,6 +78,7 @@ def import_from(
 
     try:
         with (
+            upgrade_advised(schema),
             other_saver(source, Verbatim()) as old,
             PostgresSaver.from_conn_string(url, pooler="transaction", serde=Verbatim(), schema=schema) as new,
             output.progress("copying", "threads") as told,

@@ -69,6 +69,9 @@ def test_parameters_that_asyncpg_lacks_are_left_out_with_a_warning(caplog: pytes
         ("", "should look like postgresql://"),
         (None, "should look like postgresql://"),
         ("postgresql://me:secret@host:port/app", "can't be parsed"),
+        ("postgresql://me:secret@host:65536/app", "host:65536/app': the port is out of range; .* from 1 to 65535"),
+        ("postgresql://me:secret@host:0/app", "the port is out of range"),
+        ("postgresql://me:654321/secret@host/app", "can't be parsed"),
         ("postgresql://me:secret@host/app?timeout=soon", "timeout is 'soon'; it takes a number"),
     ],
 )
