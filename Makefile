@@ -75,5 +75,6 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo '$(PYTHON) can make no environments; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
 	test -e $(VENV)/bin/python$(VERSION) || $(PYTHON) -m venv --clear $(VENV)
+	@echo 'Installing what is needed into $(VENV): this takes about a minute.'
 	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
 	@touch $@

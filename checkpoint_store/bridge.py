@@ -171,7 +171,8 @@ class Bridge:
         if self._loop is _running_loop():
             raise WrongThread(
                 "a sync method was called on the event loop's own thread and would wait for itself forever. "
-                "Use the async method (aput, aget_tuple, alist, ...), or call from another thread."
+                "Use `await graph.ainvoke()`, or the saver's async method (aput, aget_tuple, alist, ...), or call from "
+                "another thread."
             )
         self._running()
 

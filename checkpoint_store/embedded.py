@@ -272,7 +272,7 @@ def main(command: Sequence[str]) -> int:
         command: Such as `["alembic", "upgrade", "head"]`.
 
     Returns:
-        The command's exit status.
+        The command's exit status; of one that a signal has ended, or that never began, 128 and the signal's number.
     """
     if not command or command[0].startswith("-"):
         print(_USAGE, file=sys.stderr)  # noqa: T201
@@ -280,9 +280,37 @@ def main(command: Sequence[str]) -> int:
     if shutil.which(command[0]) is None:
         print(f"{command[0]}: no such command", file=sys.stderr)  # noqa: T201
         return 127
-    with EmbeddedPostgres() as server:
-        environment = {**os.environ, "CHECKPOINT_STORE_URL": server.url}
-        return subprocess.call(command, env=environment)  # noqa: S603
+    try:
+        with EmbeddedPostgres() as server:
+            return _run(command, {**os.environ, "CHECKPOINT_STORE_URL": server.url})
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end, whatever signals ask for: what they mean is for the command to say."""
+    running: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        if running:
+            running[0].send_signal(number)
+        else:
+            early.append(number)
+
+    # A terminal sends Ctrl-C to the command as well; whoever stops a process stops this one alone. Both are functions,
+    # since a command would inherit that a signal is ignored.
+    theirs = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    theirs[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        running.append(subprocess.Popen(command, env=environment))  # noqa: S603
+        for number in early:
+            running[0].send_signal(number)
+        code = running[0].wait()
+    finally:
+        for which, handler in theirs.items():
+            signal.signal(which, handler)
+    return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@
     └── MigrationError                    the schema could not be brought to head
         └── MigrationLocked               another process has held the migration lock past the deadline
 
-Every error that comes from the server or the driver has that one as its `__cause__`.
+Every error that comes from the server or the driver has SQLAlchemy's as its `__cause__`, or what the network said.
 """
 
 from __future__ import annotations
@@ -129,6 +129,10 @@ class MigrationError(CheckpointStoreError):
 
 class MigrationLocked(MigrationError):
     """Raised when another process holds the migration lock past the deadline: let it finish, then try again."""
+
+
+SET_UP = "Run `setup()` once, or `checkpoint-store upgrade` or `alembic upgrade head` before deploying."
+"""What `NotSetUp` advises."""
 
 
 def shown(value: object, most: int = 60) -> str:

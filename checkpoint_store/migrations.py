@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Table, exc
 
 from checkpoint_store import operations
-from checkpoint_store.errors import AccessDenied, MigrationError, NotSetUp
+from checkpoint_store.errors import SET_UP, AccessDenied, MigrationError, NotSetUp
 from checkpoint_store.executor import Executor, Ordinary
 from checkpoint_store.migration_lock import LOCK_SECONDS, in_turn, lock_key, lock_key_of, locked
 from checkpoint_store.schema import HEAD, STOCK_TABLE, VERSION_TABLE, Tables, identifier, qualified
@@ -329,10 +329,7 @@ def _judge(revisions: set[str], schema: str | None) -> None:
         return
     where = "" if schema is None else f" in schema {identifier(schema)}"
     found = f"are at revision {min(revisions)}" if revisions else "were never set up"
-    raise NotSetUp(
-        f"the tables{where} {found}; this version needs {HEAD}. Run `setup()` once, or `alembic upgrade head` before "
-        "deploying."
-    )
+    raise NotSetUp(f"the tables{where} {found}; this version needs {HEAD}. {SET_UP}")
 
 
 def _newer(revisions: set[str]) -> str:

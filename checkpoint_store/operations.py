@@ -15,6 +15,7 @@ from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
 from checkpoint_store.errors import (
+    SET_UP,
     Conflict,
     InvalidConfig,
     InvalidOption,
@@ -182,9 +183,7 @@ def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> b
 
 def _known_table(answer: T | None, table: str) -> T:
     if answer is None:
-        raise NotSetUp(
-            f'table "{table}" does not exist. Run `setup()` once, or `alembic upgrade head` before deploying.'
-        )
+        raise NotSetUp(f'table "{table}" does not exist. {SET_UP}')
     return answer
 
 

@@ -71,8 +71,11 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
         InvalidURL: If the string is no URL, or one of another database or driver.
     """
     if not isinstance(conn_string, str) or "://" not in conn_string:
+        pairs = isinstance(conn_string, str) and re.match(r"\s*\w+\s*=", conn_string)
         raise InvalidURL(
-            f"connection string is {masked(conn_string)}; it should look like postgresql://user:password@host:5432/database"
+            f"connection string is {'libpq key=value pairs' if pairs else masked(conn_string)}; it should look like "
+            "postgresql://user:password@host:5432/database"
+            + (", with further parameters as in ?sslmode=require&application_name=app" if pairs else "")
         )
     scheme = conn_string.partition("://")[0]
     if scheme not in _SCHEMES:
@@ -80,6 +83,11 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
             f"{masked(conn_string)!r} names the driver {shown(scheme)}; use postgresql://, postgres:// or "
             "postgresql+asyncpg:// (the saver brings its own driver, asyncpg)"
         )
+    place, _, rest = conn_string.partition("://")[2].partition("/")
+    port_text = re.search(r":(\d+)$", place)
+    # Behind an @ that is still to come it would be a piece of a password.
+    if port_text and "@" not in rest and "," not in place:
+        _check_port(conn_string, port_text[1])
     try:
         parts = urlsplit(conn_string)
         several_hosts = "," in parts.netloc.rpartition("@")[2]
@@ -148,7 +156,15 @@ def _place(text: str) -> tuple[str, str]:
 def _number(conn_string: str, name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise InvalidURL(f"{masked(conn_string)!r}: {name} is {text!r}; it takes a whole number")
+    if name == "port":
+        _check_port(conn_string, text)
     return int(text)
+
+
+def _check_port(conn_string: str, text: str) -> None:
+    if len(text) > 5 or not 0 < int(text) < 2**16:
+        # Not shown but by `masked`: it may be a password whose host was forgotten.
+        raise InvalidURL(f"{masked(conn_string)!r}: the port is out of range; ports are numbers from 1 to 65535")
 
 
 def pooler_options(driver: str = "asyncpg") -> dict[str, Any]:

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain("before anything was changed", "interrupted")
         return INTERRUPTED
     except NotSetUp as error:
-        _complain(f"{str(error).partition('. Run ')[0]}. Run `checkpoint-store upgrade`.")
+        _complain(error)
         return BEHIND
     except CheckpointStoreError as error:
         _complain(error)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from checkpoint_store import conversion, operations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.clean import counted, size
-from checkpoint_store.cli.connection import Json, Schema, Url, Yes, connected, on_engine
+from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, connected, on_engine
 from checkpoint_store.config import copy_of, thread_id
 from checkpoint_store.errors import InvalidOption, ThreadExists, ThreadNotFound
 from checkpoint_store.report import SweepReport
@@ -81,16 +81,13 @@ def delete(
     threads = list(dict.fromkeys(thread_id(one, "THREAD") for one in threads))
 
     async def look(source: Source) -> list[ThreadStats]:
-        return [stats_of(one, *await source.run(operations.thread_stats, one)) for one in threads]
+        return [await _stored(source, one) for one in threads]
 
     found = connected(url, schema, look)
-    for one in found:
-        if not one.bytes:
-            raise ThreadNotFound(f"nothing is stored for the thread {one.thread_id!r}")
     if not yes:
         for one in found:
             output.note(f"{one.thread_id}: {counted(one.checkpoints, 'checkpoint')}, {size(one.bytes)}")
-        typer.confirm(f"Shall {'it' if len(found) == 1 else 'they'} be deleted for good?", abort=True, err=True)
+        confirm(f"Shall {'it' if len(found) == 1 else 'they'} be deleted for good?")
 
     async def work(source: Source) -> None:
         for one in found:
@@ -123,7 +120,7 @@ def pages(
             return await convert(engine, schema=schema, batch_size=batch_size, on_progress=told)
 
     advice = "what was rewritten stays so, and every value is whole; the same command goes on with the rest"
-    done = on_engine(url, work, advice)
+    done = on_engine(url, schema, work, advice)
     output.line(f"{'shared' if form is Form.share else 'inlined'} {counted(done, 'value')}")
 
 
@@ -143,9 +140,16 @@ def prune(
       checkpoint-store prune user-42 user-43
       checkpoint-store prune user-42 --keep 10
     """
+    threads = list(dict.fromkeys(thread_id(one, "THREAD") for one in threads))
+
+    async def look(source: Source) -> None:
+        for one in threads:
+            await _stored(source, one)
 
     async def work(saver: AsyncPostgresSaver) -> SweepReport:
         return await saver.aprune(threads, keep=keep)
+
+    connected(url, schema, look)
 
     report = _with_saver(url, schema, work, "each thread is pruned or as it was; the same command goes on")
     _tell("removed", report, as_json)
@@ -179,6 +183,12 @@ def sweep(
       checkpoint-store sweep --older-than 30d --dry-run
       checkpoint-store sweep --older-than 30d --keep-last 3
     """
+    if older_than is None and (spare_active or keep_last is None):
+        raise InvalidOption(
+            "--spare-active needs --older-than, which says since when a thread is active"
+            if spare_active
+            else "sweep needs --older-than or --keep-last, or both: without them everything stays"
+        )
     age = None if older_than is None else age_of(older_than)
 
     async def work(saver: AsyncPostgresSaver) -> SweepReport:
@@ -214,11 +224,10 @@ def age_of(text: str) -> timedelta:
     try:
         age = timedelta(**{unit: int(count) for unit, count in (parts.groupdict() if parts else {}).items() if count})
     except OverflowError:
-        age = timedelta(0)
+        parts, age = None, timedelta(0)
     if not age:
-        raise InvalidOption(
-            f"--older-than is {text!r}; it is a number with a unit: s, m, h, d or w, as in 30d or 1d12h"
-        )
+        wanted = "more than zero" if parts and parts[0] else "a number with a unit: s, m, h, d or w"
+        raise InvalidOption(f"--older-than is {text!r}; it is {wanted}, as in 30d or 1d12h")
     return age
 
 
@@ -227,12 +236,20 @@ _AGE = re.compile(
 )
 
 
+async def _stored(source: Source, thread: str) -> ThreadStats:
+    """Return what is stored for a thread, or raise if nothing is."""
+    found = stats_of(thread, *await source.run(operations.thread_stats, thread))
+    if not found.bytes:
+        raise ThreadNotFound(f"nothing is stored for the thread {thread!r}")
+    return found
+
+
 def _with_saver(
     url: str, schema: str | None, work: Callable[[AsyncPostgresSaver], Awaitable[SweepReport]], advice: str
 ) -> SweepReport:
     from checkpoint_store.saver import AsyncPostgresSaver
 
-    return on_engine(url, lambda engine: work(AsyncPostgresSaver(engine, schema=schema)), advice)
+    return on_engine(url, schema, lambda engine: work(AsyncPostgresSaver(engine, schema=schema)), advice)
 
 
 def _tell(what: str, report: SweepReport, as_json: bool) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import shlex
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, TypeVar
 
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store.errors import InvalidURL
+from checkpoint_store.cli import output
+from checkpoint_store.errors import CheckpointStoreError, InvalidURL, NotSetUp
 from checkpoint_store.source import Source, engine_source
 from checkpoint_store.statements import statements_of
-from checkpoint_store.url import engine_arguments
+from checkpoint_store.url import engine_arguments, pooler_options
 
 T = TypeVar("T")
 
@@ -58,14 +61,18 @@ def connected(
         retry_timeout: For how long, in seconds, something is tried again; who only looks wants to know at once.
     """
     sql = statements_of(schema)
-    return on_engine(url, lambda engine: work(engine_source(engine, sql, None, None, retry_timeout)), advice)
+    return on_engine(url, schema, lambda engine: work(engine_source(engine, sql, None, None, retry_timeout)), advice)
 
 
-def on_engine(url: str, work: Callable[[AsyncEngine], Awaitable[T]], advice: str = NOTHING_CHANGED) -> T:
+def on_engine(
+    url: str, schema: str | None, work: Callable[[AsyncEngine], Awaitable[T]], advice: str = NOTHING_CHANGED
+) -> T:
     """Do something with an engine, which is disposed afterwards; as `connected`."""
     if not url:
         raise InvalidURL("no database is named: give --url, or set CHECKPOINT_STORE_URL")
     address, connect_args = engine_arguments(url)
+    # Hardly anything here is executed twice; and so it works through a pooler of transactions too.
+    connect_args = {**pooler_options()["connect_args"], **connect_args}
 
     async def whole() -> T:
         engine = create_async_engine(address, connect_args=connect_args)
@@ -76,6 +83,35 @@ def on_engine(url: str, work: Callable[[AsyncEngine], Awaitable[T]], advice: str
             await engine.dispose()
 
     try:
-        return asyncio.run(whole())
+        with upgrade_advised(schema):
+            return asyncio.run(whole())
     except KeyboardInterrupt:
         raise Interrupted(advice) from None
+
+
+@contextmanager
+def upgrade_advised(schema: str | None) -> Iterator[None]:
+    """Have `NotSetUp` name the command that sets up."""
+    try:
+        yield
+    except NotSetUp as error:
+        option = "" if schema is None else f" --schema {shlex.quote(schema)}"
+        wrong = str(error).partition(". Run ")[0]
+        raise NotSetUp(f"{wrong}. Run `checkpoint-store upgrade{option}`.") from error
+
+
+def confirm(question: str) -> None:
+    """Ask whether to go on, and end if not.
+
+    Raises:
+        CheckpointStoreError: If nobody is there to answer.
+    """
+    try:
+        answer = typer.confirm(question, err=True)
+    except typer.Abort as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise Interrupted(NOTHING_CHANGED) from None
+        output.note("")  # behind the question
+        raise CheckpointStoreError("nobody answered; --yes goes on without asking") from None
+    if not answer:
+        raise typer.Abort

@@ -11,8 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store import migrations
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import Json, Schema, Url, Yes, connected, on_engine
+from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, connected, on_engine, upgrade_advised
 from checkpoint_store.errors import NotSetUp
+from checkpoint_store.executor import is_pooled
 from checkpoint_store.schema import HEAD
 from checkpoint_store.source import Source
 from checkpoint_store.source.origin import pause_of
@@ -69,7 +70,7 @@ def downgrade(
     """
     if not yes:
         what = "all tables will be dropped, with every checkpoint" if revision == "base" else f"back to {revision}"
-        typer.confirm(f"{what}: go on?", abort=True, err=True)
+        confirm(f"{what}: go on?")
     _migrate(url, schema, revision, timeout, migrations.downgrade)
     output.line(f"at {_current(url, schema) or 'base'}")
 
@@ -93,13 +94,14 @@ def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
                 return await conn.run_sync(migrations.current, schema), error
             return await conn.run_sync(migrations.current, schema), None
 
-    revision, wrong = on_engine(url, ask)
+    revision, wrong = on_engine(url, schema, ask)
     if as_json:
         output.document({"revision": revision, "head": HEAD, "ready": wrong is None})
     elif wrong is None:
         output.line(f"at {revision}" + (", which is head" if revision == HEAD else f", newer than {HEAD}"))
     if wrong is not None:
-        raise wrong
+        with upgrade_advised(schema):
+            raise wrong
 
 
 def sql(
@@ -124,9 +126,12 @@ def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrat
     async def work(engine: AsyncEngine) -> None:
         async with engine.connect() as conn:
             pause = pause_of(engine.dialect)
+            if await conn.run_sync(is_pooled):
+                await conn.begin()  # which holds the lock as well: the next transaction may be another connection's
             await conn.run_sync(partial(migrate, schema=schema, revision=revision, timeout=timeout, pause=pause))
+            await conn.commit()
 
-    on_engine(url, work, _ROLLED_BACK)
+    on_engine(url, schema, work, _ROLLED_BACK)
 
 
 def _current(url: str, schema: str | None) -> str | None:
@@ -134,4 +139,4 @@ def _current(url: str, schema: str | None) -> str | None:
         async with engine.connect() as conn:
             return await conn.run_sync(migrations.current, schema)
 
-    return on_engine(url, ask)
+    return on_engine(url, schema, ask)

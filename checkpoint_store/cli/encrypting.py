@@ -58,7 +58,7 @@ def reencrypt(
             )
         return done, await encryption.count_unencrypted(engine, schema=schema)
 
-    done, plain = on_engine(url, work, "what was rewritten stays so; the same command goes on with the rest")
+    done, plain = on_engine(url, schema, work, "what was rewritten stays so; the same command goes on with the rest")
     if as_json:
         output.document({**asdict(done), "unencrypted": plain._asdict()})
     else:

@@ -37,6 +37,8 @@ def other_saver(source: str, serde: Any) -> Iterator[Any]:
 
 @contextmanager
 def _sqlite(path: str, serde: Any) -> Iterator[Any]:
+    if not Path(path).is_file():
+        raise Unavailable(f"{path!r} can't be opened: there is no such file")
     try:
         from langgraph.checkpoint.sqlite import SqliteSaver
     except ImportError:
@@ -62,7 +64,7 @@ def _postgres(url: str, serde: Any) -> Iterator[Any]:
     except ImportError:
         raise _missing("langgraph-checkpoint-postgres and psycopg[binary]") from None
     try:
-        conn: Any = psycopg.connect(url, autocommit=True, prepare_threshold=0, row_factory=dict_row)
+        conn: Any = psycopg.connect(url, autocommit=True, prepare_threshold=None, row_factory=dict_row)
     except psycopg.OperationalError as error:
         raise Unavailable(f"{masked(url)} can't be reached: {str(error).splitlines()[0]}") from None
     except psycopg.Error:

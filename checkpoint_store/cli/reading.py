@@ -30,7 +30,7 @@ Full = Annotated[bool, typer.Option("--full", help="Show values whole, however l
 
 
 def threads(
-    limit: Annotated[int, typer.Option(metavar="N", help="How many; 0 for all.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="How many; 0 for all.")] = 20,
     cursor: Annotated[
         str | None, typer.Option(metavar="CURSOR", show_default=False, help="Go on where a list has ended.")
     ] = None,
@@ -56,14 +56,18 @@ def threads(
       checkpoint-store threads --limit 50 --count
       checkpoint-store threads --filter '{"user": "ada"}' --json
     """
-    listing = listing_of(
-        limit=limit or None,
-        cursor=cursor,
-        order=order,  # type: ignore[arg-type]
-        metadata_filter=_metadata(where),
-        prefix=prefix,
-        count=count,
-    )
+    metadata = _metadata(where)
+    try:
+        listing = listing_of(
+            limit=limit or None,
+            cursor=cursor,
+            order=order,  # type: ignore[arg-type]
+            metadata_filter=metadata,
+            prefix=prefix,
+            count=count,
+        )
+    except InvalidConfig as error:
+        raise InvalidConfig(f"--{error}") from None
 
     async def read(source: Source) -> list[ThreadSummary]:
         return [summary async for summary in listed(source, listing)]
@@ -91,7 +95,7 @@ def threads(
 
 def history(
     thread: Thread,
-    limit: Annotated[int, typer.Option(metavar="N", help="How many checkpoints, the newest; 0 for all.")] = 200,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="How many checkpoints, the newest; 0 for all.")] = 200,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
@@ -218,7 +222,9 @@ def diff(
 
 def stats(
     thread: Annotated[str | None, typer.Argument(help="A thread's id; all by default.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(metavar="N", help="How many threads or channels, the largest.")] = 10,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=0, help="How many threads or channels, the largest; 0 for all.")
+    ] = 10,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
@@ -269,7 +275,8 @@ COMMANDS = (threads, history, show, diff, stats)
 
 def _all_stats(url: str, schema: str | None, limit: int, as_json: bool) -> None:
     async def read(source: Source) -> tuple[Any, Any]:
-        return await source.run(operations.table_sizes), await source.run(operations.largest_threads, limit)
+        most = limit or 2**31 - 1
+        return await source.run(operations.table_sizes), await source.run(operations.largest_threads, most)
 
     tables, largest = connected(url, schema, read)
     if as_json:
@@ -302,9 +309,11 @@ async def _checkpoint(source: Source, thread: str, namespace: str, checkpoint_id
     )
     row = await source.run(operations.find_checkpoint, key)
     if row is None:
-        graph = f" in the namespace {namespace!r}" if namespace else ""
-        what = f"a checkpoint {checkpoint_id!r}" if checkpoint_id else "a checkpoint"
-        raise ThreadNotFound(f"the thread {thread!r} has not {what}{graph}")
+        if not await source.run(operations.history, thread, 1):
+            raise _not_found(thread)
+        graph = f"in the namespace {namespace!r}" if namespace else "of the root graph"
+        what = f"checkpoint {checkpoint_id!r}" if checkpoint_id else "checkpoint"
+        raise ThreadNotFound(f"the thread {thread!r} has no {what} {graph}")
     return Row._make(row)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from checkpoint_store.cli import output
 from checkpoint_store.cli.clean import counted
-from checkpoint_store.cli.connection import Interrupted, Json, Schema, Url
+from checkpoint_store.cli.connection import Interrupted, Json, Schema, Url, upgrade_advised
 from checkpoint_store.cli.other_savers import other_saver
 from checkpoint_store.errors import NotInstalled, TransferError
 
@@ -57,6 +57,7 @@ def import_from(
     It reads what langgraph-checkpoint-sqlite or langgraph-checkpoint-postgres has stored, and changes nothing there.
     Each thread is copied in one transaction; those that are there already are skipped, so it can be run again. Values
     are copied as they are, without the code that made them. Encrypted and pickled ones need checkpoint_store.transfer.
+    The other saver's package has to be installed.
 
     A database of langgraph-checkpoint-postgres needs no copy to be used: `upgrade` takes it over in place.
 
@@ -77,8 +78,9 @@ def import_from(
 
     try:
         with (
+            upgrade_advised(schema),
             other_saver(source, Verbatim()) as old,
-            PostgresSaver.from_conn_string(url, serde=Verbatim(), schema=schema) as new,
+            PostgresSaver.from_conn_string(url, pooler="transaction", serde=Verbatim(), schema=schema) as new,
             output.progress("copying", "threads") as told,
         ):
             report = copy_threads(

@@ -132,7 +132,7 @@ def _parts(value: Any, limits: Limits) -> tuple[str, list[tuple[str, Any]] | Non
         keys = ((f"{_flat(key, limits, DEEPEST - 2, 60) or '(a long key)'}: ", item) for key, item in value.items)
         return "{", _limited(keys, len(value.items), limits), "}"
     if isinstance(value, Call):
-        name = value.name
+        name = value.name.removeprefix("builtins.")
         if not limits.whole and name.startswith(_FAMILIAR):
             name = name.rpartition(".")[2]
         keywords = [(key, item) for key, item in value.keywords if limits.whole or item not in _EMPTY]

@@ -8,7 +8,7 @@ from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError, InterfaceError, InternalClientError
 from sqlalchemy import exc
 
-from checkpoint_store.errors import InvalidOption, InvalidURL, NotSetUp, Unavailable
+from checkpoint_store.errors import SET_UP, InvalidOption, InvalidURL, NotSetUp, Unavailable
 from checkpoint_store.faults import fault_of, is_conflict
 from checkpoint_store.migrations import access_denied
 from checkpoint_store.schema import Tables
@@ -53,7 +53,7 @@ def explain(
     message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
     ended = " Your transaction can only be rolled back now: do that first." if callers else ""
     if state in _NO_TABLES:
-        return NotSetUp(f"{message}.{ended} Run `setup()` once, or `alembic upgrade head` before deploying.")
+        return NotSetUp(f"{message}.{ended} {SET_UP}")
     if state == _NO_RIGHT:
         return access_denied(f"{message}.{ended}".removesuffix("."), t.schema)
     if (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_separate_from_an_ini_file_of_its_own_and_in_a_schema(host_of: Callable[
 def test_merged_one_chain_of_two_branches(host_of: Callable[[str], Any]) -> None:
     """Recipe (b): the host's `upgrade heads` runs our revisions too; the branch goes up and down by its label."""
     host = host_of("clinic")
-    upgrade, current, check, downgrade, again, revision = commands_of("Merged")
+    _, _, upgrade, current, check, downgrade, again, revision = commands_of("Merged")
 
     host.alembic(*upgrade)
     assert host.fetch(TABLES.format("public")) == sorted(["alembic_version", "appointments", *OURS])
@@ -108,6 +109,28 @@ def test_merged_one_chain_of_two_branches(host_of: Callable[[str], Any]) -> None
     host.alembic(*revision)
     (written,) = host.folder.glob("migrations/versions/*your_next_revision.py")
     assert "op." not in written.read_text()
+
+
+def test_merged_the_first_revision_of_a_new_project(host_of: Callable[[str], Any]) -> None:
+    """Recipe (b) with no revision of the host's: the first goes into the host's folder, and starts a branch there."""
+    host = host_of("clinic")
+    versions = host.folder / "migrations" / "versions"
+    shutil.rmtree(versions)
+    versions.mkdir()
+    upgrade, first, *_, following = commands_of("Merged")
+
+    host.alembic(*upgrade)
+    host.alembic(*first)
+    (written,) = versions.glob("*_first.py")
+    assert "op.create_table('appointments'" in written.read_text()
+    assert "down_revision: Union[str, Sequence[str], None] = None" in written.read_text()
+    host.alembic(*upgrade)
+    host.alembic(*following)
+
+    (behind,) = versions.glob("*_your_next_revision.py")
+    assert f"Revises: {written.name.partition('_')[0]}" in behind.read_text()
+    assert "op." not in behind.read_text()
+    assert len(host.alembic("heads").splitlines()) == 2
 
 
 def test_from_separate_to_merged_and_back(host_of: Callable[[str], Any]) -> None:

@@ -238,6 +238,7 @@ def test_two_checkpoints_are_compared(run: Cli) -> None:
 def test_sizes_lead_to_the_large_thread_and_its_channel(run: Cli) -> None:
     """First which thread, then which channel."""
     assert [line.split()[0] for line in run("stats", "--limit", "2").out.splitlines()[-2:]] == ["bob-chat", "ada-trip"]
+    assert run("stats", "--limit", "0").out.splitlines()[-1].startswith("mallory-inbox")
     document = json.loads(run("stats", "--json").out)
     assert document["largest_threads"][0]["thread_id"] == "bob-chat"
     assert document["tables"]["checkpoints"]["bytes_on_disk"] > 8000
@@ -259,6 +260,7 @@ def test_a_copy_a_replaced_copy_and_their_deletion(run: Cli, filled: str) -> Non
     unanswered = run("delete", "b")
     assert unanswered.code == 1
     assert "b: 40 checkpoints" in unanswered.err
+    assert unanswered.err.endswith("\nerror: nobody answered; --yes goes on without asking\n")
     assert run("delete", "b", answer="n\n").code == 1
     assert count(filled, where="thread_id = 'b'") == 40
     assert run("delete", "cron-report", answer="y\n").code == 0
@@ -288,7 +290,9 @@ def test_a_thread_is_pruned(run: Cli, filled: str) -> None:
     assert run("prune", "bob-chat", "--keep", "5").out.startswith("removed 35 checkpoints of 1 thread, ")
     assert count(filled) == 20
     assert json.loads(run("prune", "bob-chat", "--json").out)["checkpoints"] == 4
-    assert run("prune", "nobody").out.startswith("removed 0 checkpoints of 0 threads")
+    refused = run("prune", "ada-trip", "nobody")
+    assert (refused.code, refused.err) == (1, "error: nothing is stored for the thread 'nobody'\n")
+    assert count(filled) == 16
 
 
 @pytest.mark.parametrize(
@@ -306,11 +310,13 @@ def test_an_age_has_a_unit(text: str, age: timedelta) -> None:
     assert age_of(text) == age
 
 
-@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1y", "0d", "1.5h", "12h1d", "9" * 30 + "d"])
+@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1y", "1.5h", "12h1d", "9" * 30 + "d"])
 def test_what_is_no_age_is_refused(text: str) -> None:
     """A number without a unit above all: nobody should have to guess which one was meant."""
     with pytest.raises(InvalidOption, match="it is a number with a unit"):
         age_of(text)
+    with pytest.raises(InvalidOption, match="'0d'; it is more than zero"):
+        age_of("0d")
 
 
 def test_values_become_pages_and_plain_again(run: Cli, filled: str) -> None:
@@ -383,20 +389,26 @@ def test_a_schema_of_its_own(run: Cli, url: str) -> None:
         (["threads", "--url", ""], 2, ""),
         (["threads", "--cursor", "x"], 2, "which no list has given"),
         (["threads", "--filter", "[1]"], 2, "JSON object"),
-        (["threads", "--order", "size"], 2, "newest"),
+        (["threads", "--order", "size"], 2, "--order is 'size'"),
+        (["threads", "--filter", '{"a": NaN}'], 2, "--filter['a'] is nan"),
+        (["threads", "--schema", "no such"], 3, "Run `checkpoint-store upgrade --schema 'no such'`."),
+        (["check", "--schema", "nope"], 3, "Run `checkpoint-store upgrade --schema nope`."),
+        (["sweep", "--keep-last", "1", "--schema", "nope"], 3, "Run `checkpoint-store upgrade --schema nope`."),
+        (["threads", "--url", "postgresql://app:hunter2@db:99999/x"], 2, "the port is out of range"),
         (["history", "nobody"], 1, "nothing is stored for the thread 'nobody'"),
-        (["show", "nobody"], 1, "the thread 'nobody' has not a checkpoint"),
-        (["show", "bob-chat", "zzz"], 1, "has not a checkpoint 'zzz'"),
+        (["show", "nobody"], 1, "nothing is stored for the thread 'nobody'"),
+        (["show", "bob-chat", "zzz"], 1, "the thread 'bob-chat' has no checkpoint 'zzz' of the root graph"),
         (["show", "bob-chat", "1f11"], 2, "several checkpoints"),
         (["show", "bob-chat", "--namespace", "x"], 1, "in the namespace 'x'"),
-        (["diff", "bob-chat", "a", "b"], 1, "has not a checkpoint 'a'"),
+        (["diff", "bob-chat", "a", "b"], 1, "has no checkpoint 'a'"),
         (["stats", "nobody"], 1, "nothing is stored"),
         (["copy", "nobody", "x"], 1, "nothing is stored"),
         (["copy", "bob-chat", "bob-chat"], 2, "another id"),
         (["delete", "nobody", "--yes"], 1, "nothing is stored"),
         (["history", "a\x1b[2J"], 1, "a\\x1b[2J"),
         (["history", ""], 2, "empty"),
-        (["sweep"], 2, "older_than or keep_last"),
+        (["sweep"], 2, "--older-than or --keep-last"),
+        (["sweep", "--keep-last", "1", "--spare-active"], 2, "--spare-active needs --older-than"),
         (["sweep", "--older-than", "30"], 2, "30d"),
     ],
 )
@@ -413,7 +425,14 @@ def test_what_goes_wrong_is_told_in_one_line(run: Cli, arguments: list[str], cod
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["threads", "--nonsense"], ["history"], ["threads", "--limit", "x"]]
+    "arguments",
+    [
+        ["nonsense"],
+        ["threads", "--nonsense"],
+        ["history"],
+        ["threads", "--limit", "x"],
+        ["history", "t", "--limit", "-1"],
+    ],
 )
 def test_a_wrong_command_line_has_a_code_of_its_own(run: Cli, arguments: list[str]) -> None:
     """Typer tells what was wrong."""
@@ -738,6 +757,14 @@ def test_what_can_not_be_imported_is_told(run: Cli, url: str, tmp_path: Path) ->
     assert "msgpack+aes" in done.err
     assert done.err.splitlines()[-1] == "error: 1 thread could not be copied"
     assert done.out.startswith("copied 1 thread")
+
+
+def test_a_file_that_is_missing_is_told_before_a_package_that_is(run: Cli, tmp_path: Path, monkeypatch: Any) -> None:
+    """Nobody installs something to read a file that was mistyped."""
+    monkeypatch.setitem(sys.modules, "langgraph.checkpoint.sqlite", None)
+    assert "no such file" in run("import-from", str(tmp_path / "nothing.sqlite")).err
+    (tmp_path / "some.sqlite").touch()
+    assert "pip install langgraph-checkpoint-sqlite" in run("import-from", str(tmp_path / "some.sqlite")).err
 
 
 def test_the_demonstration_is_one_command() -> None:

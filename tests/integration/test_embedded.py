@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -277,6 +278,46 @@ def test_a_command_gets_a_server_and_its_exit_status_counts() -> None:
     )
     command = [sys.executable, "-m", "checkpoint_store.embedded", sys.executable, "-c", ask_and_fail]
     assert subprocess.call(command) == 7
+
+
+INTERRUPTED = """
+import os, signal, sys, psycopg
+
+def ask_once_more(number, frame):
+    psycopg.connect(os.environ["CHECKPOINT_STORE_URL"]).close()
+    sys.exit(7)
+
+signal.signal(signal.SIGINT if sys.argv[1] == "SIGINT" else signal.SIGTERM, ask_once_more)
+print(os.environ["CHECKPOINT_STORE_URL"], flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_interrupted_has_its_server_to_the_end(sent: signal.Signals) -> None:
+    """Ctrl-C goes to all, SIGTERM is passed on; the command tidies up, its exit status counts, then the server ends."""
+    command = [sys.executable, "-m", "checkpoint_store.embedded", sys.executable, "-c", INTERRUPTED, sent.name]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as owner:
+        assert owner.stdout is not None
+        home = home_of(owner.stdout.readline().strip())
+        if sent is signal.SIGINT:
+            os.killpg(owner.pid, sent)  # as a terminal does
+        else:
+            owner.send_signal(sent)
+        _, errors = owner.communicate(timeout=60)
+
+    assert (owner.returncode, errors) == (7, "")
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_a_signal_ends_is_told_as_a_shell_tells_it(sent: signal.Signals) -> None:
+    """By 128 and the number of the signal."""
+    command = ["sh", "-c", f"kill -{sent.name[3:]} $$"]
+    assert subprocess.call([sys.executable, "-m", "checkpoint_store.embedded", *command]) == 128 + sent
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

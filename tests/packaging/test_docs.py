@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import base64
 import importlib.util
 import inspect
 import logging
@@ -23,7 +24,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import START, MessagesState, StateGraph
@@ -41,6 +42,8 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md", *sor
 FENCE = re.compile(r"^( *)```(\w*)\n(.+?)^ *```$", re.DOTALL | re.MULTILINE)
 
 KEYS = {"new.key": bytes(range(32)), "old.key": bytes(range(32, 64))}
+
+SECRETS = {"CHECKPOINT_STORE_KEYS": base64.b64encode(KEYS["new.key"]).decode()}
 
 EXTRAS = 'from importlib import metadata; print(*metadata.metadata("checkpoint-store").get_all("Provides-Extra"))'
 
@@ -125,12 +128,12 @@ def is_fragment_of_recipes(block: Block) -> bool:
 
 @pytest.mark.parametrize("blocks", run_here("python"))
 def test_the_programs_of_a_page_run(blocks: list[Block], empty_url: str, tmp_path: Path) -> None:
-    """One after the other on one database, which is empty before the first; nothing warns."""
-    for block in blocks:
+    """One after the other on one database, empty before the first, and then all of them again; nothing warns."""
+    for block in [*blocks, *blocks]:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", block.text],
             cwd=tmp_path,
-            env={**os.environ, "CHECKPOINT_STORE_URL": empty_url},
+            env={**os.environ, "CHECKPOINT_STORE_URL": empty_url, **SECRETS},
             capture_output=True,
             text=True,
             check=False,
@@ -277,6 +280,38 @@ def test_the_page_of_tables_has_every_table_column_and_index() -> None:
         columns = {name.strip("*"): kind for names, kind in rows[1:] for name in names.split(", ")}
         assert columns == {each.name: each.type.compile(postgresql.dialect()).lower() for each in table.columns}
         assert all(f"`{index.name}`" in described[table.name] for index in table.indexes)
+
+
+def test_the_page_of_errors_has_every_error() -> None:
+    """A row for each class, with the built-in or other error that it can be caught as; and nothing else."""
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(\w+)`)? *\|", (DOCS / "reference/errors.md").read_text(), re.MULTILINE)
+    found = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
+    base = errors.CheckpointStoreError
+    assert rows == [
+        (each.__name__, next((one.__name__ for one in each.__bases__ if one not in (base, Exception)), ""))
+        for each in found
+    ]
+
+
+def test_the_list_of_public_names_is_what_there_is() -> None:
+    """Whatever the page describes by its docstring is in the list, each name can be imported, each method called."""
+    page = (DOCS / "reference/api.md").read_text()
+    listed = {}
+    for module, names in re.findall(r"^\| `(checkpoint_store[\w.]*)` \| (.+) \|$", page, re.MULTILINE):
+        listed[module] = re.findall(r"`(\w+)`", names)
+        assert all(hasattr(importlib.import_module(module), name) for name in listed[module]), module
+    for module, name in re.findall(r"^::: (checkpoint_store\.\w+)\.(\w+)$", page, re.MULTILINE):
+        assert name in [*listed.get(module, ()), *listed["checkpoint_store"]]
+    for module, members in re.findall(r"^::: (checkpoint_store\.\w+)\n.+\n +members: \[(.+)\]$", page, re.MULTILINE):
+        assert listed[module] == members.split(", ")
+    methods = page.partition("| both savers' methods |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", methods))
+    ours = {
+        name
+        for name in dir(AsyncPostgresSaver)
+        if name[0] != "_" and inspect.getattr_static(AsyncPostgresSaver, name) not in vars(BaseCheckpointSaver).values()
+    }
+    assert named - {"aget"} == {name for name in ours if f"a{name}" not in ours}
 
 
 def test_every_module_is_on_the_map() -> None:

@@ -40,5 +40,7 @@ def test_a_parameter_that_is_no_number_is_refused() -> None:
         connector("postgresql://u:secret@h/app?keepalives_idle=often")
 
     assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidURL, match="port is out of range"):
+        connector("postgresql://one:5432,two:65536/app")
     with pytest.raises(InvalidURL, match="port is 'x'"):
         connector("postgresql://h1:x,h2:2/app")

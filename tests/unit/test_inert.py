@@ -68,7 +68,7 @@ class Bomb:
         (datetime(2026, 3, 2, tzinfo=timezone.utc), "datetime.datetime.fromisoformat('2026-03-02T00:00:00+00:00')"),
         (timedelta(days=3), "datetime.timedelta(3, 0, 0)"),
         (Decimal("1.50"), "decimal.Decimal('1.50')"),
-        ({"x"}, "builtins.set(['x'])"),
+        ({"x"}, "set(['x'])"),
         (deque([1]), "collections.deque([1])"),
         ([Colour.RED], f"[{__name__}.Colour('red')]"),
         (Order("tea", Decimal(2)), f"{__name__}.Order(item='tea', amount=decimal.Decimal('2'))"),
