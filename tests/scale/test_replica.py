@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import InvalidOption, UnusableConnection
-from checkpoint_store.source import replica
-from checkpoint_store.source.replica import Unreplicated
+from checkpoint_store.source import unreplicated
+from checkpoint_store.source.unreplicated import Unreplicated
 
 GRAPH: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 
@@ -32,7 +32,7 @@ def synchronous(url: str) -> Engine:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the replica is, is asked whenever it matters."""
-    monkeypatch.setattr(replica, "ASK_SECONDS", 0)
+    monkeypatch.setattr(unreplicated, "ASK_SECONDS", 0)
 
 
 class Process:
@@ -256,7 +256,7 @@ async def test_an_engine_that_does_not_fit_is_refused(url: str) -> None:
 
 def test_what_is_not_known_to_be_there_is_not_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of writes forgets nothing too early, and does not grow without end."""
-    monkeypatch.setattr(replica, "MOST_THREADS", 3)
+    monkeypatch.setattr(unreplicated, "MOST_THREADS", 3)
     written = Unreplicated()
     written.note(["a"])
     written.ask(lambda: 100, lambda: 99)
@@ -276,7 +276,7 @@ def test_what_is_not_known_to_be_there_is_not_looked_for_there(monkeypatch: pyte
 
 def test_servers_are_not_asked_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """How far the replica is, is asked now and then, not with every read."""
-    monkeypatch.setattr(replica, "ASK_SECONDS", 1000)
+    monkeypatch.setattr(unreplicated, "ASK_SECONDS", 1000)
     written, asked = Unreplicated(), []
     written.note(["a"])
     for _ in range(5):
