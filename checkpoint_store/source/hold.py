@@ -37,6 +37,8 @@ class Hold:
         self.pid = os.getpid()
         self.given_up = threading.Event()
         """Set when nobody wants it any more."""
+        self.failure: Exception | None = None
+        """What has kept it from being asked for the last time, if it is asked for again."""
         self._check_open = check_open
         self._began = time.monotonic()
 

@@ -114,7 +114,8 @@ class Keeper:
                 self._world.pause(hold, pause if left is None else min(pause, left))
                 wait = min(wait * 1.5, _LAST_POLL_SECONDS) if is_next else wait
                 hold.check()
-        except BaseException:
+        except BaseException as error:
+            hold.failure = error if isinstance(error, Exception) else None
             self.drop(sql, hold)
             raise
 
@@ -183,7 +184,7 @@ class Keeper:
             self._opening = None
         if opening.cancelled():
             hold.check()
-            raise hold.silent()
+            raise hold.failure or hold.silent()
         opening.result()
 
     def _begin_session(self, open_connection: Callable[[], Connection], sql: Statements, opening: Opening) -> None:
