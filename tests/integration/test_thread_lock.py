@@ -556,7 +556,7 @@ async def test_a_put_that_is_tried_again_is_refused_once_the_lock_is_lost(
             with psycopg.connect(sql.info.dsn) as holder:
                 holder.execute("LOCK TABLE checkpoints IN EXCLUSIVE MODE")
                 storing = asyncio.ensure_future(put(saver))
-                while not (found := sql.execute(waiting, [sql.info.dbname]).fetchall()):
+                while not (found := sql.execute(waiting, [sql.info.dbname]).fetchall()):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 (pid,) = found[0]
                 await lose(lock, sql)
@@ -632,7 +632,7 @@ def test_a_silent_server_has_lost_the_lock(
     """Also where a thread waits for the sign of life, and with drivers that wait on when they are cancelled."""
     monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(keeper, "ANSWER_SECONDS", 0.5)
-    with pytest.raises(LockLost), sync.thread_lock("t1") as lock, stopped(sessions_with_locks(sql)):
+    with pytest.raises(LockLost), sync.thread_lock("t1") as lock, stopped(sessions_with_locks(sql)):  # noqa: PT012
         pause = threading.Event()
         while not lock.lost:
             pause.wait(0.01)
@@ -769,7 +769,8 @@ async def test_a_saver_that_was_closed_waits_for_no_lock(
         async with AsyncPostgresSaver.from_conn_string(url) as owner:
             savers = (owner, mine, others)
             first, second, third = (asyncio.ensure_future(one.thread_lock("t1").__aenter__()) for one in savers)
-            while not all(keeper.keeper_of(one._source.origin.engine.dialect)._conn for one in savers):
+            keepers = [keeper.keeper_of(one._source.origin.engine.dialect) for one in savers]
+            while not all(one._conn for one in keepers):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await mine.aclose()
         for waiting in (first, second):
