@@ -160,6 +160,18 @@ class Bridge:
         finally:
             call.cancel()  # if the wait itself was interrupted, by Ctrl-C for one
 
+    def send(self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
+        """Run a coroutine function on the loop, from any thread, without waiting for it.
+
+        Raises:
+            WrongThread: If nothing runs the loop.
+        """
+        loop = self._running()
+        try:
+            _Call(loop, function, args)
+        except RuntimeError:  # closed just now
+            raise self._ended() from None
+
     def check_sync(self) -> None:
         """Raise unless a sync call can be made from here.
 
@@ -235,7 +247,12 @@ class _Call(Generic[T]):
 
     def _start(self) -> None:
         self._task = self._loop.create_task(self._function(*self._args))
-        self._task.add_done_callback(lambda _: self._under_way.release())
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # or asyncio complains, where the wait was interrupted, that nobody has asked for it
+        self._under_way.release()
 
     def _stop(self) -> None:
         if self._task is not None:

@@ -8,7 +8,7 @@ from typing import cast
 
 from checkpoint_store.errors import InvalidOption, shown
 from checkpoint_store.source import Source
-from checkpoint_store.source.keeper import Hold, lost
+from checkpoint_store.source.hold import Hold, lost
 
 
 class ThreadLock:
@@ -46,8 +46,13 @@ class ThreadLock:
         return self._hold is not None and self._hold.is_lost
 
     async def __aenter__(self) -> ThreadLock:
-        hold = Hold(self._thread_id, self._timeout)
-        await self._source.take_lock(hold)
+        hold = Hold(self._thread_id, self._timeout, self._source.check_open)
+        try:
+            await self._source.take_lock(hold)
+        except BaseException:
+            # Where it was waited for in another thread, it may just have come.
+            await self._source.leave_lock(hold)
+            raise
         self._hold = hold
         return self
 
@@ -60,16 +65,25 @@ class ThreadLock:
             raise lost(self._thread_id)
 
     def __enter__(self) -> ThreadLock:
-        hold = Hold(self._thread_id, self._timeout)
-        self._source.take_lock_blocking(hold)
-        self._hold = hold
+        hold = Hold(self._thread_id, self._timeout, self._source.check_open)
+        try:
+            self._source.take_lock_blocking(hold)
+            self._hold = hold
+        except BaseException:
+            # Ctrl-C may come when the lock has, too.
+            self._source.leave_lock_blocking(hold)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         hold = self._let_go()
-        self._source.drop_lock_blocking(hold)
+        try:
+            self._source.drop_lock_blocking(hold)
+        except BaseException:
+            self._source.leave_lock_blocking(hold)
+            raise
         if hold.is_lost and error is None:
             raise lost(self._thread_id)
 

@@ -19,6 +19,7 @@ from checkpoint_store.errors import (
     Closed,
     Conflict,
     InvalidOption,
+    LockLost,
     Unavailable,
     UnusableConnection,
 )
@@ -270,9 +271,9 @@ def _kind(change: Change) -> int:
 def _may_be_one_calls_fault(error: Exception) -> bool:
     """Tell whether others might be stored without it: where the server or the tables are missing they are not.
 
-    An AccessDenied may be a policy's, on one row (row-level security), and a Conflict is one thread's.
+    An AccessDenied may be a policy's, on one row (row-level security); a Conflict and a lost lock are one thread's.
     """
-    ours = isinstance(error, CheckpointStoreError) and not isinstance(error, (AccessDenied, Conflict))
+    ours = isinstance(error, CheckpointStoreError) and not isinstance(error, (AccessDenied, Conflict, LockLost))
     return not ours and not getattr(error, "connection_invalidated", False)
 
 

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 from typing import Any, TypeVar
 
 from sqlalchemy import exc
@@ -211,6 +212,7 @@ class _Observation:
         def observed(whole: bool, operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
             began = time.perf_counter()
 
+            @wraps(operation)
             def watched(executor: Executor, sql: Any, *given: Any) -> Any:
                 waited = time.perf_counter() - began
                 self._wait.record(waited, self._pool)
@@ -224,12 +226,16 @@ class _Observation:
 
     def _lent(self, method: Callable[..., Any]) -> Any:
         def observed(operation: Callable[..., Any], *args: Any) -> Any:
-            return method(lambda executor, sql, *given: self._execute(operation, executor, sql, given), *args)
+            @wraps(operation)
+            def watched(executor: Executor, sql: Any, *given: Any) -> Any:
+                return self._execute(operation, executor, sql, given)
+
+            return method(watched, *args)
 
         return observed
 
     def _repeated(self, method: Callable[..., Any]) -> Any:
-        def observed(fault: Any, error: BaseException, function: Callable[..., Any], *args: Any) -> Any:
+        def observed(fault: Any, error: BaseException, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
             kind = name_of(error)
 
             def again(*args: Any) -> Any:
@@ -238,7 +244,7 @@ class _Observation:
                     call.retries += 1
                 return function(*args)
 
-            return method(fault, error, again, *args)
+            return method(fault, error, again, *args, **options)
 
         return observed
 
@@ -393,7 +399,7 @@ def _database_of(source: Source) -> dict[str, Any]:
 
 def _origins_of(origin: Origin) -> Iterator[Origin]:
     if isinstance(origin, ReplicaOrigin):
-        yield from (origin._primary, origin._replica)
+        yield from (origin.primary, origin.replica)
     else:
         yield origin
 

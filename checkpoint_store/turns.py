@@ -31,8 +31,11 @@ class Turns(AbstractContextManager[object]):
         self._timeout = timeout
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def take(self) -> None:
+    async def take(self, timeout: float | None = None) -> None:
         """Wait for a turn; whoever got one gives it back.
+
+        Args:
+            timeout: How long at most, in seconds; by default as long as all do.
 
         Raises:
             TurnTimeout: If none has come in time.
@@ -41,9 +44,10 @@ class Turns(AbstractContextManager[object]):
             self._free -= 1
             return
         loop = asyncio.get_running_loop()
+        timeout = self._timeout if timeout is None else timeout
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting.append(turn)
-        deadline = None if self._timeout is None else loop.call_later(self._timeout, self._expire, turn)
+        deadline = None if timeout is None else loop.call_later(timeout, _expire, turn, timeout)
         try:
             await turn
         except asyncio.CancelledError:
@@ -76,9 +80,10 @@ class Turns(AbstractContextManager[object]):
     def __exit__(self, *_: object) -> None:
         self.give_back()
 
-    def _expire(self, turn: asyncio.Future[None]) -> None:
-        if not turn.done():
-            turn.set_exception(TurnTimeout(f"waited for {self._timeout:g} s"))
+
+def _expire(turn: asyncio.Future[None], timeout: float) -> None:
+    if not turn.done():
+        turn.set_exception(TurnTimeout(f"waited for {timeout:g} s"))
 
 
 _turns: weakref.WeakKeyDictionary[object, Turns] = weakref.WeakKeyDictionary()

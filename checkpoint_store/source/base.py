@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from checkpoint_store import operations
 from checkpoint_store.changes import Change, Put
-from checkpoint_store.errors import Closed
+from checkpoint_store.errors import Closed, WrongThread
 from checkpoint_store.executor import Executor
 from checkpoint_store.shelf import Shelf, Tentative
-from checkpoint_store.source.keeper import Hold, to_the_end
+from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.origin import Origin
+from checkpoint_store.source.worlds import to_the_end
 from checkpoint_store.statements import Statements
 
 P = ParamSpec("P")
@@ -130,11 +132,20 @@ class Source(ABC):
         else:
             self._call(self.origin.drop_lock, hold)
 
+    async def leave_lock(self, hold: Hold) -> None:
+        """Give a lock up, whether it was wanted, held, or given back already."""
+        hold.given_up.set()
+        with suppress(Closed, WrongThread):  # then its session has ended too
+            await to_the_end(self._await(self.origin.drop_lock, hold))
+
+    @abstractmethod
+    def leave_lock_blocking(self, hold: Hold) -> None:
+        """Give a lock up, whether it was wanted, held, or given back already, and wait for nothing but the server."""
+
     def _commit(self, changes: Sequence[Change]) -> None:
         """Store changes in one commit; with a look at what is there first, where one of them is to continue that."""
         if self.origin.keeper.lost:
-            for change in changes:
-                self.origin.keeper.check((self.sql.tables.schema, change.thread_id))
+            self.origin.keeper.check(self.sql, changes)  # here already: there may be no server
         # No shelf for what the caller may roll back.
         has_pages = not self.origin.is_callers and any(isinstance(one, Put) and one.pages for one in changes)
         shelf = Tentative(self.shelf) if has_pages else None

@@ -47,7 +47,7 @@ class ConnectionOrigin(CallersOrigin):
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend the connection when it is free."""
         with self.told(), self._alone_with(self._connection):
-            return operation(Ordinary(self._connection), self.sql, *args)
+            return self.perform(operation, Ordinary(self._connection), args)
 
     def setup(self, timeout: float) -> None:
         """Migrate in the caller's transaction."""
@@ -72,7 +72,7 @@ class SessionOrigin(CallersOrigin):
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend the session's connection when it is free."""
-        return self._lend(lambda conn: operation(Ordinary(conn), self.sql, *args))
+        return self._lend(lambda conn: self.perform(operation, Ordinary(conn), args))
 
     def setup(self, timeout: float) -> None:
         """Migrate in the caller's transaction."""

@@ -16,7 +16,7 @@ from checkpoint_store.errors import NotSetUp, WrongThread
 from checkpoint_store.executor import borrowed, detached, migrating
 from checkpoint_store.faults import fault_of
 from checkpoint_store.source.failures import FOREIGN
-from checkpoint_store.source.keeper import Hold
+from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.origin import Origin, pause_of
 from checkpoint_store.source.retrying import Retries
 from checkpoint_store.statements import Statements
@@ -59,12 +59,20 @@ class EngineOrigin(Origin):
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection on which each statement commits itself."""
-        result: T = self._insist(self._borrow, False, operation, args)
+        try:
+            result: T = self._insist(self._borrow, False, operation, args)
+        finally:
+            if self.written.is_asked:
+                self.written.note_call(operation, args)
         return result
 
     def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection in a transaction."""
-        result: T = self._insist(self._borrow, True, operation, args)
+        try:
+            result: T = self._insist(self._borrow, True, operation, args)
+        finally:
+            if self.written.is_asked:
+                self.written.note_call(operation, args)
         return result
 
     def setup(self, timeout: float) -> None:
@@ -81,8 +89,8 @@ class EngineOrigin(Origin):
             migrations.bring_to_head(conn, self.sql, timeout, pause_of(self.engine.dialect))
 
     def take_lock(self, hold: Hold) -> None:
-        """Take a thread's lock until it is dropped."""
-        self._insist(self.keeper.take, self._detach, self.sql, hold)
+        """Take a thread's lock until it is dropped; trying again is part of the wait for it."""
+        self._insist(self.keeper.take, self._detach, self.sql, hold, hold=hold)
 
     def drop_lock(self, hold: Hold) -> None:
         """Give a thread's lock back."""
@@ -92,8 +100,14 @@ class EngineOrigin(Origin):
         with self.turn():
             return detached(self.engine)
 
-    def _insist(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function that borrows connections, and again if what keeps it from succeeding is likely to pass."""
+    def _insist(self, function: Callable[..., T], *args: Any, hold: Hold | None = None) -> T:
+        """Call a function that borrows connections, and again if what keeps it from succeeding is likely to pass.
+
+        Args:
+            function: What to call.
+            args: Its arguments.
+            hold: What it is for, if that has a time limit of its own.
+        """
         try:
             return function(*args)
         except FOREIGN as error:
@@ -101,9 +115,12 @@ class EngineOrigin(Origin):
             if fault is None or not self._retries.seconds:
                 with self.told():
                     raise
+            # Once in any case: it may have met a connection that had lain in the pool for too long.
+            left = None if hold is None else hold.left
+            seconds = self._retries.seconds if left is None else min(left, self._retries.seconds)
             # By now it has given back its connection, and its turn.
-            with self.told(self._retries.seconds):
-                return self._retries.repeat(fault, error, function, *args)
+            with self.told(seconds):
+                return self._retries.repeat(fault, error, function, *args, seconds=seconds)
 
     def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
         if self._parents_pool is self.engine.pool:
@@ -112,7 +129,7 @@ class EngineOrigin(Origin):
                 "Call engine.dispose(close=False) in the child first, or make engine and saver there."
             )
         with self.turn(), borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
-            return operation(db, self.sql, *args)
+            return self.perform(operation, db, args)
 
 
 def _leave_pools() -> None:

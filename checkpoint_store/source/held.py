@@ -12,6 +12,7 @@ from checkpoint_store.source.base import Source
 from checkpoint_store.source.engine import EngineOrigin
 from checkpoint_store.source.looped import LoopSource
 from checkpoint_store.source.origin import Origin
+from checkpoint_store.source.replica import ReplicaOrigin
 
 T = TypeVar("T")
 
@@ -41,13 +42,16 @@ class HeldOrigin(Origin):
 
     def end(self, error: BaseException | None) -> None:
         """Give it back: committed, or after an error rolled back."""
-        with self._pool.told():
-            self._borrowing.__exit__(None if error is None else type(error), error, None)
+        try:
+            with self._pool.told():
+                self._borrowing.__exit__(None if error is None else type(error), error, None)
+        finally:
+            self.written.note(None)
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend the connection."""
         with self._pool.told():
-            return operation(self._db, self.sql, *args)
+            return self.perform(operation, cast("Executor", self._db), args)
 
     def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend the connection; it is in a transaction."""
@@ -63,7 +67,8 @@ def held(source: Source) -> tuple[Source, HeldOrigin]:
 
     Begin and end run as all else does that a source asks of its origin: by `_await` or `_call`.
     """
-    origin = HeldOrigin(cast("EngineOrigin", source.origin))
+    lender = source.origin.primary if isinstance(source.origin, ReplicaOrigin) else source.origin
+    origin = HeldOrigin(cast("EngineOrigin", lender))
     holding = copy.copy(source)
     holding.origin = origin
     if isinstance(holding, LoopSource):

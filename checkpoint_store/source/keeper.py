@@ -10,29 +10,27 @@ the first one asks.
 
 from __future__ import annotations
 
-import asyncio
 import os
+import socket
 import threading
-import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Dialect
-from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpoint_store import operations
-from checkpoint_store.errors import LockLost, ThreadLocked, shown
-from checkpoint_store.executor import Ordinary
+from checkpoint_store.changes import Change
+from checkpoint_store.errors import LockLost
+from checkpoint_store.executor import Executor, Ordinary
+from checkpoint_store.source.hold import Hold, lost
+from checkpoint_store.source.worlds import Loop, Opening, Threads, World
 from checkpoint_store.statements import Statements
-from checkpoint_store.turns import Turns
 
 T = TypeVar("T")
-Name = tuple[str | None, str]
-"""A schema and a thread."""
 
 BEAT_SECONDS = 5.0
 """How often the session is asked for a sign of life."""
@@ -55,26 +53,6 @@ POLL_SECONDS = 0.05
 _LAST_POLL_SECONDS, _QUEUE_POLL_SECONDS = 0.5, 0.02
 
 
-class Hold:
-    """A lock that is wanted, held, or was lost.
-
-    Args:
-        thread_id: Whose lock.
-        timeout: How long to wait for it, in seconds; None for as long as it takes.
-    """
-
-    def __init__(self, thread_id: str, timeout: float | None) -> None:
-        self.thread_id = thread_id
-        self.timeout = timeout
-        self.is_held = False
-        self.is_lost = False
-        self.name: Name = (None, thread_id)
-        self.number = 0
-        self.pid = os.getpid()
-        self.given_up = threading.Event()
-        """Set when a thread that waits for it need not any more."""
-
-
 class Keeper:
     """Holds locks, until they are given back or the session ends.
 
@@ -87,20 +65,18 @@ class Keeper:
         self._reset()
 
     def _reset(self) -> None:
-        self.lost: set[Name] = set()
-        """The threads whose lock was lost while a run was at work: nothing more of it may be stored."""
+        self.lost: set[Hold] = set()
+        """Those lost while a run was at work, and still is: nothing more of it may be stored."""
         self._pid = os.getpid()
         self._queues: dict[int, deque[Hold]] = {}
-        self._wanted = 0
-        """How many locks are held or waited for."""
+        self._wanting: set[Hold] = set()
+        """The locks that are held or waited for; not those lost."""
         self._registry = threading.Lock()
-        self._mutex: Callable[[], AbstractContextManager[object]]
-        if self._is_async:
-            self._mutex = Turns(1, None).taken
-        else:
-            lock = threading.Lock()
-            self._mutex = lambda: lock
+        self._world: World = Loop() if self._is_async else Threads()
         self._conn: Connection | None = None
+        self._opening: Opening | None = None
+        self._hang_up: Callable[[], object] = lambda: None
+        """Ends the session of a server that does not answer, from anywhere."""
         self._abandon: Callable[[], object] = lambda: None
         self._still: Callable[[], object] = lambda: None
 
@@ -113,133 +89,184 @@ class Keeper:
             hold: What is wanted.
 
         Raises:
-            ThreadLocked: If it takes too long.
+            ThreadLocked: If others have it for too long.
+            Unavailable: If the server could not be asked in time.
+            Closed: If who wants it was closed.
             NotSetUp: If the tables are missing.
             UnusableConnection: If the engine's connections are no sessions of the server's.
         """
         if self._pid != os.getpid():
             self._reset()  # what is there is the parent's
-        deadline = None if hold.timeout is None else time.monotonic() + hold.timeout
-        hold.name, hold.pid = (sql.tables.schema, hold.thread_id), self._pid
+        hold.schema, hold.pid = sql.tables.schema, self._pid
         with self._registry:
-            self._wanted += 1
+            self._wanting.add(hold)
+        ask = partial(self._ask, open_connection, sql, hold)
         try:
-            hold.number = self._whole(self._ask, open_connection, sql, operations.lock_number, hold.thread_id)
+            hold.number = ask(self._execute, sql, operations.lock_number, hold.thread_id)
             with self._registry:
                 queue = self._queues.setdefault(hold.number, deque())
                 queue.append(hold)
             wait = POLL_SECONDS
-            while not (queue[0] is hold and self._whole(self._try, open_connection, sql, hold)):
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise locked(hold)
-                is_next = queue[0] is hold
-                self._pause(hold, min(x for x in (wait if is_next else _QUEUE_POLL_SECONDS, left) if x is not None))
+            while not ((is_next := _is_first(hold, queue)) and ask(self._try, sql, hold)):
+                if (left := hold.left) == 0:
+                    raise hold.locked()
+                pause = wait if is_next else _QUEUE_POLL_SECONDS
+                self._world.pause(hold, pause if left is None else min(pause, left))
                 wait = min(wait * 1.5, _LAST_POLL_SECONDS) if is_next else wait
-                if hold.given_up.is_set():
-                    self.drop(sql, hold)
-                    return
-        except BaseException:
+                hold.check()
+        except BaseException as error:
+            hold.failure = error if isinstance(error, Exception) else None
             self.drop(sql, hold)
             raise
 
     def drop(self, sql: Statements, hold: Hold) -> None:
-        """Give a lock back, or the wish for it."""
-        if hold.pid == os.getpid():
-            self._whole(self._drop, sql, hold)
+        """Give a lock back, or the wish for it; does nothing the second time."""
+        if hold.pid == os.getpid() and (hold.is_held or self.forget(hold)):
+            self._world.whole(self._drop, sql, hold)
 
     def close(self) -> None:
         """End the session; locks that are held are lost."""
-        self._whole(self._close)
+        if (opening := self._opening) is not None:
+            opening.cancel()
+        self._world.whole(self._close)
 
-    def check(self, name: Name) -> None:
-        """Check that nobody at work on a thread has lost its lock.
+    def check(self, sql: Statements, changes: Sequence[Change], db: Executor | None = None) -> None:
+        """Check that what is to be stored is not of a thread whose lock was lost by somebody who is still at work.
+
+        Args:
+            sql: The statements, of the tables it is to be stored in.
+            changes: What is to be stored.
+            db: What can tell whether two names are the same schema's; without it they are not.
 
         Raises:
-            LockLost: If somebody has.
+            LockLost: If it is.
         """
-        if name in self.lost:
-            raise lost(name[1])
-
-    def _try(self, open_connection: Callable[[], Connection], sql: Statements, hold: Hold) -> bool:
-        with self._mutex():
-            taken = self._execute(open_connection, sql, operations.take_lock, hold.number)
-            # The session may have ended just behind its answer.
-            hold.is_held = taken and self._conn is not None
-            return hold.is_held
-
-    def _ask(self, open_connection: Callable[[], Connection], sql: Statements, operation: Any, *args: Any) -> Any:
-        with self._mutex():
-            return self._execute(open_connection, sql, operation, *args)
+        threads = {change.thread_id for change in changes}
+        with self._registry:
+            holds = [hold for hold in self.lost if hold.thread_id in threads]
+        for hold in holds:
+            is_named_so = hold.schema == sql.tables.schema
+            if is_named_so or (db and operations.lock_number(db, sql, hold.thread_id) == hold.number):
+                raise lost(hold.thread_id)
 
     def forget(self, hold: Hold) -> bool:
-        """Let go of a hold, but not of its lock. Tells whether nothing more is wanted of the session."""
+        """Let go of a hold, but not of its lock. Tells whether with it the last wish of the session has gone."""
         with self._registry:
             if hold in (queue := self._queues.get(hold.number, deque())):
                 queue.remove(hold)
                 if not queue:
                     del self._queues[hold.number]
-            self.lost.discard(hold.name)
-            if not hold.is_lost:
-                self._wanted -= 1
-            return not self._wanted
+            self.lost.discard(hold)
+            was_wanted = hold in self._wanting
+            self._wanting.discard(hold)
+            return was_wanted and not self._wanting
 
-    def _drop(self, sql: Statements, hold: Hold) -> None:
-        with self._mutex():
-            try:
-                has_it = hold.is_held and not hold.is_lost
-                if has_it and not self._execute(None, sql, operations.drop_lock, hold.number):
-                    self._lose()
-            except Exception:
-                self._lose()  # whatever it was, the session must not keep the lock
-            finally:
-                if self.forget(hold):
-                    self._end_session()
-
-    def _close(self) -> None:
-        with self._mutex():
-            self._note_loss()
-            self._end_session()
-
-    def _execute(
-        self, open_connection: Callable[[], Connection] | None, sql: Statements, operation: Callable[..., T], *args: Any
+    def _ask(
+        self,
+        open_connection: Callable[[], Connection],
+        sql: Statements,
+        hold: Hold,
+        function: Callable[..., T],
+        *args: Any,
     ) -> T:
-        """Call an operation on the session; those who call have the mutex."""
-        if self._conn is None:
-            if open_connection is None:
-                raise LockLost("the session has ended")
-            self._begin_session(open_connection, sql)
-        conn = cast("Connection", self._conn)
-        try:
-            return self._limited(operation, Ordinary(conn), sql, *args)
-        except BaseException:
-            if conn.invalidated:
-                self._lose()
-            raise
+        """Call a function that asks the session something, to its end: a statement interrupted would cost all locks."""
+        with self._world.alone(hold):
+            hold.check()
+            if self._conn is None:
+                self._open(open_connection, sql, hold)
+            return self._world.whole(function, *args)
 
-    def _begin_session(self, open_connection: Callable[[], Connection], sql: Statements) -> None:
-        conn = open_connection()
+    def _open(self, open_connection: Callable[[], Connection], sql: Statements, hold: Hold) -> None:
+        opening = self._opening = Opening()
         try:
-            self._limited(operations.begin_session, Ordinary(conn), sql, SETTINGS)
-            dbapi = cast("Any", conn.connection.dbapi_connection)
-            driver = conn.dialect.get_driver_connection(dbapi)
-        except BaseException:
-            if not conn.invalidated:
-                _close(conn)
-            raise
+            self._world.begin(partial(self._begin_session, open_connection, sql), opening, hold)
+        finally:
+            self._opening = None
+        if opening.cancelled():
+            hold.check()
+            raise hold.failure or hold.silent()
+        opening.result()
+
+    def _begin_session(self, open_connection: Callable[[], Connection], sql: Statements, opening: Opening) -> None:
+        """Begin the session, unless nobody waits for it any more: those who do may have begun another."""
+        try:
+            conn = open_connection()
+            try:
+                dbapi = cast("Any", conn.connection.dbapi_connection)
+                driver = conn.dialect.get_driver_connection(dbapi)
+                hang_up = driver.terminate if hasattr(driver, "terminate") else partial(_hang_up, driver)
+                with self._world.limited(ANSWER_SECONDS, hang_up):
+                    operations.begin_session(Ordinary(conn), sql, SETTINGS)
+            except BaseException:
+                if not conn.invalidated:
+                    _close(conn)
+                raise
+        except BaseException as error:
+            if opening.set_running_or_notify_cancel():
+                opening.set_exception(error)
+            return
+        if not opening.set_running_or_notify_cancel():
+            _close(conn)
+            return
         if hasattr(driver, "add_termination_listener"):
             driver.add_termination_listener(lambda *_: self._lose(conn))
         # A connection that is out of the pool is not closed when it is invalidated.
         self._abandon = driver.terminate if hasattr(driver, "terminate") else partial(conn.dialect.do_terminate, dbapi)
-        self._conn = conn
-        self._still = self._beating(sql)
+        self._hang_up, self._conn = hang_up, conn
+        self._still = self._world.repeat(BEAT_SECONDS, self, partial(_beat, sql=sql))
+        opening.set_result(None)
+
+    def _try(self, sql: Statements, hold: Hold) -> bool:
+        taken = self._execute(sql, operations.take_lock, hold.number)
+        # The session may have ended just behind its answer.
+        hold.is_held = taken and self._conn is not None
+        if hold.is_held and hold not in self._wanting:
+            # It was given up while the server was asked.
+            self._give_back(sql, hold)
+        return hold.is_held
+
+    def _drop(self, sql: Statements, hold: Hold) -> None:
+        with self._world.alone():
+            try:
+                self._give_back(sql, hold)
+            finally:
+                self.forget(hold)
+                if not self._wanting:
+                    self._end_session()
+
+    def _give_back(self, sql: Statements, hold: Hold) -> None:
+        try:
+            has_it = hold.is_held and not hold.is_lost
+            if has_it and not self._execute(sql, operations.drop_lock, hold.number):
+                self._lose()
+        except Exception:
+            self._lose()  # whatever it was, the session must not keep the lock
+        finally:
+            hold.is_held = False
+
+    def _close(self) -> None:
+        with self._world.alone():
+            self._note_loss()
+            self._end_session()
+
+    def _execute(self, sql: Statements, operation: Callable[..., T], *args: Any) -> T:
+        """Call an operation on the session; those who call are alone with it."""
+        if (conn := self._conn) is None:
+            raise LockLost("the session has ended")
+        try:
+            with self._world.limited(ANSWER_SECONDS, self._hang_up):
+                return operation(Ordinary(conn), sql, *args)
+        except BaseException:
+            if conn.invalidated:
+                self._lose()
+            raise
 
     def _end_session(self) -> None:
         conn, self._conn = self._conn, None
         self._still()
         if conn is not None:
             _close(conn)
-        self._abandon = lambda: None
+        self._hang_up = self._abandon = lambda: None
 
     def _lose(self, conn: Connection | None = None) -> None:
         """Note that the session has ended; by the driver's word only if it is still the one at work."""
@@ -259,46 +286,35 @@ class Keeper:
                 for hold in queue:
                     if hold.is_held and not hold.is_lost:
                         hold.is_lost = True
-                        self.lost.add(hold.name)
-                        self._wanted -= 1
+                        self.lost.add(hold)
+                        self._wanting.discard(hold)
 
     def _beat(self, sql: Statements) -> None:
-        with self._mutex():
+        with self._world.alone():
             if self._conn is not None:
                 try:
-                    self._execute(None, sql, operations.session_id)
+                    self._execute(sql, operations.session_id)
                 except Exception:
                     self._lose()
 
-    # --- the two worlds: greenlets and threads ---
 
-    def _whole(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function to its end, whoever is cancelled: an interrupted statement would cost all locks."""
-        return await_only(to_the_end(greenlet_spawn(function, *args))) if self._is_async else function(*args)
+def _beat(keeper: Keeper, sql: Statements) -> None:
+    """Ask for a sign of life."""
+    keeper._beat(sql)
 
-    def _limited(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function that has to answer in time."""
-        if not self._is_async:
-            return function(*args)
-        answer: T = await_only(asyncio.wait_for(greenlet_spawn(function, *args), ANSWER_SECONDS))
-        return answer
 
-    def _pause(self, hold: Hold, seconds: float) -> None:
-        if self._is_async:
-            await_only(asyncio.sleep(seconds))
-        else:
-            hold.given_up.wait(seconds)
+def _is_first(hold: Hold, queue: deque[Hold]) -> bool:
+    return bool(queue) and queue[0] is hold
 
-    def _beating(self, sql: Statements) -> Callable[[], object]:
-        """Ask for a sign of life now and then; returns what ends it."""
-        if self._is_async:
-            # A reference of its own would keep a keeper that is forgotten, and its session, for ever.
-            return asyncio.get_running_loop().create_task(_beat_in_loop(weakref.ref(self), sql)).cancel
-        stopped = threading.Event()
-        threading.Thread(
-            target=_beat_in_thread, args=(weakref.ref(self), sql, stopped), name="checkpoint_store locks", daemon=True
-        ).start()
-        return stopped.set
+
+def _hang_up(driver: Any) -> None:
+    """End a connection of psycopg's under whoever waits for an answer; close() is not for another thread to call."""
+    with suppress(Exception):
+        shared = socket.socket(fileno=driver.fileno())
+        try:
+            shared.shutdown(socket.SHUT_RDWR)
+        finally:
+            shared.detach()
 
 
 def _close(conn: Connection) -> None:
@@ -306,56 +322,6 @@ def _close(conn: Connection) -> None:
     dbapi: Any = conn.connection.dbapi_connection
     conn.close()
     conn.dialect.do_close(dbapi)
-
-
-async def _beat_in_loop(keeper: weakref.ref[Keeper], sql: Statements) -> None:
-    while True:
-        await asyncio.sleep(BEAT_SECONDS)
-        if (alive := keeper()) is None:
-            return
-        await greenlet_spawn(alive._beat, sql)
-        del alive
-
-
-def _beat_in_thread(keeper: weakref.ref[Keeper], sql: Statements, stopped: threading.Event) -> None:
-    while not stopped.wait(BEAT_SECONDS):
-        if (alive := keeper()) is None:
-            return
-        alive._beat(sql)
-        del alive
-
-
-async def to_the_end(call: Coroutine[Any, Any, T]) -> T:
-    """Await a call to its end; if cancelled meanwhile, raise that then."""
-    task = asyncio.ensure_future(call)
-    cancelled: BaseException | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
-        raise cancelled
-    return task.result()
-
-
-def locked(hold: Hold) -> ThreadLocked:
-    """Return the error for a lock that others had for too long."""
-    return ThreadLocked(
-        f"thread {shown(hold.thread_id, 200)}: another run has had the lock for the {hold.timeout or 0:g} s that this "
-        "one has waited. Let it finish, or pass a longer timeout."
-    )
-
-
-def lost(thread_id: str) -> LockLost:
-    """Return the error for a lock that was not held to the end."""
-    return LockLost(
-        f"thread {shown(thread_id, 200)}: the lock was lost, because its session of the server's ended (a restart, a "
-        "failover, a lost network). Others may have written to the thread since. With refuse_forks=True neither could "
-        "have written past the other."
-    )
 
 
 _keepers: weakref.WeakKeyDictionary[Dialect, Keeper] = weakref.WeakKeyDictionary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -10,9 +11,11 @@ from sqlalchemy.util import greenlet_spawn
 
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change
+from checkpoint_store.errors import Closed, WrongThread
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.shelf import Shelf
 from checkpoint_store.source.base import Sharing, Source
+from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.origin import Origin
 
 T = TypeVar("T")
@@ -61,6 +64,12 @@ class LoopSource(Source):
         """Store a change and wait for it."""
         self.check_open()
         self.bridge.call(self._store, change)
+
+    def leave_lock_blocking(self, hold: Hold) -> None:
+        """Have a lock given up, on the loop."""
+        hold.given_up.set()
+        with suppress(Closed, WrongThread):
+            self.bridge.send(greenlet_spawn, self.origin.drop_lock, hold)
 
     def check_sync(self) -> None:
         """Raise unless a sync call can be made from here."""

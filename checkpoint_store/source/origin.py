@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,8 +14,11 @@ from sqlalchemy import URL, Dialect, Engine
 from sqlalchemy.util import await_only
 
 from checkpoint_store import operations
+from checkpoint_store.executor import Executor
 from checkpoint_store.source.failures import FOREIGN, explain
-from checkpoint_store.source.keeper import POLL_SECONDS, Hold, keeper_of, locked
+from checkpoint_store.source.hold import Hold
+from checkpoint_store.source.keeper import POLL_SECONDS, keeper_of
+from checkpoint_store.source.unreplicated import STORING, unreplicated_of
 from checkpoint_store.statements import Statements
 
 T = TypeVar("T")
@@ -36,6 +40,8 @@ class Origin(ABC):
         self.sql = sql
         self.keeper = keeper_of(engine.dialect)
         """Holds the locks that runs have on threads."""
+        self.written = unreplicated_of(engine.dialect)
+        """What was written; noted where it is committed."""
 
     @property
     def retries(self) -> int:
@@ -54,15 +60,21 @@ class Origin(ABC):
     def setup(self, timeout: float) -> None:
         """Bring the schema to head, waiting so many seconds for others that do."""
 
+    def perform(self, operation: Callable[..., T], db: Executor, args: Sequence[Any]) -> T:
+        """Call an operation, at last; not one that stores for a thread whose lock was lost while the call waited."""
+        if self.keeper.lost and inspect.unwrap(operation) in STORING:
+            self.keeper.check(self.sql, args[-1], db)
+        return operation(db, self.sql, *args)
+
     def take_lock(self, hold: Hold) -> None:
         """Take a thread's lock until the caller's transaction ends."""
-        deadline = None if hold.timeout is None else time.monotonic() + hold.timeout
         pause = pause_of(self.engine.dialect)
         # Each try by itself: who waits in the server holds up the connection, which others may share.
         while not self.lend(operations.take_lock_in_transaction, hold.thread_id):
-            if deadline is not None and time.monotonic() >= deadline:
-                raise locked(hold)
+            if hold.left == 0:
+                raise hold.locked()
             pause(POLL_SECONDS)
+            hold.check()
         hold.is_held = True
 
     def drop_lock(self, hold: Hold) -> None:

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Dialect
@@ -56,7 +57,7 @@ class Retries:
         """Make no call again from now on."""
         self._stopped = True
 
-    def repeat(self, fault: Fault, error: BaseException, function: Callable[..., T], *args: Any) -> T:
+    def repeat(self, fault: Fault, error: BaseException, function: Callable[..., T], *args: Any, seconds: float) -> T:
         """Call a function again, and again after waits that grow, until it succeeds or the time is over.
 
         Args:
@@ -64,26 +65,22 @@ class Retries:
             error: What it has raised.
             function: What to call.
             args: Its arguments.
+            seconds: For how long.
 
         Raises:
             Closed: If the saver was closed meanwhile.
             BaseException: What it raised last, or as the first thing that doesn't pass.
         """
-        with self._noted(fault, error) as incident:
+        with self._noted(fault, error, seconds) as incident:
             repeating = Retrying(
                 sleep=self._pause,
                 retry=retry_if_exception(_passes),
-                stop=stop_after_delay(self.seconds),
-                wait=self._wait,
+                stop=stop_after_delay(seconds),
+                wait=partial(_wait, seconds),
                 before=lambda _: self._count(incident),
                 reraise=True,
             )
             return repeating(function, *args)
-
-    def _wait(self, state: RetryCallState) -> float:
-        # The last try comes when the time is over, not up to a second before.
-        left = self.seconds - (state.seconds_since_start or 0.0)
-        return min(_jittered(state), max(0.0, left))
 
     def _count(self, incident: Incident) -> None:
         if self._stopped:
@@ -93,7 +90,7 @@ class Retries:
             incident.tries += 1
 
     @contextmanager
-    def _noted(self, fault: Fault, error: BaseException) -> Iterator[Incident]:
+    def _noted(self, fault: Fault, error: BaseException, seconds: float) -> Iterator[Incident]:
         """Log the first failure of many at once, and that it has passed when the last one's call has succeeded."""
         with _lock:
             incident = self._incidents.setdefault(fault.ends_connections, Incident())
@@ -102,7 +99,7 @@ class Retries:
                 incident.tries, incident.since = 0, time.monotonic()
             incident.calls += 1
         if is_first:
-            log.warning("%s: %s (%s); trying again for %g s", self._where, fault.reason, name_of(error), self.seconds)
+            log.warning("%s: %s (%s); trying again for %g s", self._where, fault.reason, name_of(error), seconds)
         has_passed = False
         try:
             yield incident
@@ -141,6 +138,12 @@ if hasattr(os, "register_at_fork"):
 # Lost connections and conflicts between transactions have nothing to do with each other. As elsewhere an engine goes by
 # its dialect, which is the same for its execution_options() variants.
 _incidents: weakref.WeakKeyDictionary[Dialect, dict[bool, Incident]] = weakref.WeakKeyDictionary()
+
+
+def _wait(seconds: float, state: RetryCallState) -> float:
+    # The last try comes when the time is over, not up to a second before.
+    left = seconds - (state.seconds_since_start or 0.0)
+    return min(_jittered(state), max(0.0, left))
 
 
 def _passes(error: BaseException) -> bool:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from checkpoint_store.changes import Change
 from checkpoint_store.source.base import Source
-from checkpoint_store.source.keeper import Hold
+from checkpoint_store.source.hold import Hold
+from checkpoint_store.source.worlds import to_the_end
 
 T = TypeVar("T")
 
@@ -34,10 +35,14 @@ class ThreadSource(Source):
             await asyncio.shield(call)
         except asyncio.CancelledError:
             hold.given_up.set()
-            await asyncio.wait([call])
-            if call.exception() is None and hold.is_held:
-                await self.drop_lock(hold)
+            await to_the_end(asyncio.wait([call]))
+            call.exception()
             raise
+
+    def leave_lock_blocking(self, hold: Hold) -> None:
+        """Give a lock up."""
+        hold.given_up.set()
+        self.origin.drop_lock(hold)
 
     def check_sync(self) -> None:
         """Raise if this source is closed; a thread that runs a loop may call too, and holds it up."""

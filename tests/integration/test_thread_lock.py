@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import empty_checkpoint
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, bridge, operations
 from checkpoint_store.errors import (
+    Closed,
     InvalidConfig,
     InvalidOption,
     LockLost,
@@ -29,7 +32,8 @@ from checkpoint_store.errors import (
     Unavailable,
     WrongThread,
 )
-from checkpoint_store.source import keeper
+from checkpoint_store.locks import ThreadLock
+from checkpoint_store.source import hold, keeper
 
 THREAD: RunnableConfig = {"configurable": {"thread_id": "t1", "checkpoint_ns": ""}}
 
@@ -503,3 +507,292 @@ async def test_a_lock_goes_with_a_pipeline(engine: AsyncEngine, sql: psycopg.Con
                 return_exceptions=True,
             )
             assert [type(found) for found in outcomes] == [dict, LockLost, dict] * 10
+
+
+# --- a server that is silent, a wait that is interrupted, a lock that is lost at a bad moment ---
+
+
+async def lose(lock: ThreadLock, sql: psycopg.Connection) -> None:
+    """End the session that holds a lock, and wait until that is known."""
+    for pid in sessions_with_locks(sql):
+        sql.execute("SELECT pg_terminate_backend(%s)", [pid])
+    while not lock.lost:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+async def put_on(saver: AsyncPostgresSaver, thread_id: str) -> None:
+    config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+    await saver.aput(config, empty_checkpoint(), {}, {})
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Something that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"//nobody@127.0.0.1:{server.getsockname()[1]}/nothing"
+
+
+@contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Have processes of the server's stand still."""
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    except PermissionError:
+        pytest.skip("the server is not ours to stop")
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_put_that_is_tried_again_is_refused_once_the_lock_is_lost(
+    saver: AsyncPostgresSaver, other: AsyncPostgresSaver, sql: psycopg.Connection
+) -> None:
+    """It began when the lock was held; what counts is when it is stored."""
+    waiting = "SELECT pid FROM pg_locks JOIN pg_database d ON d.oid = database WHERE NOT granted AND datname = %s"
+    with pytest.raises(LockLost):  # noqa: PT012
+        async with saver.thread_lock("t1") as lock:
+            with psycopg.connect(sql.info.dsn) as holder:
+                holder.execute("LOCK TABLE checkpoints IN EXCLUSIVE MODE")
+                storing = asyncio.ensure_future(put(saver))
+                while not (found := sql.execute(waiting, [sql.info.dbname]).fetchall()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                (pid,) = found[0]
+                await lose(lock, sql)
+                async with other.thread_lock("t1", timeout=5):
+                    sql.execute("SELECT pg_terminate_backend(%s)", [pid])
+                    holder.rollback()
+                    with pytest.raises(LockLost):
+                        await storing
+
+    assert await saver.aget_tuple(THREAD) is None
+
+
+async def test_a_put_that_waits_for_a_connection_is_refused_once_the_lock_is_lost(
+    url: str, sql: psycopg.Connection
+) -> None:
+    """Its turn comes too late."""
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), pool_size=1, max_overflow=0)
+    saver = AsyncPostgresSaver(engine)
+    with pytest.raises(LockLost):  # noqa: PT012
+        async with saver.thread_lock("t1") as lock:
+            with saver._source.origin.turn():  # type: ignore[attr-defined]
+                storing = asyncio.ensure_future(put(saver))
+                await lose(lock, sql)
+            with pytest.raises(LockLost):
+                await storing
+    await engine.dispose()
+
+
+async def test_who_waits_in_vain_takes_no_loss_away(saver: AsyncPostgresSaver, sql: psycopg.Connection) -> None:
+    """Only the end of the block that has lost the lock does."""
+    with pytest.raises(LockLost):  # noqa: PT012
+        async with saver.thread_lock("t1") as lock:
+            await lose(lock, sql)
+            with pytest.raises(ThreadLocked):
+                await saver.thread_lock("t1", timeout=0.1).__aenter__()
+            with pytest.raises(LockLost):
+                await put(saver)
+    await put(saver)
+
+
+async def test_a_lost_lock_fails_nobody_elses_puts(engine: AsyncEngine, sql: psycopg.Connection) -> None:
+    """Those that share a commit with one that is refused are stored."""
+    saver = AsyncPostgresSaver(engine, AsyncPipeline(engine))
+    with pytest.raises(LockLost):  # noqa: PT012
+        async with saver.thread_lock("t20") as lock:
+            await lose(lock, sql)
+            puts = [put_on(saver, f"t{number}") for number in range(40)]
+            outcomes = await asyncio.gather(*puts, return_exceptions=True)
+            assert [number for number, outcome in enumerate(outcomes) if outcome is not None] == [20]
+
+
+async def test_a_loss_goes_by_the_table(engine: AsyncEngine, sql: psycopg.Connection) -> None:
+    """However a saver calls its schema, the thread is the same; and it is another one in another schema."""
+    unnamed, named = AsyncPostgresSaver(engine), AsyncPostgresSaver(engine, schema="public")
+    elsewhere = AsyncPostgresSaver(engine, schema="agents")
+    await elsewhere.setup()
+    for holder in (unnamed, named):
+        with pytest.raises(LockLost):  # noqa: PT012
+            async with holder.thread_lock("t1") as lock:
+                await lose(lock, sql)
+                await put(elsewhere)
+                for one in (unnamed, named):
+                    with pytest.raises(LockLost):
+                        await put(one)
+                    async with engine.connect() as conn:
+                        with pytest.raises(LockLost):
+                            await put(one.bind(conn))
+
+
+def test_a_silent_server_has_lost_the_lock(
+    sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a thread waits for the sign of life, and with drivers that wait on when they are cancelled."""
+    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "ANSWER_SECONDS", 0.5)
+    with pytest.raises(LockLost), sync.thread_lock("t1") as lock, stopped(sessions_with_locks(sql)):  # noqa: PT012
+        pause = threading.Event()
+        while not lock.lost:
+            pause.wait(0.01)
+
+
+def test_nobody_waits_longer_behind_who_waits_for_the_server(
+    sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time-out is one even while another statement of the session is not answered; who holds a lock keeps it."""
+    beats, session_id = threading.Event(), operations.session_id
+    monkeypatch.setattr(operations, "session_id", lambda *args: beats.set() or session_id(*args))
+    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "ANSWER_SECONDS", 60)
+    monkeypatch.setattr(hold, "SERVER_SECONDS", 0.1)
+    with sync.thread_lock("t1") as lock:
+        with stopped(sessions_with_locks(sql)):
+            beats.clear()
+            beats.wait()
+            with pytest.raises(Unavailable, match="the lock could not be asked for within"):
+                sync.thread_lock("t2", timeout=0).__enter__()
+        assert not lock.lost
+        with sync.thread_lock("t2"):
+            pass
+
+
+async def test_the_time_out_holds_while_the_session_is_opened(
+    silent: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a server that says nothing, with none, and where the pool has no connection; and one may be cancelled."""
+    monkeypatch.setattr(hold, "SERVER_SECONDS", 0.1)
+    for driver in ("asyncpg", "psycopg"):
+        engine = create_async_engine(f"postgresql+{driver}:{silent}")
+        saver = AsyncPostgresSaver(engine)
+        for timeout in (0, 0.2):
+            with pytest.raises(Unavailable, match="could not be asked for"):
+                await saver.thread_lock("t1", timeout=timeout).__aenter__()
+        waiting = asyncio.ensure_future(saver.thread_lock("t1").__aenter__())
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await engine.dispose()
+        nowhere = create_async_engine(f"postgresql+{driver}://nobody@127.0.0.1:1/nothing")
+        with pytest.raises(Unavailable, match="Tried again for 0"):
+            await AsyncPostgresSaver(nowhere).thread_lock("t1", timeout=0.2).__aenter__()
+    address = make_url(url).set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(address, pool_size=1, max_overflow=0, pool_timeout=60)
+    saver = AsyncPostgresSaver(engine)
+    async with engine.connect():
+        with pytest.raises(Unavailable, match="no connection of the pool"):
+            await saver.thread_lock("t1", timeout=0.2).__aenter__()
+    monkeypatch.undo()
+    async with saver.thread_lock("t1"):
+        pass
+    await engine.dispose()
+
+
+async def test_the_time_out_of_a_thread_holds_while_the_session_is_opened(
+    silent: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same on sync engines, for threads and for coroutines; a connection that comes late is closed."""
+    monkeypatch.setattr(hold, "SERVER_SECONDS", 0.1)
+    saver = PostgresSaver(create_engine(f"postgresql+psycopg:{silent}"))
+    with pytest.raises(Unavailable, match="could not be asked for"):
+        saver.thread_lock("t1", timeout=0).__enter__()
+    waiting = asyncio.ensure_future(saver.thread_lock("t1").__aenter__())
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), pool_size=1, max_overflow=0)
+    saver = PostgresSaver(engine)
+    with engine.connect(), pytest.raises(Unavailable, match="no connection of the pool"):
+        saver.thread_lock("t1", timeout=0.2).__enter__()
+    monkeypatch.undo()
+    with saver.thread_lock("t1"):
+        pass
+    while engine.pool.checkedout():  # type: ignore[attr-defined]  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("moment", ["at once", "when it is done"])
+@pytest.mark.parametrize("interrupted", ["taking", "giving back"])
+def test_ctrl_c_leaves_no_lock(
+    interrupted: str, moment: str, url: str, sync_saver: PostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it comes while a thread waits for the loop, the lock is free afterwards."""
+    wait = bridge._Call.wait
+
+    def interrupt(call: Any, seconds: float) -> bool:
+        monkeypatch.undo()
+        while moment != "at once" and not wait(call, seconds):
+            pass
+        raise KeyboardInterrupt
+
+    with PostgresSaver.from_conn_string(url) as other:
+        for _ in range(5):
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+                if interrupted == "taking":
+                    monkeypatch.setattr(bridge._Call, "wait", interrupt)
+                with sync_saver.thread_lock("t1"):
+                    if interrupted == "giving back":
+                        monkeypatch.setattr(bridge._Call, "wait", interrupt)
+            with other.thread_lock("t1", timeout=5):
+                pass
+
+
+async def test_who_is_cancelled_in_another_loop_leaves_no_lock(
+    url: str, other: AsyncPostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coroutine that waits for the loop of a sync saver may be cancelled when the lock has just come."""
+    with PostgresSaver.from_conn_string(url) as saver:
+        acall = bridge.Bridge.acall
+
+        async def cancelled(*args: Any) -> None:
+            monkeypatch.undo()
+            await acall(*args)
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(bridge.Bridge, "acall", cancelled)
+        with pytest.raises(asyncio.CancelledError):
+            await saver.thread_lock("t1").__aenter__()
+        async with other.thread_lock("t1", timeout=5):
+            pass
+
+
+async def test_a_saver_that_was_closed_waits_for_no_lock(
+    url: str, engine: AsyncEngine, sql: psycopg.Connection
+) -> None:
+    """What it waits for ends with Closed, and leaves nothing; others on the same engine go on waiting."""
+    mine, others = AsyncPostgresSaver(engine), AsyncPostgresSaver(engine)
+    async with AsyncPostgresSaver.from_conn_string(url) as holder, holder.thread_lock("t1"):
+        async with AsyncPostgresSaver.from_conn_string(url) as owner:
+            savers = (owner, mine, others)
+            first, second, third = (asyncio.ensure_future(one.thread_lock("t1").__aenter__()) for one in savers)
+            keepers = [keeper.keeper_of(one._source.origin.engine.dialect) for one in savers]
+            while not all(one._conn for one in keepers):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await mine.aclose()
+        for waiting in (first, second):
+            with pytest.raises(Closed):
+                await waiting
+        assert len(sessions_with_locks(sql)) == 1
+        assert keeper.keeper_of(owner._source.origin.engine.dialect)._conn is None
+    await (await third).__aexit__(None, None, None)
+
+
+async def test_the_lock_of_a_saver_with_a_replica_is_the_primarys(url: str, engine: AsyncEngine) -> None:
+    """Also where a listener begins transactions: it is the session's, and excludes others."""
+    reading = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    event.listen(engine.sync_engine, "begin", lambda _: None)
+    saver = AsyncPostgresSaver(engine, read_engine=reading)
+    async with saver.thread_lock("t1"), AsyncPostgresSaver.from_conn_string(url) as other:
+        await put(saver)
+        with pytest.raises(ThreadLocked):
+            await other.thread_lock("t1", timeout=0).__aenter__()
+    await reading.dispose()
+    primary, replica = (create_engine(make_url(url).set(drivername="postgresql+psycopg")) for _ in range(2))
+    with PostgresSaver(primary, read_engine=replica).thread_lock("t1"), pytest.raises(ThreadLocked):
+        async with AsyncPostgresSaver(engine).thread_lock("t1", timeout=0):
+            pass
+    primary.dispose()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.conformance import validate
 from langgraph.checkpoint.conformance.initializer import RegisteredCheckpointer
+from langgraph.checkpoint.memory import InMemorySaver
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import InvalidOption, UnusableConnection
-from checkpoint_store.source import replica
-from checkpoint_store.source.replica import Unreplicated
+from checkpoint_store.source import unreplicated
+from checkpoint_store.source.unreplicated import Unreplicated
+from checkpoint_store.transfer import acopy_threads, copy_threads
 
 GRAPH: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 
@@ -32,7 +36,7 @@ def synchronous(url: str) -> Engine:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the replica is, is asked whenever it matters."""
-    monkeypatch.setattr(replica, "ASK_SECONDS", 0)
+    monkeypatch.setattr(unreplicated, "ASK_SECONDS", 0)
 
 
 class Process:
@@ -75,6 +79,15 @@ async def step(saver: AsyncPostgresSaver, number: int, config: Any = GRAPH) -> A
     return stored
 
 
+async def put(saver: Any, thread_id: str) -> None:
+    config = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+    await saver.aput(config, empty_checkpoint(), {}, {})
+
+
+async def count(saver: AsyncPostgresSaver, thread_id: str) -> int:
+    return len([found async for found in saver.alist({"configurable": {"thread_id": thread_id}})])
+
+
 async def numbers(saver: AsyncPostgresSaver, **options: Any) -> list[int]:
     return [found.checkpoint["channel_values"]["n"] async for found in saver.alist(GRAPH, **options)]
 
@@ -94,6 +107,45 @@ async def test_what_this_process_wrote_it_reads_however_far_the_replica_is_behin
     history = await here.saver.aget_delta_channel_history(config=second, channels=["n"])
     assert history["n"] == {"writes": [("task-0", "n", 0)], "seed": 0}
     assert pair.on_standby("SELECT count(*) FROM checkpoints") == 0
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+async def test_what_other_savers_on_the_engine_wrote_is_read_too(pair: Any, pipeline: bool) -> None:
+    """Those without a replica note for those that have one; also what was written before there was any."""
+    pair.pause()
+    primary, standby = asynchronous(pair.primary), asynchronous(pair.standby)
+    pipe = AsyncPipeline(primary) if pipeline else None
+    writer = AsyncPostgresSaver(primary, pipe)
+    await put(writer, "before")
+    reader = AsyncPostgresSaver(primary, pipe, read_engine=standby)
+    assert await count(reader, "before") == 1
+    # Of those that share a commit, some by the one and some by the other.
+    await asyncio.gather(*[put(reader if number % 3 else writer, f"t{number}") for number in range(30)])
+    assert [await count(reader, f"t{number}") for number in range(30)] == [1] * 30
+    await writer.acopy_thread("t0", "copy")
+    assert await count(reader, "copy") == 1
+    await primary.dispose()
+    await standby.dispose()
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_threads_of_another_saver_are_copied_to_one_with_a_replica(pair: Any, sync: bool) -> None:
+    """In a transaction of the primary's, and read from there."""
+    pair.pause()
+    other = InMemorySaver()
+    await put(other, "t")
+    if sync:
+        engines = synchronous(pair.primary), synchronous(pair.standby)
+        with closing(PostgresSaver(engines[0], read_engine=engines[1])) as saver:
+            assert copy_threads(other, saver).checkpoints == 1
+            assert len(list(saver.list(GRAPH))) == 1
+        for engine in engines:
+            engine.dispose()
+        return
+    process = Process(pair)
+    assert (await acopy_threads(other, process.saver)).checkpoints == 1
+    assert await count(process.saver, "t") == 1
+    await process.dispose()
 
 
 async def test_the_newest_is_the_newest_whoever_wrote_it(pair: Any, here: Process, elsewhere: Process) -> None:
@@ -256,7 +308,7 @@ async def test_an_engine_that_does_not_fit_is_refused(url: str) -> None:
 
 def test_what_is_not_known_to_be_there_is_not_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of writes forgets nothing too early, and does not grow without end."""
-    monkeypatch.setattr(replica, "MOST_THREADS", 3)
+    monkeypatch.setattr(unreplicated, "MOST_THREADS", 3)
     written = Unreplicated()
     written.note(["a"])
     written.ask(lambda: 100, lambda: 99)
@@ -276,7 +328,7 @@ def test_what_is_not_known_to_be_there_is_not_looked_for_there(monkeypatch: pyte
 
 def test_servers_are_not_asked_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """How far the replica is, is asked now and then, not with every read."""
-    monkeypatch.setattr(replica, "ASK_SECONDS", 1000)
+    monkeypatch.setattr(unreplicated, "ASK_SECONDS", 1000)
     written, asked = Unreplicated(), []
     written.note(["a"])
     for _ in range(5):
