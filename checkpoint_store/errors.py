@@ -13,7 +13,6 @@
     ├── LockLost                          a thread's lock was not held to the end: its session of the server's ended
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
     │   └── NotEncrypted                  a stored value in clear, where the saver was told to refuse those
-    ├── TooLarge                          more than the server takes or returns at once
     ├── ThreadNotFound (LookupError)      nothing is stored for a thread, or not the checkpoint asked for
     ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
     ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
@@ -89,10 +88,6 @@ class UnreadableValue(CheckpointStoreError):
 
 class NotEncrypted(UnreadableValue):
     """Raised with `require_encryption` for a value in clear: encrypt what is there with `encryption.reencrypt`."""
-
-
-class TooLarge(CheckpointStoreError):
-    """Raised when the server can't take or return as much at once: a checkpoint's values may have 1 GB together."""
 
 
 class ThreadNotFound(CheckpointStoreError, LookupError):
