@@ -75,7 +75,8 @@ async def version_of(engine: AsyncEngine) -> int:
 
 def _literal(value: Any) -> str:
     if isinstance(value, list):
-        return "ARRAY[" + ", ".join(map(_literal, value)) + "]::text[]"
+        kind = "int" if value and isinstance(value[0], int) else "text"
+        return "ARRAY[" + ", ".join(map(_literal, value)) + f"]::{kind}[]"
     return str(value) if isinstance(value, int) else "NULL" if value is None else f"'{value}'"
 
 
@@ -135,3 +136,44 @@ async def test_a_page_sorts_nothing_within_a_namespace(filled: AsyncEngine, mode
     pages = [node for node in nodes if node.get("Relation Name") == "checkpoints"]
     assert [node["Node Type"] for node in pages] == ["Index Scan"]
     assert pages[0]["Scan Direction"] == "Backward"
+
+
+VICTIMS = {
+    "graph_thread_ids": ["thread-3"],
+    "graph_checkpoint_nss": [""],
+    "graph_firsts": [1],
+    "graph_lasts": [2],
+    "victim_ids": ["000003", "002003"],
+}
+PLACES = {"after_channel": "", "after_version": "", "upto_channel": "messages", "upto_version": "9"}
+REMOVING: dict[str, tuple[Statement, dict[str, Any]]] = {
+    "threads of runs": (SQL.threads_of_runs, {"run_ids": ["run-7"]}),
+    "lineage": (SQL.lineage, {"thread_ids": ["thread-3"], "run_ids": ["run-7"]}),
+    "delete checkpoints": (SQL.delete_checkpoints, VICTIMS),
+    "parents": (SQL.parents, VICTIMS),
+    "children": (SQL.children, VICTIMS),
+    "lock blobs": (SQL.lock_blobs, VICTIMS),
+    "delete blobs": (SQL.delete_blobs, VICTIMS),
+    "lock some blobs": (SQL.lock_some_blobs, {**NAMED, **PLACES}),
+    "delete some blobs": (SQL.delete_some_blobs, {**NAMED, **PLACES}),
+    "next blob": (SQL.next_blob, {**NAMED, "after_channel": "", "after_version": "", "most": 10}),
+}
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("filled", [2000], indirect=True)
+async def test_removing_a_run_or_from_a_short_thread_never_scans_a_table(filled: AsyncEngine, mode: str) -> None:
+    """A run's checkpoints are found by its index, and what goes by primary keys, however many others there are."""
+    run = "UPDATE checkpoints SET metadata = metadata || jsonb_build_object('run_id', 'run-' || checkpoint_id)"
+    async with filled.connect() as conn:
+        await conn.execute(text(run))
+        await conn.execute(text("VACUUM ANALYZE checkpoints"))
+        plans = {name: await conn.run_sync(explain, *of, mode) for name, of in REMOVING.items()}
+
+    for name, nodes in plans.items():
+        assert nodes[0]["Total Cost"] < JIT_ABOVE_COST, name
+        scans = [node for node in nodes if "Scan" in node["Node Type"] and "Relation Name" in node]
+        assert scans, name
+        assert not [node for node in scans if node["Node Type"] == "Seq Scan"], name
+    indexes = {node["Index Name"] for node in plans["threads of runs"] if "Index Name" in node}
+    assert indexes == {"checkpoint_store_run_idx"}
