@@ -118,7 +118,8 @@ def _object(code: int, parts: Any, inside: bytes) -> Any:
         raise TypeError("a module and a name are strings")
     full = f"{module}.{name}"
     if code == _METHOD:
-        return Call(f"{full}.{more[0]}", [content])
+        method, *_ = more  # which a row that was written by hand may lack
+        return Call(f"{full}.{method}", [content])
     if code == _ARGUMENTS and isinstance(content, list):
         return Call(full, content)
     if code in (_KEYWORDS, _PYDANTIC_1, _PYDANTIC_2) and isinstance(content, (dict, Mapping)):

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -296,6 +296,7 @@ def check(kind: str, blob: bytes) -> None:
 
 
 @given(contents.map(msgpack.packb))
+@example(msgpack.packb(msgpack.ExtType(3, msgpack.packb("abc"))))
 def test_any_msgpack_can_be_shown(blob: bytes) -> None:
     """As text, in lines that a terminal may see, and as JSON."""
     check("msgpack", blob)
