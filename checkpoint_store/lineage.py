@@ -260,9 +260,13 @@ class Lineage:
         return {channel for node in self.graphs[graph].values() for channel in node.counted or ()}
 
     def _deltas(self, graph: str) -> set[str]:
-        if counted := self._counted(graph):
-            return counted
-        return {channel for channel in self._sought[graph] - {TASKS} if self._is_delta(graph, channel)}
+        counted = self._counted(graph)
+        # What LangGraph has counted elsewhere but not here, it has a snapshot of here.
+        is_delta = self._has_snapshot if counted else self._is_delta
+        return counted | {channel for channel in self._sought[graph] - counted - {TASKS} if is_delta(graph, channel)}
+
+    def _has_snapshot(self, graph: str, channel: str) -> bool:
+        return any(trace.is_snapshot for trace in self._traces.get((graph, channel), {}).values())
 
     def _is_delta(self, graph: str, channel: str) -> bool:
         """Tell whether tasks write to a channel and it has no value then; without a sign of either, that it is so.

@@ -270,11 +270,24 @@ def _made(row: Row, shelf: Shelf) -> Row | None:
     return columns
 
 
-def lock_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
-    """Keep others from removing anything of some threads, and from storing pages of them; in a transaction."""
-    binds = {"thread_ids": list(thread_ids)}
-    db.fetch(sql.lock_removal, {**binds, "table": qualified("checkpoints", sql.tables.schema)})
-    db.fetch(sql.lock_threads, binds)
+def lock_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> list[str]:
+    """Keep others from removing anything of some threads, and from storing pages of them; in a transaction.
+
+    Returns:
+        Which of them have pages.
+    """
+    lock_removal(db, sql, thread_ids)
+    return lock_pages(db, sql, thread_ids)
+
+
+def lock_removal(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
+    """Keep others from removing anything of some threads; in a transaction. Those who store don't notice."""
+    db.fetch(sql.lock_removal, {"thread_ids": list(thread_ids), "table": checkpoints_of(sql)})
+
+
+def lock_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> list[str]:
+    """Keep others from storing pages of some threads; in a transaction. Returns which of them have pages."""
+    return [row[0] for row in db.fetch(sql.lock_threads, {"thread_ids": list(thread_ids)})]
 
 
 def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[tuple[int, int]]:

@@ -7,11 +7,11 @@ blob's or the thread's lock was had.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from checkpoint_store import operations
 from checkpoint_store.executor import Executor, Row
@@ -24,14 +24,38 @@ Binds = dict[str, Any]
 Key = tuple[str, str, str]
 """Thread, namespace and checkpoint."""
 
+Mended = tuple[str, str, str, "str | None"]
+"""Thread, namespace and checkpoint, and the parent that it gets."""
+
+_BLOBS = 2
+"""How many blobs are looked at in one transaction, for each checkpoint that would go in one."""
+
+
+class Part(NamedTuple):
+    """Checkpoints that go in one transaction."""
+
+    nodes: Sequence[Node]
+    is_lean: bool = False
+    """Whether their values stay for the time being, because others of their graph go later."""
+
+
+class Leftovers(NamedTuple):
+    """The values of a graph that nothing refers to once its lean parts are gone."""
+
+    graph: tuple[str, str]
+    after: tuple[str, str] = ("", "")
+    """The channel and version that were looked at last."""
+
 
 @dataclass
 class Rest:
     """What is left to remove of a thread that had too much for one transaction."""
 
     lineage: Lineage
-    nodes: Sequence[Node]
-    """In an order in which they may go in parts; none if what goes last has to be chosen then."""
+    parts: Sequence[Part | Leftovers]
+    """In an order in which they may go; none if what goes last has to be chosen then."""
+    heirs: Mapping[Key, str | None]
+    """Those that stay though their parent goes, and who is the nearest of their ancestors that is still there."""
 
 
 def find_next(db: Executor, sql: Statements, rule: Rule, after: str, most: int) -> Sequence[Row]:
@@ -81,7 +105,7 @@ def find_strays(
 
 def remove_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepReport:
     """Delete the writes of checkpoints that aren't there."""
-    operations.lock_threads(db, sql, sorted({key[0] for key in keys}))
+    operations.lock_removal(db, sql, sorted({key[0] for key in keys}))
     [((writes, size), _)] = db.fetch(sql.delete_checkpoints, _binds(keys))
     return SweepReport(writes=writes, bytes=size)
 
@@ -106,20 +130,24 @@ def remove(
     Returns:
         What was removed, and what is left to remove.
     """
-    operations.lock_threads(db, sql, thread_ids)
+    operations.lock_removal(db, sql, thread_ids)
     chosen = _choose(db, sql, rule, thread_ids, most)
+    rest = None
     if most is not None and len(chosen) == 1:
         [(lineage, victims)] = chosen
         nodes = lineage.in_order(victims)
-        if len(nodes) < len(lineage) and (rule.whole or len(nodes) > most):
-            first = nodes[:most] if lineage.can_be_split() else nodes
-            return _take_part(db, sql, first), Rest(lineage, nodes[len(first) :])
+        if most < len(lineage) > len(nodes) and (rule.whole or len(nodes) > most):
+            if lineage.can_be_split():
+                heirs = {_key_of(node): node.parent_id for node in lineage.orphans(victims)}
+                # To find that out took long enough for a transaction.
+                return SweepReport(threads=1), Rest(lineage, _parts(nodes, most), heirs)
+            rest = Rest(lineage, (), {})
     mended = [
         (*_key_of(node), lineage.heir(node, victims[node.checkpoint_ns]))
         for lineage, victims in chosen
         for node in lineage.orphans(victims)
     ]
-    return _take_out(db, sql, _keys_of(chosen), mended), None
+    return _take_out(db, sql, _keys_of(chosen), mended), rest
 
 
 def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[SweepReport, Rest | None]:
@@ -129,14 +157,14 @@ def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[S
         What was removed, and what is left to remove; none that is known if something was stored meanwhile that may
         need it: then it has to be chosen anew.
     """
-    nodes = rest.nodes[:most]
-    operations.lock_threads(db, sql, [nodes[0].thread_id])
-    graphs = rest.lineage.graphs
-    if delicate := [node for node in nodes if rest.lineage.is_delicate(node.checkpoint_ns)]:
+    part, lineage = rest.parts[0], rest.lineage
+    operations.lock_removal(db, sql, [lineage.thread_id])
+    nodes = part.nodes if isinstance(part, Part) else ()
+    if delicate := [node for node in nodes if lineage.is_delicate(node.checkpoint_ns)]:
         for _, graph, _, children in db.fetch(sql.children, _binds(map(_key_of, delicate))):
-            if not graphs[graph].keys() >= set(children):
-                return SweepReport(), replace(rest, nodes=())
-    return _take_part(db, sql, nodes), replace(rest, nodes=rest.nodes[most:])
+            if not lineage.graphs[graph].keys() >= set(children):
+                return SweepReport(), replace(rest, parts=())
+    return _take_first(db, sql, rest, most)
 
 
 def count(db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str]) -> SweepReport:
@@ -146,10 +174,11 @@ def count(db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str]) 
         return SweepReport()
     binds = _binds(_keys_of(chosen))
     [((writes, write_bytes), (checkpoints, checkpoint_bytes))] = db.fetch(sql.count_checkpoints, binds)
-    [(blobs, blob_bytes, shared)] = db.fetch(sql.count_blobs, binds)
+    [(blobs, blob_bytes)] = db.fetch(sql.count_blobs, binds)
     pages = page_bytes = 0
-    if shared:
-        [(pages, page_bytes)] = db.fetch(sql.count_pages, {**binds, "thread_ids": list(shared)})
+    threads = {"thread_ids": [lineage.thread_id for lineage, _ in chosen]}
+    if paged := [thread_id for (thread_id,) in db.fetch(sql.paged_threads, threads)]:
+        [(pages, page_bytes)] = db.fetch(sql.count_pages, {**binds, "thread_ids": paged})
     size = write_bytes + checkpoint_bytes + blob_bytes + page_bytes
     return SweepReport(len(chosen), checkpoints, writes, blobs, pages, size)
 
@@ -198,25 +227,109 @@ def _inspect(db: Executor, sql: Statements, unsure: Sequence[tuple[Lineage, Sequ
             lineages[thread_id].trace(graph, checkpoint_id, channel, Trace._make(trace))
 
 
-def _take_part(db: Executor, sql: Statements, nodes: Sequence[Node]) -> SweepReport:
-    """Remove a part of a thread, as it is now: since it was looked at, others may have removed or added some."""
-    keys = [_key_of(node) for node in nodes]
+def _parts(nodes: Sequence[Node], most: int) -> list[Part | Leftovers]:
+    """Divide what goes of a thread, in order, into parts of so many checkpoints at most.
+
+    What blobs go with a part shows only when all that is left of its graph is looked at. Of a graph that makes several
+    parts the blobs go when all its checkpoints are gone, but for one: whoever is interrupted comes back for that.
+    """
+    parts: list[Part | Leftovers] = []
+    small: list[Node] = []
+    for _, of_graph in groupby(nodes, attrgetter("checkpoint_ns")):
+        here = list(of_graph)
+        if len(here) > most:
+            *first, last = here
+            parts += [Part(first[place : place + most], is_lean=True) for place in range(0, len(first), most)]
+            parts.append(Leftovers((last.thread_id, last.checkpoint_ns)))
+            here = [last]
+        if len(small) + len(here) > most:
+            parts.append(Part(small))
+            small = []
+        small += here
+    return [*parts, Part(small)]
+
+
+def _take_first(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[SweepReport, Rest]:
+    """Remove the first part of what is left, as it is now: since it was chosen, others may have removed some."""
+    part, *others = rest.parts
+    if isinstance(part, Leftovers):
+        report, further = _take_leftovers(db, sql, part, most * _BLOBS)
+        return report, replace(rest, parts=[*further, *others])
+    keys = [_key_of(node) for node in part.nodes]
+    if not part.is_lean:
+        return _take_out(db, sql, keys, _mended(db, sql, keys)), replace(rest, parts=others)
+    mended, heirs = _mended_by_lineage(db, sql, rest, keys)
+    report = _take_out(db, sql, keys, mended, is_lean=True)
+    # Not in place: the transaction may have to be repeated.
+    return report, replace(rest, parts=others, heirs={**rest.heirs, **heirs})
+
+
+def _take_leftovers(
+    db: Executor, sql: Statements, part: Leftovers, most: int
+) -> tuple[SweepReport, Sequence[Leftovers]]:
+    """Remove those of so many blobs that nothing refers to. Returns what was removed, and where to go on."""
+    graph = dict(zip(("thread_id", "checkpoint_ns"), part.graph, strict=True))
+    after = dict(zip(("after_channel", "after_version"), part.after, strict=True))
+    found = db.fetch(sql.next_blob, {**graph, **after, "most": most})
+    if not found:
+        return SweepReport(), ()
+    upto = found[0][0], found[0][1]
+    binds = {**graph, **after, **dict(zip(("upto_channel", "upto_version"), upto, strict=True))}
+    blobs = size = 0
+    if db.fetch(sql.lock_some_blobs, binds)[0][0]:
+        [(blobs, size)] = db.fetch(sql.delete_some_blobs, binds)
+    return SweepReport(blobs=blobs, bytes=size), [part._replace(after=upto)]
+
+
+def _mended(db: Executor, sql: Statements, keys: Sequence[Key]) -> list[Mended]:
+    """Return the checkpoints whose parents go, and their next ones."""
     binds = _binds(keys)
-    parents: dict[tuple[str, str], str | None] = {
-        (graph, one): parent for _, graph, one, parent in db.fetch(sql.parents, binds)
-    }
-    mended = []
-    for thread_id, graph, lost, children in db.fetch(sql.children, binds):
-        heir, seen = lost, set[str]()
-        while (graph, heir) in parents and heir not in seen:
-            seen.add(heir)
-            heir = parents[graph, heir]
-        mended += [(thread_id, graph, child, heir) for child in children if (graph, child) not in parents]
-    return _take_out(db, sql, keys, mended)
+    parents = _parents(db, sql, keys)
+    return [
+        (thread_id, graph, child, _heir(parents, graph, lost))
+        for thread_id, graph, lost, children in db.fetch(sql.children, binds)
+        for child in children
+        if (graph, child) not in parents
+    ]
+
+
+def _mended_by_lineage(
+    db: Executor, sql: Statements, rest: Rest, keys: Sequence[Key]
+) -> tuple[list[Mended], dict[Key, str | None]]:
+    """Return the same of a graph of which it is known who stays, to look at all of it for each part would take ages.
+
+    Returns:
+        Those that lose their parent, and who of their ancestors is there now.
+    """
+    parents = _parents(db, sql, keys)
+    [(thread_id, graph)] = {key[:2] for key in keys}
+    losing = [key for key, heir in rest.heirs.items() if key[1] == graph and (graph, heir) in parents]
+    found = _parents(db, sql, losing)
+    heirs = {(thread_id, graph, one): _heir(parents, graph, parent) for (_, one), parent in found.items()}
+    return [(*key, heir) for key, heir in heirs.items() if heir != found[key[1:]]], heirs
+
+
+def _parents(db: Executor, sql: Statements, keys: Sequence[Key]) -> dict[tuple[str, str], str | None]:
+    """Return the parents of those checkpoints of a thread that are there, by namespace and id."""
+    return {(row[1], row[2]): row[3] for row in db.fetch(sql.parents, _binds(keys))} if keys else {}
+
+
+def _heir(parents: Mapping[tuple[str, str], str | None], graph: str, lost: str | None) -> str | None:
+    """Return the first of the ancestors of one that isn't among those that go."""
+    seen = set[str | None]()
+    while (graph, lost) in parents and lost not in seen:
+        seen.add(lost)
+        lost = parents[graph, lost]  # type: ignore[index]
+    return lost
 
 
 def _take_out(
-    db: Executor, sql: Statements, keys: Sequence[Key], mended: Sequence[tuple[str, str, str, str | None]]
+    db: Executor,
+    sql: Statements,
+    keys: Sequence[Key],
+    mended: Sequence[Mended],
+    *,
+    is_lean: bool = False,
 ) -> SweepReport:
     """Remove checkpoints and what only they need.
 
@@ -224,21 +337,28 @@ def _take_out(
         db: The executor.
         sql: The statements.
         keys: The checkpoints.
-        mended: The keys of those that lose their parent, and their next one.
+        mended: Those that lose their parent.
+        is_lean: Whether their values stay for the time being.
     """
     if not keys:
         return SweepReport()
     binds = _binds(keys)
+    threads = sorted({key[0] for key in keys})
+    # Who stores pages waits from here on, not while it was chosen what goes.
+    paged = [] if is_lean else operations.lock_pages(db, sql, threads)
     [((writes, write_bytes), (checkpoints, checkpoint_bytes))] = db.fetch(sql.delete_checkpoints, binds)
     if mended:
         names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id")
         db.fetch(sql.mend, _columns("mended", names, sorted(mended)))
     blobs = blob_bytes = pages = page_bytes = 0
-    if db.fetch(sql.lock_blobs, binds)[0][0]:
-        [(blobs, blob_bytes, shared)] = db.fetch(sql.delete_blobs, binds)
-        pages, page_bytes = operations.delete_pages(db, sql, shared) if shared else (0, 0)
+    if not is_lean:
+        if db.fetch(sql.lock_blobs, binds)[0][0]:
+            [(blobs, blob_bytes)] = db.fetch(sql.delete_blobs, binds)
+        # Whoever was interrupted may have left some whose blobs are gone.
+        if paged:
+            pages, page_bytes = operations.delete_pages(db, sql, paged)
     size = write_bytes + checkpoint_bytes + blob_bytes + page_bytes
-    return SweepReport(len({key[0] for key in keys}), checkpoints, writes, blobs, pages, size)
+    return SweepReport(len(threads), checkpoints, writes, blobs, pages, size)
 
 
 def _binds(keys: Iterable[Key]) -> Binds:

@@ -51,7 +51,7 @@ class _Tally:
 
     def add(self, report: SweepReport) -> None:
         self.total = self.total.plus(report)
-        if self._on_progress:
+        if self._on_progress and any(report[1:]):
             self._on_progress(self.total)
 
 
@@ -120,7 +120,7 @@ def _remove(rule: Rule, thread_ids: Sequence[str], most: int | None, tally: _Tal
     tally.add(report)
     while rest is not None:
         again = removal.remove_rest, (rest, most)
-        report, rest = yield Call(*(again if rest.nodes else (removal.remove, (rule, thread_ids, most))))
+        report, rest = yield Call(*(again if rest.parts else (removal.remove, (rule, thread_ids, most))))
         tally.add(report._replace(threads=0))
 
 

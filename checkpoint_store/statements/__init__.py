@@ -247,14 +247,29 @@ class Statements:
         return Statement(removing.mend(self.tables))
 
     @cached_property
+    def next_blob(self) -> Statement:
+        """See `removing.next_blob`."""
+        return Statement(removing.next_blob(self.tables))
+
+    @cached_property
     def lock_blobs(self) -> Statement:
         """See `removing.lock_blobs`."""
         return Statement(removing.lock_blobs(self.tables))
 
     @cached_property
+    def lock_some_blobs(self) -> Statement:
+        """See `removing.lock_blobs`."""
+        return Statement(removing.lock_blobs(self.tables, some=True))
+
+    @cached_property
     def delete_blobs(self) -> Statement:
         """See `removing.delete_blobs`."""
         return Statement(removing.delete_blobs(self.tables))
+
+    @cached_property
+    def delete_some_blobs(self) -> Statement:
+        """See `removing.delete_blobs`."""
+        return Statement(removing.delete_blobs(self.tables, some=True))
 
     @cached_property
     def count_blobs(self) -> Statement:
@@ -265,6 +280,11 @@ class Statements:
     def delete_pages(self) -> Statement:
         """See `removing.delete_pages`."""
         return Statement(removing.delete_pages(self.tables))
+
+    @cached_property
+    def paged_threads(self) -> Statement:
+        """See `removing.paged_threads`."""
+        return Statement(removing.paged_threads(self.tables))
 
     @cached_property
     def count_pages(self) -> Statement:

@@ -40,6 +40,7 @@ from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.statements.clauses import (
     digests_of,
     few_rows_of_binds,
+    given,
     key,
     member,
     number,
@@ -55,18 +56,23 @@ def lock_removal() -> Executable:
     Those who only store don't notice. Binds: `thread_ids`, and `table`, the checkpoints' name with its schema.
     """
     thread_id = func.unnest(bindparam("thread_ids", type_=ARRAY(Text))).column_valued("thread_id")
-    # By the table, so that it is the same lock whatever way the schema was named.
-    table = cast(func.to_regclass(bindparam("table", type_=Text())), OID)
-    lock = select(func.hashtextextended(thread_id, cast(table, BigInteger)).label("key")).distinct()
+    # By the table, so that it is the same lock whatever way the schema was named; and another than `locking` has, which
+    # whoever removes something may hold.
+    table = cast(cast(func.to_regclass(bindparam("table", type_=Text())), OID), BigInteger)
+    seed = func.hashtextextended(key("removal"), table, type_=BigInteger)
+    lock = select(func.hashtextextended(thread_id.collate("C"), seed).label("key")).distinct()
     # In one order, so that no two wait for each other.
     ordered = lock.order_by("key").offset(number(0)).subquery("locks")
     return select(func.pg_advisory_xact_lock(ordered.c.key))
 
 
 def lock_threads(t: Tables) -> Executable:
-    """Wait until nobody stores pages of some threads, and keep others from it until the commit. Binds: `thread_ids`."""
+    """Wait until nobody stores pages of some threads, and keep others from it until the commit. Binds: `thread_ids`.
+
+    Returns which of them have pages.
+    """
     threads = t.checkpoint_threads
-    return select(threads.c.epoch).where(_is_given(threads)).order_by(threads.c.thread_id).with_for_update()
+    return select(threads.c.thread_id).where(_is_given(threads)).order_by(threads.c.thread_id).with_for_update()
 
 
 def delete_checkpoints(t: Tables) -> Executable:
@@ -129,33 +135,53 @@ def mend(t: Tables) -> Executable:
     return update(c).values(parent_checkpoint_id=parent.correlate(new).scalar_subquery()).where(_is_of(c, new))
 
 
-def lock_blobs(t: Tables) -> Executable:
-    """Lock the blobs that no checkpoint of some graphs refers to. Returns how many. Binds: see `_graphs`.
+def next_blob(t: Tables) -> Executable:
+    """Select the channel and version of the blob that is so many after another in a graph, or of its last.
+
+    Binds: `thread_id`, `checkpoint_ns`, `after_channel`, `after_version` and `most`.
+    """
+    b = t.checkpoint_blobs
+    order = [b.c.channel, b.c.version]
+    following = select(*order).where(_is_here(b), tuple_(*order) > _place("after")).order_by(*order)
+    these = following.limit(bindparam("most", type_=Integer())).subquery("these")
+    return select(these).order_by(these.c.channel.desc(), these.c.version.desc()).limit(number(1))
+
+
+def lock_blobs(t: Tables, *, some: bool = False) -> Executable:
+    """Lock the blobs that no checkpoint of their graph refers to. Returns how many.
 
     Whoever refers to one of them by having found it there has it locked (see `storing.keeping`), or waits for us. In
     the statement after this one it shows whether they still are unused.
+
+    Binds: see `_graphs`; for some of one graph, `thread_id`, `checkpoint_ns`, and from where to where, `after_channel`,
+    `after_version`, `upto_channel`, `upto_version`.
     """
-    b, dead = t.checkpoint_blobs, _dead_blobs(t)
+    b, dead = t.checkpoint_blobs, _dead_blobs(t, some=some)
     order = [column.collate("C") for column in b.primary_key]
     locked = select(b.c.thread_id).select_from(dead.join(b, same_blob(b, dead))).order_by(*order).with_for_update(of=b)
     return select(func.count()).select_from(locked.subquery("locked"))
 
 
-def delete_blobs(t: Tables) -> Executable:
-    """Delete the blobs that no checkpoint of some graphs refers to. Binds: see `_graphs`.
+def delete_blobs(t: Tables, *, some: bool = False) -> Executable:
+    """Delete what `lock_blobs` has locked, as far as no checkpoint refers to it now. Binds: the same.
 
-    Returns how many, their bytes, and the threads that recipes were among them of.
+    Returns how many, and their bytes.
     """
-    b, dead = t.checkpoint_blobs, _dead_blobs(t)
-    gone = delete(b).where(same_blob(b, dead)).returning(b.c.thread_id, b.c.type, _size(b.c.blob)).cte("gone")
-    return _counted_blobs(gone).select_from(gone)
+    b, dead = t.checkpoint_blobs, _dead_blobs(t, some=some)
+    gone = delete(b).where(same_blob(b, dead)).returning(_size(b.c.blob)).cte("gone")
+    return _count(gone)
 
 
 def count_blobs(t: Tables) -> Executable:
     """Count what `delete_blobs` would delete once some checkpoints are gone. Binds: see `_graphs` and `_victims`."""
     b, dead = t.checkpoint_blobs, _dead_blobs(t, but_for_victims=True)
-    found = select(b.c.thread_id, b.c.type, _size(b.c.blob)).select_from(dead.join(b, same_blob(b, dead))).cte("gone")
-    return _counted_blobs(found).select_from(found)
+    return _count(select(_size(b.c.blob)).select_from(dead.join(b, same_blob(b, dead))).cte("gone"))
+
+
+def paged_threads(t: Tables) -> Executable:
+    """Select which of some threads have pages. Binds: `thread_ids`."""
+    threads = t.checkpoint_threads
+    return select(threads.c.thread_id).where(_is_given(threads))
 
 
 def delete_pages(t: Tables) -> Executable:
@@ -168,7 +194,7 @@ def delete_pages(t: Tables) -> Executable:
     dead = _dead_pages(t, t.checkpoint_blobs)
     epoch = update(threads).where(_is_given(threads)).values(epoch=threads.c.epoch + number(1)).cte("another_epoch")
     gone = delete(p).where(_is_page(p, dead)).returning(_size(p.c.page)).cte("gone")
-    return select(func.count(), _sum(gone.c.size)).select_from(gone).add_cte(epoch)
+    return _count(gone).add_cte(epoch)
 
 
 def count_pages(t: Tables) -> Executable:
@@ -235,8 +261,10 @@ def _spans() -> FromClause:
     ids = rows_of(_ids(graph), "checkpoint_id")
     least, greatest = [select(end(ids.c.checkpoint_id)).scalar_subquery() for end in (func.min, func.max)]
     columns = [graph.c.thread_id, graph.c.checkpoint_ns, least.label("least"), greatest.label("greatest")]
-    # The OFFSET has them computed once, not for every row that is compared with them.
-    return select(*columns).offset(number(0)).subquery("span")
+    # The LIMIT has them computed once, not for every row that is compared with them, and the planner expect one graph
+    # rather than ten, of which it would read the tables whole.
+    count = func.cardinality(bindparam("graph_thread_ids", type_=ARRAY(Text)), type_=Integer)
+    return select(*columns).limit(select(count).scalar_subquery()).subquery("span")
 
 
 def _is_victim(table: FromClause, span: FromClause) -> ColumnElement[bool]:
@@ -264,22 +292,40 @@ def _is_given(table: FromClause) -> ColumnElement[bool]:
     return table.c.thread_id == func.any(bindparam("thread_ids", type_=ARRAY(Text)))
 
 
+def _is_here(table: FromClause) -> ColumnElement[bool]:
+    return and_(table.c.thread_id == given("thread_id"), table.c.checkpoint_ns == given("checkpoint_ns"))
+
+
 def _is_page(pages: FromClause, dead: FromClause) -> ColumnElement[bool]:
     return and_(pages.c.thread_id == dead.c.thread_id, pages.c.digest == dead.c.digest)
 
 
-def _dead_blobs(t: Tables, *, but_for_victims: bool = False) -> CTE:
-    """The keys of the blobs that no checkpoint of some graphs refers to, or none but those that go."""
-    c, b, graph = t.checkpoints, t.checkpoint_blobs, _graphs()
+def _dead_blobs(t: Tables, *, but_for_victims: bool = False, some: bool = False) -> CTE:
+    """The keys of the blobs that no checkpoint of their graph refers to, or none but those that go; or some of them."""
+    c: FromClause = t.checkpoints
+    b, graph = t.checkpoint_blobs, _graphs()
     left: FromClause = graph.join(c, same_graph(c, graph))
     if but_for_victims:
-        keys = select(*c.primary_key).select_from(left).except_(_victims()).cte("left_checkpoints")
+        keys = select(*t.checkpoints.primary_key).select_from(left).except_(_victims()).cte("left_checkpoints")
         left = keys.join(c, _is_of(c, keys))
+    used = _used(c, left)
+    stored = select(*b.primary_key)
+    if some:
+        place = tuple_(b.c.channel, b.c.version)
+        stored = stored.where(_is_here(b), place > _place("after"), place <= _place("upto"))
+        # In the order of the index, which forgets what is gone: reading the table would pass over all of it each time.
+        c = select(c).where(_is_here(c)).order_by(c.c.checkpoint_id).offset(number(0)).subquery("c")
+        used = _used(c, c)
+    else:
+        stored = stored.select_from(graph.join(b, same_graph(b, graph)))
+    return stored.except_(used).cte("dead")
+
+
+def _used(c: FromClause, left: FromClause) -> Select[Any]:
+    """The keys of the blobs that the checkpoints which are left refer to."""
     versions = func.jsonb_each_text(member(c.c.checkpoint, key("channel_versions"))).table_valued("key", "value")
     pairs = select(versions.c.key, versions.c.value).correlate(c).lateral("pairs")
-    used = select(c.c.thread_id, c.c.checkpoint_ns, *pairs.c).select_from(left.join(pairs, true()))
-    stored = select(*b.primary_key).select_from(graph.join(b, same_graph(b, graph)))
-    return stored.except_(used).cte("dead")
+    return select(c.c.thread_id, c.c.checkpoint_ns, *pairs.c).select_from(left.join(pairs, true()))
 
 
 def _dead_pages(t: Tables, b: FromClause) -> CTE:
@@ -298,10 +344,13 @@ def _counts(*gone: CTE) -> Select[Any]:
     return select(*counts)
 
 
-def _counted_blobs(gone: CTE) -> Select[Any]:
-    shared = func.array_agg(gone.c.thread_id.distinct()).filter(gone.c.type == key(PAGED))
-    columns: list[ColumnElement[Any]] = [func.count(), _sum(gone.c.size), shared]
-    return select(*columns)
+def _count(rows: CTE) -> Select[Any]:
+    columns: list[ColumnElement[Any]] = [func.count(), _sum(rows.c.size)]
+    return select(*columns).select_from(rows)
+
+
+def _place(name: str) -> ColumnElement[Any]:
+    return tuple_(given(f"{name}_channel"), given(f"{name}_version"))
 
 
 def _size(*columns: ColumnElement[Any]) -> ColumnElement[int]:

@@ -104,7 +104,8 @@ OPERATIONS: list[Callable[[PostgresSaver, Histories, random.Random], set[Key]]] 
     sweep, sweep, prune, prune, delete_for_runs, delete_for_runs, delete,
 ]  # fmt: skip
 
-SEEDS = [*range(12), *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 300)]]
+# In that of 238 LangGraph begins to leave notes where there were none.
+SEEDS = [*range(12), 238, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 400) if seed != 238]]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
