@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -109,10 +110,11 @@ def stored(saver: PostgresSaver) -> str:
 
 
 def changed(sql: psycopg.Connection, thread_id: str, change: tuple[str, tuple[Any, ...]]) -> None:
-    """Change what belongs to the second checkpoint."""
+    """Change what belongs to the second checkpoint, unless PostgreSQL refuses that: then nobody could have."""
     statement, values = change
     own = "version = '2'" if statement.startswith("checkpoint_blobs") else "checkpoint_id = '2'"
-    sql.execute(f"UPDATE {statement} WHERE thread_id = %s AND {own}", [*values, thread_id])
+    with suppress(psycopg.DataError):
+        sql.execute(f"UPDATE {statement} WHERE thread_id = %s AND {own}", [*values, thread_id])
 
 
 def listed(saver: PostgresSaver, config: dict[str, Any] | None) -> list[str]:
