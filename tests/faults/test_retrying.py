@@ -411,7 +411,7 @@ def test_a_sync_caller_that_waits_for_its_next_try_can_be_interrupted(url: str) 
         saver.close()
         thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
-        # Seldom the session of a try that was under way outlives it, until the garbage collector comes.
+        # Seldom the session of a try that was under way outlives it: not yet explained.
         asyncio.run(until(lambda: len(sessions()) <= 2))
     assert [type(error) for error in outcomes] == [Closed, Closed]
     sync_engine.dispose()
