@@ -116,9 +116,15 @@ class AsyncPostgresSaver(Lifecycle):
         """
         engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
-        options |= {"read_engine": read_engine}
-        options |= {"refuse_forks": refuse_forks, "require_encryption": require_encryption}
+        options: Any = {
+            "schema": schema,
+            "share_pages": share_pages,
+            "refuse_forks": refuse_forks,
+            "require_encryption": require_encryption,
+            "retry_timeout": retry_timeout,
+            "pooler": pooler,
+            "read_engine": read_engine,
+        }
         saver = cls(engine, pipe, serde, **options)
         cast("LoopSource", saver._source).owned = True
         try:
@@ -264,9 +270,15 @@ class PostgresSaver(Lifecycle):
         """
         engine = _engine(conn_string, pooler, engine_options)
         pipe = AsyncPipeline(engine) if pipeline else None
-        options: Any = {"schema": schema, "share_pages": share_pages, "retry_timeout": retry_timeout, "pooler": pooler}
-        options |= {"read_engine": read_engine}
-        options |= {"refuse_forks": refuse_forks, "require_encryption": require_encryption}
+        options: Any = {
+            "schema": schema,
+            "share_pages": share_pages,
+            "refuse_forks": refuse_forks,
+            "require_encryption": require_encryption,
+            "retry_timeout": retry_timeout,
+            "pooler": pooler,
+            "read_engine": read_engine,
+        }
         saver = cls(engine, pipe, serde, **options)
         cast("LoopSource", saver._source).owned = True
         try:
