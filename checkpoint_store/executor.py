@@ -156,27 +156,34 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
         WrongThread: If the pool's connections belong to another event loop.
         InvalidOption: If there is a pooler, and the engine is not made for one.
     """
-    if whole or _is_watched(engine):
-        with engine.connect() as conn:
-            pooled = conn.connection
+    pool = engine.pool
+    try:
+        if whole or _is_watched(engine):
+            with engine.connect() as conn:
+                pooled = conn.connection
+                if pooler:
+                    _check_forgets(pooled)
+                try:
+                    with _committed(conn, whole=whole) as db:
+                        yield db
+                except (exc.StatementError, asyncio.TimeoutError) as error:
+                    _part_with(engine, pooled, error)
+            return
+        pooled = _checkout(engine)
+        try:
             if pooler:
                 _check_forgets(pooled)
-            try:
-                with _committed(conn, whole=whole) as db:
-                    yield db
-            except (exc.StatementError, asyncio.TimeoutError) as error:
-                _part_with(engine, pooled, error)
-        return
-    pooled = _checkout(engine)
-    try:
-        if pooler:
-            _check_forgets(pooled)
-        with _direct(engine, pooled) as db:
-            yield db
-    except (exc.StatementError, asyncio.TimeoutError) as error:
-        _part_with(engine, pooled, error)
+            with _direct(engine, pooled) as db:
+                yield db
+        except (exc.StatementError, asyncio.TimeoutError) as error:
+            _part_with(engine, pooled, error)
+        finally:
+            pooled.close()
     finally:
-        pooled.close()
+        if engine.pool is not pool:
+            # The engine was disposed of meanwhile. SQLAlchemy has the connection closed when it is collected as
+            # garbage, which one that an event loop knows never is while that runs.
+            pool.dispose()
 
 
 @contextmanager

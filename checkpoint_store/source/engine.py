@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, NullPool, Pool, QueuePool, StaticPool
 
 from checkpoint_store import migrations, operations
-from checkpoint_store.errors import NotSetUp, WrongThread
+from checkpoint_store.errors import Closed, NotSetUp, WrongThread
 from checkpoint_store.executor import borrowed, detached, migrating
 from checkpoint_store.faults import fault_of
 from checkpoint_store.source.failures import FOREIGN
@@ -46,6 +46,7 @@ class EngineOrigin(Origin):
         self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
         """Waits for a connection of the pool, in a `with` block."""
         self._parents_pool: Pool | None = None
+        self._lends = True
         _origins.add(self)
 
     @property
@@ -53,9 +54,10 @@ class EngineOrigin(Origin):
         """How many times an operation was done again."""
         return self._retries.count
 
-    def stop_trying(self) -> None:
+    def stop_trying(self, *, lends: bool = True) -> None:
         """Let what fails from now on not be done again: it would open connections that nobody closes."""
         self._retries.stop()
+        self._lends = lends
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection on which each statement commits itself."""
@@ -128,8 +130,11 @@ class EngineOrigin(Origin):
                 "this saver's engine was used before the process forked; its connections belong to the parent. "
                 "Call engine.dispose(close=False) in the child first, or make engine and saver there."
             )
-        with self.turn(), borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
-            return self.perform(operation, db, args)
+        with self.turn():
+            if not self._lends:
+                raise Closed("this saver was closed before the call got a connection; nothing was carried out")
+            with borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
+                return self.perform(operation, db, args)
 
 
 def _leave_pools() -> None:

@@ -118,11 +118,12 @@ class LoopSource(Source):
             await self._pipe.aclose()
         if self.owned:
             await greenlet_spawn(self.origin.keeper.close)
+        # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
+        engine = self._engine if self.owned or self.bridge.is_ours else None
         # A pipeline of the caller's may have changes of others among ours.
         if self._pipe is None or self.owned:
-            self.origin.stop_trying()
-        # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
-        if self._engine is not None and (self.owned or self.bridge.is_ours):
-            await self._engine.dispose()
+            self.origin.stop_trying(lends=engine is None)
+        if engine is not None:
+            await engine.dispose()
         if self._replica is not None and self.bridge.is_ours:
             await self._replica.dispose()

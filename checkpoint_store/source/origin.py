@@ -81,8 +81,12 @@ class Origin(ABC):
         """Let go of it, but not of the lock: others may not go on before they can see what was stored."""
         hold.is_held = False
 
-    def stop_trying(self) -> None:  # noqa: B027 - by default nothing is done again anyway
-        """Let what fails from now on not be done again."""
+    def stop_trying(self, *, lends: bool = True) -> None:  # noqa: B027 - by default nothing is done again anyway
+        """Let what fails from now on not be done again.
+
+        Args:
+            lends: Whether what waits for a connection still gets one.
+        """
 
     @property
     def where(self) -> str:

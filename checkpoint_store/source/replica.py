@@ -58,9 +58,9 @@ class ReplicaOrigin(Origin):
         """How many times an operation was done again."""
         return self.primary.retries
 
-    def stop_trying(self) -> None:
-        """Let what fails from now on not be done again."""
-        self.primary.stop_trying()
+    def stop_trying(self, *, lends: bool = True) -> None:
+        """Let what fails from now on not be done again, on the primary."""
+        self.primary.stop_trying(lends=lends)
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection of either."""
