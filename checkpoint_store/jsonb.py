@@ -172,7 +172,8 @@ def has_lone_surrogate(value: Any) -> bool:
 
 def _walk(value: Any, depth: int) -> bool:
     if isinstance(value, str):
-        return not _is_text(value.replace("\x00", ""))
+        # By str's own method, which a subclass may have replaced.
+        return not _is_text(str.replace(value, "\x00", ""))
     if value is None or isinstance(value, (int, float, bytes)):
         return False
     parts = [*value.keys(), *value.values()] if isinstance(value, dict) else _parts(value)

@@ -10,10 +10,11 @@ from checkpoint_store import retention
 from checkpoint_store.config import plain_text
 from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.contract import Contract
-from checkpoint_store.errors import InvalidConfig, InvalidOption
+from checkpoint_store.errors import InvalidConfig, InvalidOption, shown
 from checkpoint_store.lineage import Rule, first_id_of
 from checkpoint_store.report import Progress, SweepReport
 from checkpoint_store.retention import BATCH_SIZE, Work
+from checkpoint_store.shapes import members_of
 
 STRATEGIES = ("keep_latest", "delete")
 
@@ -185,5 +186,6 @@ def _positive(value: int, name: str) -> int:
 
 def _ids(values: Sequence[str], name: str) -> list[str]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InvalidConfig(f"{name} is {values!r}; it is a list of ids, such as [{values!r}]")
-    return list(dict.fromkeys(plain_text(value, f"an id in {name}") for value in values))
+        raise InvalidConfig(f"{name} is {shown(values)}; it is a list of ids, such as [{shown(values)}]")
+    ids = members_of(values, name, InvalidConfig)
+    return list(dict.fromkeys(plain_text(value, f"an id in {name}") for value in ids))

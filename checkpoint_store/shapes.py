@@ -7,7 +7,7 @@ from typing import Any
 
 from checkpoint_store import jsonb
 from checkpoint_store.config import plain_text
-from checkpoint_store.errors import InvalidConfig, UnreadableValue, UnstorableValue, shown
+from checkpoint_store.errors import CheckpointStoreError, InvalidConfig, UnreadableValue, UnstorableValue, shown
 
 MOST_BYTES = 1_000_000_000
 """How many bytes of values a call may store. PostgreSQL's messages, rows and arrays end at 1 GiB, with all that belongs
@@ -58,7 +58,10 @@ def pairs_of(writes: object) -> list[Any]:
     Raises:
         UnstorableValue: If they are none.
     """
-    pairs = list(writes) if isinstance(writes, Iterable) else [writes]
+    if isinstance(writes, Iterable) and not isinstance(writes, str):
+        pairs = members_of(writes, "writes", UnstorableValue)
+    else:
+        pairs = [writes]
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or type(pair[0]) is not str:
             raise UnstorableValue(
@@ -75,7 +78,20 @@ def names_of(channels: object) -> list[str]:
     """
     if not isinstance(channels, Iterable) or isinstance(channels, str):
         raise InvalidConfig(f"channels are {shown(channels)}; pass a list of names")
-    return [plain_text(channel, "channel") for channel in channels]
+    return [plain_text(channel, "channel") for channel in members_of(channels, "channels", InvalidConfig)]
+
+
+def members_of(values: Iterable[Any], name: str, refusal: type[CheckpointStoreError]) -> list[Any]:
+    """Return what a caller's iterable has in it, which it may refuse to tell.
+
+    Raises:
+        CheckpointStoreError: A `refusal`, if it raises; what it raised is the cause.
+    """
+    try:
+        return list(values)
+    except Exception as error:
+        kind, raised = type(values).__qualname__, type(error).__qualname__
+        raise refusal(f"{name}: a {kind} that raises {raised} when it is gone through; pass a list") from error
 
 
 def version_text(version: object, place: str, channel: str) -> str:

@@ -113,7 +113,7 @@ def changed(sql: psycopg.Connection, thread_id: str, change: tuple[str, tuple[An
     """Change what belongs to the second checkpoint, unless PostgreSQL refuses that: then nobody could have."""
     statement, values = change
     own = "version = '2'" if statement.startswith("checkpoint_blobs") else "checkpoint_id = '2'"
-    with suppress(psycopg.DataError):
+    with suppress(psycopg.DataError, psycopg.IntegrityError):
         sql.execute(f"UPDATE {statement} WHERE thread_id = %s AND {own}", [*values, thread_id])
 
 

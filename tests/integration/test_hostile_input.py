@@ -168,6 +168,25 @@ async def test_writes_that_are_no_pairs_are_refused(saver: AsyncPostgresSaver, w
         await saver.aput_writes({"configurable": {"thread_id": "t", "checkpoint_id": "1"}}, writes, "task")
 
 
+def test_lists_that_raise_when_they_are_gone_through_are_refused(sync_saver: PostgresSaver) -> None:
+    """With what they raised as the cause: it may be a mistake of the caller's."""
+
+    def broken() -> Iterator[Any]:
+        yield "a"
+        raise KeyError("a mistake")
+
+    written: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "1"}}
+    for refusal, call in (
+        (UnstorableValue, lambda: sync_saver.put_writes(written, broken(), "task")),  # type: ignore[arg-type]
+        (InvalidConfig, lambda: sync_saver.get_delta_channel_history(config=THREAD, channels=broken())),  # type: ignore[arg-type]
+        (InvalidConfig, lambda: sync_saver.prune(broken())),  # type: ignore[arg-type]
+        (InvalidConfig, lambda: sync_saver.delete_for_runs(broken())),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(refusal, match="a generator that raises KeyError when it is gone through") as caught:
+            call()
+        assert isinstance(caught.value.__cause__, KeyError)
+
+
 @pytest.mark.parametrize("filter", [[], [1], "ab", 0, Rude(), {"a": deep(400)}, {"a": Rude()}, {"a": {1: 2}}])
 def test_a_filter_of_another_shape_is_refused(sync_saver: PostgresSaver, filter: Any) -> None:
     """Also one that would match nothing, or everything, in silence."""

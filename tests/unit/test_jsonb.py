@@ -134,6 +134,17 @@ def test_the_search_ends_in_what_contains_itself() -> None:
     assert not jsonb.has_lone_surrogate(loop)
 
 
+def test_the_search_asks_nothing_of_a_string_but_what_it_is() -> None:
+    """A subclass of `str` may have a `replace` of its own; beside a key that is no string every string is walked to."""
+
+    class Text(str):
+        def replace(self, *_: object, **__: object) -> str:
+            raise AssertionError("asked")
+
+    assert jsonb.has_lone_surrogate([{1: "x"}, Text("a\udcff?")])
+    assert not jsonb.has_lone_surrogate([{1: "x"}, Text("a?")])
+
+
 def test_nul_is_taken_out_of_metadata_strings_at_any_depth() -> None:
     """LangGraph's contract strips NUL from metadata strings; nested ones and keys would fail in PostgreSQL as well."""
     assert jsonb.document({"a\x00": ["b\x00", {"c": "\x00d"}]}, "metadata") == {"a": ["b", {"c": "d"}]}
