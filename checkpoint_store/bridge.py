@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 from sqlalchemy import Dialect
 
 from checkpoint_store.errors import Closed, WrongThread
+from checkpoint_store.process import ProcessLock
 
 T = TypeVar("T")
 
@@ -24,16 +25,7 @@ _WATCH_SECONDS = 1.0
 """How often a sync caller that waits makes sure that the loop it waits for still runs."""
 
 _bridges: weakref.WeakKeyDictionary[Dialect, Bridge] = weakref.WeakKeyDictionary()
-_registry_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _registry_lock  # noqa: PLW0603 - the thread that held it is not in this process
-    _registry_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_registry_lock = ProcessLock()
 
 
 class Bridge:
@@ -55,7 +47,7 @@ class Bridge:
 
         The engine goes by its dialect, which outlives dispose() and is the same for its execution_options() variants.
         """
-        with _registry_lock:
+        with _registry_lock.current:
             bridge = _bridges.get(dialect)
             if bridge is None or bridge.is_closed:
                 bridge = _bridges[dialect] = Bridge()

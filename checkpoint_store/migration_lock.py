@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -18,6 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Select, func, select
 
 from checkpoint_store.errors import MigrationLocked
+from checkpoint_store.process import ProcessLock
 from checkpoint_store.schema import VERSION_TABLE
 
 LOCK_SECONDS = 60.0
@@ -30,16 +29,7 @@ _HELD = "checkpoint_store_locked"
 T = TypeVar("T")
 Pause = Callable[[float], None]
 
-_mutex = threading.Lock()
-
-
-def _renew_mutex() -> None:
-    global _mutex  # noqa: PLW0603 - the thread that held it is not in this process
-    _mutex = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_mutex)
+_mutex = ProcessLock()
 
 
 @contextlib.contextmanager
@@ -91,7 +81,7 @@ def in_turn(timeout: float = LOCK_SECONDS, pause: Pause = time.sleep) -> Iterato
         MigrationLocked: If another has had its turn past the deadline.
     """
     deadline = time.monotonic() + timeout
-    mutex = _mutex
+    mutex = _mutex.current
     while not mutex.acquire(blocking=False):
         _wait(deadline, pause, "another thread of this process")
     try:

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 
 from sqlalchemy.util import await_only
 
+from checkpoint_store.process import ProcessLock
+
 
 class TurnTimeout(Exception):
     """Raised when a turn has not come in time."""
@@ -88,7 +90,7 @@ def _expire(turn: asyncio.Future[None], timeout: float) -> None:
 
 _turns: weakref.WeakKeyDictionary[object, Turns] = weakref.WeakKeyDictionary()
 _locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
-_registry_lock = threading.Lock()
+_registry_lock = ProcessLock()
 
 
 def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:
@@ -98,7 +100,7 @@ def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[objec
         thing: The same for all who share it.
         is_async: Whether they are in greenlets of one event loop; otherwise they are threads.
     """
-    with _registry_lock:
+    with _registry_lock.current:
         if is_async:
             return (_turns.get(thing) or _turns.setdefault(thing, Turns(1, None))).taken()
         # One that a thread may take twice: where a session's flush calls us, SQLAlchemy has an error for it.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from checkpoint_store.errors import Closed, InvalidOption
 from checkpoint_store.faults import Fault, fault_of, name_of
+from checkpoint_store.process import ProcessLock
 
 T = TypeVar("T")
 
@@ -85,14 +84,14 @@ class Retries:
     def _count(self, incident: Incident) -> None:
         if self._stopped:
             raise Closed("this saver was closed while a call was tried again; whether it was carried out is unknown")
-        with _lock:
+        with _lock.current:
             self.count += 1
             incident.tries += 1
 
     @contextmanager
     def _noted(self, fault: Fault, error: BaseException, seconds: float) -> Iterator[Incident]:
         """Log the first failure of many at once, and that it has passed when the last one's call has succeeded."""
-        with _lock:
+        with _lock.current:
             incident = self._incidents.setdefault(fault.ends_connections, Incident())
             is_first = not incident.calls
             if is_first:
@@ -105,7 +104,7 @@ class Retries:
             yield incident
             has_passed = True
         finally:
-            with _lock:
+            with _lock.current:
                 incident.calls -= 1
                 is_last, tries, lasted = not incident.calls, incident.tries, time.monotonic() - incident.since
             if is_last and has_passed:
@@ -124,16 +123,7 @@ class Incident:
         """When the first of them failed."""
 
 
-_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _lock  # noqa: PLW0603 - the thread that held it is not in this process
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_lock = ProcessLock()
 
 # Lost connections and conflicts between transactions have nothing to do with each other. As elsewhere an engine goes by
 # its dialect, which is the same for its execution_options() variants.

@@ -136,6 +136,39 @@ FORKS = {
         """,
         ["child: {'step': 1}", "child ended with 0", "parent: {'step': 1}"],
     ),
+    "a lock that another thread holds": (
+        """
+        from contextlib import ExitStack
+        from checkpoint_store import bridge, errors, migration_lock, turns
+        from checkpoint_store.source import retrying
+        logging.getLogger("checkpoint_store").setLevel(logging.ERROR)
+        held, forked = threading.Event(), threading.Event()
+        def hold():
+            with ExitStack() as locks:
+                for lock in (bridge._registry_lock, migration_lock._mutex, retrying._lock, turns._registry_lock):
+                    locks.enter_context(lock.current)
+                held.set()
+                forked.wait()
+        threading.Thread(target=hold).start()
+        held.wait()
+        def child():
+            nowhere = create_engine("postgresql+psycopg://app@127.0.0.1:1/app")
+            try:
+                PostgresSaver(nowhere, retry_timeout=0.1).get(CONFIG)
+            except errors.Unavailable:
+                pass
+            engine = sync_engine()
+            with PostgresSaver.from_conn_string(URL) as saver, migration_lock.in_turn(timeout=0):
+                saver.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
+                with engine.connect() as conn:
+                    found = PostgresSaver(conn).get_tuple(CONFIG)
+            engine.dispose()
+            return found.metadata
+        in_child(child)
+        forked.set()
+        """,
+        ["child: {'step': 1}", "child ended with 0"],
+    ),
     "savers made before, used after": (
         """
         sync = PostgresSaver(sync_engine())
