@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from checkpoint_store.errors import InvalidOption, shown
 from checkpoint_store.source import Source
@@ -46,7 +46,7 @@ class ThreadLock:
         return self._hold is not None and self._hold.is_lost
 
     async def __aenter__(self) -> ThreadLock:
-        hold = Hold(self._thread_id, self._timeout, self._source.check_open)
+        hold = Hold(self._thread_id, self._timeout, self._source.check_open, self)
         try:
             await self._source.take_lock(hold)
         except BaseException:
@@ -59,13 +59,14 @@ class ThreadLock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        hold = self._let_go()
+        hold = cast("Hold", self._hold)
+        self._hold = None
         await self._source.drop_lock(hold)
         if hold.is_lost and error is None:
             raise lost(self._thread_id)
 
     def __enter__(self) -> ThreadLock:
-        hold = Hold(self._thread_id, self._timeout, self._source.check_open)
+        hold = Hold(self._thread_id, self._timeout, self._source.check_open, self)
         try:
             self._source.take_lock_blocking(hold)
             self._hold = hold
@@ -78,15 +79,13 @@ class ThreadLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        hold = self._let_go()
+        # Ctrl-C can come before this, too, and then nothing below is executed: see `Hold.is_forgotten`.
+        hold: Any = self._hold
         try:
+            self._hold = None
             self._source.drop_lock_blocking(hold)
         except BaseException:
             self._source.leave_lock_blocking(hold)
             raise
         if hold.is_lost and error is None:
             raise lost(self._thread_id)
-
-    def _let_go(self) -> Hold:
-        hold, self._hold = cast("Hold", self._hold), None
-        return hold

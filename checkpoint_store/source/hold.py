@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from checkpoint_store.errors import LockLost, ThreadLocked, Unavailable, shown
@@ -24,9 +25,10 @@ class Hold:
         thread_id: Whose lock.
         timeout: How long to wait for it, in seconds; None for as long as it takes.
         check_open: Raises if whoever wants it was closed.
+        owner: What gives it back, and exists as long as it can.
     """
 
-    def __init__(self, thread_id: str, timeout: float | None, check_open: Callable[[], object]) -> None:
+    def __init__(self, thread_id: str, timeout: float | None, check_open: Callable[[], object], owner: object) -> None:
         self.thread_id = thread_id
         self.timeout = timeout
         self.is_held = False
@@ -40,6 +42,7 @@ class Hold:
         self.failure: Exception | None = None
         """What has kept it from being asked for the last time, if it is asked for again."""
         self._check_open = check_open
+        self._owner = weakref.ref(owner)
         self._began = time.monotonic()
 
     def check(self) -> None:
@@ -52,6 +55,11 @@ class Hold:
         self._check_open()
         if self.given_up.is_set():
             raise GivenUp
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether it is held, or was lost, and nobody is left to give it back: Ctrl-C has kept them from it."""
+        return self.is_held and self._owner() is None
 
     @property
     def left(self) -> float | None:

@@ -33,7 +33,7 @@ from checkpoint_store.statements import Statements
 T = TypeVar("T")
 
 BEAT_SECONDS = 5.0
-"""How often the session is asked for a sign of life."""
+"""How often the session is asked for a sign of life, and locks are looked for that their runs have lost sight of."""
 
 ANSWER_SECONDS = 5.0
 """How long it may take to answer."""
@@ -107,7 +107,7 @@ class Keeper:
                 queue = self._queues.setdefault(hold.number, deque())
                 queue.append(hold)
             wait = POLL_SECONDS
-            while not ((is_next := _is_first(hold, queue)) and ask(self._try, sql, hold)):
+            while not ((is_next := self._is_next(sql, hold, queue)) and ask(self._try, sql, hold)):
                 if (left := hold.left) == 0:
                     raise hold.locked()
                 pause = wait if is_next else _QUEUE_POLL_SECONDS
@@ -143,7 +143,7 @@ class Keeper:
         """
         threads = {change.thread_id for change in changes}
         with self._registry:
-            holds = [hold for hold in self.lost if hold.thread_id in threads]
+            holds = [hold for hold in self.lost if hold.thread_id in threads and not hold.is_forgotten]
         for hold in holds:
             is_named_so = hold.schema == sql.tables.schema
             if is_named_so or (db and operations.lock_number(db, sql, hold.thread_id) == hold.number):
@@ -215,6 +215,12 @@ class Keeper:
         self._hang_up, self._conn = hang_up, conn
         self._still = self._world.repeat(BEAT_SECONDS, self, partial(_beat, sql=sql))
         opening.set_result(None)
+
+    def _is_next(self, sql: Statements, hold: Hold, queue: deque[Hold]) -> bool:
+        """Tell whether nobody of this process is before it, but for those who have forgotten their locks."""
+        while (first := queue[0] if queue else None) is not None and first.is_forgotten:
+            self.drop(sql, first)
+        return first is hold
 
     def _try(self, sql: Statements, hold: Hold) -> bool:
         taken = self._execute(sql, operations.take_lock, hold.number)
@@ -296,15 +302,15 @@ class Keeper:
                     self._execute(sql, operations.session_id)
                 except Exception:
                     self._lose()
+        with self._registry:
+            forgotten = [hold for queue in self._queues.values() for hold in queue if hold.is_forgotten]
+        for hold in forgotten:
+            self.drop(sql, hold)
 
 
 def _beat(keeper: Keeper, sql: Statements) -> None:
-    """Ask for a sign of life."""
+    """Ask for a sign of life, and give back what nobody else will."""
     keeper._beat(sql)
-
-
-def _is_first(hold: Hold, queue: deque[Hold]) -> bool:
-    return bool(queue) and queue[0] is hold
 
 
 def _hang_up(driver: Any) -> None:

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import psycopg
@@ -739,6 +740,102 @@ def test_ctrl_c_leaves_no_lock(
                         monkeypatch.setattr(bridge._Call, "wait", interrupt)
             with other.thread_lock("t1", timeout=5):
                 pass
+
+
+def press_ctrl_c(function: Any) -> None:
+    """Have this thread interrupted just as it enters a function, before the first instruction there."""
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is function.__code__:
+            raise KeyboardInterrupt  # which ends the tracing too
+
+    sys.settrace(interrupt)
+
+
+def keep_from_giving_back(saver: PostgresSaver, block: Callable[[], object] = int) -> None:
+    """Hold the lock for a block, and be interrupted as it begins to end."""
+    with pytest.raises(KeyboardInterrupt), saver.thread_lock("t1"):  # noqa: PT012
+        block()
+        press_ctrl_c(ThreadLock.__exit__)
+
+
+def test_ctrl_c_may_come_as_a_block_begins_to_end(
+    url: str, sync: PostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is left then to give the lock back, so the session does."""
+    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
+    keep_from_giving_back(sync)
+    with PostgresSaver.from_conn_string(url) as other, other.thread_lock("t1", timeout=5):
+        pass
+
+
+@pytest.mark.parametrize("interrupted", ["take_lock_blocking", "drop_lock_blocking"])
+def test_ctrl_c_may_come_twice(
+    interrupted: str, url: str, sync: PostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the lock has just come, or is being given back, and again when it is given up because of that."""
+    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
+    source = type(sync._source)
+
+    def interrupt(*args: Any) -> None:
+        if interrupted == "take_lock_blocking":
+            take(*args)
+        press_ctrl_c(source.leave_lock_blocking)
+        raise KeyboardInterrupt
+
+    take = source.take_lock_blocking
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr(source, interrupted, interrupt)
+        with sync.thread_lock("t1"):
+            pass
+    assert sys.gettrace() is None
+    with PostgresSaver.from_conn_string(url) as other, other.thread_lock("t1", timeout=5):
+        pass
+
+
+def test_a_lock_that_was_not_given_back_is_free_at_once_in_its_own_process(
+    sync: PostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not before the others of the process for long."""
+    monkeypatch.setattr(keeper, "BEAT_SECONDS", 60)
+    for _ in range(2):
+        keep_from_giving_back(sync)
+    with sync.thread_lock("t1", timeout=0), pytest.raises(ThreadLocked):
+        sync.thread_lock("t1", timeout=0).__enter__()
+
+
+def test_a_lock_that_was_lost_and_not_given_back_keeps_nobody_from_storing(
+    sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused is what the block would have stored, and it has ended."""
+    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
+    held = keeper.keeper_of(sync._source.origin.engine.dialect)
+
+    def be_lost() -> None:
+        sql.execute("SELECT pg_terminate_backend(%s)", sessions_with_locks(sql))
+        waiting = threading.Event()
+        while not held.lost:
+            waiting.wait(0.01)
+        with pytest.raises(LockLost):
+            sync.put(THREAD, empty_checkpoint(), {}, {})
+
+    keep_from_giving_back(sync, be_lost)
+    sync.put(THREAD, empty_checkpoint(), {}, {})
+    with sync.thread_lock("t1", timeout=0):
+        assert not held.lost
+
+
+async def test_a_lock_that_a_coroutine_has_lost_sight_of_is_given_back(
+    saver: AsyncPostgresSaver, other: AsyncPostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others that the session has stay."""
+    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
+    async with saver.thread_lock("bystander"):
+        await saver.thread_lock("t1").__aenter__()
+        async with other.thread_lock("t1", timeout=5):
+            pass
+        with pytest.raises(ThreadLocked):
+            await other.thread_lock("bystander", timeout=0).__aenter__()
 
 
 async def test_who_is_cancelled_in_another_loop_leaves_no_lock(
