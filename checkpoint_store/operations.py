@@ -351,7 +351,7 @@ def copy_thread(
         raise _not_found(source)
     if is_taken and not replace:
         raise ThreadExists(
-            f"target_thread_id is {target!r}, for which something is stored. "
+            f"target_thread_id is {shown(target, 200)}, for which something is stored. "
             "Delete it first, choose another id, or pass replace=True."
         )
     if replace:
@@ -369,7 +369,7 @@ def copy_thread(
 
 
 def _not_found(thread_id: str) -> ThreadNotFound:
-    return ThreadNotFound(f"nothing is stored for the thread {thread_id!r}")
+    return ThreadNotFound(f"nothing is stored for the thread {shown(thread_id, 200)}")
 
 
 def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
