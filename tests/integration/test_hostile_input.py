@@ -23,6 +23,7 @@ from checkpoint_store.encryption import KeyRing, count_unencrypted, reencrypt
 from checkpoint_store.errors import (
     InvalidConfig,
     InvalidOption,
+    NotSetUp,
     ThreadExists,
     ThreadNotFound,
     TransferError,
@@ -356,6 +357,15 @@ async def test_a_schema_has_a_name(engine: AsyncEngine, schema: Any) -> None:
         assert len(str(caught.value)) < 500
     with pytest.raises(InvalidOption, match="schema is"):
         await count_unencrypted(engine, schema=schema)
+
+
+def test_a_schema_whose_name_has_several_lines_is_named(url: str) -> None:
+    """The first line of what the server says would end in the middle of it."""
+    with (
+        PostgresSaver.from_conn_string(url, schema="a\nb") as saver,
+        pytest.raises(NotSetUp, match=r'"a\\nb\.checkpoints" does not exist'),
+    ):
+        saver.get_tuple(THREAD)
 
 
 async def test_what_is_of_another_kind_is_refused_when_it_is_passed(
