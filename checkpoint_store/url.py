@@ -11,7 +11,7 @@ import logging
 import math
 import re
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from uuid import uuid4
 
 from sqlalchemy import URL
@@ -90,8 +90,9 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     if port_text and "@" not in rest and "," not in place:
         _check_port(conn_string, port_text[1])
     try:
-        parts = urlsplit(conn_string)
-        several_hosts = "," in parts.netloc.rpartition("@")[2]
+        parts = _split(conn_string)
+        login, at, named = parts.netloc.rpartition("@")
+        several_hosts = "," in named
         host, port = (None, None) if several_hosts else (parts.hostname, parts.port)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         if "@" in parts.path or parts.fragment or "\x00" in conn_string or "%00" in conn_string:
@@ -102,6 +103,22 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
             f"{masked(conn_string)!r} can't be parsed. Percent-encode special characters in user and password: "
             "/ is %2F, # is %23, ? is %3F, @ is %40."
         ) from None
+    arguments, kept = _sorted(query, conn_string)
+    netloc = parts.netloc
+    if several_hosts and "[" in named:
+        netloc = login + at
+        kept.append(("host", named))  # where asyncpg, which splits the URL too, takes them as well
+    dsn = urlunsplit(("postgresql", netloc, parts.path, urlencode(kept), ""))
+    url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
+    return url, {"dsn": dsn, **arguments}
+
+
+def _sorted(query: list[tuple[str, str]], conn_string: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Return a URL's parameters as arguments of the driver's, and those that it reads from the URL itself.
+
+    Raises:
+        InvalidURL: If one should be a number and is none.
+    """
     arguments: dict[str, Any] = {}
     kept = []
     for name, value in query:
@@ -119,9 +136,7 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
             log.warning("connection string: %s has no counterpart in asyncpg and is ignored", name)
         else:
             kept.append(("sslmode" if name == "ssl" else name, value))
-    dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(kept), ""))
-    url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
-    return url, {"dsn": dsn, **arguments}
+    return arguments, kept
 
 
 def connector(conn_string: str) -> Connector:
@@ -136,7 +151,7 @@ def connector(conn_string: str) -> Connector:
     Raises:
         InvalidURL: If a port or a parameter of the sockets is no whole number.
     """
-    parts = urlsplit(conn_string)
+    parts = _split(conn_string)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     if named := parts.netloc.rpartition("@")[2]:
         places = [_place(one) for one in named.split(",")]
@@ -146,6 +161,15 @@ def connector(conn_string: str) -> Connector:
     hosts = [(host, _number(conn_string, "port", port) if port else None) for host, port in places]
     settings = {name: _number(conn_string, name, query[name]) for name in KEEPALIVE if name in query}
     return Connector(hosts, query.get("target_session_attrs"), settings)
+
+
+def _split(conn_string: str) -> SplitResult:
+    """Split a URL, whatever hosts it has: Python 3.14 takes an IPv6 address behind others for a mistake."""
+    scheme, _, rest = conn_string.partition("://")
+    netloc = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "," not in netloc.rpartition("@")[2]:
+        return urlsplit(conn_string)
+    return urlsplit(f"{scheme}://{rest.removeprefix(netloc)}")._replace(netloc=netloc)
 
 
 def _place(text: str) -> tuple[str, str]:
