@@ -412,7 +412,9 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
             return rows[0]
         begun = db.fetch(sql.matching, {**key._asdict(), "start": key.checkpoint_id})
         if len(begun) > 1:
-            raise InvalidConfig(f"several checkpoints have ids that begin with {key.checkpoint_id!r}; give more of it")
+            raise InvalidConfig(
+                f"several checkpoints have ids that begin with {shown(key.checkpoint_id)}; give more of it"
+            )
         if not begun:
             return None
         key = key._replace(checkpoint_id=begun[0][0])

@@ -180,7 +180,7 @@ def _place(text: str) -> tuple[str, str]:
 
 def _number(conn_string: str, name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
-        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {text!r}; it takes a whole number")
+        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {shown(text)}; it takes a whole number")
     if name == "port":
         _check_port(conn_string, text)
     return int(text)

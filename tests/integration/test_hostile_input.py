@@ -23,6 +23,7 @@ from checkpoint_store.encryption import KeyRing, count_unencrypted, reencrypt
 from checkpoint_store.errors import (
     InvalidConfig,
     InvalidOption,
+    InvalidURL,
     NotSetUp,
     ThreadExists,
     ThreadNotFound,
@@ -264,6 +265,7 @@ def test_a_flag_is_true_or_false(sync_saver: PostgresSaver, sql: psycopg.Connect
         "refuse_forks": lambda: AsyncPostgresSaver(engine, refuse_forks=value),
         "require_encryption": lambda: AsyncPostgresSaver(engine, require_encryption=value),
     }
+    calls["pipeline"] = PostgresSaver.from_conn_string("postgresql:///app", pipeline=value).__enter__
     for name, call in calls.items():
         with pytest.raises((InvalidOption, InvalidConfig), match=f"{name} is .*; it is True or False"):
             call()
@@ -442,6 +444,25 @@ def test_what_is_said_of_a_thread_is_short_whatever_its_id(sync_saver: PostgresS
         with pytest.raises((ThreadNotFound, ThreadExists, TransferError)) as caught:
             call()
         assert len(str(caught.value)) < 600
+
+
+def test_what_is_said_of_a_value_is_short_whatever_it_belongs_to(
+    sync_saver: PostgresSaver, sql: psycopg.Connection
+) -> None:
+    """A task's id of control characters, and a type that somebody has written by hand."""
+    _, second, _ = three(sync_saver)
+    with pytest.raises(UnstorableValue, match=r"task '\\x01") as unstorable:
+        sync_saver.put_writes(second, [("a", object())], "\x01" * 2000)
+    sql.execute("UPDATE checkpoint_writes SET type = repeat('x', 100000)")
+    with pytest.raises(UnreadableValue, match="type 'xxx") as unreadable:
+        sync_saver.get_tuple(second)
+    with (
+        pytest.raises(InvalidURL, match="port is 'xxx") as invalid,
+        PostgresSaver.from_conn_string(f"postgresql:///app?host=a,b&port={'x' * 100_000}"),
+    ):
+        pass
+    for caught in (unstorable, unreadable, invalid):
+        assert len(str(caught.value)) < 1000
 
 
 def test_the_id_that_is_none_is_named_by_its_list(sync_saver: PostgresSaver) -> None:
