@@ -356,7 +356,7 @@ def copy_thread(
         raise _not_found(source)
     if is_taken and not replace:
         raise ThreadExists(
-            f"target_thread_id is {target!r}, for which something is stored. "
+            f"target_thread_id is {shown(target, 200)}, for which something is stored. "
             "Delete it first, choose another id, or pass replace=True."
         )
     if replace:
@@ -374,7 +374,7 @@ def copy_thread(
 
 
 def _not_found(thread_id: str) -> ThreadNotFound:
-    return ThreadNotFound(f"nothing is stored for the thread {thread_id!r}")
+    return ThreadNotFound(f"nothing is stored for the thread {shown(thread_id, 200)}")
 
 
 def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
@@ -417,7 +417,9 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
             return rows[0]
         begun = db.fetch(sql.matching, {**key._asdict(), "start": key.checkpoint_id})
         if len(begun) > 1:
-            raise InvalidConfig(f"several checkpoints have ids that begin with {key.checkpoint_id!r}; give more of it")
+            raise InvalidConfig(
+                f"several checkpoints have ids that begin with {shown(key.checkpoint_id)}; give more of it"
+            )
         if not begun:
             return None
         key = key._replace(checkpoint_id=begun[0][0])

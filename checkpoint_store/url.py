@@ -18,6 +18,7 @@ from sqlalchemy import URL
 
 from checkpoint_store.errors import InvalidOption, InvalidURL, shown
 from checkpoint_store.hosts import KEEPALIVE, Connector
+from checkpoint_store.options import choice
 
 Pooler = Literal["transaction"]
 """What stands between an engine and its server, if anything does: a pooler that pools transactions."""
@@ -179,7 +180,7 @@ def _place(text: str) -> tuple[str, str]:
 
 def _number(conn_string: str, name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
-        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {text!r}; it takes a whole number")
+        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {shown(text)}; it takes a whole number")
     if name == "port":
         _check_port(conn_string, text)
     return int(text)
@@ -208,10 +209,8 @@ def pooler_options(driver: str = "asyncpg") -> dict[str, Any]:
     Raises:
         InvalidOption: If it is another driver.
     """
-    if driver == "psycopg":
+    if choice(driver, "driver", ("asyncpg", "psycopg")) == "psycopg":
         return {"connect_args": {"prepare_threshold": None}}
-    if driver != "asyncpg":
-        raise InvalidOption(f"driver is {driver!r}; the savers work with 'asyncpg' and 'psycopg'")
     return {
         "connect_args": {
             # asyncpg's own cache. Without it asyncpg sends the text along each time it executes it.
@@ -229,10 +228,10 @@ def check_pooler(pooler: object) -> None:
     Raises:
         InvalidOption: If it isn't.
     """
-    if pooler not in (None, "transaction"):
+    if pooler is not None and not (type(pooler) is str and pooler == "transaction"):
         raise InvalidOption(
-            f"pooler is {pooler!r}; it is 'transaction' for a pooler in transaction mode. One in session mode is no "
-            "different from the server itself: leave it out."
+            f"pooler is {shown(pooler)}; it is 'transaction' for a pooler in transaction mode. One in session mode is "
+            "no different from the server itself: leave it out."
         )
 
 
