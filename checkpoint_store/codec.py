@@ -140,7 +140,7 @@ class Codec:
         for place, (channel, value) in enumerate(writes):
             idx = WRITES_IDX_MAP.get(channel, place)
             if replace or idx not in rows:
-                rows[idx] = (channel, *self._dump(value, f"{_place(key)}, task {task_id!r}", channel))
+                rows[idx] = (channel, *self._dump(value, f"{_place(key)}, task {shown(task_id, 200)}", channel))
         shapes.check_size([(channel, blob) for channel, _, blob in rows.values()], _place(key))
         # Sorted, so that two writers of the same rows lock them in the same order.
         idxs = sorted(rows)
@@ -162,7 +162,7 @@ class Codec:
             UnreadableValue: If the serializer can't decode a value.
         """
         try:
-            return self._decoded(row, f"{_place(row)}, checkpoint {row.checkpoint_id!r}")
+            return self._decoded(row, f"{_place(row)}, checkpoint {shown(row.checkpoint_id, 200)}")
         except UnreadableValue as error:
             error.config = cast("dict[str, Any]", _config(row, row.checkpoint_id))
             raise
@@ -183,7 +183,7 @@ class Codec:
             values[TASKS] = [self._load(kind, blob, place, TASKS) for kind, blob in _zip(row.send_types, row.sends)]
             versions[TASKS] = shapes.newest(versions.values(), place) if versions else next_version(None)
         writes: list[PendingWrite] = [
-            (task_id, channel, self._load(kind, blob, f"{place}, task {task_id!r}", channel))
+            (task_id, channel, self._load(kind, blob, f"{place}, task {shown(task_id, 200)}", channel))
             for task_id, channel, kind, blob in _zip(
                 row.write_task_ids, row.write_channels, row.write_types, row.writes
             )
@@ -212,11 +212,11 @@ class Codec:
             ancestors.setdefault(row.checkpoint_id, row)
             start = row.checkpoint_id if row.first else start
         while (ancestor := ancestors.pop(start, None) if start else None) is not None:
-            place = f"{_place(key)}, checkpoint {ancestor.checkpoint_id!r}"
+            place = f"{_place(key)}, checkpoint {shown(ancestor.checkpoint_id, 200)}"
             if not ancestor.sound:
                 raise UnreadableValue(f"{place}: channel_versions and channel_values are no JSON objects")
             writes = [
-                (task_id, channel, self._load(kind, blob, f"{place}, task {task_id!r}", channel))
+                (task_id, channel, self._load(kind, blob, f"{place}, task {shown(task_id, 200)}", channel))
                 for task_id, channel, kind, blob in _zip(
                     ancestor.write_task_ids, ancestor.write_channels, ancestor.write_types, ancestor.writes
                 )
@@ -264,15 +264,15 @@ class Codec:
             raise _plain(place, channel)
         if blob is None and kind != "null":
             raise UnreadableValue(
-                f"{place}, channel {shown(channel)}: the stored value of type {kind!r}, or a page of it, is missing. "
-                "Rows of checkpoint_pages were deleted, or not restored from a backup."
+                f"{place}, channel {shown(channel)}: the stored value of type {shown(kind)}, or a page of it, is "
+                "missing. Rows of checkpoint_pages were deleted, or not restored from a backup."
             )
         try:
             return self._serde.loads_typed((cast("str", kind), cast("bytes", blob)))
         except Exception as error:
             raise UnreadableValue(
                 f"{place}, channel {shown(channel)}: {type(self._serde).__name__} can't decode the stored value of "
-                f"type {kind!r} ({type(error).__name__}: {shapes.told(error)}). Read it with the serializer "
+                f"type {shown(kind)} ({type(error).__name__}: {shapes.told(error)}). Read it with the serializer "
                 "it was written with."
             ) from error
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from checkpoint_store.errors import InvalidConfig, shown
+from checkpoint_store.options import whole
 
 KEY_BYTES = 2600
 """How much text the columns of a primary key may hold together, in bytes of UTF-8.
@@ -76,12 +77,19 @@ def listing_of(
         if earlier is None:
             raise InvalidConfig('before["configurable"] has no "checkpoint_id"; it names the checkpoint to list before')
     if limit is not None:
-        # Plain numbers and strings are taken out of what may be a subclass with methods of its own.
-        number = -1 if type(limit) is bool or not issubclass(type(limit), int) else int.__int__(limit)
-        if number < 0:
-            raise InvalidConfig(f"limit is {shown(limit)}; it is a number of checkpoints, 0 or more, or None for all")
-        limit = number
+        limit = limit_of(limit, "checkpoints")
     return Listing(thread, namespace, checkpoint, earlier, metadata_filter, limit)
+
+
+def limit_of(limit: object, things: str) -> int:
+    """Return how many things a list is to have at most.
+
+    Raises:
+        InvalidConfig: If it is no such number.
+    """
+    if (found := whole(limit)) is None or found < 0:
+        raise InvalidConfig(f"limit is {shown(limit)}; it is a number of {things}, 0 or more, or None for all")
+    return found
 
 
 def copy_of(source: object, target: object) -> tuple[str, str]:

@@ -24,8 +24,9 @@ from checkpoint_store.changes import Put, Writes
 from checkpoint_store.codec import Codec
 from checkpoint_store.config import Listing, copy_of, key_of, listing_of
 from checkpoint_store.config import thread_id as checked_thread_id
-from checkpoint_store.errors import InvalidOption
+from checkpoint_store.errors import InvalidOption, shown
 from checkpoint_store.locks import ThreadLock
+from checkpoint_store.options import flag, has_methods
 from checkpoint_store.overview import Overview
 from checkpoint_store.paging import Pages
 from checkpoint_store.rows import Ancestor, Row
@@ -48,15 +49,21 @@ class Contract(Overview):
         refuse_forks: bool = False,
         require_encryption: bool = False,
     ) -> None:
+        is_untyped = serde is not None and not has_methods(serde, "dumps_typed", "loads_typed")
+        if is_untyped and not has_methods(serde, "dumps", "loads"):
+            raise InvalidOption(
+                f"serde is {shown(serde)}; it has to be a serializer, with dumps_typed and loads_typed. "
+                "Leave it out for LangGraph's JsonPlusSerializer()."
+            )
         super().__init__(serde=serde)
-        if require_encryption and not isinstance(self.serde, EncryptedSerializer):
+        if flag(require_encryption, "require_encryption") and not isinstance(self.serde, EncryptedSerializer):
             raise InvalidOption(
                 f"require_encryption needs a serializer that encrypts, and serde is a {type(self.serde).__qualname__}. "
                 "Pass serde=EncryptedSerializer(...), of langgraph.checkpoint.serde.encrypted."
             )
         # Everything but `serde` is shared by the copies that LangGraph's with_allowlist() makes.
         self._source = source
-        self._refuses_forks = refuse_forks
+        self._refuses_forks = flag(refuse_forks, "refuse_forks")
         self._requires_encryption = require_encryption
 
     def _within(self, source: Source) -> Self:
@@ -272,11 +279,13 @@ class Contract(Overview):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        await self._source.transact(operations.copy_thread, copy_of(source_thread_id, target_thread_id), replace, {})
+        pair = copy_of(source_thread_id, target_thread_id)
+        await self._source.transact(operations.copy_thread, pair, flag(replace, "replace"), {})
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
         """Copy everything stored for a thread to another one, as `acopy_thread`."""
-        self._source.transact_blocking(operations.copy_thread, copy_of(source_thread_id, target_thread_id), replace, {})
+        pair = copy_of(source_thread_id, target_thread_id)
+        self._source.transact_blocking(operations.copy_thread, pair, flag(replace, "replace"), {})
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

@@ -14,6 +14,7 @@ from checkpoint_store import changes, operations
 from checkpoint_store.changes import Put
 from checkpoint_store.executor import Row
 from checkpoint_store.operations import Blob
+from checkpoint_store.options import callback, positive
 from checkpoint_store.schema import PAGED
 from checkpoint_store.shelf import Shelf
 from checkpoint_store.source import engine_source
@@ -45,12 +46,14 @@ async def share(
         How many values were rewritten.
 
     Raises:
+        InvalidOption: If an argument can't be used.
         NotSetUp: If the tables are missing.
         Unavailable: If the server can't be reached.
     """
+    most = _batch(batch_size, on_progress)
     source, shelf = engine_source(engine, statements_of(schema), None, True), Shelf()
     done, last = 0, _FIRST
-    while rows := await source.run(operations.next_blobs, "msgpack", last, batch_size):
+    while rows := await source.run(operations.next_blobs, "msgpack", last, most):
         for _, same_thread in groupby(rows, itemgetter(0)):
             puts = [await asyncio.to_thread(_cut, row, shelf) for row in same_thread]
             shared = await source.run(operations.share_blobs, puts)
@@ -85,12 +88,14 @@ async def inline(
         How many values were rewritten.
 
     Raises:
+        InvalidOption: If an argument can't be used.
         NotSetUp: If the tables are missing.
         Unavailable: If the server can't be reached.
     """
+    most = _batch(batch_size, on_progress)
     source = engine_source(engine, statements_of(schema), None, False)
     done, last = 0, _FIRST
-    while rows := await source.run(operations.next_blobs, PAGED, last, batch_size):
+    while rows := await source.run(operations.next_blobs, PAGED, last, most):
         done += await source.run(operations.inline_blobs, [tuple(row[:4]) for row in rows])
         for thread_id in dict.fromkeys(row[0] for row in rows):
             await source.transact(operations.collect_pages, thread_id)
@@ -98,6 +103,11 @@ async def inline(
         if on_progress:
             on_progress(done)
     return done
+
+
+def _batch(batch_size: object, on_progress: object) -> int:
+    callback(on_progress, "on_progress")
+    return positive(batch_size, "batch_size")
 
 
 def _cut(row: Row, shelf: Shelf) -> Put:

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from checkpoint_store import jsonb, operations, shapes
 from checkpoint_store.errors import InvalidOption, NotInstalled, shown
 from checkpoint_store.executor import Executor, Row
+from checkpoint_store.options import callback, has_methods, positive
 from checkpoint_store.schema import PAGED
 from checkpoint_store.source import Source, engine_source
 from checkpoint_store.statements import Statements, statements_of
@@ -39,12 +40,17 @@ class KeyRing:
         ciphers: The newest first.
 
     Raises:
-        InvalidOption: If there is none.
+        InvalidOption: If there is none, or one that is no cipher.
     """
 
     def __init__(self, *ciphers: CipherProtocol) -> None:
         if not ciphers:
-            raise InvalidOption("a key ring without a key can't encrypt anything")
+            raise InvalidOption("a key ring without a key can't encrypt anything; pass at least one cipher")
+        for cipher in ciphers:
+            if not has_methods(cipher, "encrypt", "decrypt"):
+                raise InvalidOption(
+                    f"{shown(cipher)} is no cipher: it needs encrypt and decrypt, as KeyRing.aes() makes"
+                )
         self._ciphers = ciphers
 
     @classmethod
@@ -62,8 +68,9 @@ class KeyRing:
             NotInstalled: If the extra `encryption` is missing.
         """
         for key in keys:
-            if not isinstance(key, bytes) or len(key) not in KEY_BYTES:
-                size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__qualname__
+            is_bytes = issubclass(type(key), bytes)
+            if not is_bytes or bytes.__len__(key) not in KEY_BYTES:
+                size = f"{bytes.__len__(key)} bytes" if is_bytes else type(key).__qualname__
                 raise InvalidOption(f"an AES key has 16, 24 or 32 bytes, and this one is of {size}")
         try:
             return cls(*[EncryptedSerializer.from_pycryptodome_aes(key=key).cipher for key in keys])
@@ -174,15 +181,18 @@ async def reencrypt(
         What was done.
 
     Raises:
-        InvalidOption: If `old` or `new` is no `EncryptedSerializer`.
+        InvalidOption: If `old` or `new` is no `EncryptedSerializer`, or another argument can't be used.
+        UnusableConnection: If `engine` is no engine that we can work on.
         NotSetUp: If the tables are missing.
         Unavailable: If the server can't be reached.
     """
     for name, serde in (("old", old), ("new", new)):
         if not isinstance(serde, EncryptedSerializer) and not (serde is None and name == "old"):
             raise InvalidOption(f"{name} is {shown(serde)}; it has to be an EncryptedSerializer of LangGraph's")
+    callback(on_progress, "on_progress")
+    most = positive(batch_size, "batch_size")
     sql = statements_of(schema)
-    rewriting = _Rewriting(engine_source(engine, sql, None, False), _Safe(old, new), batch_size, on_progress)
+    rewriting = _Rewriting(engine_source(engine, sql, None, False), _Safe(old, new), most, on_progress)
     await rewriting.values("blobs", sql.tables.checkpoint_blobs, "next_blob_values", "rewrite_blobs")
     await rewriting.values("writes", sql.tables.checkpoint_writes, "next_write_values", "rewrite_writes")
     await rewriting.scalars(sql.tables.checkpoints)

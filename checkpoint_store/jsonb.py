@@ -144,7 +144,7 @@ def filter_text(metadata: dict[str, Any] | None) -> str | None:
     if metadata is not None and not issubclass(type(metadata), dict):
         raise InvalidConfig(f"filter is {shown(metadata)}; it is a dict of what the metadata must contain, or None")
     try:
-        return text_of(metadata, "filter") if metadata else None
+        return text_of(metadata, "filter") if metadata is not None and dict.__len__(metadata) else None
     except UnstorableValue as error:
         raise InvalidConfig(str(error)) from None
 

@@ -12,6 +12,7 @@ from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.contract import Contract
 from checkpoint_store.errors import InvalidConfig, InvalidOption, shown
 from checkpoint_store.lineage import Rule, first_id_of
+from checkpoint_store.options import callback, choice, flag, positive
 from checkpoint_store.report import Progress, SweepReport
 from checkpoint_store.retention import BATCH_SIZE, Work
 from checkpoint_store.shapes import members_of
@@ -114,7 +115,7 @@ class Lifecycle(Contract):
             Unavailable: If the server can't be reached.
         """
         rule = _rule(older_than, keep_last, spare_active)
-        return await self._do(retention.sweep(rule, _positive(batch_size, "batch_size"), dry_run, on_progress))
+        return await self._do(_sweeping(rule, batch_size, dry_run, on_progress))
 
     def sweep(
         self,
@@ -128,7 +129,7 @@ class Lifecycle(Contract):
     ) -> SweepReport:
         """Remove from all threads what is too old, or more than so many, as `asweep`."""
         rule = _rule(older_than, keep_last, spare_active)
-        return self._do_blocking(retention.sweep(rule, _positive(batch_size, "batch_size"), dry_run, on_progress))
+        return self._do_blocking(_sweeping(rule, batch_size, dry_run, on_progress))
 
     async def _do(self, work: Work) -> SweepReport:
         outcome: Any = None
@@ -150,25 +151,34 @@ class Lifecycle(Contract):
 
 
 def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Work:
-    threads = [checked_thread_id(one) for one in _ids(thread_ids, "thread_ids")]
-    if strategy not in STRATEGIES:
-        raise InvalidOption(f"strategy is {strategy!r}; it is one of {', '.join(map(repr, STRATEGIES))}")
-    rule = Rule(keep=_positive(keep, "keep"))
+    threads = [checked_thread_id(one, "an id in thread_ids") for one in _ids(thread_ids, "thread_ids")]
+    strategy = choice(strategy, "strategy", STRATEGIES)
+    rule = Rule(keep=positive(keep, "keep"))
     return retention.prune(rule, threads) if strategy == "keep_latest" else retention.delete_threads(threads)
+
+
+def _sweeping(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | None) -> Work:
+    callback(on_progress, "on_progress")
+    return retention.sweep(rule, positive(batch_size, "batch_size"), flag(dry_run, "dry_run"), on_progress)
 
 
 def _rule(older_than: timedelta | None, keep_last: int | None, spare_active: bool) -> Rule:
     if older_than is None and keep_last is None:
         raise InvalidOption("sweep() needs older_than or keep_last, or both: without them everything stays")
-    if older_than is not None and not isinstance(older_than, timedelta):
-        raise InvalidOption(f"older_than is {older_than!r}; it is a timedelta, such as timedelta(days=30)")
-    if older_than is None and spare_active:
+    if flag(spare_active, "spare_active") and older_than is None:
         raise InvalidOption("spare_active needs older_than, which says since when a thread is active")
-    if older_than is not None and older_than < timedelta(0):
-        raise InvalidOption(f"older_than is {older_than!r}, a time to come; it is 0 or more")
-    keep = 1 if keep_last is None else _positive(keep_last, "keep_last")
-    before = None if older_than is None else first_id_of(_before_now(older_than))
+    keep = 1 if keep_last is None else positive(keep_last, "keep_last")
+    before = None if older_than is None else first_id_of(_before_now(_age(older_than)))
     return Rule(keep, before, whole=keep_last is None, spares_active=spare_active)
+
+
+def _age(older_than: object) -> timedelta:
+    if not issubclass(type(older_than), timedelta):
+        raise InvalidOption(f"older_than is {shown(older_than)}; it is a timedelta, such as timedelta(days=30)")
+    age = timedelta.__add__(timedelta(0), older_than)  # type: ignore[operator]
+    if age < timedelta(0):
+        raise InvalidOption(f"older_than is {age!r}, a time to come; it is 0 or more")
+    return age
 
 
 def _before_now(age: timedelta) -> datetime:
@@ -176,12 +186,6 @@ def _before_now(age: timedelta) -> datetime:
         return datetime.now(timezone.utc) - age
     except OverflowError:
         return datetime.min.replace(tzinfo=timezone.utc)
-
-
-def _positive(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidOption(f"{name} is {value!r}; it is a number, 1 or more")
-    return value
 
 
 def _ids(values: Sequence[str], name: str) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from types import TracebackType
 from typing import Any, cast
 
-from checkpoint_store.errors import InvalidOption, shown
+from checkpoint_store.options import seconds
 from checkpoint_store.source import Source
 from checkpoint_store.source.hold import Hold, lost
 
@@ -27,13 +26,9 @@ class ThreadLock:
     """
 
     def __init__(self, source: Source, thread_id: str, timeout: float | None) -> None:
-        if timeout is not None and (type(timeout) not in (int, float) or not math.isfinite(timeout) or timeout < 0):
-            raise InvalidOption(
-                f"timeout is {shown(timeout)}; it is a time in seconds, 0 to try once, or None for ever"
-            )
         self._source = source
         self._thread_id = thread_id
-        self._timeout = timeout
+        self._timeout = None if timeout is None else seconds(timeout, "timeout", "0 to try once, or None for ever")
         self._hold: Hold | None = None
 
     @property

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Select, func, select
 
-from checkpoint_store.errors import MigrationLocked
+from checkpoint_store import options
+from checkpoint_store.errors import MigrationLocked, UnusableConnection
 from checkpoint_store.process import ProcessLock
 from checkpoint_store.schema import VERSION_TABLE
 
@@ -47,6 +48,7 @@ def locked(
     Raises:
         MigrationLocked: If another has held the lock past the deadline.
     """
+    check_arguments(conn, timeout, pause)
     theirs = conn.in_transaction()
     key = lock_key_of(conn, schema)
     held: set[int] = conn.info.setdefault(_HELD, set())
@@ -67,6 +69,22 @@ def locked(
             if not theirs and not conn.invalidated:
                 conn.rollback()
                 _answer(conn, select(func.pg_advisory_unlock(key)), theirs)
+
+
+def check_arguments(conn: object, timeout: object, pause: object) -> None:
+    """Raise unless a caller's arguments are of the kinds that they have to be.
+
+    Raises:
+        UnusableConnection: If `conn` is no connection.
+        InvalidOption: If `timeout` is no time, or `pause` no function.
+    """
+    if not isinstance(conn, Connection):
+        raise UnusableConnection(
+            f"conn is a {type(conn).__module__}.{type(conn).__qualname__}; it has to be an open Connection of "
+            "SQLAlchemy's. From an AsyncConnection, use `await conn.run_sync(...)`."
+        )
+    options.seconds(timeout, "timeout")
+    options.callback(pause, "pause")
 
 
 @contextlib.contextmanager

@@ -303,6 +303,11 @@ def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> 
         How many rows that were, and their bytes: of writes, checkpoints, blobs and pages.
     """
     lock_removal(db, sql, thread_ids)
+    return _delete(db, sql, thread_ids)
+
+
+def _delete(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[tuple[int, int]]:
+    """Delete everything stored for some threads that nobody else removes anything of; in a transaction."""
     _claim(db, sql, thread_ids)
     # Once more, for what was stored by whoever the first time had to wait for: it had found a blob there.
     rows = [db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})[0] for _ in range(2)]
@@ -340,7 +345,7 @@ def copy_thread(
     source, target = copy
     binds = {"thread_id": source, "target_id": target}
     # Of two copies to one target the second waits, and finds the first.
-    lock_threads(db, sql, [target])
+    lock_removal(db, sql, [target])
     for transaction_id, copied in (tried or {}).items():
         # The lock tells that it has ended.
         if db.fetch(sql.outcome, {"transaction_id": transaction_id})[0][0] == "committed":
@@ -351,11 +356,11 @@ def copy_thread(
         raise _not_found(source)
     if is_taken and not replace:
         raise ThreadExists(
-            f"target_thread_id is {target!r}, for which something is stored. "
+            f"target_thread_id is {shown(target, 200)}, for which something is stored. "
             "Delete it first, choose another id, or pass replace=True."
         )
     if replace:
-        delete_thread(db, sql, target)
+        _delete(db, sql, [target])
     else:
         _claim(db, sql, [target])
     # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
@@ -369,7 +374,7 @@ def copy_thread(
 
 
 def _not_found(thread_id: str) -> ThreadNotFound:
-    return ThreadNotFound(f"nothing is stored for the thread {thread_id!r}")
+    return ThreadNotFound(f"nothing is stored for the thread {shown(thread_id, 200)}")
 
 
 def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
@@ -412,7 +417,9 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
             return rows[0]
         begun = db.fetch(sql.matching, {**key._asdict(), "start": key.checkpoint_id})
         if len(begun) > 1:
-            raise InvalidConfig(f"several checkpoints have ids that begin with {key.checkpoint_id!r}; give more of it")
+            raise InvalidConfig(
+                f"several checkpoints have ids that begin with {shown(key.checkpoint_id)}; give more of it"
+            )
         if not begun:
             return None
         key = key._replace(checkpoint_id=begun[0][0])

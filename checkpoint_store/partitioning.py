@@ -25,9 +25,10 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
 from checkpoint_store import migrations
-from checkpoint_store.errors import InvalidOption, MigrationError
-from checkpoint_store.migrations import LOCK_SECONDS
-from checkpoint_store.schema import Tables, qualified
+from checkpoint_store.errors import MigrationError
+from checkpoint_store.migration_lock import LOCK_SECONDS, check_arguments
+from checkpoint_store.options import number
+from checkpoint_store.schema import Tables, checked, qualified
 
 PARTITIONS = 16
 """How many partitions each table is divided into, unless it is said otherwise."""
@@ -56,12 +57,15 @@ def partition(
         pause: Sleeps for so many seconds.
 
     Raises:
-        InvalidOption: If `partitions` is no such number.
+        InvalidOption: If `partitions` is no such number, or another argument can't be used.
+        UnusableConnection: If `conn` is no connection.
         NotSetUp: If the tables are missing, or older than this version works on.
         MigrationLocked: If another has held the lock past the deadline.
         MigrationError: If it failed, as where they are partitioned already; nothing has changed.
     """
+    schema = checked(schema)
     script = statements(schema, partitions=partitions)
+    check_arguments(conn, timeout, pause)
     theirs = conn.in_transaction()
     with migrations.locked(conn, schema, timeout, pause):
         migrations.check(conn, schema)
@@ -96,8 +100,8 @@ def statements(schema: str | None = None, *, partitions: int = PARTITIONS) -> li
     Raises:
         InvalidOption: If `partitions` is no such number.
     """
-    if not isinstance(partitions, int) or not 2 <= partitions <= MOST_PARTITIONS:
-        raise InvalidOption(f"partitions is {partitions!r}; it is a number from 2 to {MOST_PARTITIONS}")
+    partitions = number(partitions, "partitions", 2, MOST_PARTITIONS)
+    schema = checked(schema)
     tables = Tables(schema)
     divided = [table for table in tables.all if table is not tables.checkpoint_threads]
     locked = ", ".join(qualified(table.name, schema) for table in divided)

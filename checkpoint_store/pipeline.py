@@ -18,12 +18,12 @@ from checkpoint_store.errors import (
     CheckpointStoreError,
     Closed,
     Conflict,
-    InvalidOption,
     LockLost,
     Unavailable,
     UnusableConnection,
 )
 from checkpoint_store.faults import is_conflict
+from checkpoint_store.options import number
 
 MOST_CALLS = 256
 """How many calls a commit may carry."""
@@ -81,11 +81,9 @@ class AsyncPipeline:
             raise UnusableConnection(
                 f"engine is a {type(engine).__qualname__}; a pipeline needs the savers' AsyncEngine"
             )
-        if flushes < 1:
-            raise InvalidOption(f"flushes is {flushes}; with less than one commit at a time nothing is ever stored")
         self.engine = engine
         self._bridge = Bridge.of(engine.dialect)
-        self._flushes = flushes
+        self._flushes = number(flushes, "flushes", 1)
         self._waiting: deque[_Call] = deque()
         self._under_way = self._shared = self._last_size = 0
         self._busy: set[str] = set()

@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from checkpoint_store.lifecycle import Lifecycle
 from checkpoint_store.migrations import LOCK_SECONDS
+from checkpoint_store.options import flag
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
 from checkpoint_store.url import Pooler, check_pooler, connector, engine_arguments, pooler_options
@@ -51,8 +52,8 @@ class AsyncPostgresSaver(Lifecycle):
 
     Raises:
         UnusableConnection: If `conn`, `pipe` or `read_engine` is something else.
-        InvalidOption: If `pipe` comes with a connection, or was made for another engine; if `pooler` is of an unknown
-            kind.
+        InvalidOption: If `pipe` comes with a connection, or was made for another engine; or if an option is of
+            another kind than it has to be.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class AsyncPostgresSaver(Lifecycle):
     ) -> None:
         options: Any = {"pooler": pooler, "read_engine": read_engine}
         source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=False, **options)
+        super().__init__(source, serde, refuse_forks=refuse_forks, require_encryption=require_encryption)
         if isinstance(source, LoopSource):
             source.bridge.adopt()
-        super().__init__(source, serde, refuse_forks=refuse_forks, require_encryption=require_encryption)
 
     @classmethod
     @asynccontextmanager
@@ -112,10 +113,11 @@ class AsyncPostgresSaver(Lifecycle):
 
         Raises:
             InvalidURL: If the connection string can't be used.
-            InvalidOption: If `pooler` is of an unknown kind.
+            InvalidOption: If an option can't be used.
         """
+        shares_commits = flag(pipeline, "pipeline")
         engine = _engine(conn_string, pooler, engine_options)
-        pipe = AsyncPipeline(engine) if pipeline else None
+        pipe = AsyncPipeline(engine) if shares_commits else None
         options: Any = {
             "schema": schema,
             "share_pages": share_pages,
@@ -205,8 +207,8 @@ class PostgresSaver(Lifecycle):
 
     Raises:
         UnusableConnection: If `conn`, `pipe` or `read_engine` is something else.
-        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one; if `pooler` is
-            of an unknown kind.
+        InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one; or if an
+            option is of another kind than it has to be.
     """
 
     def __init__(
@@ -225,9 +227,9 @@ class PostgresSaver(Lifecycle):
     ) -> None:
         options: Any = {"pooler": pooler, "read_engine": read_engine}
         source = source_on(conn, pipe, schema, share_pages, retry_timeout, sync=True, **options)
+        super().__init__(source, serde, refuse_forks=refuse_forks, require_encryption=require_encryption)
         if isinstance(source, LoopSource) and not source.origin.is_callers:
             source.bridge.start()
-        super().__init__(source, serde, refuse_forks=refuse_forks, require_encryption=require_encryption)
 
     @classmethod
     @contextmanager
@@ -266,10 +268,11 @@ class PostgresSaver(Lifecycle):
 
         Raises:
             InvalidURL: If the connection string can't be used.
-            InvalidOption: If `pooler` is of an unknown kind.
+            InvalidOption: If an option can't be used.
         """
+        shares_commits = flag(pipeline, "pipeline")
         engine = _engine(conn_string, pooler, engine_options)
-        pipe = AsyncPipeline(engine) if pipeline else None
+        pipe = AsyncPipeline(engine) if shares_commits else None
         options: Any = {
             "schema": schema,
             "share_pages": share_pages,

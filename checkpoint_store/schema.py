@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from checkpoint_store.errors import InvalidOption
+from checkpoint_store.errors import InvalidOption, shown
 
 VERSION_TABLE = "checkpoint_store_version"
 """Where Alembic notes the revision of this schema, apart from a host's own `alembic_version`."""
@@ -56,11 +56,13 @@ class Tables:
             joins. By default a new one.
 
     Raises:
-        InvalidOption: If the schema can't be the name of one.
+        InvalidOption: If the schema can't be the name of one, or `metadata` is none.
     """
 
     def __init__(self, schema: str | None = None, *, metadata: MetaData | None = None) -> None:
-        self.schema = schema
+        if metadata is not None and not isinstance(metadata, MetaData):
+            raise InvalidOption(f"metadata is {shown(metadata)}; it has to be a MetaData of SQLAlchemy's, or None")
+        self.schema = checked(schema)
         self.metadata = MetaData() if metadata is None else metadata
         # A schema that the host's MetaData has by default is not meant for these.
         place = BLANK_SCHEMA if schema is None else quoted(schema)
@@ -151,14 +153,33 @@ def quoted(schema: str) -> quoted_name:
     Raises:
         InvalidOption: If it can't be the name of one.
     """
-    if not isinstance(schema, str) or not schema or "\0" in schema:
-        raise InvalidOption(f"schema is {schema!r}; it has to be the name of a PostgreSQL schema, or None")
-    if (size := len(schema.encode("utf-8", "surrogatepass"))) > MOST_BYTES:
+    return quoted_name(_name(schema), quote=True)
+
+
+def checked(schema: str | None) -> str | None:
+    """Return the name of a schema as plain text, whatever class of text it is.
+
+    Raises:
+        InvalidOption: If it can't be the name of one.
+    """
+    return None if schema is None else _name(schema)
+
+
+def _name(schema: object) -> str:
+    name = str.__str__(schema) if issubclass(type(schema), str) else ""
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if size > MOST_BYTES:
         raise InvalidOption(
-            f"schema is {schema!r}, of {size} bytes; PostgreSQL cuts names to {MOST_BYTES}, so that two could become "
-            "one. Use a shorter one."
+            f"schema is {shown(name)}, of {size:,} bytes; PostgreSQL cuts names to {MOST_BYTES}, so that two could "
+            "become one. Use a shorter one."
         )
-    return quoted_name(schema, quote=True)
+    if not name or "\0" in name or not _is_unicode(name):
+        raise InvalidOption(f"schema is {shown(schema)}; it has to be the name of a PostgreSQL schema, or None")
+    return name
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def qualified(table: str, schema: str | None) -> str:

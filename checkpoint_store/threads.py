@@ -8,12 +8,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 from uuid import UUID
 
 from checkpoint_store import jsonb, shapes
-from checkpoint_store.config import plain_text
+from checkpoint_store.config import limit_of, plain_text
 from checkpoint_store.errors import InvalidConfig, shown
+from checkpoint_store.options import choice, flag
 from checkpoint_store.statements.threads import MOST_STEPS
 
 Order = Literal["newest", "thread_id"]
@@ -117,20 +118,17 @@ def listing_of(
     Raises:
         InvalidConfig: If an argument can't be used.
     """
-    if order not in _STAGES:
-        raise InvalidConfig(f'order is {order!r}; it has to be "newest" or "thread_id"')
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-        raise InvalidConfig(f"limit is {limit!r}; it is a number of threads, 0 or more, or None for all")
+    order = cast("Order", choice(order, "order", [*_STAGES], InvalidConfig))
     start = None if cursor is None else _position(cursor)
     if start is not None and start[0] not in _STAGES[order]:
         raise InvalidConfig(f"cursor comes from a list in another order than {order!r}; go on in the same one")
     return ThreadListing(
         start,
         order,
-        limit,
-        plain_text(prefix, "prefix") if prefix else None,
+        None if limit is None else limit_of(limit, "threads"),
+        None if prefix is None else plain_text(prefix, "prefix") or None,
         jsonb.filter_text(metadata_filter),
-        bool(count),
+        flag(count, "count", InvalidConfig),
     )
 
 
@@ -247,7 +245,10 @@ def _cursor(stage: str, checkpoint_id: str | None, thread_id: str) -> str:
 
 def _position(cursor: object) -> tuple[str, str | None, str]:
     try:
-        text = base64.b64decode(str(cursor) + "=" * (-len(str(cursor)) % 4), altchars=b"-_", validate=True)
+        if not issubclass(type(cursor), str):
+            raise TypeError
+        encoded = str.__str__(cursor)
+        text = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
         stage, checkpoint_id, thread_id = json.loads(text)
         if stage == "newest":
             plain_text(checkpoint_id, "checkpoint_id")
@@ -256,5 +257,5 @@ def _position(cursor: object) -> tuple[str, str | None, str]:
         return stage, checkpoint_id, plain_text(thread_id, "thread_id")
     except (ValueError, TypeError, RecursionError, binascii.Error):
         raise InvalidConfig(
-            f"cursor is {cursor!r:.60}, which no list has given; it is the `cursor` of a thread listed before"
+            f"cursor is {shown(cursor)}, which no list has given; it is the `cursor` of a thread listed before"
         ) from None

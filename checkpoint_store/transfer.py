@@ -24,8 +24,9 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple
 from sqlalchemy.util import greenlet_spawn
 
-from checkpoint_store import operations
+from checkpoint_store import operations, shapes
 from checkpoint_store.calls import Awaiting, Calling, Calls
+from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.contract import Contract
 from checkpoint_store.errors import (
     AccessDenied,
@@ -36,7 +37,9 @@ from checkpoint_store.errors import (
     TransferError,
     Unavailable,
     WrongThread,
+    shown,
 )
+from checkpoint_store.options import callback, has_methods
 from checkpoint_store.source import held
 from checkpoint_store.task_paths import PathsAt, paths_at
 
@@ -97,7 +100,8 @@ def copy_threads(
 
     Raises:
         TransferError: If a thread can't be copied; nothing of it is stored, and all that was copied before it is.
-        InvalidOption: If the target is not one of ours.
+        InvalidConfig: If `thread_ids` are no thread ids; nothing is copied.
+        InvalidOption: If the target is not one of ours, or another argument can't be used; nothing is copied.
         NotSetUp: If the target's tables are missing.
         Unavailable: If the target's server can't be reached.
     """
@@ -129,6 +133,8 @@ class _Transfer:
     """
 
     def __init__(self, source: BaseCheckpointSaver[Any], target: Contract, calls: Calls) -> None:
+        if not (has_methods(source, "list") or has_methods(source, "alist")):
+            raise InvalidOption(f"source is {shown(source)}; it has to be a LangGraph saver, with list or alist")
         if not isinstance(target, Contract):
             raise InvalidOption(
                 f"target is a {type(target).__module__}.{type(target).__qualname__}; it has to be an "
@@ -145,6 +151,8 @@ class _Transfer:
         on_error: Callable[[str, Exception], None] | None,
     ) -> TransferReport:
         """Copy thread by thread."""
+        callback(on_progress, "on_progress")
+        callback(on_error, "on_error")
         report = TransferReport()
         for thread_id, expected in self._threads(thread_ids).items():
             try:
@@ -160,10 +168,11 @@ class _Transfer:
 
     def _threads(self, thread_ids: Iterable[str] | None) -> Mapping[Any, int]:
         """Return the threads to copy, each with how many checkpoints it has at least."""
-        if isinstance(thread_ids, str):
-            raise InvalidConfig(f"thread_ids is {thread_ids!r}, one string; it has to be a list of thread ids")
         if thread_ids is not None:
-            return dict.fromkeys(thread_ids, 1)
+            if isinstance(thread_ids, str) or not isinstance(thread_ids, Iterable):
+                raise InvalidConfig(f"thread_ids is {shown(thread_ids)}; it has to be a list of thread ids, or None")
+            given = shapes.members_of(thread_ids, "thread_ids", InvalidConfig)
+            return {name if issubclass(type(one), str) else one: 1 for one in given for name in [_name_of(one)]}
         source = self._source
         if isinstance(source, Contract):  # which knows its threads without reading them
             by_id: Any = (
@@ -176,7 +185,8 @@ class _Transfer:
     def _copy(self, thread_id: Any, expected: int) -> TransferReport:
         """Copy one thread, in one transaction, unless it is there."""
         config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
-        name = str(thread_id)  # an in-memory saver may know it by a number, a graph asks for it by that as text
+        name = _name_of(thread_id)
+        told = shown(name, 200)
         with self._transaction() as target:
             there, _ = self._inventory(target, name)
             if there:
@@ -184,7 +194,7 @@ class _Transfer:
                 new, others = here - there, there - here
                 if new and others:
                     raise TransferError(
-                        f"thread {name!r} has gone on in the source and in the target since it was copied: only the "
+                        f"thread {told} has gone on in the source and in the target since it was copied: only the "
                         f"source has {_first(new)}, only the target {_first(others)}. Leave it out, or delete it in "
                         "the target to have it copied again."
                     )
@@ -196,13 +206,13 @@ class _Transfer:
             here = self._put(target, name, config)
             if (listed := _counts(here)[0]) < expected:
                 raise TransferError(
-                    f"thread {name!r}: the source lists {listed} checkpoints, where {expected} or more were expected. "
+                    f"thread {told}: the source lists {listed} checkpoints, where {expected} or more were expected. "
                     "Is the thread id right, does the source list all namespaces of a thread, was it deleted meanwhile?"
                 )
             stored, _ = self._inventory(target, name)
             if stored != here:
                 raise TransferError(
-                    f"thread {name!r}: read {_told(here)}, but stored {_told(stored)}; they differ at "
+                    f"thread {told}: read {_told(here)}, but stored {_told(stored)}; they differ at "
                     f"{_first((here - stored) + (stored - here))}. The source has something twice that put_writes "
                     "stores once, such as two errors of a task."
                 )
@@ -215,8 +225,8 @@ class _Transfer:
         # Counted as well, for what was committed since it was looked at again.
         if again != there or checkpoints != _counts(there)[0]:
             raise TransferError(
-                f"thread {name!r} has gone on in the target while the source was read. Nothing was changed: stop what "
-                "writes to it, and copy it again."
+                f"thread {shown(name, 200)} has gone on in the target while the source was read. Nothing was "
+                "changed: stop what writes to it, and copy it again."
             )
 
     def _put(self, target: Contract, name: str, config: RunnableConfig) -> Inventory:
@@ -240,9 +250,7 @@ class _Transfer:
             except _HOPELESS:
                 raise
             except Exception as error:
-                raise TransferError(
-                    f"thread {name!r}, namespace {key[0]!r}, checkpoint {key[1]!r} can't be stored: {_said(error)}"
-                ) from error
+                raise TransferError(f"{_place(name, *key)} can't be stored: {_said(error)}") from error
             stored.update((key[0], channel, str(version)) for channel, version in new_versions.items())
             here.update(_inventory(found))
         return here
@@ -262,7 +270,7 @@ class _Transfer:
             found = self._calls.call(target.get_tuple, target.aget_tuple, _config(name, *key))
             if not self._is_same(some, _special(found)):
                 raise TransferError(
-                    f"thread {name!r}, namespace {key[0]!r}, checkpoint {key[1]!r}: the source has another interrupt, "
+                    f"{_place(name, *key)}: the source has another interrupt, "
                     "answer or error than the target, and which is newer can't be told. Leave the thread out, or "
                     "delete it in the target to have it copied again."
                 )
@@ -286,8 +294,8 @@ class _Transfer:
         except _HOPELESS:
             raise
         except Exception as error:
-            whose = "all threads" if config is None else f"thread {config['configurable']['thread_id']!r}"
-            where = "" if last is None else f", after checkpoint {last.checkpoint['id']!r}"
+            whose = "all threads" if config is None else f"thread {shown(config['configurable']['thread_id'], 200)}"
+            where = "" if last is None else f", after checkpoint {shown(last.checkpoint['id'], 200)}"
             raise TransferError(f"{type(self._source).__name__} can't list {whose}{where}: {_said(error)}") from error
 
     def _paths(self, config: RunnableConfig) -> PathsAt:
@@ -327,6 +335,19 @@ class _Transfer:
             self._calls.call(source._call, source._await, origin.end, error)
             raise
         self._calls.call(source._call, source._await, origin.end, None)
+
+
+def _name_of(thread_id: Any) -> str:
+    """Return what the target calls a thread: an in-memory saver may know it by a number, of which graphs take the text.
+
+    Raises:
+        InvalidConfig: If that can't be a thread id.
+    """
+    if not issubclass(type(thread_id), str) and thread_id is not None:
+        with suppress(Exception):
+            hash(thread_id)  # those by which a saver finds it have one
+            thread_id = str(thread_id)
+    return checked_thread_id(thread_id, "a thread's id")
 
 
 def _config(thread_id: str, namespace: str, checkpoint_id: str | None) -> RunnableConfig:
@@ -388,11 +409,15 @@ def _told(inventory: Inventory) -> str:
     return "{} checkpoints and {} writes".format(*_counts(inventory))
 
 
+def _place(name: str, namespace: str, checkpoint_id: str) -> str:
+    return f"thread {shown(name, 200)}, namespace {shown(namespace, 200)}, checkpoint {shown(checkpoint_id, 200)}"
+
+
 def _first(inventory: Inventory) -> str:
     namespace, checkpoint_id, *task_id = min(inventory)
-    task = f", writes of task {task_id[0]!r}" if task_id else ""
-    return f"namespace {namespace!r}, checkpoint {checkpoint_id!r}{task}"
+    task = f", writes of task {shown(task_id[0], 200)}" if task_id else ""
+    return f"namespace {shown(namespace, 200)}, checkpoint {shown(checkpoint_id, 200)}{task}"
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {shapes.told(error)}"

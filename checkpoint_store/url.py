@@ -11,13 +11,14 @@ import logging
 import math
 import re
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from uuid import uuid4
 
 from sqlalchemy import URL
 
 from checkpoint_store.errors import InvalidOption, InvalidURL, shown
 from checkpoint_store.hosts import KEEPALIVE, Connector
+from checkpoint_store.options import choice
 
 Pooler = Literal["transaction"]
 """What stands between an engine and its server, if anything does: a pooler that pools transactions."""
@@ -89,8 +90,9 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     if port_text and "@" not in rest and "," not in place:
         _check_port(conn_string, port_text[1])
     try:
-        parts = urlsplit(conn_string)
-        several_hosts = "," in parts.netloc.rpartition("@")[2]
+        parts = _split(conn_string)
+        login, at, named = parts.netloc.rpartition("@")
+        several_hosts = "," in named
         host, port = (None, None) if several_hosts else (parts.hostname, parts.port)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         if "@" in parts.path or parts.fragment or "\x00" in conn_string or "%00" in conn_string:
@@ -101,6 +103,22 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
             f"{masked(conn_string)!r} can't be parsed. Percent-encode special characters in user and password: "
             "/ is %2F, # is %23, ? is %3F, @ is %40."
         ) from None
+    arguments, kept = _sorted(query, conn_string)
+    netloc = parts.netloc
+    if several_hosts and "[" in named:
+        netloc = login + at
+        kept.append(("host", named))  # where asyncpg, which splits the URL too, takes them as well
+    dsn = urlunsplit(("postgresql", netloc, parts.path, urlencode(kept), ""))
+    url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
+    return url, {"dsn": dsn, **arguments}
+
+
+def _sorted(query: list[tuple[str, str]], conn_string: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Return a URL's parameters as arguments of the driver's, and those that it reads from the URL itself.
+
+    Raises:
+        InvalidURL: If one should be a number and is none.
+    """
     arguments: dict[str, Any] = {}
     kept = []
     for name, value in query:
@@ -118,9 +136,7 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
             log.warning("connection string: %s has no counterpart in asyncpg and is ignored", name)
         else:
             kept.append(("sslmode" if name == "ssl" else name, value))
-    dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(kept), ""))
-    url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
-    return url, {"dsn": dsn, **arguments}
+    return arguments, kept
 
 
 def connector(conn_string: str) -> Connector:
@@ -135,7 +151,7 @@ def connector(conn_string: str) -> Connector:
     Raises:
         InvalidURL: If a port or a parameter of the sockets is no whole number.
     """
-    parts = urlsplit(conn_string)
+    parts = _split(conn_string)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     if named := parts.netloc.rpartition("@")[2]:
         places = [_place(one) for one in named.split(",")]
@@ -147,6 +163,15 @@ def connector(conn_string: str) -> Connector:
     return Connector(hosts, query.get("target_session_attrs"), settings)
 
 
+def _split(conn_string: str) -> SplitResult:
+    """Split a URL, whatever hosts it has: Python 3.14 takes an IPv6 address behind others for a mistake."""
+    scheme, _, rest = conn_string.partition("://")
+    netloc = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "," not in netloc.rpartition("@")[2]:
+        return urlsplit(conn_string)
+    return urlsplit(f"{scheme}://{rest.removeprefix(netloc)}")._replace(netloc=netloc)
+
+
 def _place(text: str) -> tuple[str, str]:
     """Return host and port."""
     host, _, port = text[1:].partition("]") if text.startswith("[") else text.partition(":")
@@ -155,7 +180,7 @@ def _place(text: str) -> tuple[str, str]:
 
 def _number(conn_string: str, name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
-        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {text!r}; it takes a whole number")
+        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {shown(text)}; it takes a whole number")
     if name == "port":
         _check_port(conn_string, text)
     return int(text)
@@ -184,10 +209,8 @@ def pooler_options(driver: str = "asyncpg") -> dict[str, Any]:
     Raises:
         InvalidOption: If it is another driver.
     """
-    if driver == "psycopg":
+    if choice(driver, "driver", ("asyncpg", "psycopg")) == "psycopg":
         return {"connect_args": {"prepare_threshold": None}}
-    if driver != "asyncpg":
-        raise InvalidOption(f"driver is {driver!r}; the savers work with 'asyncpg' and 'psycopg'")
     return {
         "connect_args": {
             # asyncpg's own cache. Without it asyncpg sends the text along each time it executes it.
@@ -205,10 +228,10 @@ def check_pooler(pooler: object) -> None:
     Raises:
         InvalidOption: If it isn't.
     """
-    if pooler not in (None, "transaction"):
+    if pooler is not None and not (type(pooler) is str and pooler == "transaction"):
         raise InvalidOption(
-            f"pooler is {pooler!r}; it is 'transaction' for a pooler in transaction mode. One in session mode is no "
-            "different from the server itself: leave it out."
+            f"pooler is {shown(pooler)}; it is 'transaction' for a pooler in transaction mode. One in session mode is "
+            "no different from the server itself: leave it out."
         )
 
 

@@ -94,7 +94,8 @@ def combinations() -> list[Combination]:
         Combination("langgraph-checkpoint oldest", pins=(f"langgraph-checkpoint=={oldest['langgraph-checkpoint']}",)),
         Combination("asyncpg oldest", pins=(f"asyncpg=={oldest['asyncpg']}",), python="3.12"),
     ]
-    return [*named, *[Combination(f"Python {python}", python=python) for python in ("3.10", "3.11", "3.12", "3.14")]]
+    pythons = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
+    return [*named, *[Combination(f"Python {python}", python=python) for python in pythons]]
 
 
 def interpreters() -> dict[str, str]:

@@ -50,7 +50,10 @@ def explain(
     """
     cause = error.orig if isinstance(error, exc.StatementError) else error
     state = getattr(cause, "sqlstate", None) or ""
-    message = (str(cause).rpartition("Error'>: ")[2].splitlines() or [type(cause).__name__])[0]
+    text = str(cause).rpartition("Error'>: ")[2]
+    if t.schema and t.schema.splitlines() != [t.schema]:
+        text = text.replace(t.schema, repr(t.schema)[1:-1])  # the message has lines of its own
+    message = (text.splitlines() or [type(cause).__name__])[0]
     ended = " Your transaction can only be rolled back now: do that first." if callers else ""
     if state in _NO_TABLES:
         return NotSetUp(f"{message}.{ended} {SET_UP}")

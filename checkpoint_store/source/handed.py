@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.errors import InvalidOption, UnusableConnection
+from checkpoint_store.options import flag
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.shelf import Shelf
 from checkpoint_store.source.base import Sharing, Source
@@ -81,7 +82,7 @@ def source_on(
         raise InvalidOption(
             "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."
         )
-    return _callers_source(_connection_origin("conn", conn, statements_of(schema)), Shelf(), Sharing(shares_pages))
+    return _callers_source(_connection_origin("conn", conn, statements_of(schema)), Shelf(), _sharing(shares_pages))
 
 
 def source_within(conn: object, source: Source, bind_arguments: Mapping[str, Any] | None, *, sync: bool) -> Source:
@@ -132,7 +133,10 @@ def engine_source(
             `read_engine` is not of the same kind.
         InvalidOption: If `pipe` was made for another engine, or comes with a sync one.
     """
+    if not isinstance(engine, (AsyncEngine, Engine)):
+        raise UnusableConnection(_unfit("engine", engine, "AsyncEngine or Engine"))
     _check_dialect("conn", engine, engine.dialect)
+    sharing = _sharing(shares_pages)
     # An engine goes by its dialect, as in `Bridge`.
     shelf = _shelves.setdefault(engine.dialect, {}).setdefault(sql.tables.schema, Shelf())
     if isinstance(engine, Engine):
@@ -141,17 +145,17 @@ def engine_source(
                 "pipe can't be used with a sync engine, whose calls come from threads and commit for themselves. "
                 "Leave it out, or pass an AsyncEngine."
             )
-        return ThreadSource(
-            _engine_origin(engine, sql, retry_timeout, pooler, read_engine), shelf, Sharing(shares_pages)
-        )
+        return ThreadSource(_engine_origin(engine, sql, retry_timeout, pooler, read_engine), shelf, sharing)
     # Variants made with execution_options() share the dialect.
     if pipe is not None and pipe.engine.dialect is not engine.dialect:
         raise InvalidOption("pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine.")
     origin = _engine_origin(engine, sql, retry_timeout, pooler, read_engine)
     replica = read_engine if isinstance(read_engine, AsyncEngine) else None
-    return LoopSource(
-        *(origin, Bridge.of(engine.dialect), shelf, Sharing(shares_pages)), engine=engine, replica=replica, pipe=pipe
-    )
+    return LoopSource(*(origin, Bridge.of(engine.dialect), shelf, sharing), engine=engine, replica=replica, pipe=pipe)
+
+
+def _sharing(shares_pages: bool | None) -> Sharing:
+    return Sharing(None if shares_pages is None else flag(shares_pages, "share_pages"))
 
 
 def _engine_origin(

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Dialect
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from checkpoint_store.errors import Closed, InvalidOption
+from checkpoint_store import options
+from checkpoint_store.errors import Closed
 from checkpoint_store.faults import Fault, fault_of, name_of
 from checkpoint_store.process import ProcessLock
 
@@ -42,9 +43,7 @@ class Retries:
     """
 
     def __init__(self, seconds: float, dialect: Dialect, pause: Callable[[float], None], where: str) -> None:
-        if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
-            raise InvalidOption(f"retry_timeout is {seconds!r}; it is a time in seconds, 0 for no second try")
-        self.seconds = float(seconds)
+        self.seconds = options.seconds(seconds, "retry_timeout", "0 for no second try")
         self.count = 0
         """How many times a call was made again."""
         self._pause = pause

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Text, case, cast, column, func, select, table
 
-from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
+from checkpoint_store.schema import VERSION_TABLE, Tables, checked, quoted
 from checkpoint_store.statements import choosing, copying, encrypting, history, locking, removing, sizes, threads
 from checkpoint_store.statements.ancestry import delta_history
 from checkpoint_store.statements.clauses import given, named, number
@@ -411,7 +411,15 @@ class Statements:
         return select(self.tables.checkpoints).where(condition)
 
 
-@lru_cache(maxsize=64)
 def statements_of(schema: str | None) -> Statements:
-    """Return the statements on the tables of a PostgreSQL schema; savers share them."""
+    """Return the statements on the tables of a PostgreSQL schema; savers share them.
+
+    Raises:
+        InvalidOption: If it can't be the name of one.
+    """
+    return _statements_of(checked(schema))
+
+
+@lru_cache(maxsize=64)
+def _statements_of(schema: str | None) -> Statements:
     return Statements(Tables(schema))

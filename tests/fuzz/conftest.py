@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -71,6 +72,13 @@ def fuzz(request: pytest.FixtureRequest) -> Iterator[Fuzz]:
     fuzz = Fuzz()
     yield fuzz
     request.node.user_properties.append(("fuzz", dict(fuzz.endings)))
+
+
+@pytest.fixture
+def sql(url: str) -> Iterator[psycopg.Connection]:
+    """A connection of the test's own."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        yield conn
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

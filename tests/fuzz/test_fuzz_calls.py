@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
@@ -12,114 +12,10 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.base import empty_checkpoint
 
 from checkpoint_store import PostgresSaver
-from checkpoint_store.errors import CheckpointStoreError, InvalidConfig
+from checkpoint_store.errors import InvalidConfig
+from tests.fuzz.odd import MOST, anything, nested, outcome, scalars, storable, texts
 
-MOST = 2000
-"""How long a message may be: it is for a log."""
-
-
-class Evil(Exception):
-    """What hostile objects raise; nobody may call what raises it."""
-
-
-def refuse(*_: Any, **__: Any) -> Any:
-    raise Evil
-
-
-class EvilText(str):
-    __eq__ = __ne__ = __lt__ = __contains__ = __len__ = __iter__ = __add__ = __mod__ = __format__ = refuse
-    __repr__ = __str__ = encode = replace = isascii = startswith = partition = split = refuse
-    __hash__ = refuse
-
-
-class EvilNumber(int):
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __index__ = __int__ = __float__ = refuse
-    __repr__ = __str__ = __format__ = __add__ = __sub__ = __neg__ = __abs__ = refuse
-    __hash__ = refuse
-
-
-class EvilFloat(float):
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __int__ = __float__ = refuse
-    __repr__ = __str__ = __format__ = __add__ = __sub__ = __neg__ = __abs__ = refuse
-    __hash__ = refuse
-
-
-class EvilObject:
-    __eq__ = __ne__ = __bool__ = __len__ = __iter__ = __getitem__ = __repr__ = __str__ = __format__ = refuse
-    __hash__ = refuse
-
-
-class Liar:
-    """Says that it has everything."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *_, **__: self
-
-
-def deep(depth: int, leaf: Any, *, lists: bool) -> Any:
-    for _ in range(depth):
-        leaf = [leaf] if lists else {"k": leaf}
-    return leaf
-
-
-def cyclic() -> Any:
-    value: Any = {"k": []}
-    value["k"].append(value)
-    return value
-
-
-SQL = [
-    "'; DROP TABLE checkpoints; --",
-    '"',
-    "\\",
-    "%s",
-    "$1",
-    "%(a)s",
-    ":a",
-    "{}",
-    "E'\\x27'",
-    "a\tb\nc",
-    "\ufeff",
-    "\u202e",
-]
-characters = st.characters(codec=None) | st.sampled_from("\x00\ud800\udfff\uffff\U0010ffff'\"\\%$:")
-texts = st.text(characters, max_size=20) | st.sampled_from(SQL) | st.sampled_from(["x" * 1_000_000, "\U0001f600" * 650])
-# Made anew from their names: Hypothesis asks what it draws for a repr, which is where these begin to be evil.
-MADE = {
-    "text": lambda: EvilText("evil"),
-    "number": lambda: EvilNumber(7),
-    "float": lambda: EvilFloat(0.5),
-    "object": EvilObject,
-    "liar": Liar,
-    "class": lambda: object,
-    "ellipsis": lambda: ...,
-    "huge": lambda: 10**5000,
-    "just too huge for JSONB": lambda: 10**4001,
-}
-evil = st.sampled_from([*MADE]).map(lambda name: MADE[name]())
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([2**63, -(2**63) - 1, 2**64])
-    | st.floats()
-    | st.binary(max_size=8)
-    | texts
-)
-nested = st.recursive(
-    scalars | evil,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(texts | st.integers() | st.booleans(), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-depths = st.builds(deep, st.sampled_from([100, 250, 254, 255, 300, 1000, 5000]), scalars, lists=st.booleans())
-anything = nested | depths | st.builds(cyclic)
 keys = st.sampled_from(["thread_id", "checkpoint_ns", "checkpoint_id", "user", "__pregel_x"]) | texts | st.integers()
-storable = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=20)
-storable |= st.sampled_from(SQL)
 plausible = st.fixed_dictionaries(
     {
         "configurable": st.fixed_dictionaries(
@@ -144,29 +40,12 @@ hostile = (
 configs = st.booleans().flatmap(lambda is_hostile: hostile if is_hostile else plausible)
 
 
-@pytest.fixture
-def sql(url: str) -> Iterator[psycopg.Connection]:
-    """A connection of the test's own."""
-    with psycopg.connect(url, autocommit=True) as conn:
-        yield conn
-
-
 def rows(sql: psycopg.Connection) -> int:
     """How many rows there are; fails if a table has gone."""
     return sum(
         sql.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # type: ignore[index]
         for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
     )
-
-
-def outcome(call: Any) -> tuple[str, Any]:
-    """How a call ends, and what it returned."""
-    try:
-        return "done", call()
-    except CheckpointStoreError as error:
-        message = str(error)
-    assert len(message) < MOST, f"{len(message)} characters: {message[:200]}..."
-    return "refused", None
 
 
 def own(**more: Any) -> dict[str, Any]:

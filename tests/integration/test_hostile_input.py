@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from enum import Enum
 from typing import Any
 
 import psycopg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
-from sqlalchemy.ext.asyncio import AsyncEngine
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, codec, shapes
-from checkpoint_store.errors import InvalidConfig, UnreadableValue, UnstorableValue
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, codec, partitioning, shapes
+from checkpoint_store.conversion import share
+from checkpoint_store.encryption import KeyRing, count_unencrypted, reencrypt
+from checkpoint_store.errors import (
+    InvalidConfig,
+    InvalidOption,
+    InvalidURL,
+    NotSetUp,
+    ThreadExists,
+    ThreadNotFound,
+    TransferError,
+    UnreadableValue,
+    UnstorableValue,
+    UnusableConnection,
+)
+from checkpoint_store.schema import Tables
+from checkpoint_store.transfer import copy_threads
+from checkpoint_store.url import pooler_options
 
 THREAD: Any = {"configurable": {"thread_id": "t1", "checkpoint_ns": ""}}
 
@@ -214,6 +234,241 @@ def test_channels_may_be_named_by_an_enum(sync_saver: PostgresSaver) -> None:
     stored = sync_saver.put(THREAD, checkpoint, {}, checkpoint["channel_versions"])
 
     assert sync_saver.get(stored)["channel_values"] == {"items": [1], "count": 1}  # type: ignore[index]
+
+
+# --- what callers set ---
+
+
+class Undecided:
+    """Is neither true nor false nor equal to anything, and shows nothing of itself, as some arrays don't."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        raise RuntimeError
+
+    __eq__ = __lt__ = __repr__ = __bool__  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("value", ["false", 0, 1, Undecided()])
+def test_a_flag_is_true_or_false(sync_saver: PostgresSaver, sql: psycopg.Connection, value: Any) -> None:
+    """A setting that comes as text would always be true, and a dry run that isn't would remove something."""
+    three(sync_saver)
+    before = rows(sql)
+    engine: Any = create_async_engine("postgresql+asyncpg://")
+    calls: dict[str, Callable[[], Any]] = {
+        "dry_run": lambda: sync_saver.sweep(keep_last=1, dry_run=value),
+        "spare_active": lambda: sync_saver.sweep(older_than=timedelta(0), spare_active=value),
+        "replace": lambda: sync_saver.copy_thread("t1", "t2", replace=value),
+        "count": lambda: sync_saver.list_threads(count=value),
+        "share_pages": lambda: AsyncPostgresSaver(engine, share_pages=value),
+        "refuse_forks": lambda: AsyncPostgresSaver(engine, refuse_forks=value),
+        "require_encryption": lambda: AsyncPostgresSaver(engine, require_encryption=value),
+    }
+    calls["pipeline"] = PostgresSaver.from_conn_string("postgresql:///app", pipeline=value).__enter__
+    for name, call in calls.items():
+        with pytest.raises((InvalidOption, InvalidConfig), match=f"{name} is .*; it is True or False"):
+            call()
+
+    assert rows(sql) == before
+
+
+@pytest.mark.parametrize("value", [Undecided(), [], "oldest", 0])
+def test_a_choice_is_one_of_those_that_there_are(sync_saver: PostgresSaver, value: Any) -> None:
+    """Whether it can be compared to them or not."""
+    engine: Any = create_async_engine("postgresql+asyncpg://")
+    for wanted, call in (
+        ("strategy is .*; it is 'keep_latest' or 'delete'", lambda: sync_saver.prune(["t1"], strategy=value)),
+        ("order is .*; it is 'newest' or 'thread_id'", lambda: sync_saver.list_threads(order=value)),
+        ("pooler is .*; it is 'transaction'", lambda: AsyncPostgresSaver(engine, pooler=value)),
+        ("driver is .*; it is 'asyncpg' or 'psycopg'", lambda: pooler_options(value)),
+    ):
+        with pytest.raises((InvalidOption, InvalidConfig), match=wanted):
+            call()
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**5000], ids=["2**31", "2**63", "10**5000"])
+async def test_a_number_past_what_statements_count_is_any_number(
+    sync_saver: PostgresSaver, engine: AsyncEngine, number: int
+) -> None:
+    """To keep so many checkpoints is to keep all; a batch of so many is one of all."""
+    three(sync_saver)
+
+    assert sync_saver.prune(["t1"], keep=number).checkpoints == 0
+    assert sync_saver.sweep(keep_last=number).checkpoints == 0
+    assert len(list(sync_saver.list_threads(limit=number))) == 1
+    ring = EncryptedSerializer(KeyRing.aes(bytes(16)))
+    assert (await reencrypt(engine, None, ring, batch_size=number)).writes == 3
+    assert await share(engine, batch_size=number) == 0
+    assert sync_saver.sweep(keep_last=1, batch_size=number).checkpoints == 2
+
+
+async def test_a_number_is_one(sync_saver: PostgresSaver, engine: AsyncEngine, sql: psycopg.Connection) -> None:
+    """Of another kind, or out of range, it is refused by name, whatever it does when it is compared."""
+    ring = EncryptedSerializer(KeyRing.aes(bytes(16)))
+    three(sync_saver)
+    before = rows(sql)
+    for value in (Number(0), Undecided(), True, "1", 0, -(10**5000)):
+        odd: Any = value
+        for name, call in (
+            ("keep", lambda odd=odd: sync_saver.prune(["t1"], keep=odd)),
+            ("keep_last", lambda odd=odd: sync_saver.sweep(keep_last=odd)),
+            ("batch_size", lambda odd=odd: sync_saver.sweep(keep_last=1, batch_size=odd)),
+            ("flushes", lambda odd=odd: AsyncPipeline(engine, flushes=odd)),
+            ("partitions", lambda odd=odd: partitioning.sql(partitions=odd)),
+        ):
+            with pytest.raises(InvalidOption, match=f"{name} is .*; it is a number"):
+                call()
+        for rewriting in (reencrypt(engine, None, ring, batch_size=odd), share(engine, batch_size=odd)):
+            with pytest.raises(InvalidOption, match=r"batch_size is .*; it is a number, 1 or more"):
+                await rewriting
+
+    assert rows(sql) == before
+
+
+@pytest.mark.parametrize("seconds", [10**400, -(10**5000), float("nan"), Undecided(), True, "1"], ids="abcdef")
+def test_a_time_is_a_number_of_seconds(sync_saver: PostgresSaver, seconds: Any) -> None:
+    """A whole number may be too large for a float."""
+    engine: Any = create_async_engine("postgresql+asyncpg://")
+    with pytest.raises(InvalidOption, match=r"timeout is .*; it is a time in seconds, 0 to try once, or None"):
+        sync_saver.thread_lock("t1", timeout=seconds)
+    with pytest.raises(InvalidOption, match=r"retry_timeout is .*; it is a time in seconds, 0 for no second try"):
+        AsyncPostgresSaver(engine, retry_timeout=seconds)
+
+
+@pytest.mark.parametrize("age", [Undecided(), 30, "30d", timedelta(-1)])
+def test_an_age_is_a_timedelta(sync_saver: PostgresSaver, age: Any) -> None:
+    """Of days gone by."""
+    with pytest.raises(InvalidOption, match="older_than is"):
+        sync_saver.sweep(older_than=age)
+
+
+@pytest.mark.parametrize(
+    "schema", [[], Undecided(), 0, "a\ud800", "x" * 1_000_000], ids=["list", "undecided", "0", "surrogate", "long"]
+)
+async def test_a_schema_has_a_name(engine: AsyncEngine, schema: Any) -> None:
+    """Which PostgreSQL can have: what can't be hashed is none, and neither is what can't be encoded."""
+    calls: list[Callable[[], Any]] = [
+        lambda: Tables(schema),
+        lambda: AsyncPostgresSaver(engine, schema=schema),
+        lambda: partitioning.sql(schema),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidOption, match=r"schema is .*") as caught:
+            call()
+        assert len(str(caught.value)) < 500
+    with pytest.raises(InvalidOption, match="schema is"):
+        await count_unencrypted(engine, schema=schema)
+
+
+def test_a_schema_whose_name_has_several_lines_is_named(url: str) -> None:
+    """The first line of what the server says would end in the middle of it."""
+    with (
+        PostgresSaver.from_conn_string(url, schema="a\nb") as saver,
+        pytest.raises(NotSetUp, match=r'"a\\nb\.checkpoints" does not exist'),
+    ):
+        saver.get_tuple(THREAD)
+
+
+async def test_what_is_of_another_kind_is_refused_when_it_is_passed(
+    sync_saver: PostgresSaver, engine: AsyncEngine
+) -> None:
+    """Not when it is called for the first time, with some of the work done."""
+    odd: Any = Undecided()
+    ring = EncryptedSerializer(KeyRing.aes(bytes(16)))
+    calls: dict[str, Callable[[], Any]] = {
+        "serde is .*; it has to be a serializer": lambda: AsyncPostgresSaver(engine, serde=odd),
+        "serde is .*JsonPlusSerializer.*; it has to be": lambda: AsyncPostgresSaver(engine, serde=JsonPlusSerializer),  # type: ignore[arg-type]
+        "is no cipher: it needs encrypt and decrypt": lambda: KeyRing(odd),
+        "metadata is .*; it has to be a MetaData": lambda: Tables(metadata=odd),
+        "on_progress is .*; it is a function": lambda: sync_saver.sweep(keep_last=1, on_progress=odd),
+        "source is .*; it has to be a LangGraph saver": lambda: copy_threads(odd, sync_saver),
+        "on_error is .*; it is a function": lambda: copy_threads(InMemorySaver(), sync_saver, on_error=odd),
+    }
+    for message, call in calls.items():
+        with pytest.raises(InvalidOption, match=message):
+            call()
+    with pytest.raises(InvalidOption, match=r"on_progress is .*; it is a function"):
+        await reencrypt(engine, None, ring, on_progress=odd)
+    with pytest.raises(InvalidOption, match="is no cipher"):
+        await reencrypt(engine, None, EncryptedSerializer(odd))
+    with pytest.raises(UnusableConnection, match=r"engine is .*Undecided; it has to be an AsyncEngine or Engine"):
+        await reencrypt(odd, None, ring)
+    with pytest.raises(UnusableConnection, match=r"conn is a .*Undecided; .* conn\.run_sync"):
+        partitioning.partition(odd)
+
+
+@pytest.mark.parametrize("thread_id", ["", "a\x00", "x" * 1_000_000, [], None, Undecided(), Rude()], ids="abcdefg")
+def test_a_transfer_is_refused_for_one_id_that_can_be_none(
+    sync_saver: PostgresSaver, sql: psycopg.Connection, thread_id: Any
+) -> None:
+    """Before the threads in front of it are copied."""
+    source = InMemorySaver()
+    source.put(THREAD, empty_checkpoint(), {}, {})
+
+    with pytest.raises(InvalidConfig, match="a thread's id") as caught:
+        copy_threads(source, sync_saver, ["t1", thread_id])
+    assert len(str(caught.value)) < 500
+    assert rows(sql) == 0
+
+
+@pytest.mark.parametrize("thread_ids", ["t1", 7, Undecided(), (1 / 0 for _ in "a")], ids=["a", "b", "c", "d"])
+def test_what_is_no_list_of_threads_is_not_copied(sync_saver: PostgresSaver, thread_ids: Any) -> None:
+    """One id is no list of ids."""
+    with pytest.raises(InvalidConfig, match="thread_ids"):
+        copy_threads(InMemorySaver(), sync_saver, thread_ids)
+
+
+def test_a_prefix_that_is_no_text_is_refused(sync_saver: PostgresSaver) -> None:
+    """What is falsy by mistake does not list all threads."""
+    for prefix in (0, [], False, Undecided()):
+        odd: Any = prefix
+        with pytest.raises(InvalidConfig, match="prefix is"):
+            sync_saver.list_threads(prefix=odd)
+    for cursor in (0, [], Undecided(), "x" * 1_000_000):
+        odd = cursor
+        with pytest.raises(InvalidConfig, match=r"cursor is .*, which no list has given"):
+            sync_saver.list_threads(cursor=odd)
+
+
+def test_what_is_said_of_a_thread_is_short_whatever_its_id(sync_saver: PostgresSaver) -> None:
+    """A control character is shown by four."""
+    long = "\x01" * 2000
+    sync_saver.put({"configurable": {"thread_id": long, "checkpoint_ns": ""}}, empty_checkpoint(), {}, {})
+    calls: list[Callable[[], Any]] = [
+        lambda: sync_saver.copy_thread("\x02" * 2000, "t1"),
+        lambda: sync_saver.copy_thread(long, long + "2") or sync_saver.copy_thread(long, long + "2"),  # type: ignore[func-returns-value]
+        lambda: copy_threads(InMemorySaver(), sync_saver, [long + "3"]),
+    ]
+    for call in calls:
+        with pytest.raises((ThreadNotFound, ThreadExists, TransferError)) as caught:
+            call()
+        assert len(str(caught.value)) < 600
+
+
+def test_what_is_said_of_a_value_is_short_whatever_it_belongs_to(
+    sync_saver: PostgresSaver, sql: psycopg.Connection
+) -> None:
+    """A task's id of control characters, and a type that somebody has written by hand."""
+    _, second, _ = three(sync_saver)
+    with pytest.raises(UnstorableValue, match=r"task '\\x01") as unstorable:
+        sync_saver.put_writes(second, [("a", object())], "\x01" * 2000)
+    sql.execute("UPDATE checkpoint_writes SET type = repeat('x', 100000)")
+    with pytest.raises(UnreadableValue, match="type 'xxx") as unreadable:
+        sync_saver.get_tuple(second)
+    with (
+        pytest.raises(InvalidURL, match="port is 'xxx") as invalid,
+        PostgresSaver.from_conn_string(f"postgresql:///app?host=a,b&port={'x' * 100_000}"),
+    ):
+        pass
+    for caught in (unstorable, unreadable, invalid):
+        assert len(str(caught.value)) < 1000
+
+
+def test_the_id_that_is_none_is_named_by_its_list(sync_saver: PostgresSaver) -> None:
+    """There is no `thread_id` in the call."""
+    with pytest.raises(InvalidConfig, match="an id in thread_ids is empty"):
+        sync_saver.prune(["t1", ""])
 
 
 # --- what is large ---

@@ -19,6 +19,7 @@ from checkpoint_store import AsyncPostgresSaver
 from tests.integration.histories import unreachable
 
 THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 VALUE = [f"message {number}" for number in range(2_000)]
 
 
@@ -38,14 +39,21 @@ async def values_of(saver: AsyncPostgresSaver) -> list[Any]:
     return [one.checkpoint["channel_values"].get("messages") async for one in saver.alist(None)]
 
 
+@pytest.fixture
+async def conn(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """A connection of the test's own."""
+    conn = await asyncpg.connect(url)
+    yield conn
+    await conn.close()
+
+
 @asynccontextmanager
 async def waiting_for_a_lock(url: str, call: Awaitable[Any]) -> AsyncIterator[asyncio.Task[Any]]:
     """Begin a call, and enter once the server says that it waits for somebody's lock."""
     watcher = await asyncpg.connect(url)
     task = asyncio.ensure_future(call)
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     try:
-        while not await watcher.fetchval(query):
+        while not await watcher.fetchval(WAITING):
             assert not task.done(), "it did not wait"
         yield task
     finally:
@@ -138,6 +146,50 @@ async def test_no_value_is_lost_that_is_stored_again_and_again(
         assert all(value == VALUE for value in await values_of(savers[0]))
         assert unreachable(url) == {}
     await elsewhere.dispose()
+
+
+# Where a deletion that has deleted checkpoints for the first time, and who stores a certain one, wait for the test.
+STOPS = """
+    CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
+        $$BEGIN PERFORM pg_advisory_xact_lock_shared(hashtext(TG_ARGV[0])); RETURN NULL; END$$;
+    CREATE TRIGGER deleted AFTER DELETE ON checkpoints FOR EACH STATEMENT EXECUTE FUNCTION stop('deleted');
+    CREATE TRIGGER stored AFTER INSERT ON checkpoints
+        FOR EACH ROW WHEN (NEW.metadata @> '{"run_id": "second"}') EXECUTE FUNCTION stop('stored');
+"""
+
+
+async def test_a_thread_without_pages_gets_none_while_it_is_deleted(
+    engine: AsyncEngine, url: str, conn: asyncpg.Connection[Any]
+) -> None:
+    """Or a second writer would count on those of the first while they are deleted with the first one's checkpoint."""
+    await put(AsyncPostgresSaver(engine, share_pages=False), run_id="plain")
+    saver = AsyncPostgresSaver(engine, share_pages=True)
+    await conn.execute(STOPS)
+
+    async def waiting(*events: str) -> int:
+        number: int = await conn.fetchval(f"{WAITING} AND wait_event = ANY ($1)", events)
+        return number
+
+    async def as_far_as_it_goes(call: Awaitable[Any]) -> asyncio.Task[Any]:
+        lasting = "advisory", "transactionid"  # other locks are had for a moment, to extend a file for one
+        before, task = await waiting(*lasting), asyncio.ensure_future(call)
+        while not task.done() and await waiting(*lasting) == before:
+            pass
+        return task
+
+    await conn.execute("SELECT pg_advisory_lock(hashtext('deleted')), pg_advisory_lock(hashtext('stored'))")
+    deletion = await as_far_as_it_goes(saver.adelete_thread("t"))
+    first = await as_far_as_it_goes(put(saver, version="2", run_id="first"))
+    second = await as_far_as_it_goes(put(saver, version="3", run_id="second"))
+    await conn.execute("SELECT pg_advisory_unlock(hashtext('deleted'))")
+    # Either all is over but the second put, or the deletion waits for that.
+    while not (deletion.done() or (await waiting("transactionid") and first.done())):
+        pass
+    await conn.execute("SELECT pg_advisory_unlock(hashtext('stored'))")
+    await asyncio.gather(deletion, first, second)
+
+    assert all(value == VALUE for value in await values_of(saver))
+    assert unreachable(url) == {}
 
 
 async def test_two_removals_of_many_threads_never_deadlock(engine: AsyncEngine, url: str) -> None:

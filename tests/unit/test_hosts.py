@@ -23,6 +23,14 @@ def test_hosts_come_in_the_order_of_the_url(place: str, hosts: list[tuple[str, i
     assert list(connector(f"postgresql://{place}")._hosts) == hosts
 
 
+async def test_an_ipv6_address_behind_other_hosts_is_one_of_them() -> None:
+    """Python's own way to split URLs refuses it since 3.14, and asyncpg goes that way."""
+    url = "postgresql://u:p@127.0.0.1:1,[::1]:1/app?application_name=a"
+
+    with pytest.raises(OSError, match="::1"):  # nobody listens there, which the last of them tells
+        await connector(url)(**engine_arguments(url)[1])
+
+
 def test_libpqs_parameters_for_sockets_are_ours() -> None:
     """Asyncpg would take them for settings of the server."""
     url = "postgresql://h1,h2/app?keepalives_idle=7&tcp_user_timeout=0&target_session_attrs=read-write"
