@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ def _sqlite(path: str, serde: Any) -> Iterator[Any]:
         from langgraph.checkpoint.sqlite import SqliteSaver
     except ImportError:
         raise _missing("langgraph-checkpoint-sqlite") from None
-    try:
-        # Read only: a name that was mistyped must not become an empty database.
-        conn = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        conn.execute("PRAGMA schema_version")
-    except sqlite3.Error as error:
-        raise Unavailable(f"{path!r} can't be opened: {error}") from error
-    with closing(conn):
+    with ExitStack() as opened:
+        try:
+            # Read only: a name that was mistyped must not become an empty database.
+            conn = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            opened.enter_context(closing(conn))
+            conn.execute("PRAGMA schema_version")
+        except sqlite3.Error as error:
+            raise Unavailable(f"{path!r} can't be opened: {error}") from error
         saver = SqliteSaver(conn, serde=serde)
         saver.is_setup = True  # it would create its tables
         yield saver

@@ -20,9 +20,10 @@ EXTRAS = "cli,embedded"
 
 SMOKE = """
 set -e
+export PYTHONWARNINGS="error,ignore:'asyncio.iscoroutinefunction':DeprecationWarning"
 python -c 'import checkpoint_store as ours, sys; assert ours.__file__.startswith(sys.prefix); print(ours.__version__)'
-python -W error -m checkpoint_store.embedded python chat.py
-python -W error -m checkpoint_store.embedded sh -ec '
+python -m checkpoint_store.embedded python chat.py
+python -m checkpoint_store.embedded sh -ec '
     alembic -c checkpoint_store.ini upgrade head
     alembic -c checkpoint_store.ini current
     checkpoint-store check

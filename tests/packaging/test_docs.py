@@ -35,6 +35,7 @@ from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, e
 from checkpoint_store.embedded import EmbeddedPostgres
 from checkpoint_store.schema import VERSION_TABLE, tables
 from checkpoint_store.transfer import acopy_threads, copy_threads
+from tests.packaging.conftest import WARNINGS
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
@@ -131,9 +132,9 @@ def test_the_programs_of_a_page_run(blocks: list[Block], empty_url: str, tmp_pat
     """One after the other on one database, empty before the first, and then all of them again; nothing warns."""
     for block in [*blocks, *blocks]:
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", block.text],
+            [sys.executable, "-c", block.text],
             cwd=tmp_path,
-            env={**os.environ, "CHECKPOINT_STORE_URL": empty_url, **SECRETS},
+            env={**os.environ, "PYTHONWARNINGS": WARNINGS, "CHECKPOINT_STORE_URL": empty_url, **SECRETS},
             capture_output=True,
             text=True,
             check=False,
@@ -241,7 +242,7 @@ def test_the_commands_of_a_page_run(
         (tmp_path / "jq").write_text("#!/bin/sh\ncat >/dev/null\n")
         (tmp_path / "jq").chmod(0o755)
     for block in blocks:
-        lines = []
+        lines = ['PATH="$PATH:$PWD"']
         for line in block.text.splitlines():
             if line.startswith("pip install "):
                 named = re.findall(r"checkpoint-store\[([\w,]+)\]", line)
