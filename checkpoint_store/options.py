@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Sequence
+from numbers import Integral
 
 from checkpoint_store.errors import CheckpointStoreError, InvalidOption, shown
 
@@ -36,9 +38,14 @@ def choice(
 
 
 def whole(value: object) -> int | None:
-    """Return a whole number as a plain one, or None if it is none; True is none."""
+    """Return a whole number, Python's or such as NumPy's, as a plain one; None if it is none, and for True."""
     kind = type(value)
-    return int.__int__(value) if issubclass(kind, int) and kind is not bool else None  # type: ignore[arg-type]
+    if issubclass(kind, int):
+        return int.__int__(value) if kind is not bool else None  # type: ignore[arg-type]
+    try:
+        return operator.index(value) if issubclass(kind, Integral) else None  # type: ignore[arg-type]
+    except Exception:
+        return None
 
 
 def number(value: object, name: str, least: int, most: int | None = None) -> int:

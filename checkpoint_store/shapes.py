@@ -63,11 +63,12 @@ def pairs_of(writes: object) -> list[Any]:
     else:
         pairs = [writes]
     for pair in pairs:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or type(pair[0]) is not str:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not issubclass(type(pair[0]), str):
             raise UnstorableValue(
                 f"writes have a {type(pair).__qualname__} among them that is no pair of a channel's name and a value"
             )
-    return pairs
+    # A node may name its channels by members of an enum, which are strings with a hash of their own.
+    return [pair if type(pair[0]) is str else (str.__str__(pair[0]), pair[1]) for pair in pairs]
 
 
 def names_of(channels: object) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from enum import Enum
+from numbers import Integral
 from typing import Any
 
 import psycopg
@@ -56,6 +57,20 @@ class Number(int):
 class Channel(str, Enum):
     ITEMS = "items"
     COUNT = "count"
+
+
+class Special(str, Enum):
+    ERROR = "__error__"
+
+
+class Whole:
+    """A whole number that is none of Python's, as NumPy's are."""
+
+    def __index__(self) -> int:
+        return 1
+
+
+Integral.register(Whole)
 
 
 def deep(depth: int) -> Any:
@@ -221,6 +236,15 @@ def test_a_limit_of_another_kind_is_refused(sync_saver: PostgresSaver, limit: An
         sync_saver.list(None, limit=limit)
 
 
+def test_a_limit_may_be_a_number_of_another_library(sync_saver: PostgresSaver) -> None:
+    """So it is counted out where it is an item of an array; the stock saver takes those too."""
+    three(sync_saver)
+    one: Any = Whole()
+
+    assert len(list(sync_saver.list(None, limit=one))) == 1
+    assert sync_saver.sweep(keep_last=one).checkpoints == 2
+
+
 @pytest.mark.parametrize("channels", ["messages", 7, [7], ["\x00"]])
 def test_channels_of_another_kind_are_refused(sync_saver: PostgresSaver, channels: Any) -> None:
     """A single name is no list of names: its letters would be."""
@@ -234,6 +258,18 @@ def test_channels_may_be_named_by_an_enum(sync_saver: PostgresSaver) -> None:
     stored = sync_saver.put(THREAD, checkpoint, {}, checkpoint["channel_versions"])
 
     assert sync_saver.get(stored)["channel_values"] == {"items": [1], "count": 1}  # type: ignore[index]
+
+
+def test_writes_may_name_their_channels_by_an_enum(sync_saver: PostgresSaver) -> None:
+    """A node may return a dict of them, which LangGraph hands on as they are; also to its special channels."""
+    stored = sync_saver.put(THREAD, empty_checkpoint(), {}, {})
+    for value in (1, 2):
+        sync_saver.put_writes(stored, [(Channel.ITEMS, value)], "task")
+        sync_saver.put_writes(stored, [(Special.ERROR, value)], "task")
+
+    found = sync_saver.get_tuple(stored)
+    assert found is not None
+    assert found.pending_writes == [("task", "__error__", 2), ("task", "items", 1)]
 
 
 # --- what callers set ---
