@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
+from sqlalchemy import exc
+
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
@@ -364,7 +366,13 @@ def copy_thread(
     else:
         _claim(db, sql, [target])
     # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
-    copied, transaction_id = db.fetch(sql.copy_thread, {**binds, "epoch": secrets.randbits(62)})[0]
+    try:
+        copied, transaction_id = db.fetch(sql.copy_thread, {**binds, "epoch": secrets.randbits(62)})[0]
+    except exc.IntegrityError as error:
+        raise ThreadExists(
+            f"target_thread_id is {shown(target, 200)}, for which something was stored while it was to be made. Stop "
+            "what stores to it, or choose another id."
+        ) from error
     db.fetch(sql.forget_threads, {"thread_ids": [target]})  # it may have no pages
     if not copied:  # deleted just now
         raise _not_found(source)

@@ -239,6 +239,29 @@ async def test_of_two_copies_to_one_target_one_is_refused(engine: AsyncEngine) -
     assert len(await values(saver, "target")) == 1
 
 
+async def test_a_target_that_somebody_stores_to_meanwhile_is_refused(engine: AsyncEngine, url: str) -> None:
+    """Nothing should; where something does, it is told in our words, and the copy leaves nothing."""
+    saver = AsyncPostgresSaver(engine)
+    await put(saver, "one", ["one"])
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(url)
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(
+        "INSERT INTO checkpoints SELECT 'target', checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint,"
+        " metadata FROM checkpoints"
+    )
+    copy = asyncio.create_task(saver.acopy_thread("one", "target"))
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+    while not await connection.fetchval(waiting):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await transaction.commit()
+
+    with pytest.raises(ThreadExists, match="something was stored while it was to be made"):
+        await copy
+    assert await connection.fetchval("SELECT count(*) FROM checkpoint_blobs WHERE thread_id = 'target'") == 0
+    await connection.close()
+
+
 async def test_a_stale_memory_of_the_target_is_not_trusted(engine: AsyncEngine, url: str) -> None:
     """A process that remembers the pages of a thread that was there before sends them again."""
     whole = [f"message {n}: {random.Random(n).random()}" for n in range(3000)]
