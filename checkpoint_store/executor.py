@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc, func, select
+from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection, StaticPool, exc, func, select
 from sqlalchemy.util import await_only
 
 from checkpoint_store.errors import InvalidOption, UnusableConnection, WrongThread
@@ -180,10 +180,7 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
         finally:
             pooled.close()
     finally:
-        if engine.pool is not pool:
-            # The engine was disposed of meanwhile. SQLAlchemy has the connection closed when it is collected as
-            # garbage, which one that an event loop knows never is while that runs.
-            pool.dispose()
+        _leave(pool, engine)
 
 
 @contextmanager
@@ -193,15 +190,19 @@ def migrating(engine: Engine) -> Iterator[Connection]:
     Through a pooler they are one transaction: it may lend another of the server's connections to the next, and the lock
     that is held from one to the other would stay behind.
     """
-    with engine.connect() as conn:
-        _check_loop(conn.connection.driver_connection)
-        _end_what_listeners_began(conn)
-        _isolate(conn, "READ COMMITTED")
-        if is_pooled(conn):
-            with conn.begin():
+    pool = engine.pool
+    try:
+        with engine.connect() as conn:
+            _check_loop(conn.connection.driver_connection)
+            _end_what_listeners_began(conn)
+            _isolate(conn, "READ COMMITTED")
+            if is_pooled(conn):
+                with conn.begin():
+                    yield conn
+            else:
                 yield conn
-        else:
-            yield conn
+    finally:
+        _leave(pool, engine)
 
 
 def is_pooled(conn: Connection) -> bool:
@@ -252,7 +253,7 @@ def detached(engine: Engine) -> Connection:
     Raises:
         UnusableConnection: If it is no session of the server's.
     """
-    conn = engine.connect()
+    pool, conn = engine.pool, engine.connect()
     try:
         _check_loop(conn.connection.driver_connection)
         _end_what_listeners_began(conn)
@@ -266,8 +267,29 @@ def detached(engine: Engine) -> Connection:
         conn.detach()
     except BaseException:
         conn.close()
+        _leave(pool, engine)
         raise
     return conn
+
+
+def dispose(engine: Engine) -> None:
+    """Close the connections in an engine's pool; those in use are closed by who gives them back."""
+    # In this order: what begins meanwhile gets none of those that are being closed, and nobody else's pool is replaced.
+    pool = engine.pool
+    engine.dispose(close=False)
+    # This kind would close its one connection under whoever uses it.
+    one = vars(pool).get("connection") if isinstance(pool, StaticPool) else None
+    if one is None or not one.in_use:
+        pool.dispose()
+
+
+def _leave(pool: Pool, engine: Engine) -> None:
+    """Close what has come back to a pool if the engine was disposed of meanwhile.
+
+    SQLAlchemy has it closed when it is collected as garbage, which what an event loop knows never is while that runs.
+    """
+    if engine.pool is not pool:
+        pool.dispose()
 
 
 def _direct(engine: Engine, pooled: PoolProxiedConnection) -> AbstractContextManager[Executor]:

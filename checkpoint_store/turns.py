@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 from collections import deque
@@ -91,6 +92,9 @@ def _expire(turn: asyncio.Future[None], timeout: float) -> None:
 _turns: weakref.WeakKeyDictionary[object, Turns] = weakref.WeakKeyDictionary()
 _locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
 _registry_lock = ProcessLock()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_locks.clear)  # threads that hold one are not in the child
 
 
 def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:

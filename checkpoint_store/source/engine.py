@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, NullPool, Pool, QueuePool, StaticPool
+from sqlalchemy import Connection, Dialect, Engine, NullPool, Pool, QueuePool, StaticPool
 
 from checkpoint_store import migrations, operations
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
-from checkpoint_store.executor import borrowed, detached, migrating
+from checkpoint_store.executor import borrowed, detached, dispose, migrating
 from checkpoint_store.faults import fault_of
 from checkpoint_store.source.failures import FOREIGN
 from checkpoint_store.source.hold import Hold
@@ -43,10 +43,10 @@ class EngineOrigin(Origin):
         self.pooler = pooler
         """Whether a pooler of transactions stands before the server."""
         self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
-        self.turn = _turn_on(engine.pool, is_async=engine.dialect.is_async)
+        self.turn = _turn_on(engine.pool, engine.dialect)
         """Waits for a connection of the pool, in a `with` block."""
         self._parents_pool: Pool | None = None
-        self._lends = True
+        self._lends = self._keeps = True
         _origins.add(self)
 
     @property
@@ -58,6 +58,15 @@ class EngineOrigin(Origin):
         """Let what fails from now on not be done again: it would open connections that nobody closes."""
         self._retries.stop()
         self._lends = lends
+
+    def keep_nothing(self) -> None:
+        """Let no connection be left open by what is still to come: nobody else could close it."""
+        self._keeps = False
+
+    def check_lends(self) -> None:
+        """Raise if this saver has closed its engine: the next connection would be opened in the engine's next pool."""
+        if not self._lends:
+            raise Closed("this saver was closed before the call got a connection; nothing was carried out")
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection on which each statement commits itself."""
@@ -87,8 +96,10 @@ class EngineOrigin(Origin):
                 return
         except NotSetUp:
             pass
-        with migrating(self.engine) as conn:
-            migrations.bring_to_head(conn, self.sql, timeout, pause_of(self.engine.dialect))
+        with self.turn():
+            self.check_lends()
+            with migrating(self.engine) as conn:
+                migrations.bring_to_head(conn, self.sql, timeout, pause_of(self.engine.dialect))
 
     def take_lock(self, hold: Hold) -> None:
         """Take a thread's lock until it is dropped; trying again is part of the wait for it."""
@@ -100,6 +111,7 @@ class EngineOrigin(Origin):
 
     def _detach(self) -> Connection:
         with self.turn():
+            self.check_lends()
             return detached(self.engine)
 
     def _insist(self, function: Callable[..., T], *args: Any, hold: Hold | None = None) -> T:
@@ -130,11 +142,14 @@ class EngineOrigin(Origin):
                 "this saver's engine was used before the process forked; its connections belong to the parent. "
                 "Call engine.dispose(close=False) in the child first, or make engine and saver there."
             )
-        with self.turn():
-            if not self._lends:
-                raise Closed("this saver was closed before the call got a connection; nothing was carried out")
-            with borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
-                return self.perform(operation, db, args)
+        try:
+            with self.turn():
+                self.check_lends()
+                with borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
+                    return self.perform(operation, db, args)
+        finally:
+            if not self._keeps:
+                dispose(self.engine)
 
 
 def _leave_pools() -> None:
@@ -150,12 +165,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_pools)
 
 
-def _turn_on(pool: Pool, *, is_async: bool) -> Callable[[], AbstractContextManager[object]]:
+def _turn_on(pool: Pool, dialect: Dialect) -> Callable[[], AbstractContextManager[object]]:
     """Return what waits for a connection of a pool."""
     if isinstance(pool, StaticPool):
-        return partial(alone_with, pool, is_async=is_async)
+        # Not with the pool: the engine gets another one when it is disposed of, and savers made then share that.
+        return partial(alone_with, dialect, is_async=dialect.is_async)
     overflow = getattr(pool, "_max_overflow", -1)
-    if not is_async or not isinstance(pool, QueuePool) or overflow < 0:
+    if not dialect.is_async or not isinstance(pool, QueuePool) or overflow < 0:
         return nullcontext
     # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
     # queue is fair, and shared by all savers on the pool. Threads have no such trouble.

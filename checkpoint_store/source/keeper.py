@@ -191,14 +191,19 @@ class Keeper:
         """Begin the session, unless nobody waits for it any more: those who do may have begun another."""
         try:
             conn = open_connection()
+            dbapi = cast("Any", conn.connection.dbapi_connection)
+            driver = conn.dialect.get_driver_connection(dbapi)
+            terminate = getattr(driver, "terminate", None)
+            hang_up = terminate or partial(_hang_up, driver)
+            abandon = terminate or partial(conn.dialect.do_terminate, dbapi)
             try:
-                dbapi = cast("Any", conn.connection.dbapi_connection)
-                driver = conn.dialect.get_driver_connection(dbapi)
-                hang_up = driver.terminate if hasattr(driver, "terminate") else partial(_hang_up, driver)
                 with self._world.limited(ANSWER_SECONDS, hang_up):
                     operations.begin_session(Ordinary(conn), sql, SETTINGS)
             except BaseException:
-                if not conn.invalidated:
+                # A connection that is out of the pool is not closed when it is invalidated, as when it is interrupted.
+                if conn.invalidated:
+                    abandon()
+                else:
                     _close(conn)
                 raise
         except BaseException as error:
@@ -210,9 +215,7 @@ class Keeper:
             return
         if hasattr(driver, "add_termination_listener"):
             driver.add_termination_listener(lambda *_: self._lose(conn))
-        # A connection that is out of the pool is not closed when it is invalidated.
-        self._abandon = driver.terminate if hasattr(driver, "terminate") else partial(conn.dialect.do_terminate, dbapi)
-        self._hang_up, self._conn = hang_up, conn
+        self._abandon, self._hang_up, self._conn = abandon, hang_up, conn
         self._still = self._world.repeat(BEAT_SECONDS, self, partial(_beat, sql=sql))
         opening.set_result(None)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -12,11 +14,13 @@ from sqlalchemy.util import greenlet_spawn
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change
 from checkpoint_store.errors import Closed, WrongThread
+from checkpoint_store.executor import dispose
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.shelf import Shelf
 from checkpoint_store.source.base import Sharing, Source
 from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.origin import Origin
+from checkpoint_store.source.worlds import to_the_end
 
 T = TypeVar("T")
 
@@ -51,6 +55,8 @@ class LoopSource(Source):
         self.bridge = bridge
         self.owned = False
         """Whether the engine is ours to dispose of, and its loop ours to end."""
+        self._closing = threading.RLock()
+        self._is_released = False
         self._engine = engine
         self._replica = replica
         self._pipe = pipe
@@ -78,20 +84,26 @@ class LoopSource(Source):
 
     async def close(self) -> None:
         """Refuse further operations, and give back what is ours."""
-        if not self._closed:
-            self._closed = True
-            if not self.bridge.is_left_behind:
-                await self.bridge.acall(self._release)
+        self._closed = True
+        if self.bridge.is_ours:
+            await asyncio.to_thread(self.close_blocking)
+        elif not self._is_released and not self.bridge.is_left_behind:
+            await self.bridge.acall(self._release)
 
     def close_blocking(self) -> None:
         """Refuse further operations, and give back what is ours."""
-        if not self._closed:
-            self._closed = True
-            if self.bridge.is_left_behind:
+        self._closed = True
+        if self.bridge.is_left_behind:
+            return
+        with self._closing:
+            if self._is_released:
                 return
-            self.bridge.call(self._release)
-            if self.owned:
-                self.bridge.stop()
+            try:
+                self.bridge.call(self._finish)
+            finally:
+                self.bridge.call(self._let_go)  # also after Ctrl-C
+                if self.owned:
+                    self.bridge.stop()
 
     async def _await(self, function: Callable[..., T], *args: Any) -> T:
         result: T = await self.bridge.acall(greenlet_spawn, function, *args)
@@ -114,8 +126,16 @@ class LoopSource(Source):
         await greenlet_spawn(self._commit, changes)
 
     async def _release(self) -> None:
+        try:
+            await self._finish()
+        finally:
+            await to_the_end(self._let_go())  # also for who does not want to wait for what was to be finished
+
+    async def _finish(self) -> None:
         if self.owned and self._pipe is not None:
             await self._pipe.aclose()
+
+    async def _let_go(self) -> None:
         if self.owned:
             await greenlet_spawn(self.origin.keeper.close)
         # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
@@ -123,7 +143,10 @@ class LoopSource(Source):
         # A pipeline of the caller's may have changes of others among ours.
         if self._pipe is None or self.owned:
             self.origin.stop_trying(lends=engine is None)
+        elif engine is not None:
+            self.origin.keep_nothing()
         if engine is not None:
-            await engine.dispose()
+            await greenlet_spawn(dispose, engine.sync_engine)
         if self._replica is not None and self.bridge.is_ours:
-            await self._replica.dispose()
+            await greenlet_spawn(dispose, self._replica.sync_engine)
+        self._is_released = True

@@ -88,6 +88,9 @@ class Origin(ABC):
             lends: Whether what waits for a connection still gets one.
         """
 
+    def keep_nothing(self) -> None:  # noqa: B027 - what is the caller's is the caller's to close
+        """Let no connection be left open by what is still to come."""
+
     @property
     def where(self) -> str:
         """How messages name the database: without user, password and parameters, any of which may be secret."""

@@ -62,6 +62,11 @@ class ReplicaOrigin(Origin):
         """Let what fails from now on not be done again, on the primary."""
         self.primary.stop_trying(lends=lends)
 
+    def keep_nothing(self) -> None:
+        """Let no connection be left open by what is still to come."""
+        self.primary.keep_nothing()
+        self.replica.keep_nothing()
+
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection of either."""
         if (read := _READS.get(operation)) is not None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.memory import InMemorySaver
+from sqlalchemy import StaticPool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import Closed
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.errors import Closed, WrongThread
+from checkpoint_store.transfer import acopy_threads
 from tests.faults.bed import PATIENCE_SECONDS
 
 CONFIG: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -173,3 +178,150 @@ def test_a_sync_call_that_waits_for_a_connection_opens_none_after_the_end(url: s
         gate.open()
     assert {type(outcome) for outcome in outcomes} == {type(None), Closed}
     asyncio.run(is_true(lambda: gate.sessions() == 0))
+
+
+async def test_who_does_not_wait_for_a_pipeline_to_close_leaves_no_session_either(url: str, gate: Gate) -> None:
+    """Closing waits for what the pipeline has accepted; it may be cancelled, by a host that has to end."""
+    async with AsyncPostgresSaver.from_conn_string(url, pipeline=True) as saver:
+        call = asyncio.create_task(saver.aput(CONFIG, empty_checkpoint(), {}, {}))
+        await is_true(lambda: gate.waiting() == 1)
+        closing = asyncio.create_task(saver.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        assert closing.cancelled()
+    gate.open()
+
+    await call
+    await is_true(lambda: gate.sessions() == 0)
+
+
+async def test_a_second_close_is_done_when_the_first_is(url: str, gate: Gate) -> None:
+    """Whoever is told that a saver is closed may drop the database."""
+    async with AsyncPostgresSaver.from_conn_string(url, pipeline=True) as saver:
+        call = asyncio.create_task(saver.aput(CONFIG, empty_checkpoint(), {}, {}))
+        await is_true(lambda: gate.waiting() == 1)
+        closing = [asyncio.create_task(saver.aclose()) for _ in range(2)]
+        gate.open()
+        await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
+        assert call.done()
+    await asyncio.gather(*closing)
+
+
+def test_a_close_that_was_refused_can_be_made_up_for(url: str, gate: Gate) -> None:
+    """On another loop the engine can't be disposed of; on its own one it still can."""
+    gate.open()
+
+    async def run() -> None:
+        async with AsyncPostgresSaver.from_conn_string(url) as saver:
+            await saver.aget_tuple(CONFIG)
+            with pytest.raises(WrongThread, match="another event loop"):
+                await asyncio.to_thread(asyncio.run, saver.aclose())
+        await is_true(lambda: gate.sessions() == 0)
+
+    asyncio.run(run())
+
+
+async def test_a_migration_under_way_closes_its_connection(empty_url: str) -> None:
+    """setup() takes connections by a way of its own."""
+    with psycopg.connect(empty_url) as other:
+        other.execute("CREATE TABLE checkpoints (a int)")
+        async with AsyncPostgresSaver.from_conn_string(empty_url) as saver:
+            call = asyncio.create_task(saver.setup())
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+            with psycopg.connect(empty_url, autocommit=True) as conn:
+                await is_true(lambda: conn.execute(waiting, [conn.info.dbname]).fetchone() == (1,))
+        other.rollback()
+        await call
+        ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        await is_true(lambda: other.execute(ours).fetchone() == (0,) or other.rollback())
+
+
+async def test_a_transfer_that_waits_for_a_connection_opens_none_after_the_end(url: str, gate: Gate) -> None:
+    """It works on one connection of the target, which it has to get first."""
+    source = InMemorySaver()
+    source.put(CONFIG, empty_checkpoint(), {}, {})
+    async with AsyncPostgresSaver.from_conn_string(url, **ONE_CONNECTION) as saver:
+        first = asyncio.create_task(saver.aget_tuple(CONFIG))
+        await is_true(lambda: gate.waiting() == 1)
+        transfer = asyncio.create_task(acopy_threads(source, saver))
+        turns = saver._source.origin.turn.__self__  # type: ignore[attr-defined]
+        await is_true(lambda: turns._waiting)
+    gate.open()
+
+    await first
+    with pytest.raises(Closed, match="closed"):
+        await transfer
+    await is_true(lambda: gate.sessions() == 0)
+
+
+def test_what_a_shared_pipeline_stores_after_the_end_leaves_no_session_behind(url: str, gate: Gate) -> None:
+    """It is stored, since there may be other savers' changes among it; on a loop where nobody else closes anything."""
+    engine = engine_on(url, **ONE_CONNECTION)
+    saver = PostgresSaver(engine, AsyncPipeline(engine))
+    stored: list[Any] = []
+
+    def put(thread_id: str) -> None:
+        config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+        stored.append(saver.put(config, empty_checkpoint(), {}, {}))
+
+    with calls(saver) as found, ThreadPoolExecutor() as pool:
+        asyncio.run(is_true(lambda: gate.waiting() == 1))
+        turns = saver._source.origin.turn.__self__  # type: ignore[attr-defined]
+        puts = [pool.submit(put, f"t{n}") for n in range(3)]
+        asyncio.run(is_true(lambda: turns._waiting))
+        saver.close()
+        gate.open()
+        wait(puts)
+    assert (len(stored), found) == (3, [None])
+    asyncio.run(is_true(lambda: gate.sessions() == 0))
+
+
+def test_ctrl_c_in_close_leaves_neither_session_nor_thread_behind(url: str, gate: Gate) -> None:
+    """It ends the wait for what is under way, and no more than that."""
+    before = set(threading.enumerate())
+    with PostgresSaver.from_conn_string(url, pipeline=True) as saver, ThreadPoolExecutor() as pool:
+        call = pool.submit(saver.put, CONFIG, empty_checkpoint(), {}, {})
+        asyncio.run(is_true(lambda: gate.waiting() == 1))
+        pipe = saver._source._pipe  # type: ignore[attr-defined]
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            pool.submit(lambda: asyncio.run(is_true(lambda: pipe._closed)) or _thread.interrupt_main())
+            saver.close()
+        with pytest.raises(Closed):
+            call.result(PATIENCE_SECONDS)
+    gate.open()
+    asyncio.run(is_true(lambda: gate.sessions() == 0))
+    assert set(threading.enumerate()) <= before
+
+
+async def test_aclose_ends_the_loop_of_a_sync_saver(url: str) -> None:
+    """As close() does."""
+    before = set(threading.enumerate())
+    with PostgresSaver.from_conn_string(url) as saver:
+        await saver.aget_tuple(CONFIG)
+        await saver.aclose()
+        left = [thread for thread in threading.enumerate() if thread.name == "checkpoint_store"]
+        assert set(left) <= before
+
+
+async def test_the_one_connection_of_a_pool_is_closed_when_it_is_free(url: str, gate: Gate) -> None:
+    """SQLAlchemy's StaticPool would close it under the call."""
+    async with AsyncPostgresSaver.from_conn_string(url, poolclass=StaticPool) as saver:
+        call = asyncio.create_task(saver.aput(CONFIG, empty_checkpoint(), {}, {}))
+        await is_true(lambda: gate.waiting() == 1)
+    gate.open()
+
+    await call
+    await is_true(lambda: gate.sessions() == 0)
+
+
+async def test_savers_from_before_and_after_a_dispose_share_the_one_connection(url: str) -> None:
+    """An engine has another pool then, and the connection still does one thing at a time."""
+    engine = engine_on(url, poolclass=StaticPool)
+    before = AsyncPostgresSaver(engine)
+    await before.aget_tuple(CONFIG)
+    await engine.dispose()
+    after = AsyncPostgresSaver(engine)
+
+    assert await asyncio.gather(*[saver.aget_tuple(CONFIG) for saver in (before, after) * 3]) == [None] * 6
+    await engine.dispose()

@@ -24,7 +24,7 @@ CONFIG: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 BEGINNING = """
     import asyncio, logging, os, signal, sys, threading, time, warnings
     from langgraph.checkpoint.base import empty_checkpoint
-    from sqlalchemy import create_engine, make_url
+    from sqlalchemy import StaticPool, create_engine, make_url
     from sqlalchemy.ext.asyncio import create_async_engine
     from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
     from checkpoint_store.errors import WrongThread
@@ -166,6 +166,21 @@ FORKS = {
             return found.metadata
         in_child(child)
         forked.set()
+        """,
+        ["child: {'step': 1}", "child ended with 0"],
+    ),
+    "the one connection of a pool that a thread of the parent's uses": (
+        """
+        engine = create_engine(sync_engine().url, poolclass=StaticPool)
+        sync = PostgresSaver(engine)
+        sync.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
+        with sync._source.origin.turn():
+            def child():
+                engine.dispose(close=False)
+                return sync.get_tuple(CONFIG).metadata
+            forker = threading.Thread(target=in_child, args=(child,))
+            forker.start()
+            forker.join()
         """,
         ["child: {'step': 1}", "child ended with 0"],
     ),

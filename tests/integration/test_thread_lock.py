@@ -716,6 +716,28 @@ async def test_the_time_out_of_a_thread_holds_while_the_session_is_opened(
     engine.dispose()
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_who_is_cancelled_as_the_session_begins_leaves_no_session(
+    driver: str, url: str, sql: psycopg.Connection
+) -> None:
+    """SQLAlchemy doesn't close an interrupted connection that is out of the pool."""
+    own = create_async_engine(make_url(url).set(drivername=f"postgresql+{driver}"))
+    saver = AsyncPostgresSaver(own)
+    entering = asyncio.ensure_future(saver.thread_lock("t1").__aenter__())
+
+    @event.listens_for(own.sync_engine, "before_cursor_execute")
+    def interrupt(_conn: Any, _cursor: Any, statement: str, *_: object) -> None:
+        if "set_config" in statement:
+            entering.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    await own.dispose()
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    while sql.execute(others).fetchone() != (0,):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("moment", ["at once", "when it is done"])
 @pytest.mark.parametrize("interrupted", ["taking", "giving back"])
 def test_ctrl_c_leaves_no_lock(
