@@ -51,9 +51,13 @@ class Contract(Overview):
     ) -> None:
         is_untyped = serde is not None and not has_methods(serde, "dumps_typed", "loads_typed")
         if is_untyped and not has_methods(serde, "dumps", "loads"):
+            way_out = (
+                "Wrap the cipher: EncryptedSerializer(cipher), of langgraph.checkpoint.serde.encrypted."
+                if has_methods(serde, "encrypt", "decrypt")
+                else "Leave it out for LangGraph's JsonPlusSerializer()."
+            )
             raise InvalidOption(
-                f"serde is {shown(serde)}; it has to be a serializer, with dumps_typed and loads_typed. "
-                "Leave it out for LangGraph's JsonPlusSerializer()."
+                f"serde is {shown(serde)}; it has to be a serializer, with dumps_typed and loads_typed. {way_out}"
             )
         super().__init__(serde=serde)
         if flag(require_encryption, "require_encryption") and not isinstance(self.serde, EncryptedSerializer):

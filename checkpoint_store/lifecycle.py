@@ -154,6 +154,8 @@ def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Work:
     threads = [checked_thread_id(one, "an id in thread_ids") for one in _ids(thread_ids, "thread_ids")]
     strategy = choice(strategy, "strategy", STRATEGIES)
     rule = Rule(keep=positive(keep, "keep"))
+    if strategy == "delete" and rule.keep != 1:
+        raise InvalidOption(f"keep is {shown(keep)}, and strategy 'delete' keeps nothing; they don't go together")
     return retention.prune(rule, threads) if strategy == "keep_latest" else retention.delete_threads(threads)
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -18,9 +19,10 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session
 from typing_extensions import Self
 
+from checkpoint_store.errors import InvalidOption
 from checkpoint_store.lifecycle import Lifecycle
 from checkpoint_store.migrations import LOCK_SECONDS
-from checkpoint_store.options import flag
+from checkpoint_store.options import flag, number, seconds
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
 from checkpoint_store.url import Pooler, check_pooler, connector, engine_arguments, pooler_options
@@ -318,4 +320,13 @@ def _engine(conn_string: str, pooler: str | None, options: dict[str, Any]) -> As
     if pooler:
         connect_args.update(pooler_options()["connect_args"])
     connect_args["async_creator_fn"] = connector(conn_string)
-    return create_async_engine(url, **{**options, "connect_args": {**connect_args, **options.get("connect_args", {})}})
+    for name, least in (("pool_size", 0), ("max_overflow", -1)):
+        if name in options:
+            number(options[name], name, least)
+    if options.get("pool_timeout") is not None:
+        seconds(options["pool_timeout"], "pool_timeout")
+    options = {**options, "connect_args": {**connect_args, **options.get("connect_args", {})}}
+    try:
+        return create_async_engine(url, **options)
+    except (TypeError, ArgumentError) as error:
+        raise InvalidOption(f"an option for the engine can't be used: {error}") from error

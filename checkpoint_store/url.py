@@ -71,13 +71,7 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     Raises:
         InvalidURL: If the string is no URL, or one of another database or driver.
     """
-    if not isinstance(conn_string, str) or "://" not in conn_string:
-        pairs = isinstance(conn_string, str) and re.match(r"\s*\w+\s*=", conn_string)
-        raise InvalidURL(
-            f"connection string is {'libpq key=value pairs' if pairs else masked(conn_string)}; it should look like "
-            "postgresql://user:password@host:5432/database"
-            + (", with further parameters as in ?sslmode=require&application_name=app" if pairs else "")
-        )
+    _check_text(conn_string)
     scheme = conn_string.partition("://")[0]
     if scheme not in _SCHEMES:
         raise InvalidURL(
@@ -111,6 +105,31 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     dsn = urlunsplit(("postgresql", netloc, parts.path, urlencode(kept), ""))
     url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
     return url, {"dsn": dsn, **arguments}
+
+
+def _check_text(conn_string: object) -> None:
+    """Raise unless it is text that may be a URL.
+
+    Raises:
+        InvalidURL: If it isn't.
+    """
+    if isinstance(conn_string, URL):
+        raise InvalidURL(
+            "connection string is a URL object of SQLAlchemy's. Pass its text, "
+            "url.render_as_string(hide_password=False), or make an engine with it and the saver on that."
+        )
+    if conn_string is None or (type(conn_string) is str and not conn_string):
+        raise InvalidURL(
+            f"connection string is {'None' if conn_string is None else 'empty'}; it should look like "
+            "postgresql://user:password@host:5432/database. Is the variable set that it comes from?"
+        )
+    if not isinstance(conn_string, str) or "://" not in conn_string:
+        pairs = isinstance(conn_string, str) and re.match(r"\s*\w+\s*=", conn_string)
+        raise InvalidURL(
+            f"connection string is {'libpq key=value pairs' if pairs else masked(conn_string)}; it should look like "
+            "postgresql://user:password@host:5432/database"
+            + (", with further parameters as in ?sslmode=require&application_name=app" if pairs else "")
+        )
 
 
 def _sorted(query: list[tuple[str, str]], conn_string: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -100,7 +100,8 @@ def combinations() -> list[Combination]:
 
 def interpreters() -> dict[str, str]:
     """Return the Pythons of this machine that the library works on, by version."""
-    folders = [*os.environ["PATH"].split(":"), *map(str, Path("~/.pyenv/versions").expanduser().glob("*/bin"))]
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    folders = [*os.environ["PATH"].split(":"), *map(str, pyenv.glob("versions/*/bin"))]
     found = {}
     for minor in range(10, 20):
         for folder in folders:

@@ -38,7 +38,7 @@ def other_saver(source: str, serde: Any) -> Iterator[Any]:
 @contextmanager
 def _sqlite(path: str, serde: Any) -> Iterator[Any]:
     if not Path(path).is_file():
-        raise Unavailable(f"{path!r} can't be opened: there is no such file")
+        raise InvalidURL(f"{path!r} can't be opened: there is no such file")
     try:
         from langgraph.checkpoint.sqlite import SqliteSaver
     except ImportError:
@@ -49,8 +49,10 @@ def _sqlite(path: str, serde: Any) -> Iterator[Any]:
             conn = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
             opened.enter_context(closing(conn))
             conn.execute("PRAGMA schema_version")
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
             raise Unavailable(f"{path!r} can't be opened: {error}") from error
+        except sqlite3.Error as error:
+            raise InvalidURL(f"{path!r} can't be opened: {error}") from error
         saver = SqliteSaver(conn, serde=serde)
         saver.is_setup = True  # it would create its tables
         yield saver

@@ -212,7 +212,7 @@ def _session_origin(
 
 
 def _check_dialect(name: str, conn: object, dialect: Dialect) -> None:
-    if dialect.name != "postgresql" or dialect.driver not in _DRIVERS:
+    if not _is_known(dialect):
         raise UnusableConnection(
             f"{name} is {_named(conn)} of {dialect.name}+{dialect.driver}; it has to be an AsyncEngine of "
             "postgresql+asyncpg or postgresql+psycopg, or for PostgresSaver also an Engine of postgresql+psycopg. "
@@ -222,8 +222,13 @@ def _check_dialect(name: str, conn: object, dialect: Dialect) -> None:
         raise UnusableConnection(f"{name} is {_named(conn)}, the inside of an async one. Pass the async one itself.")
 
 
+def _is_known(dialect: Dialect) -> bool:
+    return dialect.name == "postgresql" and dialect.driver in _DRIVERS
+
+
 def _unfit(name: str, value: object, kinds: str) -> str:
-    way_out = " Use PostgresSaver, which takes it too." if isinstance(value, (Engine, Connection, Session)) else ""
+    is_sync = isinstance(value, Session) or (isinstance(value, (Engine, Connection)) and _is_known(value.dialect))
+    way_out = " Use PostgresSaver, which takes it too." if is_sync else ""
     return f"{name} is {_named(value)}; it has to be an {kinds} of SQLAlchemy.{way_out}"
 
 

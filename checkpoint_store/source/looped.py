@@ -93,7 +93,8 @@ class LoopSource(Source):
     def close_blocking(self) -> None:
         """Refuse further operations, and give back what is ours."""
         self._closed = True
-        if self.bridge.is_left_behind:
+        # At the end of the interpreter the loop, and all that lived on it, may have gone first.
+        if self.bridge.is_closed:
             return
         with self._closing:
             if self._is_released:

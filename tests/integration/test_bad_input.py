@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, errors
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, encryption, errors
 
 Call = Callable[[AsyncPostgresSaver, Any], Awaitable[Any]]
 
@@ -211,6 +211,58 @@ async def test_an_unknown_driver_is_refused_before_connecting(conn_string: str) 
             pass
     with pytest.raises(errors.InvalidURL), PostgresSaver.from_conn_string(conn_string):
         pass
+
+
+@pytest.mark.parametrize(
+    ("conn_string", "message"),
+    [
+        (None, "connection string is None; .* Is the variable set"),
+        ("", "connection string is empty; .* Is the variable set"),
+        (make_url("postgresql://app:secret@db/app"), "is a URL object .*render_as_string"),
+    ],
+)
+def test_what_is_no_text_of_a_url_is_told_apart(conn_string: Any, message: str) -> None:
+    """A variable that is not set is the commonest reason; a URL object looks right when it is shown."""
+    with pytest.raises(errors.InvalidURL, match=message) as caught, PostgresSaver.from_conn_string(conn_string):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool_size": "5"}, "pool_size is '5'; it is a number, 0 or more"),
+        ({"max_overflow": None}, "max_overflow is None; it is a number, -1 or more"),
+        ({"pool_timeout": -1}, "pool_timeout is -1; it is a time in seconds"),
+        ({"nonsense": 1}, "an option for the engine can't be used: Invalid argument.* 'nonsense'"),
+    ],
+)
+def test_options_of_the_engine_are_checked_before_it_is_used(options: dict[str, Any], message: str) -> None:
+    """SQLAlchemy would tell of most of them when the pool is exhausted, or never."""
+    with (
+        pytest.raises(errors.InvalidOption, match=message),
+        PostgresSaver.from_conn_string("postgresql://db", **options),
+    ):
+        pass
+
+
+async def test_a_cipher_is_not_taken_for_a_serializer(engine: AsyncEngine) -> None:
+    """To leave it out, as is right for what is no serializer at all, would be to store in clear."""
+    with pytest.raises(errors.InvalidOption, match=r"Wrap the cipher: EncryptedSerializer\(cipher\)"):
+        AsyncPostgresSaver(engine, serde=encryption.KeyRing.aes(b"k" * 32))  # type: ignore[arg-type]
+
+
+async def test_an_engine_of_another_database_is_not_sent_to_the_sync_saver() -> None:
+    """Which would not take it either."""
+    with pytest.raises(errors.UnusableConnection) as caught:
+        AsyncPostgresSaver(create_engine("sqlite://"))  # type: ignore[arg-type]
+    assert "PostgresSaver, which takes it" not in str(caught.value)
+
+
+def test_keep_is_not_for_a_deletion(sync_saver: PostgresSaver) -> None:
+    """Who says how many to keep does not expect the whole thread to go."""
+    with pytest.raises(errors.InvalidOption, match="keep is 3, and strategy 'delete' keeps nothing"):
+        sync_saver.prune(["t"], strategy="delete", keep=3)
 
 
 async def test_a_closed_saver_says_so(url: str) -> None:

@@ -97,6 +97,12 @@ WAYS_TO_END = {
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(lambda n: run(saver, f"thread {n}"), range(8)))
     """,
+    "never left, a block entered by hand": """
+        entered = PostgresSaver.from_conn_string(URL)
+        saver = entered.__enter__()
+        saver.setup()
+        run(saver)
+    """,
     "an async saver used by sync code only": """
         saver = AsyncPostgresSaver(create_async_engine("postgresql+asyncpg://", connect_args={"dsn": URL}))
         run(saver)
