@@ -355,7 +355,7 @@ def copy_thread(
     is_stored, is_taken = db.fetch(sql.stored_threads, binds)[0]
     # Before anything is deleted: what a caller's own transaction has begun stays whole.
     if not is_stored:
-        raise _not_found(source)
+        raise not_found(source)
     if is_taken and not replace:
         raise ThreadExists(
             f"target_thread_id is {shown(target, 200)}, for which something is stored. "
@@ -375,13 +375,14 @@ def copy_thread(
         ) from error
     db.fetch(sql.forget_threads, {"thread_ids": [target]})  # it may have no pages
     if not copied:  # deleted just now
-        raise _not_found(source)
+        raise not_found(source)
     if tried is not None:
         tried[transaction_id] = copied
     return int(copied)
 
 
-def _not_found(thread_id: str) -> ThreadNotFound:
+def not_found(thread_id: str) -> ThreadNotFound:
+    """Return the error for a thread that has to be there and isn't."""
     return ThreadNotFound(f"nothing is stored for the thread {shown(thread_id, 200)}")
 
 

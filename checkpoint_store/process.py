@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+
+
+def in_children(function: Callable[[], object]) -> None:
+    """Have a function called first thing in every process that is forked from this one, where processes can be."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
 
 
 class ProcessLock:
@@ -11,9 +18,7 @@ class ProcessLock:
 
     def __init__(self) -> None:
         self._renew()
-        if hasattr(os, "register_at_fork"):
-            # The thread that holds it then is not in the child.
-            os.register_at_fork(after_in_child=self._renew)
+        in_children(self._renew)  # the thread that holds it then is not there
 
     def _renew(self) -> None:
         self.current = threading.Lock()

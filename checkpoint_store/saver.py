@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import Connection, Engine
@@ -26,6 +26,8 @@ from checkpoint_store.options import flag, number, seconds
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
 from checkpoint_store.url import Pooler, check_pooler, connector, engine_arguments, pooler_options
+
+S = TypeVar("S", bound=Lifecycle)
 
 
 class AsyncPostgresSaver(Lifecycle):
@@ -117,20 +119,20 @@ class AsyncPostgresSaver(Lifecycle):
             InvalidURL: If the connection string can't be used.
             InvalidOption: If an option can't be used.
         """
-        shares_commits = flag(pipeline, "pipeline")
-        engine = _engine(conn_string, pooler, engine_options)
-        pipe = AsyncPipeline(engine) if shares_commits else None
-        options: Any = {
-            "schema": schema,
-            "share_pages": share_pages,
-            "refuse_forks": refuse_forks,
-            "require_encryption": require_encryption,
-            "retry_timeout": retry_timeout,
-            "pooler": pooler,
-            "read_engine": read_engine,
-        }
-        saver = cls(engine, pipe, serde, **options)
-        cast("LoopSource", saver._source).owned = True
+        saver = _on_an_own_engine(
+            cls,
+            conn_string,
+            pipeline,
+            engine_options,
+            serde=serde,
+            schema=schema,
+            share_pages=share_pages,
+            refuse_forks=refuse_forks,
+            require_encryption=require_encryption,
+            retry_timeout=retry_timeout,
+            pooler=pooler,
+            read_engine=read_engine,
+        )
         try:
             yield saver
         finally:
@@ -272,20 +274,20 @@ class PostgresSaver(Lifecycle):
             InvalidURL: If the connection string can't be used.
             InvalidOption: If an option can't be used.
         """
-        shares_commits = flag(pipeline, "pipeline")
-        engine = _engine(conn_string, pooler, engine_options)
-        pipe = AsyncPipeline(engine) if shares_commits else None
-        options: Any = {
-            "schema": schema,
-            "share_pages": share_pages,
-            "refuse_forks": refuse_forks,
-            "require_encryption": require_encryption,
-            "retry_timeout": retry_timeout,
-            "pooler": pooler,
-            "read_engine": read_engine,
-        }
-        saver = cls(engine, pipe, serde, **options)
-        cast("LoopSource", saver._source).owned = True
+        saver = _on_an_own_engine(
+            cls,
+            conn_string,
+            pipeline,
+            engine_options,
+            serde=serde,
+            schema=schema,
+            share_pages=share_pages,
+            refuse_forks=refuse_forks,
+            require_encryption=require_encryption,
+            retry_timeout=retry_timeout,
+            pooler=pooler,
+            read_engine=read_engine,
+        )
         try:
             yield saver
         finally:
@@ -312,6 +314,17 @@ class PostgresSaver(Lifecycle):
     def close(self) -> None:
         """Close the saver, as `aclose`."""
         self._source.close_blocking()
+
+
+def _on_an_own_engine(
+    kind: Callable[..., S], conn_string: str, pipeline: bool, engine_options: dict[str, Any], **options: Any
+) -> S:
+    """Make a saver of a kind, with an engine that ends with it."""
+    shares_commits = flag(pipeline, "pipeline")
+    engine = _engine(conn_string, options["pooler"], engine_options)
+    saver = kind(engine, AsyncPipeline(engine) if shares_commits else None, **options)
+    cast("LoopSource", saver._source).owned = True
+    return saver
 
 
 def _engine(conn_string: str, pooler: str | None, options: dict[str, Any]) -> AsyncEngine:

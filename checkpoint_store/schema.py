@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from checkpoint_store import jsonb
 from checkpoint_store.errors import InvalidOption, shown
 
 VERSION_TABLE = "checkpoint_store_version"
@@ -173,13 +174,9 @@ def _name(schema: object) -> str:
             f"schema is {shown(name)}, of {size:,} bytes; PostgreSQL cuts names to {MOST_BYTES}, so that two could "
             "become one. Use a shorter one."
         )
-    if not name or "\0" in name or not _is_unicode(name):
+    if not name or not jsonb.holds(name):
         raise InvalidOption(f"schema is {shown(schema)}; it has to be the name of a PostgreSQL schema, or None")
     return name
-
-
-def _is_unicode(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def qualified(table: str, schema: str | None) -> str:

@@ -172,7 +172,8 @@ class _Transfer:
             if isinstance(thread_ids, str) or not isinstance(thread_ids, Iterable):
                 raise InvalidConfig(f"thread_ids is {shown(thread_ids)}; it has to be a list of thread ids, or None")
             given = shapes.members_of(thread_ids, "thread_ids", InvalidConfig)
-            return {name if issubclass(type(one), str) else one: 1 for one in given for name in [_name_of(one)]}
+            names = [_name_of(one) for one in given]  # all of them, before anything is copied
+            return {name if issubclass(type(one), str) else one: 1 for one, name in zip(given, names, strict=True)}
         source = self._source
         if isinstance(source, Contract):  # which knows its threads without reading them
             by_id: Any = (

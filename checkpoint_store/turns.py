@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import weakref
 from collections import deque
@@ -11,7 +10,7 @@ from contextlib import AbstractContextManager
 
 from sqlalchemy.util import await_only
 
-from checkpoint_store.process import ProcessLock
+from checkpoint_store.process import ProcessLock, in_children
 
 
 class TurnTimeout(Exception):
@@ -93,8 +92,7 @@ _turns: weakref.WeakKeyDictionary[object, Turns] = weakref.WeakKeyDictionary()
 _locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
 _registry_lock = ProcessLock()
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_locks.clear)  # threads that hold one are not in the child
+in_children(_locks.clear)  # threads that hold one are not there
 
 
 def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:

@@ -16,7 +16,7 @@ from checkpoint_store.cli import output
 from checkpoint_store.cli.clean import counted, size
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, connected, on_engine
 from checkpoint_store.config import copy_of, thread_id
-from checkpoint_store.errors import InvalidOption, ThreadExists, ThreadNotFound
+from checkpoint_store.errors import InvalidOption, ThreadExists
 from checkpoint_store.report import SweepReport
 from checkpoint_store.retention import BATCH_SIZE
 from checkpoint_store.source import RETRY_SECONDS, Source
@@ -240,7 +240,7 @@ async def _stored(source: Source, thread: str) -> ThreadStats:
     """Return what is stored for a thread, or raise if nothing is."""
     found = stats_of(thread, *await source.run(operations.thread_stats, thread))
     if not found.bytes:
-        raise ThreadNotFound(f"nothing is stored for the thread {thread!r}")
+        raise operations.not_found(thread)
     return found
 
 

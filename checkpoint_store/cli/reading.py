@@ -118,7 +118,7 @@ def history(
 
     rows = connected(url, schema, read)
     if not rows:
-        raise _not_found(thread)
+        raise operations.not_found(thread)
     more = bool(limit) and len(rows) > limit
     entries = [tree.Entry.of(row) for row in rows[: limit or None]]
     if as_json:
@@ -249,7 +249,7 @@ def stats(
 
     found = stats_of(thread, *connected(url, schema, read))
     if not found.bytes:
-        raise _not_found(thread)
+        raise operations.not_found(thread)
     if as_json:
         tables = {name: table._asdict() for name, table in found.tables.items()}
         channels = [channel._asdict() for channel in found.channels]
@@ -310,15 +310,11 @@ async def _checkpoint(source: Source, thread: str, namespace: str, checkpoint_id
     row = await source.run(operations.find_checkpoint, key)
     if row is None:
         if not await source.run(operations.history, thread, 1):
-            raise _not_found(thread)
+            raise operations.not_found(thread)
         graph = f"in the namespace {namespace!r}" if namespace else "of the root graph"
         what = f"checkpoint {checkpoint_id!r}" if checkpoint_id else "checkpoint"
         raise ThreadNotFound(f"the thread {thread!r} has no {what} {graph}")
     return Row._make(row)
-
-
-def _not_found(thread: str) -> ThreadNotFound:
-    return ThreadNotFound(f"nothing is stored for the thread {thread!r}")
 
 
 def _told(metadata: Any) -> tuple[Any, Any]:

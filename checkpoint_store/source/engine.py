@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ from checkpoint_store import migrations, operations
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
 from checkpoint_store.executor import borrowed, detached, dispose, migrating
 from checkpoint_store.faults import fault_of
+from checkpoint_store.process import in_children
 from checkpoint_store.source.failures import FOREIGN
 from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.origin import Origin, pause_of
@@ -70,21 +70,11 @@ class EngineOrigin(Origin):
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection on which each statement commits itself."""
-        try:
-            result: T = self._insist(self._borrow, False, operation, args)
-        finally:
-            if self.written.is_asked:
-                self.written.note_call(operation, args)
-        return result
+        return self._lend(False, operation, args)
 
     def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection in a transaction."""
-        try:
-            result: T = self._insist(self._borrow, True, operation, args)
-        finally:
-            if self.written.is_asked:
-                self.written.note_call(operation, args)
-        return result
+        return self._lend(True, operation, args)
 
     def setup(self, timeout: float) -> None:
         """Migrate on a connection of the pool, unless the database is at head."""
@@ -113,6 +103,14 @@ class EngineOrigin(Origin):
         with self.turn():
             self.check_lends()
             return detached(self.engine)
+
+    def _lend(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
+        try:
+            result: T = self._insist(self._borrow, whole, operation, args)
+        finally:
+            if self.written.is_asked:
+                self.written.note_call(operation, args)
+        return result
 
     def _insist(self, function: Callable[..., T], *args: Any, hold: Hold | None = None) -> T:
         """Call a function that borrows connections, and again if what keeps it from succeeding is likely to pass.
@@ -161,8 +159,7 @@ def _leave_pools() -> None:
             origin._parents_pool = pool
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_pools)
+in_children(_leave_pools)
 
 
 def _turn_on(pool: Pool, dialect: Dialect) -> Callable[[], AbstractContextManager[object]]:

@@ -41,13 +41,8 @@ class Unreplicated:
         """Note that threads were written; with None, any of them may have been."""
         with self._lock:
             self._last += 1
-            if thread_ids is None:
-                self._everything = self._last
-                self._threads.clear()
-            else:
-                for thread_id in thread_ids:
-                    self._threads[thread_id] = self._last
-            if len(self._threads) > MOST_THREADS:
+            self._threads.update(dict.fromkeys(thread_ids or (), self._last))
+            if thread_ids is None or len(self._threads) > MOST_THREADS:
                 self._everything = self._last
                 self._threads.clear()
 

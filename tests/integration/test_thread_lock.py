@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -209,6 +209,20 @@ async def test_what_was_wrong_in_the_block_is_told_rather_than_the_loss(
             raise ZeroDivisionError
 
 
+@contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Have processes of the server's stand still."""
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    except PermissionError:
+        pytest.skip("the server is not ours to stop")
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 async def test_a_server_that_does_not_answer_has_lost_the_lock(
     saver: AsyncPostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,19 +231,11 @@ async def test_a_server_that_does_not_answer_has_lost_the_lock(
     monkeypatch.setattr(keeper, "ANSWER_SECONDS", 0.2)
     async with saver.thread_lock("t0"):
         pass
-    stopped: list[int] = []
-    try:
-        with pytest.raises(LockLost):  # noqa: PT012
-            async with saver.thread_lock("t1") as lock:
-                stopped = sessions_with_locks(sql)
-                os.kill(stopped[0], signal.SIGSTOP)
-                while not lock.lost:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-    except PermissionError:
-        pytest.skip("the server is not ours to stop")
-    finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+    with ExitStack() as standing_still, pytest.raises(LockLost):  # noqa: PT012
+        async with saver.thread_lock("t1") as lock:
+            standing_still.enter_context(stopped(sessions_with_locks(sql)[:1]))
+            while not lock.lost:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 async def test_a_lock_is_held_by_a_beating_session(
@@ -531,20 +537,6 @@ def silent() -> Iterator[str]:
     """Something that takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"//nobody@127.0.0.1:{server.getsockname()[1]}/nothing"
-
-
-@contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
-    """Have processes of the server's stand still."""
-    try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        yield
-    except PermissionError:
-        pytest.skip("the server is not ours to stop")
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 async def test_a_put_that_is_tried_again_is_refused_once_the_lock_is_lost(
