@@ -17,6 +17,9 @@
     ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
     ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
     ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
+    ├── WrongTransaction (RuntimeError)   a caller's transaction that is aborted, read-only, over, or isolated otherwise
+    ├── Refused                           a constraint, trigger or policy of the database's refused or hid a row
+    ├── LimitReached                      a time limit, or an administrator, ended the statement; nothing was written
     ├── Closed (RuntimeError)             the saver was closed
     ├── Unavailable                       the server could not be reached in time, or no connection became free
     ├── NotInstalled (ImportError)        an optional part of the library is needed
@@ -104,6 +107,18 @@ class TransferError(CheckpointStoreError):
 
 class WrongThread(CheckpointStoreError, RuntimeError):
     """Raised instead of a deadlock: a sync call on the event loop's own thread, a foreign loop, or a forked process."""
+
+
+class WrongTransaction(CheckpointStoreError, RuntimeError):
+    """Raised when a caller's transaction can't carry a call: it is aborted, read-only, over, or isolated otherwise."""
+
+
+class Refused(CheckpointStoreError):
+    """Raised when a rule that the database has of its own, such as a trigger or policy, refused or hid a row."""
+
+
+class LimitReached(CheckpointStoreError):
+    """Raised when a limit somebody has set, such as `statement_timeout`, ended a statement; nothing was written."""
 
 
 class Closed(CheckpointStoreError, RuntimeError):
