@@ -72,8 +72,6 @@ class Writes:
 
     binds: Binds
     """Those of `statements.put_writes`."""
-    replace: bool
-    """Whether they replace those that are there already."""
     continues: ClassVar[bool] = False
     """They belong to a checkpoint, whether it is the newest or not."""
 
@@ -108,19 +106,15 @@ def merged(changes: Sequence[Change], known: Mapping[str, Known]) -> Binds:
     new_pages: Rows = {}
     blobs: Rows = {}
     checkpoints: Rows = {}
-    added: Rows = {}
-    replaced: Rows = {}
+    writes: Rows = {}
     for change in changes:
         binds, thread_id = change.binds, change.thread_id
         if isinstance(change, Writes):
             task = (thread_id, binds["checkpoint_ns"], binds["checkpoint_id"], binds["task_id"])
             for idx, *row in zip(*[binds[name] for name in ("idxs", "channels", "types", "blobs")], strict=True):
                 write = (*task, idx)
-                if change.replace:
-                    added.pop(write, None)
-                    replaced[write] = (binds["task_path"], *row)
-                elif write not in replaced:
-                    added.setdefault(write, (binds["task_path"], *row))
+                if idx < 0 or write not in writes:
+                    writes[write] = (binds["task_path"], *row)
             continue
         graph = (thread_id, binds["checkpoint_ns"])
         for channel, version, kind, blob in zip(
@@ -148,8 +142,7 @@ def merged(changes: Sequence[Change], known: Mapping[str, Known]) -> Binds:
             (*graph_columns, "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata"),
             checkpoints,
         ),
-        **_columns("added", of_write, added),
-        **_columns("replaced", of_write, replaced),
+        **_columns("write", of_write, writes),
     }
 
 

@@ -120,11 +120,10 @@ class Codec:
 
     def encode_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
-    ) -> tuple[Binds, bool]:
-        """Return the binds of `statements.put_writes`, and whether these writes replace earlier ones.
+    ) -> Binds:
+        """Return the binds of `statements.put_writes`.
 
-        They do when all of them are to LangGraph's special channels (errors, interrupts, resumes); a task's ordinary
-        writes are kept as they were first stored.
+        Of several writes to one of LangGraph's special channels (errors, interrupts, resumes) the last one counts.
 
         Raises:
             InvalidConfig: If the config names no checkpoint, or the task can't be part of a key.
@@ -135,16 +134,15 @@ class Codec:
             raise InvalidConfig('config["configurable"] has no "checkpoint_id"; writes belong to a checkpoint')
         task_id = plain_text(task_id, "task_id")
         check_key(**key._asdict(), task_id=task_id)
-        replace = all(channel in WRITES_IDX_MAP for channel, _ in writes)
-        rows: dict[int, tuple[str, str, bytes]] = {}
-        for place, (channel, value) in enumerate(writes):
-            idx = WRITES_IDX_MAP.get(channel, place)
-            if replace or idx not in rows:
-                rows[idx] = (channel, *self._dump(value, f"{_place(key)}, task {shown(task_id, 200)}", channel))
+        place = f"{_place(key)}, task {shown(task_id, 200)}"
+        rows = {
+            WRITES_IDX_MAP.get(channel, idx): (channel, *self._dump(value, place, channel))
+            for idx, (channel, value) in enumerate(writes)
+        }
         shapes.check_size([(channel, blob) for channel, _, blob in rows.values()], _place(key))
         # Sorted, so that two writers of the same rows lock them in the same order.
         idxs = sorted(rows)
-        binds = {
+        return {
             **key._asdict(),
             "task_id": task_id,
             "task_path": plain_text(task_path, "task_path"),
@@ -153,7 +151,6 @@ class Codec:
             "types": [rows[idx][1] for idx in idxs],
             "blobs": [rows[idx][2] for idx in idxs],
         }
-        return binds, replace
 
     def decode_checkpoint(self, row: Row) -> CheckpointTuple:
         """Return a row of `statements.checkpoints` as LangGraph wants it.

@@ -219,8 +219,8 @@ class Contract(Overview):
 
         Args:
             config: Names the checkpoint; needs `checkpoint_id`.
-            writes: Pairs of channel and value. Writes stored before for the same task stay as they are, unless all of
-                these are to LangGraph's special channels (errors, interrupts, resumes), which replace.
+            writes: Pairs of channel and value. A write to one of LangGraph's special channels (errors, interrupts,
+                resumes) replaces the task's earlier one to it; any other write stays as it was first stored.
             task_id: The task that made them.
             task_path: Where the task stands in its step; it decides the order in which writes are applied.
 
@@ -235,7 +235,7 @@ class Contract(Overview):
             (value for _, value in writes), self._codec.encode_writes, config, writes, task_id, task_path
         )
         if writes:
-            await self._source.store(Writes(*encoded))
+            await self._source.store(Writes(encoded))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -244,7 +244,7 @@ class Contract(Overview):
         writes = shapes.pairs_of(writes)
         encoded = self._codec.encode_writes(config, writes, task_id, task_path)
         if writes:
-            self._source.store_blocking(Writes(*encoded))
+            self._source.store_blocking(Writes(encoded))
         else:
             self._source.check_sync()
 

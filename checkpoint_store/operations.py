@@ -208,7 +208,7 @@ def _store_plain(db: Executor, sql: Statements, change: Change) -> None:
     if isinstance(change, Put):
         db.fetch(sql.put_checkpoint, change.binds)
     else:
-        db.fetch(sql.replace_writes if change.replace else sql.add_writes, change.binds)
+        db.fetch(sql.put_writes, change.binds)
 
 
 def _known(db: Executor, sql: Statements, shelf: Shelf | None, put: Put) -> Known | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.bridge import Bridge
-from checkpoint_store.changes import Change, Put, size_of
+from checkpoint_store.changes import Change, size_of
 from checkpoint_store.errors import (
     AccessDenied,
     CheckpointStoreError,
@@ -179,18 +179,16 @@ class AsyncPipeline:
         taken: list[_Call] = []
         left: list[_Call] = []
         passed_over = set(self._busy)
-        size = other = 0
+        size = 0
         while self._waiting and len(taken) < MOST_CALLS:
             call = self._waiting.popleft()
             if call.outcome.done():
                 continue  # its caller was cancelled
             thread_id, more = call.change.thread_id, size_of(call.change)
-            kind = _kind(call.change)
             fits = not taken or (call.schema == taken[0].schema and size + more <= MOST_BYTES)
-            if fits and thread_id not in passed_over and kind * other >= 0:
+            if fits and thread_id not in passed_over:
                 taken.append(call)
                 size += more
-                other = other or kind
             else:
                 left.append(call)
                 passed_over.add(thread_id)
@@ -253,17 +251,6 @@ def _tell(outcomes: Iterable[tuple[_Call, Exception | None]]) -> None:
             call.outcome.set_result(None)
         else:
             call.outcome.set_exception(error)
-
-
-def _kind(change: Change) -> int:
-    """Tell apart what can't go together: writes to special channels that replace, 1, and those that don't, -1.
-
-    They may be to the same rows, and a statement locks all those of one kind before those of the other: two processes
-    could deadlock, each with one row in either.
-    """
-    if isinstance(change, Put):
-        return 0
-    return 1 if change.replace else -1 if min(change.binds["idxs"]) < 0 else 0
 
 
 def _may_be_one_calls_fault(error: Exception) -> bool:

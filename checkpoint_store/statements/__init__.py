@@ -18,7 +18,7 @@ from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
 from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
 from checkpoint_store.statements.statement import Read, Statement
-from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, replacing, store
+from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, store
 
 __all__ = ["MOST_ROWS", "TASKS", "Read", "Statement", "Statements", "statements_of"]
 
@@ -41,14 +41,9 @@ class Statements:
         return Statement(put_checkpoint(self.tables))
 
     @cached_property
-    def add_writes(self) -> Statement:
-        """See `put_writes`, for writes of which the first one stays."""
-        return Statement(put_writes(self.tables).on_conflict_do_nothing())
-
-    @cached_property
-    def replace_writes(self) -> Statement:
-        """See `put_writes`, for writes of which the last one counts."""
-        return Statement(replacing(put_writes(self.tables), "channel", "type", "blob", "task_path"))
+    def put_writes(self) -> Statement:
+        """See `put_writes`."""
+        return Statement(put_writes(self.tables))
 
     @cached_property
     def get_checkpoint(self) -> Read:

@@ -59,25 +59,36 @@ def put_checkpoint(t: Tables) -> Insert:
 
 
 def put_writes(t: Tables) -> Insert:
-    """Insert the pending writes of one task; the caller adds what happens to those that are there already.
+    """Store the pending writes of one task; see `replacing_special` for those that are there already.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `task_id`, `task_path`, and the writes as four arrays of equal
     length, `idxs`, `channels`, `types`, `blobs`, with no `idx` twice.
     """
     new = rows_of_binds(idx=Integer, channel=Text, type=Text, blob=LargeBinary)
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path"]
-    return insert(t.checkpoint_writes).from_select(
-        [*own, "idx", "channel", "type", "blob"],
-        select(*[given(name) for name in own], new.c.idx, new.c.channel, new.c.type, new.c.blob),
+    return replacing_special(
+        insert(t.checkpoint_writes).from_select(
+            [*own, "idx", "channel", "type", "blob"],
+            select(*[given(name) for name in own], new.c.idx, new.c.channel, new.c.type, new.c.blob),
+        )
     )
 
 
-def replacing(insertion: Insert, *columns: str) -> Insert:
-    """An insert that replaces some columns of the rows that are there already."""
+def replacing(insertion: Insert, *columns: str, where: ColumnElement[bool] | None = None) -> Insert:
+    """An insert that replaces some columns of the rows that are there already, or of some of them."""
     table: Any = insertion.table
     return insertion.on_conflict_do_update(
-        index_elements=list(table.primary_key), set_={name: insertion.excluded[name] for name in columns}
+        index_elements=list(table.primary_key), set_={name: insertion.excluded[name] for name in columns}, where=where
     )
+
+
+def replacing_special(insertion: Insert) -> Insert:
+    """An insert of pending writes, decided row by row as LangGraph's `InMemorySaver` does.
+
+    A write to a special channel, whose `idx` is negative, replaces the one that is there; an ordinary write stays as it
+    was first stored.
+    """
+    return replacing(insertion, "channel", "type", "blob", "task_path", where=insertion.excluded["idx"] < number(0))
 
 
 def keeping(insertion: Insert) -> Insert:
@@ -120,19 +131,12 @@ def store(t: Tables) -> Select[Any]:
         checkpoint=Text,
         metadata=Text,
     )
-    added = new_rows(passed, "added_", t.checkpoint_writes, **write, **value).on_conflict_do_nothing()
+    writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
     return select(passed.c.thread_id, passed.c.epoch).add_cte(
         pages.cte("new_pages"),
         blobs.cte("new_blobs"),
         replacing(checkpoints, "checkpoint", "metadata").cte("new_checkpoints"),
-        added.cte("added_writes"),
-        replacing(
-            new_rows(passed, "replaced_", t.checkpoint_writes, **write, **value),
-            "channel",
-            "type",
-            "blob",
-            "task_path",
-        ).cte("replaced_writes"),
+        writes.cte("new_writes"),
     )
 
 
@@ -153,11 +157,9 @@ def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
     new, names = rows_of_binds(prefix, thread_id=Text, **columns), ["thread_id", *columns]
     values = [cast(new.c[name], JSONB) if name in ("checkpoint", "metadata") else new.c[name] for name in names]
     chosen = select(*values).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
-    # Everybody locks rows in one order: by key, as Python sorts strings, but special writes (whose idx is negative)
-    # before ordinary ones, because those that replace are all special and go first.
-    special_first = [new.c.idx >= number(0)] if "idx" in columns else []
+    # Everybody locks rows in one order: by key, as Python sorts strings.
     keys = [new.c[column.key] for column in target.primary_key]
-    order = [*special_first, *[key.collate("C") if isinstance(key.type, Text) else key for key in keys]]
+    order = [key.collate("C") if isinstance(key.type, Text) else key for key in keys]
     return insert(target).from_select(names, chosen.order_by(*order))
 
 

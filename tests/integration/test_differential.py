@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
+from langgraph.checkpoint.serde.types import RESUME, TASKS, _DeltaSnapshot
 from langgraph.types import Interrupt, Send
 from pydantic import BaseModel
 
@@ -185,16 +186,22 @@ metadata_values = st.recursive(
 
 @st.composite
 def pending_writes(draw: st.DrawFn, channels: st.SearchStrategy[str]) -> list[Writes]:
-    """A few tasks' writes: ordinary ones, special ones, both in one call, and some calls made twice."""
+    """A few tasks' writes: ordinary ones, special ones, both in one call, and some calls made twice.
+
+    None has a special write after another one of its task and channel: there the stock saver keeps the first, or the
+    last, as the rest of the call has it.
+    """
     calls = []
     for task_id in draw(st.lists(st.uuids().map(str), max_size=3, unique=True)):
         path = draw(task_paths)
         ordinary = st.lists(st.tuples(channels, written_values), max_size=3)
         sends = st.lists(st.builds(Send, st.just("node"), written_values).map(lambda send: (TASKS, send)), max_size=2)
         special = st.lists(st.tuples(st.sampled_from([*WRITES_IDX_MAP]), written_values), max_size=2)
-        mixed = st.tuples(ordinary, special).map(lambda parts: [*parts[0], *parts[1]])
-        kinds = st.lists(ordinary | sends | special | mixed, min_size=1, max_size=2)
-        calls.extend(Writes(task_id, path, writes) for writes in draw(kinds))
+        once = special.filter(lambda writes: len(dict(writes)) == len(writes))
+        mixed = st.tuples(ordinary, once).map(lambda parts: [*parts[0], *parts[1]])
+        calls.append(Writes(task_id, path, draw(ordinary | sends | special | mixed)))
+        again = st.lists(ordinary | sends | special, max_size=1)
+        calls.extend(Writes(task_id, path, writes) for writes in draw(again))
     return calls
 
 
@@ -535,6 +542,26 @@ def test_what_the_stock_saver_loses_ours_keeps(sync_saver: PostgresSaver, stock:
         assert told(value) not in stored_by(stock)
 
     assert stored_by(sync_saver) == [told(value)] * 2
+
+
+def test_a_special_write_among_ordinary_ones_replaces_as_in_memory(
+    sync_saver: PostgresSaver, stock: StockSaver
+) -> None:
+    """An answer that comes with an update replaces the earlier one, also within a call; the update stays as it was."""
+    calls = [
+        [(RESUME, "no"), ("log", "first")],
+        [("log", "second"), (RESUME, "maybe"), ("log", "new"), (RESUME, "yes")],
+    ]
+
+    def stored_by(saver: Saver) -> list[Any]:
+        stored = saver.put(config(str(uuid.uuid4()), ""), empty_checkpoint(), {}, {})
+        for call in calls:
+            saver.put_writes(stored, call, "task")
+        return [(channel, value) for _, channel, value in saver.get_tuple(stored).pending_writes]
+
+    assert stored_by(sync_saver) == stored_by(InMemorySaver())
+    assert stored_by(sync_saver) == [(RESUME, "yes"), ("log", "second"), ("log", "first"), ("log", "new")]
+    assert (RESUME, "no") in stored_by(stock)
 
 
 odd_texts = st.text(st.characters() | st.sampled_from("\x00\ud800\udfff\uffff?"), max_size=5)

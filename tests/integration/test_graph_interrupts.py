@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from itertools import count
 from operator import add
 from typing import Annotated, Any
 
@@ -135,6 +136,39 @@ async def test_an_answer_may_bring_an_update_and_a_detour(agents: Callable[..., 
         ended = await agent.invoke(Command(resume="there", update={"log": ["hurry"]}), THREAD)
         assert sorted(ended["log"]) == ["asked", "hurry", "input", "there"]
 
+    assert await ours.story(THREAD) == await model.story(THREAD)
+
+
+async def test_an_answer_with_an_update_replaces_an_earlier_one(agents: Callable[..., Any]) -> None:
+    """A run that crashes before it takes its answer goes on with that one, not with the one before it."""
+
+    def asking_twice(saver: BaseCheckpointSaver[str]) -> Pregel:
+        tries = count(1)
+
+        def ask(_: Log) -> dict[str, list[str]]:
+            number, answer = next(tries), interrupt("sure?")
+            if number == 3:
+                raise RuntimeError("crash")
+            return {"log": [answer, interrupt("really sure?")]}
+
+        graph = StateGraph(Log)
+        graph.add_node("ask", ask)
+        graph.add_edge(START, "ask")
+        return graph.compile(checkpointer=saver)
+
+    ours, model = agents(asking_twice)
+
+    ends = []
+    for agent in (ours, model):
+        await agent.invoke({"log": ["input"]}, THREAD)
+        asked = await agent.invoke(Command(resume="NO", update={"log": ["no"]}), THREAD)
+        assert [question.value for question in asked["__interrupt__"]] == ["really sure?"]
+        with pytest.raises(RuntimeError, match="crash"):
+            await agent.invoke(Command(resume="YES", update={"log": ["yes"]}), THREAD)
+        ends.append((await agent.invoke(None, THREAD))["log"])
+
+    assert ends[0] == ends[1]
+    assert ends[0][-2:] == ["NO", "YES"]
     assert await ours.story(THREAD) == await model.story(THREAD)
 
 

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from langgraph.checkpoint.base import WRITES_IDX_MAP, empty_checkpoint
+from langgraph.checkpoint.base import empty_checkpoint
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -82,7 +82,7 @@ async def held(pipe: AsyncPipeline) -> AsyncIterator[None]:
     async def wait(_: Sequence[Change]) -> None:
         await end.wait()
 
-    commit = asyncio.create_task(pipe.submit(wait, None, Writes({"thread_id": "held", "blobs": []}, replace=False)))
+    commit = asyncio.create_task(pipe.submit(wait, None, Writes({"thread_id": "held", "blobs": []})))
     await asyncio.sleep(0)
     try:
         yield
@@ -407,12 +407,6 @@ async def make(saver: AsyncPostgresSaver, run: int, call: Any) -> None:
         await saver.aput(config_of(thread_id, parent), checkpoint, {"n": number}, checkpoint["channel_versions"])
 
 
-def replaces(call: Any) -> bool | None:
-    """Whether a call's special writes replace those that are there; None where it has none."""
-    special = [channel in WRITES_IDX_MAP for channel, _ in call[4]] if call[0] == "writes" else []
-    return all(special) if any(special) else None
-
-
 @pytest.mark.usefixtures("paged")
 @pytest.mark.parametrize("share_pages", [False, True], ids=["blobs", "pages"])
 async def test_a_batch_leaves_what_its_calls_leave_one_after_the_other(
@@ -434,8 +428,7 @@ async def test_a_batch_leaves_what_its_calls_leave_one_after_the_other(
             tasks = await queued(pipe, *[make(saver, run, call) for call in batch])
             seen.clear()
         await asyncio.gather(*tasks)
-        # Special writes that replace and such that don't, because ordinary ones are among them, go apart.
-        assert len(seen) == 1 or {True, False} <= {replaces(call) for call in batch}
+        assert len(seen) == 1
         for call in [*before, *batch]:
             await make(plain, run, call)
         for table in TABLES:
@@ -499,7 +492,7 @@ async def test_a_lone_call_goes_straight_through(engine: AsyncEngine) -> None:
     await put_writes(saver, "t", "task")
     await put_writes(saver, "t", "task", "__error__")
 
-    plain = (sql.put_checkpoint, sql.add_writes, sql.replace_writes)
+    plain = (sql.put_checkpoint, sql.put_writes, sql.put_writes)
     assert seen == [statement.sql(engine.dialect) for statement in plain]
     assert tasks == {len(asyncio.all_tasks())}
 
@@ -689,16 +682,16 @@ async def test_overlapping_batches_of_two_processes_never_deadlock(url: str) -> 
     assert len(await rows(url, "checkpoints")) == 100
 
 
-async def test_writes_that_replace_and_writes_that_do_not_are_locked_in_one_order(url: str) -> None:
-    """An error among ordinary writes stays as first stored, an error alone replaces: the same row, either way."""
+async def test_special_writes_alone_and_among_ordinary_ones_are_locked_in_one_order(url: str) -> None:
+    """Two processes store the same errors, each some with an ordinary write and some without."""
     engines = [create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}) for _ in range(2)]
     pipes = [AsyncPipeline(engine, flushes=1) for engine in engines]
     savers = [AsyncPostgresSaver(engine, pipe) for engine, pipe in zip(engines, pipes, strict=True)]
 
-    def replacing(saver: AsyncPostgresSaver, task_id: str) -> Awaitable[None]:
+    def alone(saver: AsyncPostgresSaver, task_id: str) -> Awaitable[None]:
         return put_writes(saver, "t", task_id, "__error__")
 
-    def adding(saver: AsyncPostgresSaver, task_id: str) -> Awaitable[None]:
+    def among(saver: AsyncPostgresSaver, task_id: str) -> Awaitable[None]:
         return saver.aput_writes(config_of("t", "1"), [("__error__", 1), ("a", 2)], task_id)
 
     first, second = savers
@@ -710,8 +703,8 @@ async def test_writes_that_replace_and_writes_that_do_not_are_locked_in_one_orde
         "VALUES ('t', '1', 'before', 0, 'a', '')"
     )
     async with held(pipes[0]), held(pipes[1]):
-        tasks = await queued(pipes[0], replacing(first, "x"), adding(first, "y"), put_writes(first, "t", "before"))
-        tasks += await queued(pipes[1], replacing(second, "y"), adding(second, "x"), put_writes(second, "t", "before"))
+        tasks = await queued(pipes[0], alone(first, "x"), among(first, "y"), put_writes(first, "t", "before"))
+        tasks += await queued(pipes[1], alone(second, "y"), among(second, "x"), put_writes(second, "t", "before"))
     waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     await reaches(blocking, waiting, 2)
     await transaction.rollback()

@@ -45,6 +45,8 @@ metadata = st.fixed_dictionaries(
 tasks = st.sampled_from([("task-1", "~__pregel_pull, b"), ("task-2", "~__pregel_pull, a"), ("task-3", "")])
 ordinary_writes = st.lists(st.tuples(st.sampled_from(CHANNELS), values), max_size=3)
 special_writes = st.lists(st.tuples(st.sampled_from([ERROR, INTERRUPT, RESUME]), values), min_size=1, max_size=2)
+# In any order: a command brings an answer and an update.
+mixed_writes = st.tuples(ordinary_writes, special_writes).flatmap(lambda parts: st.permutations([*parts[0], *parts[1]]))
 
 
 class Store(RuleBasedStateMachine):
@@ -109,7 +111,7 @@ class Store(RuleBasedStateMachine):
         parent = {"configurable": {key: value for key, value in configurable.items() if value is not None}}
         self.store(parent, None, changes, metadata, identity=identity)
 
-    @rule(stored=checkpoints, task=tasks, writes=ordinary_writes | special_writes)
+    @rule(stored=checkpoints, task=tasks, writes=ordinary_writes | special_writes | mixed_writes)
     def write(self, stored: Config, task: tuple[str, str], writes: list[tuple[str, Any]]) -> None:
         """A task's pending writes; a task that has written before repeats itself, or adds to it."""
         for saver in (self.saver, self.model):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import pytest
-
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, Writes, has_large, merged, paged, size_of
 from checkpoint_store.schema import PAGED
@@ -30,7 +28,7 @@ def put(thread_id: str, checkpoint_id: str, *, parent: str | None = None, **blob
     )
 
 
-def writes(thread_id: str, task_id: str, *idxs: int, replace: bool = False, blob: bytes = b"") -> Writes:
+def writes(thread_id: str, task_id: str, *idxs: int, blob: bytes = b"") -> Writes:
     binds = {
         "thread_id": thread_id,
         "checkpoint_ns": "",
@@ -42,7 +40,7 @@ def writes(thread_id: str, task_id: str, *idxs: int, replace: bool = False, blob
         "types": ["msgpack"] * len(idxs),
         "blobs": [blob] * len(idxs),
     }
-    return Writes(binds, replace)
+    return Writes(binds)
 
 
 def keys(binds: dict[str, Any], prefix: str, *names: str) -> list[tuple[Any, ...]]:
@@ -54,8 +52,12 @@ def test_rows_of_every_table_are_sorted_by_key() -> None:
     changes: list[Change] = [
         put(f"t{thread}", f"{number}", b=b"", a=b"") for thread in range(3) for number in range(12)
     ]
-    changes += [writes(f"t{thread}", f"{task}", 1, 0) for thread in range(3) for task in range(3)]
-    changes += [writes(f"t{thread}", f"{task}", -1, -3, replace=True) for thread in range(3) for task in range(3)]
+    changes += [
+        writes(f"t{thread}", f"{task}", *idxs)
+        for thread in range(3)
+        for task in range(3)
+        for idxs in ((1, 0), (-1, -3), (0, -1))
+    ]
     random.Random(0).shuffle(changes)
     binds = merged(changes, {})
 
@@ -64,8 +66,7 @@ def test_rows_of_every_table_are_sorted_by_key() -> None:
         ("gate", ("thread_id",), 3),
         ("checkpoint", ("thread_id", "checkpoint_id"), 36),
         ("blob", ("thread_id", "channel", "version"), 6),
-        ("added", write, 18),
-        ("replaced", write, 18),
+        ("write", write, 36),
     ):
         found = keys(binds, prefix, *names)
         assert found == sorted(set(found))
@@ -81,25 +82,14 @@ def test_of_two_blobs_of_one_version_the_first_stays() -> None:
     assert keys(binds, "checkpoint", "checkpoint_id", "parent_checkpoint_id") == [("1", "0")]
 
 
-@pytest.mark.parametrize(
-    ("kinds", "added", "replaced"),
-    [
-        ("aa", [b"0"], []),
-        ("rr", [], [b"1"]),
-        ("ar", [], [b"1"]),
-        ("ra", [], [b"0"]),
-        ("ara", [], [b"1"]),
-        ("rar", [], [b"2"]),
-    ],
-)
-def test_of_writes_to_one_row_those_that_replace_win(kinds: str, added: list[bytes], replaced: list[bytes]) -> None:
-    """As if the calls had run one after the other: a row is in one of the two statements, never in both."""
+def test_of_writes_to_one_row_the_last_special_and_the_first_ordinary_one_stay() -> None:
+    """As if the calls had run one after the other, whatever else is in them."""
     changes = [
-        writes("t", "task", -1, replace=kind == "r", blob=str(number).encode()) for number, kind in enumerate(kinds)
+        writes("t", "task", *idxs, blob=str(number).encode())
+        for number, idxs in enumerate([(-1, 0), (0,), (-4, 0, 1), (-4, -1, 1)])
     ]
-    binds = merged(changes, {})
 
-    assert (binds["added_blobs"], binds["replaced_blobs"]) == (added, replaced)
+    assert keys(merged(changes, {}), "write", "idx", "blob") == [(-4, b"3"), (-1, b"3"), (0, b"0"), (1, b"2")]
 
 
 def test_only_pages_that_the_database_lacks_are_sent() -> None:

@@ -20,8 +20,7 @@ OF_ONE_THREAD = {"thread_id", "checkpoint_ns", "checkpoint_id", "before", "after
 
 HOT = {
     "put_checkpoint": SQL.put_checkpoint,
-    "add_writes": SQL.add_writes,
-    "replace_writes": SQL.replace_writes,
+    "put_writes": SQL.put_writes,
     "store": SQL.store,
     "known_pages": SQL.known_pages,
     "get_latest": SQL.get_latest,
