@@ -5,17 +5,19 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import uuid
 import venv
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -40,6 +42,28 @@ if "CI" in os.environ:
 
 # Nothing here has to survive a power failure.
 HASTY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": 300}
+
+
+# A job of a shell without job control, such as `make test &` in a script, ignores SIGINT, and all its children would.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SLOW_SECONDS = 1800
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests more time than `timeout` in pyproject.toml has for the others."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, object, object]:
+    """Let the time limit strike again: the end of a `with` block may wait for what the test hung on."""
+    result = yield
+    signal.setitimer(signal.ITIMER_REAL, settings.timeout, min(settings.timeout, 10))
+    return result
 
 
 def pytest_configure(config: pytest.Config) -> None:

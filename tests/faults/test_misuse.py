@@ -247,7 +247,6 @@ def test_ctrl_c_in_a_put_leaves_nothing_half_done(url: str, kind: str) -> None:
         textwrap.dedent(BEGINNING)
         + INTERRUPTED[kind]
         + textwrap.dedent("""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         saver.put(CONFIG, {**empty_checkpoint(), "id": "1"}, {}, {})
         say("ready")
         sys.stdin.readline()
@@ -288,7 +287,6 @@ def test_ctrl_c_in_a_put_leaves_nothing_half_done(url: str, kind: str) -> None:
 def test_ctrl_c_ends_the_wait_for_the_next_try() -> None:
     """A server that is away keeps nobody from stopping the program."""
     body = """
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         savers = {
             "loop": PostgresSaver(async_engine(), retry_timeout=1000),
             "sync engine": PostgresSaver(sync_engine(), retry_timeout=1000),

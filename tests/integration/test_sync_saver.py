@@ -127,9 +127,7 @@ def test_a_script_ends_without_a_word(url: str, way: str) -> None:
 
 def test_ctrl_c_while_a_call_waits_leaves_the_pool_usable(url: str) -> None:
     """The waiting statement is cancelled in the server too, and the pool's only connection serves the next call."""
-    # Whoever runs the tests in the background may have them ignore SIGINT, which children inherit.
     script = """
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         with PostgresSaver.from_conn_string(URL, pool_size=1, max_overflow=0) as saver:
             config = run(saver)
             print("ready", flush=True)
