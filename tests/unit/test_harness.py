@@ -47,7 +47,7 @@ def test_a_test_that_hangs_fails_alone_and_ctrl_c_reaches_children(tmp_path: Pat
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
     ended = subprocess.run(
-        ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command, "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command, "-q", "-p", "no:cacheprovider", str(tmp_path)],
         cwd=REPOSITORY, env=outside, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
