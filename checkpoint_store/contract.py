@@ -256,6 +256,7 @@ class Contract(Overview):
 
         Raises:
             InvalidConfig: If it can't be a thread id.
+            WrongTransaction: If the transaction does not see what others have stored since it began, or there is none.
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
@@ -280,6 +281,7 @@ class Contract(Overview):
             InvalidConfig: If either can't be a thread id, or both are the same.
             ThreadNotFound: If nothing is stored for the source.
             ThreadExists: If something is stored for the target, and `replace` is not given.
+            WrongTransaction: With `replace` as for `adelete_thread`; also where there is no transaction.
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
@@ -344,7 +346,8 @@ class Contract(Overview):
 
         Raises:
             InvalidConfig: If it can't be a thread id.
-            InvalidOption: If `timeout` is no such time. On entering, also if a caller's connection is in AUTOCOMMIT.
+            InvalidOption: If `timeout` is no such time.
+            WrongTransaction: On entering, in AUTOCOMMIT, or in a transaction that is not READ COMMITTED.
             ThreadLocked: On entering, if another run has had it for so long.
             UnusableConnection: On entering, if the engine connects through a pooler such as PgBouncer.
             NotSetUp: On entering, if the tables are missing.

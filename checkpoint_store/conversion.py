@@ -48,10 +48,12 @@ async def share(
     Raises:
         InvalidOption: If an argument can't be used.
         NotSetUp: If the tables are missing.
+        WrongTransaction: If a listener begins our transactions, and in another isolation level than READ COMMITTED.
         Unavailable: If the server can't be reached.
     """
     most = _batch(batch_size, on_progress)
     source, shelf = engine_source(engine, statements_of(schema), None, True), Shelf()
+    await source.transact(operations.check_removal)
     done, last = 0, _FIRST
     while rows := await source.run(operations.next_blobs, "msgpack", last, most):
         for _, same_thread in groupby(rows, itemgetter(0)):
@@ -90,10 +92,12 @@ async def inline(
     Raises:
         InvalidOption: If an argument can't be used.
         NotSetUp: If the tables are missing.
+        WrongTransaction: If a listener begins our transactions, and in another isolation level than READ COMMITTED.
         Unavailable: If the server can't be reached.
     """
     most = _batch(batch_size, on_progress)
     source = engine_source(engine, statements_of(schema), None, False)
+    await source.transact(operations.check_removal)
     done, last = 0, _FIRST
     while rows := await source.run(operations.next_blobs, PAGED, last, most):
         done += await source.run(operations.inline_blobs, [tuple(row[:4]) for row in rows])

@@ -184,6 +184,7 @@ async def reencrypt(
         InvalidOption: If `old` or `new` is no `EncryptedSerializer`, or another argument can't be used.
         UnusableConnection: If `engine` is no engine that we can work on.
         NotSetUp: If the tables are missing.
+        WrongTransaction: If a listener begins our transactions, and in another isolation level than READ COMMITTED.
         Unavailable: If the server can't be reached.
     """
     for name, serde in (("old", old), ("new", new)):
@@ -192,7 +193,9 @@ async def reencrypt(
     callback(on_progress, "on_progress")
     most = positive(batch_size, "batch_size")
     sql = statements_of(schema)
-    rewriting = _Rewriting(engine_source(engine, sql, None, False), _Safe(old, new), most, on_progress)
+    source = engine_source(engine, sql, None, False)
+    await source.transact(operations.check_removal)
+    rewriting = _Rewriting(source, _Safe(old, new), most, on_progress)
     await rewriting.values("blobs", sql.tables.checkpoint_blobs, "next_blob_values", "rewrite_blobs")
     await rewriting.values("writes", sql.tables.checkpoint_writes, "next_write_values", "rewrite_writes")
     await rewriting.scalars(sql.tables.checkpoints)

@@ -29,6 +29,11 @@ class Executor(ABC):
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement. Returns its rows, none for a statement that returns none."""
 
+    @property
+    @abstractmethod
+    def is_in_transaction(self) -> bool:
+        """Whether the next statement is in one transaction with the last, as the server has said behind that."""
+
 
 class Ordinary(Executor):
     """Executes as SQLAlchemy does: in the connection's transaction, seen by event listeners and the log.
@@ -45,6 +50,11 @@ class Ordinary(Executor):
         dialect = self._conn.dialect
         result = self._conn.exec_driver_sql(statement.sql(dialect), statement.parameters(dialect, binds))
         return result.all() if result.returns_rows else []
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether the next statement is in one transaction with the last."""
+        return _is_in_transaction(self._conn.connection.driver_connection)
 
 
 class Direct(Executor):
@@ -77,6 +87,11 @@ class Direct(Executor):
         except BaseException as error:
             self._give_up(error, sql, parameters)
         return rows
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether the next statement is in one transaction with the last."""
+        return _is_in_transaction(self._driver)
 
     def _give_up(self, error: BaseException, sql: str | None = None, parameters: Any = None) -> NoReturn:
         # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.

@@ -38,6 +38,7 @@ class Lifecycle(Contract):
 
         Raises:
             InvalidConfig: If one can't be a run's id.
+            WrongTransaction: If the transaction does not see what others have stored since it began, or there is none.
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
@@ -66,6 +67,7 @@ class Lifecycle(Contract):
 
         Raises:
             InvalidConfig: If an argument can't be used.
+            WrongTransaction: If the transaction does not see what others have stored since it began, or there is none.
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
@@ -111,6 +113,7 @@ class Lifecycle(Contract):
 
         Raises:
             InvalidOption: If neither `older_than` nor `keep_last` is given, or an option can't be used.
+            WrongTransaction: If the transaction does not see what others have stored since it began, or there is none.
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """

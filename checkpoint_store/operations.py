@@ -20,10 +20,10 @@ from checkpoint_store.errors import (
     SET_UP,
     Conflict,
     InvalidConfig,
-    InvalidOption,
     NotSetUp,
     ThreadExists,
     ThreadNotFound,
+    WrongTransaction,
     shown,
 )
 from checkpoint_store.executor import Executor, Row
@@ -88,20 +88,16 @@ def store_continuing(db: Executor, sql: Statements, shelf: Tentative | None, cha
 
     Raises:
         Conflict: If one of them doesn't; nothing is stored then.
-        InvalidOption: If the transaction is of a kind in which that can't be known.
+        WrongTransaction: If the transaction is of a kind in which that can't be known.
     """
     if shelf is not None:
         shelf.begin()
     puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
     graphs = {name: [put[name.removesuffix("s")] for put in puts] for name in ("thread_ids", "checkpoint_nss")}
-    began, level, _ = db.fetch(sql.lock_graphs, {"table": checkpoints_of(sql), **graphs})[0]
-    if level != "read committed":
-        raise InvalidOption(
-            f"refuse_forks can't work in a transaction that is {level.upper()}: it doesn't see what others have stored "
-            "since it began. Use READ COMMITTED."
-        )
+    level, _ = db.fetch(sql.lock_graphs, {"table": checkpoints_of(sql), **graphs})[0]
+    _check_transaction(db, "refuse_forks", level)
     for together in _apart(changes):
-        _check_continuations(db, sql, together, began)
+        _check_continuations(db, sql, together)
         _store(db, sql, shelf, together)
 
 
@@ -120,17 +116,13 @@ def _apart(changes: Sequence[Change]) -> Iterator[list[Change]]:
     yield together
 
 
-def _check_continuations(db: Executor, sql: Statements, changes: Sequence[Change], began: str) -> None:
+def _check_continuations(db: Executor, sql: Statements, changes: Sequence[Change]) -> None:
     names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id")
     puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
     if not puts:
         return
     for row in db.fetch(sql.continuations, {f"{name}s": [put[name] for put in puts] for name in names}):
-        thread_id, checkpoint_ns, checkpoint_id, parent, newest, continues, still = row
-        if still != began:
-            raise InvalidOption(
-                "refuse_forks can't work on a connection in AUTOCOMMIT: each statement is a transaction of its own"
-            )
+        thread_id, checkpoint_ns, checkpoint_id, parent, newest, continues = row
         if not continues:
             why = (
                 f"continues {shown(parent)}, but the newest is {shown(newest)}"
@@ -143,6 +135,34 @@ def _check_continuations(db: Executor, sql: Statements, changes: Sequence[Change
                 f"{shown(checkpoint_id)} {why}. Nothing was written. Another run has written to the thread meanwhile: "
                 "load its state and run again, and see saver.thread_lock() to have runs wait for each other."
             )
+
+
+def _check_transaction(db: Executor, what: str, level: str) -> None:
+    """Check that a transaction holds the locks just taken in it, and sees what others did before it had them.
+
+    Args:
+        db: The executor.
+        what: What needs it, as the beginning of a sentence.
+        level: The transaction's isolation level.
+
+    Raises:
+        WrongTransaction: If it doesn't.
+    """
+    _check_holds(db, what)
+    if level in ("repeatable read", "serializable"):
+        raise WrongTransaction(
+            f"{what} can't work in a transaction that is {level.upper()}: it does not see what others have stored "
+            "since it began. Nothing was changed in it. Use READ COMMITTED: for the connection or session; or, where a "
+            "listener of the engine's begins the saver's transactions as connections are checked out, for that engine."
+        )
+
+
+def _check_holds(db: Executor, what: str) -> None:
+    if not db.is_in_transaction:
+        raise WrongTransaction(
+            f"{what} can't work on a connection in AUTOCOMMIT: each statement is a transaction of its own, and none "
+            "holds a lock for the next. Nothing was changed. Use a saver on the engine, or begin a transaction."
+        )
 
 
 def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
@@ -171,15 +191,12 @@ def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> b
 
     Raises:
         NotSetUp: If the tables are missing.
-        InvalidOption: If there is no transaction.
+        WrongTransaction: If there is no transaction, or one that does not see what the last to have the lock has done.
     """
     table = checkpoints_of(sql)
-    taken, began = db.fetch(sql.take_lock_in_transaction, {"thread_id": thread_id, "table": table})[0]
-    if _known_table(taken, table) and db.fetch(sql.transaction, {})[0][0] != began:
-        raise InvalidOption(
-            "thread_lock() can't work on a connection in AUTOCOMMIT: there is no transaction to hold the lock. Take it "
-            "with a saver on the engine."
-        )
+    taken, level = db.fetch(sql.take_lock_in_transaction, {"thread_id": thread_id, "table": table})[0]
+    _known_table(taken, table)
+    _check_transaction(db, "thread_lock()", level)
     return bool(taken)
 
 
@@ -289,8 +306,26 @@ def lock_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> li
 
 
 def lock_removal(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
-    """Keep others from removing anything of some threads; in a transaction. Those who store don't notice."""
-    db.fetch(sql.lock_removal, {"thread_ids": list(thread_ids), "table": checkpoints_of(sql)})
+    """Keep others from removing anything of some threads; in a transaction. Those who store don't notice.
+
+    Raises:
+        WrongTransaction: If it does not see what others have stored: what that needs would be removed.
+    """
+    if rows := _lock_removal(db, sql, thread_ids):
+        _check_transaction(db, "A removal", rows[0][0])
+
+
+def check_removal(db: Executor, sql: Statements) -> None:
+    """Check, before work that ends with a removal, that this one would not be refused; in a transaction.
+
+    Raises:
+        WrongTransaction: If it would be.
+    """
+    lock_removal(db, sql, [""])  # no thread's id
+
+
+def _lock_removal(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[Row]:
+    return db.fetch(sql.lock_removal, {"thread_ids": list(thread_ids), "table": checkpoints_of(sql)})
 
 
 def lock_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> list[str]:
@@ -347,7 +382,12 @@ def copy_thread(
     source, target = copy
     binds = {"thread_id": source, "target_id": target}
     # Of two copies to one target the second waits, and finds the first.
-    lock_removal(db, sql, [target])
+    level = _lock_removal(db, sql, [target])[0][0]
+    if replace:
+        _check_transaction(db, "A copy with replace=True", level)
+    else:
+        # Also as of one moment long ago. A target that it does not see is not mixed with the copy: see `claim_threads`.
+        _check_holds(db, "A copy")
     for transaction_id, copied in (tried or {}).items():
         # The lock tells that it has ended.
         if db.fetch(sql.outcome, {"transaction_id": transaction_id})[0][0] == "committed":

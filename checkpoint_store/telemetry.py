@@ -146,6 +146,11 @@ class _Watching(Executor):
         self._call.received += sum(map(_size_of, rows))
         return rows
 
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether the next statement is in one transaction with the last."""
+        return self._executor.is_in_transaction
+
 
 class _Observation:
     """What is put in front of one source's methods."""

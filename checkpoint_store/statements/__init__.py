@@ -88,8 +88,8 @@ class Statements:
 
     @cached_property
     def lock_removal(self) -> Statement:
-        """See `removing.lock_removal`."""
-        return Statement(removing.lock_removal())
+        """See `locking.lock_removal`."""
+        return Statement(locking.lock_removal())
 
     @cached_property
     def next_blob_values(self) -> Statement:
@@ -145,11 +145,6 @@ class Statements:
     def session_id(self) -> Statement:
         """See `locking.session_id`."""
         return Statement(locking.session_id())
-
-    @cached_property
-    def transaction(self) -> Statement:
-        """See `locking.transaction`."""
-        return Statement(locking.transaction())
 
     @cached_property
     def lock_number(self) -> Statement:

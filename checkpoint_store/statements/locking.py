@@ -1,8 +1,10 @@
 """The statements by which writers of one thread keep out of each other's way; no I/O.
 
-Advisory locks go by a number. Ours are hashes of the thread with the oid of the `checkpoints` table: the same for all
-who use that table, whatever they call its schema, and others in every other schema. Two threads may have one number;
-then one waits for the other, which does no harm.
+Advisory locks go by a number. Ours are hashes of the thread with the name of the schema that has the `checkpoints`
+table, as the catalog has it: the same for all who use that table, whatever they call its schema, and others in every
+other schema. Not with the table's oid, which is another one after a restore, or once the tables are partitioned: then
+two could hold the lock of one thread. Two threads may have one number; then one waits for the other, which does no
+harm.
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
+    Column,
     ColumnElement,
+    MetaData,
     Select,
+    Table,
     Text,
     and_,
     bindparam,
@@ -28,6 +34,10 @@ from sqlalchemy.dialects.postgresql import OID
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import given, key, number, rows_of_binds, same_graph
+
+_CATALOG = MetaData(schema="pg_catalog")
+_CLASS = Table("pg_class", _CATALOG, Column("oid", OID), Column("relnamespace", OID))
+_NAMESPACE = Table("pg_namespace", _CATALOG, Column("oid", OID), Column("nspname", Text))
 
 
 def lock_number() -> Select[Any]:
@@ -51,15 +61,10 @@ def drop_lock() -> Select[Any]:
 def take_lock_in_transaction() -> Select[Any]:
     """Try to take a thread's lock until the end of the transaction.
 
-    Selects whether nobody else has it, NULL if there is no such table, and when the transaction began. Binds: those of
-    `lock_number`.
+    Selects whether nobody else has it, NULL if there is no such table, and the transaction's isolation level. Binds:
+    those of `lock_number`.
     """
-    return select(func.pg_try_advisory_xact_lock(_of_thread(given("thread_id"))), _began())
-
-
-def transaction() -> Select[Any]:
-    """Select when the transaction began."""
-    return select(_began())
+    return select(func.pg_try_advisory_xact_lock(_of_thread(given("thread_id"))), _level())
 
 
 def begin_session() -> Select[Any]:
@@ -80,16 +85,24 @@ def session_id() -> Select[Any]:
 def lock_graphs() -> Select[Any]:
     """Wait until nobody else is about to continue some namespaces, and keep others from it until the transaction ends.
 
-    Returns when the transaction began and its isolation level, once for each. Binds: `table`, and as arrays
-    `thread_ids` and `checkpoint_nss`.
+    Returns the transaction's isolation level, once for each. Binds: `table`, and as arrays `thread_ids` and
+    `checkpoint_nss`.
     """
     new = rows_of_binds(thread_id=Text, checkpoint_ns=Text)
-    lock = _of_graph(new.c.thread_id, new.c.checkpoint_ns).label("lock")
-    # Everybody takes them in one order.
-    locks = select(lock).distinct().order_by(lock).offset(number(0)).subquery("locks")
-    return select(
-        _began(), func.current_setting(key("transaction_isolation")), func.pg_advisory_xact_lock(locks.c.lock)
-    )
+    of_thread = func.hashtextextended(new.c.thread_id.collate("C"), _seed("graph"), type_=BigInteger)
+    return _take_all(func.hashtextextended(new.c.checkpoint_ns.collate("C"), of_thread))
+
+
+def lock_removal() -> Select[Any]:
+    """Wait until nobody else removes anything of some threads, and keep others from it until the transaction ends.
+
+    Those who only store don't notice; it is another lock than that of a run, who may remove something in its block.
+
+    Returns the transaction's isolation level, once for each. Binds: `thread_ids`, and `table`, the checkpoints' name
+    with its schema.
+    """
+    thread_id = func.unnest(bindparam("thread_ids", type_=ARRAY(Text))).column_valued("thread_id")
+    return _take_all(func.hashtextextended(thread_id.collate("C"), _seed("removal")))
 
 
 def continuations(t: Tables) -> Select[Any]:
@@ -97,8 +110,8 @@ def continuations(t: Tables) -> Select[Any]:
 
     To be executed after `lock_graphs`, in the same transaction: its snapshot then has all that was stored before.
 
-    Returns thread, namespace, id, parent, the newest id, whether the checkpoint continues it, and when the transaction
-    began. Binds, as arrays: `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `parent_checkpoint_ids`.
+    Returns thread, namespace, id, parent, the newest id, and whether the checkpoint continues it. Binds, as arrays:
+    `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `parent_checkpoint_ids`.
     """
     c = t.checkpoints
     new = rows_of_binds(thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_checkpoint_id=Text)
@@ -118,25 +131,31 @@ def continuations(t: Tables) -> Select[Any]:
     )
     is_next = or_(newest.c.checkpoint_id.is_(None), new.c.checkpoint_id > newest.c.checkpoint_id)
     continues = and_(newest.c.checkpoint_id.is_not_distinct_from(new.c.parent_checkpoint_id), is_next)
-    return select(*new.c, newest.c.checkpoint_id, or_(is_stored, continues), _began()).select_from(
-        new.outerjoin(newest, true())
-    )
+    return select(*new.c, newest.c.checkpoint_id, or_(is_stored, continues)).select_from(new.outerjoin(newest, true()))
+
+
+def _take_all(lock: ColumnElement[int]) -> Select[Any]:
+    """Take locks, all in one order so that no two wait for each other, and select the isolation level for each."""
+    lock = lock.label("lock")
+    locks = select(lock).distinct().order_by(lock).offset(number(0)).subquery("locks")
+    return select(_level(), func.pg_advisory_xact_lock(locks.c.lock))
 
 
 def _of_thread(thread_id: ColumnElement[str]) -> ColumnElement[int]:
-    return func.hashtextextended(thread_id.collate("C"), _oid())
+    return func.hashtextextended(thread_id.collate("C"), _seed("run"), type_=BigInteger)
 
 
-def _of_graph(thread_id: ColumnElement[str], checkpoint_ns: ColumnElement[str]) -> ColumnElement[int]:
-    # The negative keeps it apart from the threads' locks.
-    return func.hashtextextended(
-        checkpoint_ns.collate("C"), func.hashtextextended(thread_id.collate("C"), -_oid()), type_=BigInteger
+def _seed(purpose: str) -> ColumnElement[int]:
+    """What locks of one purpose in one schema have in common; NULL if there is no table of checkpoints."""
+    oid = cast(func.to_regclass(given("table")), OID)
+    schema = (
+        select(_NAMESPACE.c.nspname.collate("C"))
+        .join(_CLASS, _CLASS.c.relnamespace == _NAMESPACE.c.oid)
+        .where(_CLASS.c.oid == oid)
+        .scalar_subquery()
     )
+    return func.hashtextextended(key(purpose), func.hashtextextended(schema, number(0)), type_=BigInteger)
 
 
-def _oid() -> ColumnElement[int]:
-    return cast(cast(func.to_regclass(given("table")), OID), BigInteger)
-
-
-def _began() -> ColumnElement[str]:
-    return cast(func.transaction_timestamp(), Text)
+def _level() -> ColumnElement[str]:
+    return func.current_setting(key("transaction_isolation"), type_=Text)

@@ -34,7 +34,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import OID, array, insert
+from sqlalchemy.dialects.postgresql import array, insert
 
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.statements.clauses import (
@@ -48,22 +48,6 @@ from checkpoint_store.statements.clauses import (
     same_blob,
     same_graph,
 )
-
-
-def lock_removal() -> Executable:
-    """Wait until nobody else removes anything of some threads, and keep others from it until the commit.
-
-    Those who only store don't notice. Binds: `thread_ids`, and `table`, the checkpoints' name with its schema.
-    """
-    thread_id = func.unnest(bindparam("thread_ids", type_=ARRAY(Text))).column_valued("thread_id")
-    # By the table, so that it is the same lock whatever way the schema was named; and another than `locking` has, which
-    # whoever removes something may hold.
-    table = cast(cast(func.to_regclass(bindparam("table", type_=Text())), OID), BigInteger)
-    seed = func.hashtextextended(key("removal"), table, type_=BigInteger)
-    lock = select(func.hashtextextended(thread_id.collate("C"), seed).label("key")).distinct()
-    # In one order, so that no two wait for each other.
-    ordered = lock.order_by("key").offset(number(0)).subquery("locks")
-    return select(func.pg_advisory_xact_lock(ordered.c.key))
 
 
 def lock_threads(t: Tables) -> Executable:

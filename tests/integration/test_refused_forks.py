@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, pages
-from checkpoint_store.errors import Conflict, InvalidOption
+from checkpoint_store.errors import Conflict, WrongTransaction
 
 
 def named(checkpoint_id: str | None = None, thread_id: str = "t1", namespace: str = "") -> RunnableConfig:
@@ -260,7 +260,7 @@ async def test_a_transaction_that_cannot_tell_is_refused(engine: AsyncEngine, le
     careful = AsyncPostgresSaver(engine, refuse_forks=True)
     async with engine.connect() as conn:
         await conn.execution_options(isolation_level=level)
-        with pytest.raises(InvalidOption, match=f"refuse_forks can't work .* {level}"):
+        with pytest.raises(WrongTransaction, match=f"refuse_forks can't work .* {level}"):
             await put(careful.bind(conn), None, "1")
         if level != "AUTOCOMMIT":
             await conn.rollback()

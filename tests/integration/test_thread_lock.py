@@ -32,6 +32,7 @@ from checkpoint_store.errors import (
     ThreadLocked,
     Unavailable,
     WrongThread,
+    WrongTransaction,
 )
 from checkpoint_store.locks import ThreadLock
 from checkpoint_store.source import hold, keeper
@@ -446,7 +447,7 @@ async def test_a_connection_in_autocommit_is_refused(engine: AsyncEngine, saver:
     """Nothing there would hold the lock."""
     async with engine.connect() as conn:
         await conn.execution_options(isolation_level="AUTOCOMMIT")
-        with pytest.raises(InvalidOption, match=r"thread_lock\(\) can't work on a connection in AUTOCOMMIT"):
+        with pytest.raises(WrongTransaction, match=r"thread_lock\(\) can't work on a connection in AUTOCOMMIT"):
             await saver.bind(conn).thread_lock("t1").__aenter__()
 
 
