@@ -147,11 +147,14 @@ class AsyncPostgresSaver(Lifecycle):
         """Make a saver like this one that works in a transaction of yours.
 
         It never begins, commits, rolls back or tries again: what it stores becomes visible with your commit and is gone
-        with your rollback. Each call waits for those before it on the same connection. A session is flushed first.
+        with your rollback. Each call waits for those before it on the same connection, and so does the end of the
+        transaction. A session is flushed first.
+
+        Bound in an open transaction the saver is over when that ends. Bound before, it may begin the first one, as any
+        statement does, and goes on in those that you begin; it never begins another. Make one for each transaction.
 
         Args:
-            conn_or_session: An open connection, or a session, which is asked for its connection at each call: so the
-                saver may outlive the session's transactions.
+            conn_or_session: An open connection, or a session, which is asked for its connection at each call.
             bind_arguments: For a session of several engines, which of them has the tables, as for
                 `AsyncSession.connection`. By default the session decides, as for a DELETE of checkpoints; where it
                 can't, it is the engine of this saver.

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import deque
 from contextlib import AbstractContextManager
+from typing import Any
 
 from sqlalchemy.util import await_only
 
@@ -88,7 +89,29 @@ def _expire(turn: asyncio.Future[None], timeout: float) -> None:
         turn.set_exception(TurnTimeout(f"waited for {timeout:g} s"))
 
 
-_turns: weakref.WeakKeyDictionary[object, Turns] = weakref.WeakKeyDictionary()
+class OwnTurn(Turns):
+    """One turn at a time, which the task that has it may take again, as a thread its lock."""
+
+    def __init__(self) -> None:
+        super().__init__(1, None)
+        self._owner: asyncio.Task[Any] | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if self._owner is None or self._owner is not task:
+            super().__enter__()
+            self._owner = task
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+            self.give_back()
+
+
+_turns: weakref.WeakKeyDictionary[object, OwnTurn] = weakref.WeakKeyDictionary()
 _locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
 _registry_lock = ProcessLock()
 
@@ -104,6 +127,15 @@ def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[objec
     """
     with _registry_lock.current:
         if is_async:
-            return (_turns.get(thing) or _turns.setdefault(thing, Turns(1, None))).taken()
+            return (_turns.get(thing) or _turns.setdefault(thing, OwnTurn())).taken()
         # One that a thread may take twice: where a session's flush calls us, SQLAlchemy has an error for it.
         return _locks.get(thing) or _locks.setdefault(thing, threading.RLock())
+
+
+def wait_for_others(thing: object) -> None:
+    """Wait until those who are `alone_with` a thing, and those who have asked before, are done with it."""
+    with _registry_lock.current:
+        turn: AbstractContextManager[object] | None = _turns.get(thing) or _locks.get(thing)
+    if turn is not None:
+        with turn:
+            pass

@@ -101,6 +101,10 @@ class Work:
     async def commit(self) -> None:
         await self.do("commit")
 
+    async def begin(self) -> None:
+        """Begin the next transaction: a saver that was bound before the first begins no other."""
+        await self.do("execute", text("SELECT 1"))
+
     async def rollback(self) -> None:
         await self.do("rollback")
 
@@ -184,10 +188,12 @@ async def test_deleting_is_the_callers_to_commit_too(work: Work, committed: Coun
     await put(work.saver, a=[1])
     await work.commit()
 
+    await work.begin()
     await work.saver.adelete_thread("t")
     assert await work.saver.aget_tuple(CONFIG) is None
     assert committed() == (0, 1)
     await work.rollback()
+    await work.begin()
     assert await work.saver.aget_tuple(CONFIG) is not None
     await work.saver.adelete_thread("t")
     await work.commit()
@@ -225,17 +231,19 @@ async def test_calls_that_overlap_take_turns(work: Work, committed: Counted) -> 
 
 async def test_what_was_rolled_back_is_not_taken_for_stored(work: Work, engines: Any, committed: Counted) -> None:
     """Pages of large values that went with a rollback are sent again by the next call that needs them."""
-    text = [f"message {number} " + "x" * 500 for number in range(200)]
-    await put(work.saver, messages=text)
+    texts = [f"message {number} " + "x" * 500 for number in range(200)]
+    await put(work.saver, messages=texts)
     await work.rollback()
     elsewhere = AsyncPostgresSaver(engines.asyncpg)
-    await put(elsewhere, messages=[*text, "and more"])
-    await put(work.saver, messages=[*text, "and more", "and more"])
+    await put(elsewhere, messages=[*texts, "and more"])
+    await work.begin()
+    await put(work.saver, messages=[*texts, "and more", "and more"])
     await work.rollback()
-    await put(work.saver, messages=text)
+    await work.begin()
+    await put(work.saver, messages=texts)
     await work.commit()
 
-    assert (await elsewhere.aget(CONFIG))["channel_values"] == {"messages": text}  # type: ignore[index]
+    assert (await elsewhere.aget(CONFIG))["channel_values"] == {"messages": texts}  # type: ignore[index]
 
 
 async def test_missing_tables_are_reported_with_what_to_do_about_the_transaction(
@@ -249,6 +257,7 @@ async def test_missing_tables_are_reported_with_what_to_do_about_the_transaction
     with pytest.raises(exc.DBAPIError, match="aborted"):
         await put(work.saver, a=[1])
     await work.rollback()
+    await work.begin()
     await put(work.saver, a=[1])
     await work.commit()
 
