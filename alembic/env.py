@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import context
 from checkpoint_store import migrations, revisions
+from checkpoint_store.causes import brief, diagnosis_of
 from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.executor import is_pooled
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
@@ -90,8 +91,9 @@ async def run_on_url(url: str) -> None:
             await connection.run_sync(run_on)
             await connection.commit()
     except (OSError, PostgresError, DBAPIError, CheckpointStoreError) as error:
-        reason = error.orig if isinstance(error, DBAPIError) else error
-        raise CommandError(f"{masked(url)}: {reason}") from error
+        said = diagnosis_of(error)
+        reason = error if isinstance(error, CheckpointStoreError) else said.message or said.name
+        raise CommandError(f"{masked(url)}: {reason}") from brief(error)
     finally:
         await engine.dispose()
 

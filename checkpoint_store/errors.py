@@ -141,6 +141,9 @@ class MigrationLocked(MigrationError):
     """Raised when another process holds the migration lock past the deadline: let it finish, then try again."""
 
 
+ONE_CALLS = (AccessDenied, Conflict, LimitReached, LockLost, Refused, UnstorableValue)
+"""What may be the matter with one call's rows, while others' can be stored; besides errors that have only the base."""
+
 SET_UP = "Run `setup()` once, or `checkpoint-store upgrade` or `alembic upgrade head` before deploying."
 """What `NotSetUp` advises."""
 

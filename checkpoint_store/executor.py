@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
+from asyncpg import PostgresWarning
 from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection, StaticPool, exc, func, select
 from sqlalchemy.util import await_only
 
+from checkpoint_store.causes import brief, unfrozen
 from checkpoint_store.errors import InvalidOption, UnusableConnection, WrongThread
 from checkpoint_store.faults import ends_connections
 from checkpoint_store.statements import Statement
@@ -48,7 +50,10 @@ class Ordinary(Executor):
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
         dialect = self._conn.dialect
-        result = self._conn.exec_driver_sql(statement.sql(dialect), statement.parameters(dialect, binds))
+        try:
+            result = self._conn.exec_driver_sql(statement.sql(dialect), statement.parameters(dialect, binds))
+        except PostgresWarning as error:
+            raise unfrozen(error) from None
         return result.all() if result.returns_rows else []
 
     @property
@@ -84,6 +89,8 @@ class Direct(Executor):
         sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
         try:
             rows = self._fetch(sql, parameters)
+        except PostgresWarning as error:
+            raise unfrozen(error) from None
         except BaseException as error:
             self._give_up(error, sql, parameters)
         return rows
@@ -256,7 +263,7 @@ def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) 
         raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
     if pooled.is_valid and ends_connections(error):
         # As where the driver notices, the other connections of the pool are not tried one after the other.
-        engine.pool._invalidate(pooled, error)
+        engine.pool._invalidate(pooled, brief(error))  # which the pool logs
     raise error
 
 

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Table, exc
+from sqlalchemy import Connection, Table, exc, func, select
 
 from checkpoint_store import operations
+from checkpoint_store.causes import chain, diagnosis_of
 from checkpoint_store.errors import SET_UP, AccessDenied, MigrationError, NotSetUp
 from checkpoint_store.executor import Executor, Ordinary
 from checkpoint_store.migration_lock import LOCK_SECONDS, in_turn, lock_key, lock_key_of, locked
@@ -118,12 +119,14 @@ def check(conn: Connection, schema: str | None = None) -> None:
         NotSetUp: If the tables are missing or older; the message says at which revision they are.
         AccessDenied: If the role may not read the revision.
     """
+    theirs = conn.in_transaction()
     try:
         revisions = _revisions(conn, statements_of(schema))
     except exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _NO_RIGHT:
+        if diagnosis_of(error).state != _NO_RIGHT:
             raise
-        raise access_denied(_reason(error), schema) from error
+        denied = access_denied(_reason(error), schema, None if theirs else _role(conn))
+        chain(denied, error)
     _judge(revisions, schema)
 
 
@@ -285,10 +288,17 @@ def untranslated(conn: Connection) -> Iterator[None]:
         conn.execution_options(schema_translate_map=theirs)
 
 
-def access_denied(message: str, schema: str | None) -> AccessDenied:
-    """Return the error for a right that is missing, with the SQL that gives it."""
-    statements = grants("app", schema).replace("\n", " ")
-    return AccessDenied(f"{message}. A role that owns the tables can give the right: {statements}")
+def access_denied(message: str, schema: str | None, role: str | None) -> AccessDenied:
+    """Return the error for a right that is missing, with the SQL that gives it.
+
+    Args:
+        message: What was denied.
+        schema: The PostgreSQL schema of the tables.
+        role: The role that lacks it; None where that is not known, as in a transaction that the error has ended.
+    """
+    statements = grants(role or "app", schema).replace("\n", " ")
+    stands_for = "" if role else ', where "app" stands for the one that lacks it (SELECT current_user)'
+    return AccessDenied(f"{message}. A role that owns the tables can give the right{stands_for}: {statements}")
 
 
 def _alembic(command: Callable[..., None], conn: Connection, schema: str | None, revision: str) -> None:
@@ -308,17 +318,23 @@ def _alembic(command: Callable[..., None], conn: Connection, schema: str | None,
         hint = (
             f" Run `alembic upgrade head` before deploying, with a role that may create tables{schema_too}; "
             "then setup() needs no such right."
-            if getattr(error.orig, "sqlstate", None) == _NO_RIGHT
+            if diagnosis_of(error).state == _NO_RIGHT
             else ""
         )
-        raise MigrationError(
-            f"migration to {revision!r} failed and was rolled back: {_reason(error)}.{hint}"
-        ) from error
+        chain(MigrationError(f"migration to {revision!r} failed and was rolled back: {_reason(error)}.{hint}"), error)
 
 
 def _reason(error: exc.DBAPIError) -> str:
-    # psycopg adds where in the statement it was.
-    return re.sub(r"\nLINE \d+: .*\n *\^", "", str(error.orig).rpartition("Error'>: ")[2])
+    said = diagnosis_of(error)
+    return said.message or said.name or "the driver has failed"
+
+
+def _role(conn: Connection) -> str | None:
+    """Return the role that a connection works as; what it has failed with is rolled back."""
+    with contextlib.suppress(exc.SQLAlchemyError):
+        conn.rollback()
+        return str(conn.scalar(select(func.current_user())))
+    return None
 
 
 def _judge(revisions: set[str], schema: str | None) -> None:

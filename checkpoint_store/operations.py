@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from sqlalchemy import exc
+from sqlalchemy import exc, func, select
 
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, merged
@@ -29,7 +29,7 @@ from checkpoint_store.errors import (
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf, Tentative
-from checkpoint_store.statements import Read, Statements
+from checkpoint_store.statements import Read, Statement, Statements
 
 T = TypeVar("T")
 
@@ -42,6 +42,8 @@ _BLOBS = slice(6, 9)
 
 ASK_BYTES = 64 * 1024
 """From so many bytes of pages on, the database is asked which of them it has, where nothing is known of the thread."""
+
+_ROLE = Statement(select(func.current_user()))
 
 Last = tuple[str, str, str]
 """Thread, namespace and id of the last row of a page."""
@@ -209,6 +211,11 @@ def _known_table(answer: T | None, table: str) -> T:
 def begin_session(db: Executor, sql: Statements, settings: Mapping[str, str]) -> None:
     """Change what settings of the session the server knows."""
     db.fetch(sql.begin_session, {"names": list(settings), "values": list(settings.values())})
+
+
+def role(db: Executor, sql: Statements) -> str:  # noqa: ARG001 - as all operations
+    """Return the database role that statements run as."""
+    return str(db.fetch(_ROLE, {})[0][0])
 
 
 def session_id(db: Executor, sql: Statements) -> int:

@@ -25,6 +25,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
 from checkpoint_store import migrations
+from checkpoint_store.causes import chain, diagnosis_of
 from checkpoint_store.errors import MigrationError
 from checkpoint_store.migration_lock import LOCK_SECONDS, check_arguments
 from checkpoint_store.options import number
@@ -75,8 +76,8 @@ def partition(
         except exc.DBAPIError as error:
             if error.connection_invalidated:
                 raise
-            reason = (str(error.orig).rpartition("Error'>: ")[2].splitlines() or [""])[0]
-            raise MigrationError(f"partitioning failed, and nothing has changed: {reason}") from error
+            said = diagnosis_of(error)
+            chain(MigrationError(f"partitioning failed, and nothing has changed: {said.message or said.name}"), error)
         if not theirs:
             conn.commit()
 

@@ -14,11 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change, size_of
 from checkpoint_store.errors import (
-    AccessDenied,
+    ONE_CALLS,
     CheckpointStoreError,
     Closed,
-    Conflict,
-    LockLost,
     Unavailable,
     UnusableConnection,
 )
@@ -254,12 +252,8 @@ def _tell(outcomes: Iterable[tuple[_Call, Exception | None]]) -> None:
 
 
 def _may_be_one_calls_fault(error: Exception) -> bool:
-    """Tell whether others might be stored without it: where the server or the tables are missing they are not.
-
-    An AccessDenied may be a policy's, on one row (row-level security); a Conflict and a lost lock are one thread's.
-    """
-    ours = isinstance(error, CheckpointStoreError) and not isinstance(error, (AccessDenied, Conflict, LockLost))
-    return not ours and not getattr(error, "connection_invalidated", False)
+    """Tell whether others might be stored without it: where the server or the tables are missing they are not."""
+    return isinstance(error, ONE_CALLS) or type(error) is CheckpointStoreError
 
 
 def _own(error: Exception) -> Exception:

@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
 
+    from checkpoint_store.causes import diagnosis_of
     from checkpoint_store.cli.connection import Interrupted
 
     for stream in (sys.stdout, sys.stderr):
@@ -81,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return next(code for kind, code in _CODES if isinstance(error, kind))
     except (SQLAlchemyError, CommandError) as error:
-        _complain(getattr(error, "orig", None) or error)
+        said = diagnosis_of(error) if isinstance(error, SQLAlchemyError) else None
+        _complain(error if said is None else said.message or said.name or type(error).__name__)
         return FAILED
     return DONE
 

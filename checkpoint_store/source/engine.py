@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -97,7 +97,14 @@ class EngineOrigin(Origin):
 
     def drop_lock(self, hold: Hold) -> None:
         """Give a thread's lock back."""
-        self.keeper.drop(self.sql, hold)
+        with self.told():
+            self.keeper.drop(self.sql, hold)
+
+    def role(self) -> str | None:
+        """Return the database role that our statements run as: on another connection, since an error may end one."""
+        with suppress(Exception):
+            return self._borrow(False, operations.role, ())
+        return None
 
     def _detach(self) -> Connection:
         with self.turn():
@@ -122,11 +129,10 @@ class EngineOrigin(Origin):
         """
         try:
             return function(*args)
-        except FOREIGN as error:
-            fault = fault_of(error)
+        except Exception as error:
+            fault = fault_of(error) if isinstance(error, FOREIGN) else None
             if fault is None or not self._retries.seconds:
-                with self.told():
-                    raise
+                self.tell(error)
             # Once in any case: it may have met a connection that had lain in the pool for too long.
             left = None if hold is None else hold.left
             seconds = self._retries.seconds if left is None else min(left, self._retries.seconds)

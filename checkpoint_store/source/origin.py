@@ -8,12 +8,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import URL, Dialect, Engine
 from sqlalchemy.util import await_only
 
 from checkpoint_store import operations
+from checkpoint_store.causes import chain, clear, is_foreign
+from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.executor import Executor
 from checkpoint_store.source.failures import FOREIGN, explain
 from checkpoint_store.source.hold import Hold
@@ -102,11 +104,24 @@ class Origin(ABC):
         """Tell errors of the server's and the driver's in our words, and for how many seconds it was tried again."""
         try:
             yield
-        except FOREIGN as error:
-            told = explain(error, self.where, self.sql.tables, callers=self.is_callers, tried=tried)
-            if told is None:
-                raise
-            raise told from error
+        except Exception as error:
+            self.tell(error, tried)
+
+    def tell(self, error: Exception, tried: float = 0.0) -> NoReturn:
+        """Raise an error in our words, if it is of the server's or the driver's, or else as it is."""
+        if isinstance(error, CheckpointStoreError):
+            clear(error)
+            raise error
+        if not isinstance(error, FOREIGN) and not is_foreign(error):
+            raise error
+        told = explain(
+            *(error, self.where, self.sql.tables), callers=self.is_callers, tried=tried, role=self.role, hint=""
+        )
+        chain(told, error)
+
+    def role(self) -> str | None:
+        """Return the database role that our statements run as, where that can be known after an error."""
+        return None
 
 
 def pause_of(dialect: Dialect) -> Callable[[float], None]:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenacity import wait_none
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import Closed, InvalidOption, ThreadExists, Unavailable
+from checkpoint_store.errors import Closed, InvalidOption, ThreadExists, Unavailable, WrongTransaction
 from checkpoint_store.source import retrying
 from tests.faults.bed import PATIENCE_SECONDS, Network
 
@@ -256,9 +256,10 @@ async def test_in_a_callers_transaction_nothing_is_tried_again(engine: AsyncEngi
     on_engine = AsyncPostgresSaver(engine)
     async with engine.connect() as conn:
         saver = on_engine.bind(conn) if bound else AsyncPostgresSaver(conn)
-        with pytest.raises(DBAPIError) as caught:
+        with pytest.raises(WrongTransaction, match="40001") as caught:
             await put(saver, thread_id="unlucky")
-        assert caught.value.orig.sqlstate == "40001"
+        assert isinstance(caught.value.__cause__, DBAPIError)
+        assert caught.value.__cause__.orig.sqlstate == "40001"  # type: ignore[union-attr]
         assert saver.retries == on_engine.retries == 0
         await conn.rollback()
 

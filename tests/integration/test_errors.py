@@ -1,0 +1,435 @@
+"""Whatever the server refuses, on whatever way: an error of ours, which says what to do and shows no value."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from asyncpg import PostgresError
+from langgraph.checkpoint.base import empty_checkpoint
+from sqlalchemy import create_engine, event, make_url
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.errors import (
+    CheckpointStoreError,
+    LimitReached,
+    Refused,
+    Unavailable,
+    UnstorableValue,
+    WrongTransaction,
+)
+
+SECRET = "SSN-078-05-1120"
+VERSION = "00000000000000000000000000000001.0.5"
+
+Call = Callable[[Any], Awaitable[Any]]
+Way = Callable[[str], Any]
+"""Makes, on the URL of a database, a context of what makes a call on a saver of a kind."""
+
+
+def config_of(thread_id: str) -> Any:
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+
+
+def put(thread_id: str = "t", value: str = SECRET) -> Call:
+    """A checkpoint with secrets wherever a user may have some."""
+    checkpoint = {
+        **empty_checkpoint(),
+        "id": "0001",
+        "channel_values": {"messages": [value], "name": value},
+        "channel_versions": {"messages": VERSION, "name": VERSION},
+    }
+    versions = {"messages": VERSION, "name": VERSION}
+    return lambda saver: saver.aput(config_of(thread_id), checkpoint, {"ssn": value}, versions)
+
+
+def put_writes(thread_id: str = "t") -> Call:
+    """Writes of a task with a secret path."""
+    config = {"configurable": {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": "0001"}}
+    return lambda saver: saver.aput_writes(config, [("messages", [SECRET])], "task", f"~path {SECRET}")
+
+
+class Blocking:
+    """The sync methods of a saver, called in worker threads."""
+
+    def __init__(self, saver: Any) -> None:
+        self._saver = saver
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._saver, name.removeprefix("a"))
+        return lambda *args, **options: asyncio.to_thread(method, *args, **options)
+
+
+@asynccontextmanager
+async def on_engine(url: str, *, driver: str = "asyncpg", watched: bool = False, pipeline: bool = False) -> Any:
+    engine = create_async_engine(make_url(url).set(drivername=f"postgresql+{driver}"))
+    if watched:
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda *_: None)
+    pipe = AsyncPipeline(engine) if pipeline else None
+    saver = AsyncPostgresSaver(engine, pipe, retry_timeout=0, share_pages=False)
+    yield lambda call: call(saver)
+    await saver.aclose()
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def on_its_own_loop(url: str) -> Any:
+    with PostgresSaver.from_conn_string(url, retry_timeout=0) as saver:
+        yield lambda call: call(Blocking(saver))
+
+
+@asynccontextmanager
+async def on_sync_engine(url: str) -> Any:
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    saver = PostgresSaver(engine, retry_timeout=0)
+    yield lambda call: call(Blocking(saver))
+    engine.dispose()
+
+
+@asynccontextmanager
+async def on_connection(url: str) -> Any:
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    saver = AsyncPostgresSaver(engine)
+
+    async def within(call: Call) -> Any:
+        async with engine.connect() as conn:
+            return await call(saver.bind(conn))
+
+    yield within
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def on_session(url: str) -> Any:
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    saver = AsyncPostgresSaver(engine)
+
+    async def within(call: Call) -> Any:
+        async with AsyncSession(engine) as session:
+            return await call(saver.bind(session))
+
+    yield within
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def on_sync_session(url: str) -> Any:
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    saver = PostgresSaver(engine)
+
+    async def within(call: Call) -> Any:
+        with Session(engine) as session:
+            return await call(Blocking(saver.bind(session)))
+
+    yield within
+    engine.dispose()
+
+
+WAYS: dict[str, Way] = {
+    "engine": on_engine,
+    "listener": lambda url: on_engine(url, watched=True),
+    "pipeline": lambda url: on_engine(url, pipeline=True),
+    "connection": on_connection,
+    "session": on_session,
+    "loop thread": on_its_own_loop,
+    "psycopg": on_sync_engine,
+    "async psycopg": lambda url: on_engine(url, driver="psycopg"),
+    "psycopg session": on_sync_session,
+}
+CALLERS = {"connection", "session", "psycopg session"}
+
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def execute(url: str, statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute(statements)  # type: ignore[arg-type]
+
+
+def name_of(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that hangs on it, printed or not."""
+    left, seen = [error], set()
+    while left:
+        one = left.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            left += [each for each in (one.__cause__, one.__context__, getattr(one, "orig", None)) if each is not None]
+
+
+def check(error: BaseException | None) -> CheckpointStoreError:
+    """Check that an error is ours, and that neither it nor what it hangs on has a secret."""
+    assert isinstance(error, CheckpointStoreError), "".join(traceback.format_exception(error)) if error else "no error"
+    shown = "".join(traceback.format_exception(error))
+    for one in chain_of(error):
+        shown += f"{one} {one!r} {one.args} {vars(one)} {getattr(one, '__notes__', '')}"
+        diagnosis = getattr(one, "diag", None)
+        shown += "".join(f"{getattr(diagnosis, name)}" for name in dir(diagnosis) if name.startswith("message"))
+    assert SECRET not in shown
+    assert "078-05" not in shown
+    assert "[SQL:" not in shown
+    return error
+
+
+async def failure(make: Any, call: Call) -> CheckpointStoreError:
+    try:
+        await make(call)
+    except Exception as error:
+        return check(error)
+    pytest.fail("the call was carried out")
+
+
+@pytest.fixture(autouse=True)
+def records(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """What is logged, but for statements, which SQLAlchemy logs where the host wants it; none has a secret."""
+    for name in ("checkpoint_store", "sqlalchemy.pool", "asyncio"):
+        caplog.set_level(logging.INFO, name)
+    yield caplog.messages
+    logged = "\n".join(f"{record.getMessage()} {record.exc_text}" for record in caplog.get_records("call"))
+    assert SECRET not in logged
+
+
+@contextmanager
+def altered(url: str, server_url: str, setting: str) -> Iterator[None]:
+    """Have connections to a database begin with a setting."""
+    execute(server_url, f'ALTER DATABASE "{name_of(url)}" {setting}')
+    yield
+    execute(server_url, f'ALTER DATABASE "{name_of(url)}" RESET ALL')
+
+
+# --- by what a trigger raises ---
+
+RAISING = """
+    CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE EXCEPTION USING
+            ERRCODE = NEW.thread_id,
+            MESSAGE = 'no ' || NEW.metadata::text,
+            DETAIL = 'Failing row contains ' || NEW.metadata::text,
+            HINT = 'Not ' || NEW.metadata::text;
+    END $$;
+    CREATE TRIGGER guard BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION guard();
+"""
+
+STATES = [*sorted(type(PostgresError)._message_map), "UR001", "99999"]
+"""All that PostgreSQL has, and two that a host has made up."""
+
+
+@every_way
+async def test_every_code_that_a_trigger_raises_is_an_error_of_ours_without_its_words(url: str, way: str) -> None:
+    """All SQLSTATEs there are; the message, the detail and the hint are the trigger's, and quote the row."""
+    execute(url, RAISING)
+    seen: dict[str, CheckpointStoreError] = {}
+    async with WAYS[way](url) as make:
+        for state in STATES:
+            if not state.startswith("00"):  # which is success
+                seen[state] = await failure(make, put(state))
+
+    for state, error in seen.items():
+        assert state in str(error), str(error)
+        assert error.__cause__ is not None
+        orig = getattr(error.__cause__, "orig", error.__cause__)
+        assert orig.sqlstate == state
+    kinds = {state: type(error) for state, error in seen.items()}
+    assert kinds["P0001"] is kinds["23514"] is kinds["22012"] is kinds["UR001"] is kinds["42P01"] is Refused
+    assert all("guard" in str(error) for error in seen.values() if type(error) is Refused)
+    assert kinds["57014"] is kinds["55P03"] is kinds["53400"] is LimitReached
+    assert kinds["53100"] is Unavailable
+    assert kinds["40001"] is kinds["25006"] is (WrongTransaction if way in CALLERS else Unavailable)
+
+
+# --- what the server has of its own ---
+
+NUMBER = "CAST(metadata->>'ssn' AS integer)"
+
+RULES: dict[str, tuple[str, type[CheckpointStoreError], str]] = {
+    "check": ("ALTER TABLE checkpoints ADD CONSTRAINT own CHECK (NOT metadata ? 'ssn')", Refused, 'constraint "own"'),
+    "not null": ("ALTER TABLE checkpoints ADD COLUMN tenant text NOT NULL", Refused, 'column "tenant"'),
+    "foreign key": (
+        """
+        CREATE TABLE users (name text PRIMARY KEY);
+        ALTER TABLE checkpoints ADD COLUMN owner text GENERATED ALWAYS AS (metadata->>'ssn') STORED;
+        ALTER TABLE checkpoints ADD CONSTRAINT known FOREIGN KEY (owner) REFERENCES users
+        """,
+        Refused,
+        'constraint "known"',
+    ),
+    "deferred foreign key": (
+        """
+        CREATE TABLE users (name text PRIMARY KEY);
+        ALTER TABLE checkpoints ADD COLUMN owner text GENERATED ALWAYS AS (metadata->>'ssn') STORED;
+        ALTER TABLE checkpoints ADD CONSTRAINT known FOREIGN KEY (owner) REFERENCES users DEFERRABLE INITIALLY DEFERRED;
+        CREATE FUNCTION at_once() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN SET CONSTRAINTS ALL IMMEDIATE; RETURN NULL; END $$;
+        CREATE TRIGGER at_once AFTER INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION at_once()
+        """,
+        Refused,
+        "at_once",
+    ),
+    "unique": (
+        """
+        CREATE UNIQUE INDEX one ON checkpoints ((metadata->>'ssn'));
+        INSERT INTO checkpoints (thread_id, checkpoint_id, checkpoint, metadata)
+            VALUES ('other', '1', '{}', '{"ssn": "SSN-078-05-1120"}')
+        """,
+        Refused,
+        'constraint "one"',
+    ),
+    "cast in a check": (f"ALTER TABLE checkpoints ADD CHECK ({NUMBER} > 0)", UnstorableValue, "22P02"),
+    "cast in an index": (f"CREATE INDEX ON checkpoints (({NUMBER}))", UnstorableValue, "22P02"),
+    "cast in a trigger": (
+        """
+        CREATE FUNCTION cast_it() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM CAST(NEW.metadata->>'ssn' AS integer); RETURN NEW; END $$;
+        CREATE TRIGGER cast_it BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION cast_it()
+        """,
+        Refused,
+        "cast_it",
+    ),
+    "text of a statement in a trigger": (
+        """
+        CREATE FUNCTION asks() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN EXECUTE format('SELECT nothing(%L)', NEW.metadata); RETURN NEW; END $$;
+        CREATE TRIGGER asks BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION asks()
+        """,
+        Refused,
+        "asks",
+    ),
+    "function that is gone": (
+        """
+        CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM elsewhere.stored(NEW.metadata); RETURN NEW; END $$;
+        CREATE TRIGGER broken BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION broken()
+        """,
+        Refused,
+        "broken",
+    ),
+    "sql function": (
+        """
+        CREATE FUNCTION number(jsonb) RETURNS integer LANGUAGE sql IMMUTABLE STRICT SET search_path = public AS
+            $$ SELECT CAST($1->>'ssn' AS integer) $$;
+        ALTER TABLE checkpoints ADD CHECK (number(metadata) > 0)
+        """,
+        Refused,
+        "number",
+    ),
+    "setting that is missing": (
+        """
+        ALTER TABLE checkpoints ADD CHECK (current_setting('own.tenant') <> '')
+        """,
+        Refused,
+        "own.tenant",
+    ),
+    "row of an index": (
+        "CREATE INDEX ON checkpoints ((metadata->>'large')) WHERE metadata ? 'large'",
+        UnstorableValue,
+        "54000",
+    ),
+    "key": ("ALTER TABLE checkpoints DROP CONSTRAINT checkpoints_pkey", CheckpointStoreError, "42P10"),
+    "type": (
+        "ALTER TABLE checkpoint_blobs ALTER type TYPE integer USING 0",
+        CheckpointStoreError,
+        "42804",
+    ),
+    "cancelled": (
+        """
+        CREATE FUNCTION cancel() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_cancel_backend(pg_backend_pid()), pg_sleep(60); RETURN NEW; END $$;
+        CREATE TRIGGER cancel BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION cancel()
+        """,
+        LimitReached,
+        "pg_cancel_backend",
+    ),
+    "ended": (
+        """
+        CREATE FUNCTION kill() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(60); RETURN NEW; END $$;
+        CREATE TRIGGER kill BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION kill()
+        """,
+        Unavailable,
+        "",
+    ),
+}
+"""What a host's tables have beside ours, the class of the error, and what it says."""
+
+
+@every_way
+@pytest.mark.parametrize("rule", RULES)
+async def test_what_a_host_has_on_the_tables_is_named_without_the_row(url: str, way: str, rule: str) -> None:
+    """The constraint, the column or the function by its name."""
+    statements, kind, words = RULES[rule]
+    execute(url, statements)
+    async with WAYS[way](url) as make:
+        call = put()
+        if rule == "row of an index":
+            large = "".join(f"{number * 7919:x}{SECRET}"[::-1] for number in range(2000))
+            call = lambda saver: saver.aput(config_of("t"), empty_checkpoint(), {"large": large}, {})  # noqa: E731
+        error = await failure(make, call)
+
+    assert type(error) is kind, error
+    assert words in str(error)
+
+
+SETTINGS: dict[str, tuple[str, type[CheckpointStoreError], str]] = {
+    "statement_timeout": ("SET statement_timeout = '200ms'", LimitReached, "statement_timeout"),
+    "lock_timeout": ("SET lock_timeout = '200ms'", LimitReached, "lock_timeout"),
+    "read only": ("SET default_transaction_read_only = on", Unavailable, "read-only transaction"),
+}
+
+
+@every_way
+@pytest.mark.parametrize("setting", SETTINGS)
+async def test_a_limit_of_the_databases_is_named(url: str, server_url: str, way: str, setting: str) -> None:
+    """With what to do about it; in a transaction of the caller's too."""
+    statement, kind, words = SETTINGS[setting]
+    with psycopg.connect(url) as other, altered(url, server_url, statement):
+        other.execute("LOCK TABLE checkpoints" if setting.endswith("timeout") else "SELECT 1")
+        async with WAYS[way](url) as make:
+            error = await failure(make, put())
+
+    assert type(error) is (WrongTransaction if way in CALLERS and kind is Unavailable else kind), error
+    assert words in str(error)
+    if way in CALLERS:
+        assert "READ ONLY" in str(error) if kind is Unavailable else "rolled back now" in str(error)
+
+
+@every_way
+async def test_a_character_that_the_encoding_lacks_is_a_value_that_cannot_be_stored(server_url: str, way: str) -> None:
+    """In a LATIN1 database; what it has can be stored."""
+    name = f"latin_{way.replace(' ', '_')}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        admin.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    url = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    try:
+        with PostgresSaver.from_conn_string(url) as saver:
+            saver.setup()
+        async with WAYS[way](url) as make:
+            error = await failure(make, put(value=f"{SECRET} \N{EURO SIGN}"))
+            await make(put(value="caf\N{LATIN SMALL LETTER E WITH ACUTE}"))
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as admin:
+            admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    assert type(error) is UnstorableValue, error
+    assert "UTF8" in str(error)
+
+
+@every_way
+async def test_writes_and_their_paths_are_hidden_too(url: str, way: str) -> None:
+    """A task's path is the user's as well."""
+    execute(url, "ALTER TABLE checkpoint_writes ADD CONSTRAINT own CHECK (task_path = '')")
+    async with WAYS[way](url) as make:
+        assert 'constraint "own" of table "checkpoint_writes"' in str(await failure(make, put_writes()))
