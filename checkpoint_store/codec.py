@@ -18,7 +18,6 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
@@ -54,7 +53,6 @@ class Codec:
         self._encrypted_only = encrypted_only
         self._serde = serde
         self._inlines = _is_plain(serde)
-        self._replaces = self._inlines or (isinstance(serde, EncryptedSerializer) and _is_plain(serde.serde))
 
     def encode_checkpoint(
         self,
@@ -246,12 +244,6 @@ class Codec:
                 f"{type(self._serde).__name__} ({shapes.told(error)}). Store a plain value, or pass a serializer that "
                 "takes it, such as serde=JsonPlusSerializer(pickle_fallback=True)."
             ) from error
-        # Only where a question mark is in the bytes can one have been put in; encrypted bytes don't tell.
-        if self._replaces and (b"?" in blob or not self._inlines) and jsonb.has_lone_surrogate(value):
-            raise UnstorableValue(
-                f"{place}, channel {shown(channel)}: a string has a lone surrogate, which {type(self._serde).__name__} "
-                'would replace by "?". Store bytes, or clean the text with text.encode("utf-8", "replace").decode().'
-            )
         if not jsonb.holds(channel):
             raise UnstorableValue(f"{place}: channel {shown(channel)} has a name that PostgreSQL's text can't hold")
         return kind, blob if type(blob) is bytes else bytes(blob)
@@ -301,12 +293,15 @@ def next_config(binds: Binds) -> RunnableConfig:
 
 
 def is_large(values: Iterable[Any]) -> bool:
-    """Guess whether values take long to encode: whether one is a container of many items, or holds one."""
+    """Guess whether values take long to encode: whether one is a container of many items, or holds one.
+
+    A node may be changing them in another thread, so what is gone through is a copy that is made in one go.
+    """
     for value in values:
         if (kind := type(value)) in _CONTAINERS:
             if len(value) > LARGE_ITEMS:
                 return True
-            for item in value.values() if kind is dict else value:
+            for item in list(value.values() if kind is dict else value):
                 if type(item) in _CONTAINERS and len(item) > LARGE_ITEMS:
                     return True
     return False

@@ -11,12 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import deque
-from collections.abc import Callable
 from decimal import Decimal
-from functools import lru_cache
-from operator import attrgetter
-from pathlib import PurePath
 from typing import Any
 
 import orjson
@@ -26,9 +21,6 @@ from checkpoint_store.errors import InvalidConfig, UnstorableValue, shown
 # Past 64 bits orjson reads an integer as a float; where JSONB's text may hold such a number, Python's parser reads it.
 # Three patterns that begin with one character each: a single one with alternatives takes ten times as long.
 _LONG_FIRST, _LONG_IN_ARRAY, _LONG_MEMBER = (re.compile(rf"{start}-?\d{{19}}") for start in ("", r"\[", " "))
-
-# What Pydantic's models always have, taken in one go: most values are chat messages.
-_model_parts = attrgetter("__dict__", "__pydantic_extra__")
 
 # Python refuses to write integers of more than 4,300 digits, long before `numeric` ends.
 _HUGE = 10**4000
@@ -72,8 +64,11 @@ def document(value: Any, path: str) -> Any:
     kind = type(value)
     if value is None or kind is bool or (kind is str and value.isascii() and "\x00" not in value):
         return value
-    if kind is dict and all(type(key) is str for key in value):
-        return {document(key, path): document(item, f"{path}[{key!r}]") for key, item in value.items()}
+    # A host's code may be changing containers in another thread, so they are gone through in copies, made in one go.
+    if kind is dict:
+        items = list(value.items())
+        if all(type(key) is str for key, _ in items):
+            return {document(key, path): document(item, f"{path}[{key!r}]") for key, item in items}
     # What subclasses say of themselves is of no concern: their own methods are passed by, and so is __class__.
     if issubclass(kind, str):
         text = str.__str__(value).replace("\x00", "")
@@ -100,7 +95,7 @@ def document(value: Any, path: str) -> Any:
                 )
         return {document(key, path): document(item, f"{path}[{shown(key)}]") for key, item in items}
     if issubclass(kind, (list, tuple)):
-        parts = list.__iter__(value) if issubclass(kind, list) else tuple.__iter__(value)
+        parts = list(list.__iter__(value) if issubclass(kind, list) else tuple.__iter__(value))
         return [document(item, f"{path}[{place}]") for place, item in enumerate(parts)]
     raise UnstorableValue(
         f"{_brief(path)} is a {kind.__qualname__}; it has to be JSON: a string, number, bool, None, list or dict"
@@ -158,49 +153,6 @@ def decode(text: str) -> Any:
     """
     has_long = _LONG_MEMBER.search(text) or _LONG_IN_ARRAY.search(text) or _LONG_FIRST.match(text)
     return json.loads(text) if has_long else orjson.loads(text)
-
-
-def has_lone_surrogate(value: Any) -> bool:
-    """Tell whether a string anywhere in a value has a lone surrogate, the parts of objects included."""
-    try:
-        orjson.dumps(value, default=_parts)
-    except TypeError as error:
-        # Something else than a surrogate, such as a key that is no string, has stopped orjson half-way.
-        return "surrogate" in str(error) or _walk(value, 0)
-    return False
-
-
-def _walk(value: Any, depth: int) -> bool:
-    if isinstance(value, str):
-        # By str's own method, which a subclass may have replaced.
-        return not _is_text(str.replace(value, "\x00", ""))
-    if value is None or isinstance(value, (int, float, bytes)):
-        return False
-    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else _parts(value)
-    # As deep as orjson goes.
-    return depth < 254 and any(_walk(part, depth + 1) for part in parts)
-
-
-def _parts(value: Any) -> Any:
-    """Return what an object that orjson doesn't know is made of."""
-    kind: Any = type(value)
-    return _opener(kind)(value)
-
-
-@lru_cache(maxsize=1024)
-def _opener(kind: Any) -> Callable[[Any], Any]:
-    """Return what takes objects of a type apart; called for every message of a chat, hence by type."""
-    if issubclass(kind, (list, tuple, set, frozenset, deque)):
-        return list
-    if issubclass(kind, PurePath):
-        return lambda path: [str(path)]
-    if issubclass(kind, re.Pattern):
-        return lambda pattern: [pattern.pattern]
-    slots = {name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}
-    names = slots - {"__weakref__", "__pydantic_fields_set__", "__pydantic_private__"} | {"__dict__"}
-    if names == {"__dict__", "__pydantic_extra__"}:
-        return _model_parts
-    return lambda value: [getattr(value, name, None) for name in names]
 
 
 def _is_text(value: str) -> bool:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import enum
 import json
 import math
-import re
-from collections.abc import Callable
 from datetime import datetime
-from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, HumanMessage
-from langgraph.types import Send
 
 from checkpoint_store import jsonb
 from checkpoint_store.errors import UnstorableValue
@@ -90,59 +85,6 @@ def test_no_float_is_written_in_exponential_notation() -> None:
 
     assert "e" not in text.replace('"huge"', "")
     assert jsonb.decode(text) == {"big": 1e16, "huge": 1.5e300, "small": 5e-324}
-
-
-class Slotted:
-    __slots__ = ("text",)
-
-    def __init__(self, text: object) -> None:
-        self.text = text
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda text: text,
-        lambda text: [{"a": (text,)}],
-        lambda text: {text: 1},
-        lambda text: {(1, 2): text},
-        lambda text: {b"x": [text]},
-        lambda text: {(text,): 1},
-        lambda text: {text},
-        lambda text: Slotted({"a": text}),
-        lambda text: {(1, 2): Slotted(Slotted(text))},
-        lambda text: Send("node", {"text": text}),
-        lambda text: Send(text, None),
-        HumanMessage,
-        lambda text: AIMessage("", additional_kwargs={"a": [text]}),
-        PurePosixPath,
-        re.compile,
-        lambda text: [2**80, text],
-    ],
-)
-def test_a_lone_surrogate_is_found_wherever_it_is(wrap: Callable[[str], Any]) -> None:
-    """In keys, sets, slots, pydantic models, paths; beside things that JSON has no name for; and only where it is."""
-    assert jsonb.has_lone_surrogate(wrap("a\udcff?"))
-    assert not jsonb.has_lone_surrogate(wrap("a\U0001f600?"))
-
-
-def test_the_search_ends_in_what_contains_itself() -> None:
-    """An object that refers to itself is the serializer's to refuse."""
-    loop: list[Any] = [{(1, 2): "x"}]
-    loop.append(loop)
-
-    assert not jsonb.has_lone_surrogate(loop)
-
-
-def test_the_search_asks_nothing_of_a_string_but_what_it_is() -> None:
-    """A subclass of `str` may have a `replace` of its own; beside a key that is no string every string is walked to."""
-
-    class Text(str):
-        def replace(self, *_: object, **__: object) -> str:
-            raise AssertionError("asked")
-
-    assert jsonb.has_lone_surrogate([{1: "x"}, Text("a\udcff?")])
-    assert not jsonb.has_lone_surrogate([{1: "x"}, Text("a?")])
 
 
 def test_nul_is_taken_out_of_metadata_strings_at_any_depth() -> None:
