@@ -31,10 +31,17 @@ _registry_lock = ProcessLock()
 class Bridge:
     """The event loop of one engine, or of one connection.
 
-    It is bound once, to the running loop by `adopt` or to one in a daemon thread of its own by `start`.
+    It is bound to the running loop by `adopt`, or to one in a daemon thread of its own by `start`. When the former has
+    ended, an engine's is bound to the next one that runs: whether connections of the ended one are left in the pool is
+    for the pool's users to find out.
+
+    Args:
+        moves: Whether it is an engine's; a connection has one loop for all its life.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, moves: bool = True) -> None:
+        self._moves = moves
+        self._starts = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -49,7 +56,7 @@ class Bridge:
         """
         with _registry_lock.current:
             bridge = _bridges.get(dialect)
-            if bridge is None or bridge.is_closed:
+            if bridge is None or bridge.is_left_behind or (bridge.is_ours and bridge.is_closed):
                 bridge = _bridges[dialect] = Bridge()
                 weakref.finalize(dialect, bridge.stop)
             return bridge
@@ -75,15 +82,16 @@ class Bridge:
         return self._thread is not None
 
     def adopt(self) -> None:
-        """Bind to the running loop, if there is one and nothing is bound yet."""
+        """Bind to the running loop, if there is one and nothing is bound yet, or to a loop that has ended."""
         with self._lock:
-            if self._loop is None:
-                self._loop = _running_loop()
+            if self._loop is None or self._has_ended:
+                self._loop = _running_loop() or self._loop
 
     def start(self) -> None:
-        """Bind to a loop in a thread of its own, if nothing is bound yet."""
+        """Bind to a loop in a thread of its own, if nothing is bound yet, or to a loop that has ended."""
+        self._starts = True
         with self._lock:
-            if self._loop is None:
+            if self._loop is None or self._has_ended:
                 self._loop = asyncio.new_event_loop()
                 runs = threading.Event()
                 self._loop.call_soon(runs.set)
@@ -111,17 +119,20 @@ class Bridge:
             WrongThread: If the loop is somebody's own and not the one that runs here.
         """
         here = asyncio.get_running_loop()
-        if self._loop is None:
+        if self._loop is not here:
             self.adopt()
         if self._loop is here:
             return await function(*args)
         self._check_process()
         if self._thread is None:
+            if self._moves:
+                raise WrongThread(
+                    "this saver's engine belongs to another event loop, which still runs. Make engine and saver on the "
+                    "loop that uses them, or use PostgresSaver, which has a loop of its own."
+                )
             raise WrongThread(
-                "this saver's engine belongs to another event loop"
-                + (", which is closed" if self.is_closed else "")
-                + ". "
-                "Make engine and saver on the loop that uses them, or use PostgresSaver, which has a loop of its own."
+                f"this saver's connection belongs to another event loop{', which is closed' * self.is_closed}. Bind a "
+                "saver to a connection or session of the loop that uses it."
             )
         try:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args), self._running()))
@@ -170,7 +181,7 @@ class Bridge:
         Raises:
             WrongThread: If called on the loop's own thread, or if nothing runs the loop.
         """
-        if self._loop is None:
+        if self._loop is None or (self._starts and self._has_ended):
             self.start()
         if self._loop is _running_loop():
             raise WrongThread(
@@ -179,6 +190,12 @@ class Bridge:
                 "another thread."
             )
         self._running()
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the loop was somebody's own and runs no more, so that another one may take its place."""
+        movable = self._moves and self._thread is None and not self.is_left_behind
+        return movable and self._loop is not None and not self._loop.is_running()
 
     def _check_process(self) -> None:
         if self.is_left_behind:

@@ -201,6 +201,10 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
             _part_with(engine, pooled, error)
         finally:
             pooled.close()
+    except RuntimeError as error:
+        if "attached to a different loop" in str(error):  # asyncio's words, where the pool asks after its connections
+            raise _left_by_a_loop() from None
+        raise
     finally:
         _leave(pool, engine)
 
@@ -407,7 +411,18 @@ def _check_forgets(pooled: PoolProxiedConnection) -> None:
 def _check_loop(driver: object) -> None:
     loop = getattr(driver, "_loop", None)
     if loop is not None and loop is not asyncio.get_running_loop():
-        raise WrongThread(
-            "the engine's pool holds connections of another event loop. Make an engine for the saver, or make the "
-            "saver before the engine is first used."
-        )
+        if loop.is_running():
+            raise WrongThread(
+                "the engine's pool holds connections of another event loop. Make an engine for the saver, or make the "
+                "saver before the engine is first used."
+            )
+        raise _left_by_a_loop()
+
+
+def _left_by_a_loop() -> WrongThread:
+    return WrongThread(
+        "the engine's pool holds connections of an event loop that has ended. Dispose of the engine before its loop "
+        "ends: `await engine.dispose()`. Now that it is too late: `await engine.dispose(close=False)`, and call again. "
+        "With poolclass=NullPool there is nothing to dispose of. If the saver came from from_conn_string(), make a new "
+        "saver."
+    )

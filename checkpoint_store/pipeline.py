@@ -82,6 +82,11 @@ class AsyncPipeline:
         self.engine = engine
         self._bridge = Bridge.of(engine.dialect)
         self._flushes = number(flushes, "flushes", 1)
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
         self._waiting: deque[_Call] = deque()
         self._under_way = self._shared = self._last_size = 0
         self._busy: set[str] = set()
@@ -89,7 +94,13 @@ class AsyncPipeline:
         self._idle = asyncio.Event()
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
+
+    def _settle(self) -> None:
+        """Start afresh on another loop: the calls of the one before have ended with it, or never will."""
+        if (loop := asyncio.get_running_loop()) is not self._loop:
+            if self._loop is not None:
+                self._start_afresh()
+            self._loop = loop
 
     async def submit(self, store: Store, schema: str | None, change: Change) -> None:
         """Store a change together with others, on the engine's loop.
@@ -101,6 +112,7 @@ class AsyncPipeline:
         """
         if self._closed:
             raise Closed("this pipeline is closed")
+        self._settle()
         few = self._under_way < self._flushes and not self._shared and not self._waiting
         if few and change.thread_id not in self._busy:
             self._begin([change])
@@ -119,7 +131,11 @@ class AsyncPipeline:
     async def aclose(self) -> None:
         """Refuse further calls, and wait for those that were made."""
         self._closed = True
-        await self._bridge.acall(self._idle.wait)
+        await self._bridge.acall(self._drained)
+
+    async def _drained(self) -> None:
+        self._settle()
+        await self._idle.wait()
 
     async def __aenter__(self) -> AsyncPipeline:
         return self

@@ -30,9 +30,15 @@ class Turns(AbstractContextManager[object]):
     """
 
     def __init__(self, count: int, timeout: float | None) -> None:
-        self._free = count
+        self._count = self._free = count
         self._timeout = timeout
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _settle(self) -> None:
+        """Start afresh on another loop: who had a turn on the one before, or waited, does not come back."""
+        if (loop := asyncio.get_running_loop()) is not self._loop:
+            self._loop, self._free, self._waiting = loop, self._count, deque()
 
     async def take(self, timeout: float | None = None) -> None:
         """Wait for a turn; whoever got one gives it back.
@@ -43,6 +49,7 @@ class Turns(AbstractContextManager[object]):
         Raises:
             TurnTimeout: If none has come in time.
         """
+        self._settle()
         if self._free > 0:
             self._free -= 1
             return
@@ -68,13 +75,14 @@ class Turns(AbstractContextManager[object]):
             if not turn.done():
                 turn.set_result(None)
                 return
-        self._free += 1
+        self._free = min(self._free + 1, self._count)  # no more than there are, should one come back from an ended loop
 
     def taken(self) -> AbstractContextManager[object]:
         """Return what has a turn for the length of a `with` block, in a greenlet of SQLAlchemy's."""
         return self
 
     def __enter__(self) -> None:
+        self._settle()
         if self._free > 0:  # as a rule, and then without a switch out of the greenlet and back
             self._free -= 1
         else:
@@ -101,12 +109,12 @@ class OwnTurn(Turns):
         task = asyncio.current_task()
         if self._owner is None or self._owner is not task:
             super().__enter__()
-            self._owner = task
+            self._owner, self._depth = task, 0
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
-        if not self._depth:
+        if self._depth <= 0:
             self._owner = None
             self.give_back()
 

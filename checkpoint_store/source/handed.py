@@ -177,7 +177,7 @@ def _engine_origin(
 def _callers_source(origin: Origin, shelf: Shelf, sharing: Sharing) -> Source:
     if not origin.engine.dialect.is_async:
         return ThreadSource(origin, shelf, sharing)
-    bridge = Bridge()
+    bridge = Bridge(moves=False)
     bridge.adopt()
     return LoopSource(origin, bridge, shelf, sharing)
 

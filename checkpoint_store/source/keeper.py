@@ -10,6 +10,7 @@ the first one asks.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -68,6 +69,7 @@ class Keeper:
         self.lost: set[Hold] = set()
         """Those lost while a run was at work, and still is: nothing more of it may be stored."""
         self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: dict[int, deque[Hold]] = {}
         self._wanting: set[Hold] = set()
         """The locks that are held or waited for; not those lost."""
@@ -95,8 +97,7 @@ class Keeper:
             NotSetUp: If the tables are missing.
             UnusableConnection: If the engine's connections are no sessions of the server's.
         """
-        if self._pid != os.getpid():
-            self._reset()  # what is there is the parent's
+        self._settle()
         hold.schema, hold.pid = sql.tables.schema, self._pid
         with self._registry:
             self._wanting.add(hold)
@@ -121,11 +122,26 @@ class Keeper:
 
     def drop(self, sql: Statements, hold: Hold) -> None:
         """Give a lock back, or the wish for it; does nothing the second time."""
+        self._settle()
         if hold.pid == os.getpid() and (hold.is_held or self.forget(hold)):
             self._world.whole(self._drop, sql, hold)
 
+    def _settle(self) -> None:
+        """Start afresh in a process that was forked, or on a loop that came after another one.
+
+        What is there is the parent's, or was left by runs that ended with their loop, as the session did.
+        """
+        if self._pid != os.getpid():
+            self._reset()
+        elif self._is_async and self._loop is not (loop := asyncio.get_running_loop()):
+            if self._loop is not None:
+                self._note_loss()
+                self._reset()
+            self._loop = loop
+
     def close(self) -> None:
         """End the session; locks that are held are lost."""
+        self._settle()
         if (opening := self._opening) is not None:
             opening.cancel()
         self._world.whole(self._close)
