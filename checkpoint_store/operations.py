@@ -370,7 +370,7 @@ def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
 
 
 def copy_thread(
-    db: Executor, sql: Statements, copy: tuple[str, str], replace: bool, tried: dict[str, int] | None = None
+    db: Executor, sql: Statements, copy: tuple[str, str], replace: bool, tried: dict[int, int] | None = None
 ) -> int:
     """Copy everything stored for a thread under another id; in a transaction. Returns how many rows.
 
@@ -379,8 +379,8 @@ def copy_thread(
         sql: The statements.
         copy: The ids of the thread and of its copy.
         replace: Whether what is stored for the target is deleted first.
-        tried: How many rows were copied by which transactions that this call has tried before: where the answer to a
-            COMMIT was lost, the copy may be there. A dict of the call's own; None for a call that is never made again.
+        tried: How many rows this call has copied in earlier tries, by the epochs it gave the target: where the answer
+            to a COMMIT was lost, the copy may be there. The call's own; None if it is never made again.
 
     Raises:
         ThreadNotFound: If there is nothing to copy.
@@ -395,10 +395,12 @@ def copy_thread(
     else:
         # Also as of one moment long ago. A target that it does not see is not mixed with the copy: see `claim_threads`.
         _check_holds(db, "A copy")
-    for transaction_id, copied in (tried or {}).items():
-        # The lock tells that it has ended.
-        if db.fetch(sql.outcome, {"transaction_id": transaction_id})[0][0] == "committed":
-            return copied
+    if tried:
+        # The rows tell, on whatever server: a standby that took over may have the copy or not. Where it is the same
+        # server, the lock tells that the earlier transaction has ended.
+        for (epoch,) in db.fetch(sql.epoch_of, {"thread_id": target}):
+            if epoch in tried:
+                return tried[epoch]
     is_stored, is_taken = db.fetch(sql.stored_threads, binds)[0]
     # Before anything is deleted: what a caller's own transaction has begun stays whole.
     if not is_stored:
@@ -413,19 +415,20 @@ def copy_thread(
     else:
         _claim(db, sql, [target])
     # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
+    epoch = secrets.randbits(62)
     try:
-        copied, transaction_id = db.fetch(sql.copy_thread, {**binds, "epoch": secrets.randbits(62)})[0]
+        copied: int = db.fetch(sql.copy_thread, {**binds, "epoch": epoch})[0][0]
     except exc.IntegrityError as error:
         raise ThreadExists(
             f"target_thread_id is {shown(target, 200)}, for which something was stored while it was to be made. Stop "
             "what stores to it, or choose another id."
         ) from error
-    db.fetch(sql.forget_threads, {"thread_ids": [target]})  # it may have no pages
     if not copied:  # deleted just now
+        db.fetch(sql.forget_threads, {"thread_ids": [target]})
         raise not_found(source)
     if tried is not None:
-        tried[transaction_id] = copied
-    return int(copied)
+        tried[epoch] = copied
+    return copied
 
 
 def not_found(thread_id: str) -> ThreadNotFound:

@@ -312,9 +312,9 @@ class Statements:
         return Statement(copying.copy_thread(self.tables))
 
     @cached_property
-    def outcome(self) -> Statement:
-        """See `copying.outcome`."""
-        return Statement(copying.outcome())
+    def epoch_of(self) -> Statement:
+        """See `copying.epoch_of`."""
+        return Statement(copying.epoch_of(self.tables))
 
     @cached_property
     def thread_tables(self) -> Statement:

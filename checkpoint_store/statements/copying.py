@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, bindparam, case, cast, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, bindparam, case, func, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
-from sqlalchemy.types import UserDefinedType
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import given, key, member_text
@@ -23,36 +22,30 @@ def stored_threads(t: Tables) -> Select[Any]:
 
 
 def copy_thread(t: Tables) -> Select[Any]:
-    """Insert everything that is stored for a thread under another id. Returns how many rows, and the transaction's id.
+    """Insert everything that is stored for a thread under another id. Returns how many rows.
 
     It sees the source as of one moment, which each commit of a writer or collector leaves whole, so it locks nothing
-    there. The target must have nothing.
+    there. The target must have nothing; it gets a row in `checkpoint_threads` whether there are pages or not.
 
     Binds: `thread_id`, `target_id`, and `epoch`, one that the target's pages never had.
     """
+    threads, epoch = t.checkpoint_threads, bindparam("epoch", type_=BigInteger)
+    made = insert(threads).values(thread_id=given("target_id"), epoch=epoch)
+    made = made.on_conflict_do_update(index_elements=list(threads.primary_key), set_={"epoch": epoch})
     copies = [
-        _copied(t.checkpoint_threads, epoch=bindparam("epoch", type_=BigInteger)),
         _copied(t.checkpoint_pages),
         _copied(t.checkpoint_blobs),
         _copied(t.checkpoints, metadata=_renamed(t)),
         _copied(t.checkpoint_writes),
     ]
     counts = [select(func.count()).select_from(copy).scalar_subquery() for copy in copies]
-    return select(sum(counts[1:], counts[0]), cast(func.pg_current_xact_id(), Text))
+    return select(sum(counts[1:], counts[0])).add_cte(made.cte("made"))
 
 
-class _Xid8(UserDefinedType[str]):
-    """PostgreSQL's type of transaction ids."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        return "xid8"
-
-
-def outcome() -> Select[Any]:
-    """Select what has become of a transaction: "committed", "aborted", "in progress". Binds: `transaction_id`."""
-    return select(func.pg_xact_status(cast(given("transaction_id"), _Xid8())))
+def epoch_of(t: Tables) -> Select[Any]:
+    """Select the epoch of a thread, if it has one. Binds: `thread_id`."""
+    threads = t.checkpoint_threads
+    return select(threads.c.epoch).where(threads.c.thread_id == given("thread_id"))
 
 
 def _copied(table: Table, **changed: ColumnElement[Any]) -> Any:
@@ -60,8 +53,6 @@ def _copied(table: Table, **changed: ColumnElement[Any]) -> Any:
     columns = [column.name for column in table.columns]
     source = select(*[changed.get(name, table.c[name]) for name in columns])
     copy = insert(table).from_select(columns, source.where(table.c.thread_id == given("thread_id")))
-    if "epoch" in changed:  # its row has been claimed
-        copy = copy.on_conflict_do_update(index_elements=list(table.primary_key), set_={"epoch": changed["epoch"]})
     return copy.returning(key("")).cte(f"copied_{table.name}")
 
 

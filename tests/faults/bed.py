@@ -155,6 +155,10 @@ class Network:
         self._thread.join()
         self._loop.close()
 
+    def lead_to(self, upstream: Path | tuple[str, int]) -> None:
+        """Lead new connections to another server: it takes over at the same address."""
+        self._upstream = upstream
+
     @staticmethod
     def before(url: str) -> Network:
         """A network in front of the server of a URL."""

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion, encryption
 from checkpoint_store.encryption import KeyRing
-from checkpoint_store.errors import WrongTransaction
+from checkpoint_store.errors import ThreadExists, WrongTransaction
 from checkpoint_store.executor import Executor
 from checkpoint_store.statements import Statement, Statements
 from tests.integration.histories import unreachable
@@ -265,6 +265,29 @@ async def test_a_copy_is_of_the_moment_that_the_transaction_sees(
     [copied] = [one async for one in saver.alist({"configurable": {"thread_id": "copy"}})]
     assert copied.checkpoint["id"] == old["configurable"]["checkpoint_id"]
     assert (copied.checkpoint["channel_values"], copied.pending_writes) == ({"messages": VALUE}, [])
+
+
+@pytest.mark.parametrize("share_pages", [False, True])
+@pytest.mark.parametrize("level", STRICT)
+async def test_a_copy_is_never_mixed_with_another_one_that_it_does_not_see(
+    engine: AsyncEngine, elsewhere: AsyncEngine, level: Any, share_pages: bool
+) -> None:
+    """Another process has copied another thread to the same target since the transaction began."""
+    saver = AsyncPostgresSaver(engine, share_pages=share_pages)
+    other = AsyncPostgresSaver(elsewhere, share_pages=share_pages)
+    for name in ("one", "two"):
+        await put(saver, name, version=name, at={"configurable": {"thread_id": name, "checkpoint_ns": ""}})
+    async with engine.connect() as conn:
+        await conn.execution_options(isolation_level=level)
+        within = saver.bind(conn)
+        assert len(await values_of(within)) == 2
+        await other.acopy_thread("one", "copy")
+        with pytest.raises((exc.DBAPIError, ThreadExists), match=r"could not serialize|something was stored"):
+            await within.acopy_thread("two", "copy")
+        await conn.rollback()
+
+    copied = [one.metadata["run_id"] async for one in saver.alist({"configurable": {"thread_id": "copy"}})]
+    assert copied == ["one"]
 
 
 @pytest.mark.parametrize("level", STRICT)
