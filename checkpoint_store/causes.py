@@ -64,6 +64,11 @@ class Diagnosis(NamedTuple):
         told = "" if kind == "UnknownPostgresError" else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower()
         return f"{self.state} {told}".strip()
 
+    @property
+    def is_by_policy(self) -> bool:
+        """Whether a policy, or a view's WITH CHECK OPTION, does not let a row pass, where no right is missing."""
+        return self.state == "42501" and self.source == "ExecWithCheckOptions"
+
 
 def driver_error(error: BaseException) -> BaseException:
     """Return the driver's own error, or the system's, of one that SQLAlchemy has wrapped once or twice."""

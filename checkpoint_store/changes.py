@@ -10,14 +10,12 @@ from typing import Any, ClassVar
 from checkpoint_store import pages
 from checkpoint_store.schema import PAGED
 from checkpoint_store.shelf import Known, Place, Shelf
+from checkpoint_store.statements.storing import COMPLETE, NEEDS, UNGATED
 
 Binds = dict[str, Any]
 
 Rows = dict[tuple[Any, ...], tuple[Any, ...]]
 """Rows by primary key."""
-
-_UNGATED, _KNOWN, _COMPLETE = range(3)
-"""Whether a thread's rows depend on its pages: not at all, on what its epoch has, or they are all sent along."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,12 @@ def merged(changes: Sequence[Change], known: Mapping[str, Known]) -> Binds:
 
     Args:
         changes: What to store, in order.
-        known: What the database has of some of their threads. For the other threads all pages are sent.
+        known: What the database may have of some of their threads: pages that are not sent, but needed. For the other
+            threads all pages are sent.
     """
-    gates: Rows = {(change.thread_id,): (_UNGATED, 0) for change in changes}
+    gates: dict[str, tuple[int, int]] = {change.thread_id: (UNGATED, 0) for change in changes}
     new_pages: Rows = {}
+    needed: dict[str, dict[bytes, None]] = {}
     blobs: Rows = {}
     checkpoints: Rows = {}
     writes: Rows = {}
@@ -127,14 +127,24 @@ def merged(changes: Sequence[Change], known: Mapping[str, Known]) -> Binds:
         checkpoints[key] = (parent, binds["checkpoint"], binds["metadata"])
         if change.pages:
             there = known.get(thread_id)
-            gates[thread_id,] = (_COMPLETE, secrets.randbits(62)) if there is None else (_KNOWN, there.epoch)
+            # A new row's epoch is none that it had before: older versions compare it with what they remember.
+            gates[thread_id] = (COMPLETE, secrets.randbits(62)) if there is None else (NEEDS, 0)
             for digest, page in change.pages.items():
                 if there is None or not there.has(digest):
                     new_pages[thread_id, digest] = (page,)
+                else:
+                    needed.setdefault(thread_id, {})[digest] = None
+    digests: list[bytes] = []
+    rows: Rows = {}
+    for thread_id, gate in gates.items():
+        first = len(digests) + 1
+        digests += needed.get(thread_id, ())
+        rows[thread_id,] = (*gate, first, len(digests))
     graph_columns = ("thread_id", "checkpoint_ns")
     of_write = (*graph_columns, "checkpoint_id", "task_id", "idx", "task_path", "channel", "type", "blob")
     return {
-        **_columns("gate", ("thread_id", "kind", "epoch"), gates),
+        **_columns("gate", ("thread_id", "kind", "epoch", "first", "last"), rows),
+        "needed_digests": digests,
         **_columns("page", ("thread_id", "digest", "page"), new_pages),
         **_columns("blob", (*graph_columns, "channel", "version", "type", "blob"), blobs),
         **_columns(

@@ -32,6 +32,8 @@ Every error that comes from the server or the driver has SQLAlchemy's as its `__
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -115,6 +117,10 @@ class WrongTransaction(CheckpointStoreError, RuntimeError):
 
 class Refused(CheckpointStoreError):
     """Raised when a rule that the database has of its own, such as a trigger or policy, refused or hid a row."""
+
+    _by_thread: Mapping[str, str] = MappingProxyType({})
+    """Of changes that were stored together: the threads it is about, each with its message, while all others are
+    stored. Empty where nothing is."""
 
 
 class LimitReached(CheckpointStoreError):

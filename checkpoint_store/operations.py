@@ -7,13 +7,14 @@ Where it doesn't say otherwise each is one statement, so it is atomic on its own
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from sqlalchemy import exc, func, select
+from sqlalchemy import Table, exc, func, select
 
 from checkpoint_store import pages
+from checkpoint_store.causes import chain, diagnosis_of
 from checkpoint_store.changes import Change, Put, merged
 from checkpoint_store.config import Key, Listing
 from checkpoint_store.errors import (
@@ -21,6 +22,7 @@ from checkpoint_store.errors import (
     Conflict,
     InvalidConfig,
     NotSetUp,
+    Refused,
     ThreadExists,
     ThreadNotFound,
     WrongTransaction,
@@ -28,7 +30,7 @@ from checkpoint_store.errors import (
 )
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
-from checkpoint_store.shelf import Known, Shelf, Tentative
+from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Read, Statement, Statements
 
 T = TypeVar("T")
@@ -49,58 +51,102 @@ Last = tuple[str, str, str]
 """Thread, namespace and id of the last row of a page."""
 
 
-def store(db: Executor, sql: Statements, shelf: Tentative | None, changes: Sequence[Change]) -> None:
+def store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change]) -> dict[str, str]:
     """Store changes made one after the other, all in one commit.
 
-    Only where pages have been deleted meanwhile, those who counted on them are stored in a second one, with all they
+    Only those of threads that lack pages which this process takes to be there are stored in further ones, with all they
     need: then the order is kept within a thread.
 
     Args:
         db: The executor.
         sql: The statements.
-        shelf: What is known of the pages that are there; None if there are none among the changes, or if the caller
-            may roll back what is stored here.
+        shelf: What is remembered of pages.
         changes: What to store; at least one.
+
+    Returns:
+        Of which threads something was refused, and how errors tell it; all else is stored.
     """
-    if shelf is not None:
-        shelf.begin()
-    _store(db, sql, shelf, changes)
-
-
-def _store(db: Executor, sql: Statements, shelf: Tentative | None, changes: Sequence[Change]) -> None:
     if len(changes) == 1 and not getattr(changes[0], "pages", None):
-        _store_plain(db, sql, changes[0])
-        return
+        return _store_plain(db, sql, changes[0])
     puts = [change for change in changes if isinstance(change, Put) and change.pages]
     known = {put.thread_id: there for put in puts if (there := _known(db, sql, shelf, put)) is not None}
-    while changes:
-        passed = dict(map(tuple, db.fetch(sql.store, merged(changes, known))))
-        if shelf is not None:
-            for put in puts:
-                if put.thread_id in passed:
-                    shelf.remember(put.thread_id, passed[put.thread_id], put.digests)
-                else:
-                    shelf.forget(put.thread_id)
-        known, changes = {}, [change for change in changes if change.thread_id not in passed]
-        puts = [put for put in puts if put.thread_id not in passed]
+    passed, refused = _store_together(db, sql, sql.store, changes, known)
+    # Each of the others alone: then nothing that others do at the same time can be the reason any more.
+    for thread_id, theirs in _by_thread(change for change in changes if change.thread_id not in passed).items():
+        shelf.forget(thread_id)
+        is_paged = any(put.thread_id == thread_id for put in puts)
+        try:
+            found, why = _store_together(db, sql, sql.store_alone if is_paged else sql.store, theirs, {})
+        except exc.DBAPIError as error:
+            if not diagnosis_of(error).is_by_policy:
+                raise
+            chain(Refused(refusal(thread_id, sql.tables.checkpoint_threads)), error)
+        if not found and not why:
+            why = {thread_id: refusal(thread_id, sql.tables.checkpoint_threads)}
+        refused |= why
+    for put in puts:
+        if put.thread_id in refused:
+            shelf.forget(put.thread_id)
+        else:
+            shelf.remember(put.thread_id, put.digests)
+    return refused
 
 
-def store_continuing(db: Executor, sql: Statements, shelf: Tentative | None, changes: Sequence[Change]) -> None:
+def _store_together(
+    db: Executor, sql: Statements, statement: Statement, changes: Sequence[Change], known: Mapping[str, Known]
+) -> tuple[set[str], dict[str, str]]:
+    """Store changes by one statement. Returns the threads it has stored, and of which of them rows were dropped."""
+    binds = merged(changes, known)
+    rows = db.fetch(statement, binds)
+    passed = {row[0] for row in rows}
+    if not passed:
+        return passed, {}
+    _, _, checkpoints, _, new_pages = rows[0]
+    if checkpoints < sum(thread_id in passed for thread_id in binds["checkpoint_thread_ids"]):
+        if len(passed) > 1:
+            return set(), {}  # one by one it shows whose
+        return passed, {thread_id: refusal(thread_id, sql.tables.checkpoints) for thread_id in passed}
+    sent = zip(binds["page_thread_ids"], binds["page_digests"], strict=True)
+    if new_pages < len(theirs := [page for page in sent if page[0] in passed]):
+        # Some were there already, or are hidden.
+        lacking = missing_pages(db, sql, theirs)
+        return passed, {thread_id: refusal(thread_id, sql.tables.checkpoint_pages) for thread_id in lacking}
+    return passed, {}
+
+
+def missing_pages(db: Executor, sql: Statements, pages: Sequence[tuple[str, bytes]]) -> set[str]:
+    """Return the threads that lack any of some pages."""
+    binds = {"thread_ids": [page[0] for page in pages], "digests": [page[1] for page in pages]}
+    return {row[0] for row in db.fetch(sql.missing_pages, binds)}
+
+
+def _by_thread(changes: Iterable[Change]) -> dict[str, list[Change]]:
+    threads: dict[str, list[Change]] = {}
+    for change in changes:
+        threads.setdefault(change.thread_id, []).append(change)
+    return threads
+
+
+def store_continuing(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change]) -> dict[str, str]:
     """Store changes of which some have to continue the newest checkpoint of their namespace; in a transaction.
+
+    Returns:
+        The same as `store`.
 
     Raises:
         Conflict: If one of them doesn't; nothing is stored then.
         WrongTransaction: If the transaction is of a kind in which that can't be known.
     """
-    if shelf is not None:
-        shelf.begin()
     puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
     graphs = {name: [put[name.removesuffix("s")] for put in puts] for name in ("thread_ids", "checkpoint_nss")}
     level, _ = db.fetch(sql.lock_graphs, {"table": checkpoints_of(sql), **graphs})[0]
     _check_transaction(db, "refuse_forks", level)
+    refused: dict[str, str] = {}
     for together in _apart(changes):
-        _check_continuations(db, sql, together)
-        _store(db, sql, shelf, together)
+        if left := [change for change in together if change.thread_id not in refused]:
+            _check_continuations(db, sql, left)
+            refused |= store(db, sql, shelf, left)
+    return refused
 
 
 def _apart(changes: Sequence[Change]) -> Iterator[list[Change]]:
@@ -228,20 +274,40 @@ def checkpoints_of(sql: Statements) -> str:
     return qualified(sql.tables.checkpoints.name, sql.tables.schema)
 
 
-def _store_plain(db: Executor, sql: Statements, change: Change) -> None:
-    if isinstance(change, Put):
-        db.fetch(sql.put_checkpoint, change.binds)
-    else:
+def _store_plain(db: Executor, sql: Statements, change: Change) -> dict[str, str]:
+    if not isinstance(change, Put):
         db.fetch(sql.put_writes, change.binds)
+    elif not db.fetch(sql.put_checkpoint, change.binds):
+        return {change.thread_id: refusal(change.thread_id, sql.tables.checkpoints)}
+    return {}
 
 
-def _known(db: Executor, sql: Statements, shelf: Shelf | None, put: Put) -> Known | None:
-    if shelf is not None and (known := shelf.known(put.thread_id)) is not None:
+def refusal(thread_id: str, table: Table) -> str:
+    """Return how errors tell that a row could be stored without an error, and is not there.
+
+    Args:
+        thread_id: Whose row.
+        table: Its table.
+    """
+    outcome = {
+        "checkpoint_threads": "Nothing of the call was stored",
+        "checkpoint_pages": "The value that needs it was stored, but can't be read",
+        "checkpoints": "The checkpoint was not stored",
+    }[table.name]
+    return (
+        f"thread {shown(thread_id, 200)}: the database dropped a row of {table.name}, or hides it, without an error. "
+        f"{outcome}. The reason is a BEFORE trigger that returns NULL, or a row-level security policy and another "
+        "tenant that has used the thread id. Have the trigger return the row; give each tenant thread ids of its own."
+    )
+
+
+def _known(db: Executor, sql: Statements, shelf: Shelf, put: Put) -> Known | None:
+    if (known := shelf.known(put.thread_id)) is not None:
         return known
     if sum(map(len, put.pages.values())) <= ASK_BYTES:
         return None
     rows = db.fetch(sql.known_pages, {"thread_id": put.thread_id, "digests": list(put.pages)})
-    return Known(rows[0][0], {("", ""): frozenset(rows[0][1] or ())}) if rows else None
+    return Known({("", ""): frozenset(row[0] for row in rows)}) if rows else None
 
 
 def get_checkpoint(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row | None:
@@ -512,10 +578,20 @@ def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) 
 
 
 def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
-    """Put recipes in the place of stored blobs. Returns how many."""
-    count = len(db.fetch(sql.share_blobs, merged(puts, {})))
-    # A thread that has just got its row from somebody else does not pass; then once more.
-    return count or len(db.fetch(sql.share_blobs, merged(puts, {})))
+    """Put recipes in the place of stored blobs of one thread. Returns how many.
+
+    Raises:
+        Refused: If something of the database's hides the rows that it depends on.
+    """
+    binds, thread_id = merged(puts, {}), puts[0].thread_id
+    rows = db.fetch(sql.share_blobs, binds)
+    if not rows:
+        raise Refused(refusal(thread_id, sql.tables.checkpoint_threads))
+    [(_, stored, replaced)] = rows
+    digests = binds["page_digests"]
+    if stored < len(digests) and missing_pages(db, sql, [(thread_id, digest) for digest in digests]):
+        raise Refused(refusal(thread_id, sql.tables.checkpoint_pages))
+    return int(replaced)
 
 
 def inline_blobs(db: Executor, sql: Statements, keys: Sequence[Blob]) -> int:

@@ -17,6 +17,7 @@ from checkpoint_store.errors import (
     ONE_CALLS,
     CheckpointStoreError,
     Closed,
+    Refused,
     Unavailable,
     UnusableConnection,
 )
@@ -234,6 +235,9 @@ class AsyncPipeline:
         try:
             await self._commit(calls[0].store, [call.change for call in calls])
         except Exception as error:
+            if isinstance(error, Refused) and (why := error._by_thread):
+                threads = [call.change.thread_id for call in calls]
+                return [Refused(why[thread_id]) if thread_id in why else None for thread_id in threads]
             if len(calls) > 1 and _may_be_one_calls_fault(error):
                 # In halves, until whoever it was is alone; each half keeps its order.
                 half = len(calls) // 2

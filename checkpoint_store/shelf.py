@@ -1,16 +1,15 @@
 """What this process remembers of the pages it has stored, so that it sends only new ones; bounded.
 
-A memory, not a promise: pages may have been deleted meanwhile. So it has the epoch of the thread it was true in, and
-what was stored on the strength of it is stored only if the epoch is still that one (see `statements.store`).
+A memory, not a promise: pages may have been deleted meanwhile, or a transaction rolled back. So it decides what is
+sent, and no more: what is not sent is looked for by the statement that counts on it (see `storing.passed_threads`).
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 from checkpoint_store import pages
 from checkpoint_store.pages import Cut
@@ -28,9 +27,8 @@ Place = tuple[str, str]
 
 @dataclass
 class Known:
-    """The pages of one thread that the database has while its epoch is this one."""
+    """The pages of one thread that the database had."""
 
-    epoch: int
     digests: dict[Place, frozenset[bytes]] = field(default_factory=dict)
     """Those of each channel's last value: an older value's are not likely to be needed again."""
 
@@ -59,16 +57,13 @@ class Shelf:
                 self._known.move_to_end(thread_id)
             return known
 
-    def remember(self, thread_id: str, epoch: int, digests: Mapping[Place, Iterable[bytes]]) -> None:
-        """Note the pages of the values that were stored in a thread's epoch."""
+    def remember(self, thread_id: str, digests: Mapping[Place, Iterable[bytes]]) -> None:
+        """Note the pages of values that were stored."""
         with self._lock:
-            known = self._known.pop(thread_id, None)
-            if known is not None:
-                self._digests -= len(known)
-            if known is None or known.epoch != epoch:
-                known = Known(epoch)
+            known = self._known.pop(thread_id, None) or Known()
+            self._digests -= len(known)
             # Another one, because a reader may hold the one before.
-            known = Known(epoch, {**known.digests, **{place: frozenset(some) for place, some in digests.items()}})
+            known = Known({**known.digests, **{place: frozenset(some) for place, some in digests.items()}})
             self._known[thread_id] = known
             self._digests += len(known)
             while self._digests > MOST_DIGESTS and len(self._known) > 1:
@@ -125,37 +120,3 @@ class Shelf:
         self._places[thread_id] -= 1
         if not self._places[thread_id]:
             del self._places[thread_id]
-
-
-class Tentative(Shelf):
-    """A shelf for what is being stored: what is remembered is put on the real one when it has been committed.
-
-    Args:
-        shelf: The real one.
-    """
-
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__()
-        self._shelf = shelf
-        self._notes: list[Callable[[], None]] = []
-
-    def begin(self) -> None:
-        """Forget what was noted when this was tried before: who knows whether it was committed."""
-        self._notes.clear()
-
-    def known(self, thread_id: str) -> Known | None:
-        """Return what is remembered of a thread."""
-        return self._shelf.known(thread_id)
-
-    def remember(self, thread_id: str, epoch: int, digests: Mapping[Place, Iterable[bytes]]) -> None:
-        """Note what is to be remembered."""
-        self._notes.append(partial(self._shelf.remember, thread_id, epoch, digests))
-
-    def forget(self, thread_id: str) -> None:
-        """Note what is to be forgotten."""
-        self._notes.append(partial(self._shelf.forget, thread_id))
-
-    def settle(self) -> None:
-        """Put on the real shelf what was noted."""
-        for note in self._notes:
-            note()

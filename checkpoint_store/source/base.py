@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from checkpoint_store import operations
-from checkpoint_store.changes import Change, Put
-from checkpoint_store.errors import Closed, WrongThread
+from checkpoint_store.changes import Change
+from checkpoint_store.errors import Closed, Refused, WrongThread
 from checkpoint_store.executor import Executor
-from checkpoint_store.shelf import Shelf, Tentative
+from checkpoint_store.shelf import Shelf
 from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.origin import Origin
 from checkpoint_store.source.worlds import to_the_end
@@ -146,15 +146,14 @@ class Source(ABC):
         """Store changes in one commit; with a look at what is there first, where one of them is to continue that."""
         if self.origin.keeper.lost:
             self.origin.keeper.check(self.sql, changes)  # here already: there may be no server
-        # No shelf for what the caller may roll back.
-        has_pages = not self.origin.is_callers and any(isinstance(one, Put) and one.pages for one in changes)
-        shelf = Tentative(self.shelf) if has_pages else None
+        lend, operation = self.origin.lend, operations.store
         if any(change.continues for change in changes):
-            self.origin.lend_transaction(operations.store_continuing, shelf, changes)
-        else:
-            self.origin.lend(operations.store, shelf, changes)
-        if shelf is not None:
-            shelf.settle()
+            lend, operation = self.origin.lend_transaction, operations.store_continuing
+        # Raised here, once all else is committed.
+        if refused := lend(operation, self.shelf, changes):
+            error = Refused(" ".join(refused.values()))
+            error._by_thread = refused
+            raise error
 
     @abstractmethod
     async def _await(self, function: Callable[..., T], *args: Any) -> T:

@@ -38,9 +38,6 @@ _NO_SUCH_PREPARED = {"26000": "invalid_sql_statement_name", "42P05": "duplicate_
 _NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
 """Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
 
-_POLICY = "ExecWithCheckOptions"
-"""The function in PostgreSQL that finds out what a policy, or a view's WITH CHECK OPTION, does not let pass."""
-
 FOREIGN = (
     exc.SQLAlchemyError,
     PostgresError,
@@ -163,7 +160,7 @@ def explain(
         return Refused(f"{where}: {_hurdle(said)} refused the statement ({said.name}). {_UNSEEN}{ended}")
     if state in _NO_TABLES:
         return NotSetUp(f"{message}.{ended} {SET_UP}")
-    if state == _NO_RIGHT and said.source == _POLICY:
+    if said.is_by_policy:
         return Refused(f"{where}: {message}.{ended} {_NO_GRANT}")
     if isinstance(cause, ClientConfigurationError) or (state in _WHO_AND_HOW and _is_connecting(error)):
         return (AccessDenied if state == _NO_RIGHT else InvalidURL)(f"{where}: {message}")

@@ -18,7 +18,7 @@ from checkpoint_store.statements.clauses import given, named, number
 from checkpoint_store.statements.converting import inline_blobs, next_blobs, share_blobs
 from checkpoint_store.statements.reading import MOST_ROWS, TASKS, checkpoints, inventory, list_page
 from checkpoint_store.statements.statement import Read, Statement
-from checkpoint_store.statements.storing import known_pages, put_checkpoint, put_writes, store
+from checkpoint_store.statements.storing import known_pages, missing_pages, put_checkpoint, put_writes, store
 
 __all__ = ["MOST_ROWS", "TASKS", "Read", "Statement", "Statements", "statements_of"]
 
@@ -82,9 +82,19 @@ class Statements:
         return Statement(store(self.tables))
 
     @cached_property
+    def store_alone(self) -> Statement:
+        """See `store`, for one thread all of whose pages come along."""
+        return Statement(store(self.tables, insisting=True))
+
+    @cached_property
     def known_pages(self) -> Statement:
         """See `known_pages`."""
         return Statement(known_pages(self.tables))
+
+    @cached_property
+    def missing_pages(self) -> Statement:
+        """See `missing_pages`."""
+        return Statement(missing_pages(self.tables))
 
     @cached_property
     def lock_removal(self) -> Statement:

@@ -21,11 +21,12 @@ from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.statements.clauses import (
     given,
     key,
+    number,
     rows_of_binds,
     same_blob,
     value_of,
 )
-from checkpoint_store.statements.storing import new_rows, passed_threads
+from checkpoint_store.statements.storing import claimed_threads, new_pages
 
 
 def next_blobs(t: Tables) -> Select[Any]:
@@ -45,23 +46,26 @@ def next_blobs(t: Tables) -> Select[Any]:
     )
 
 
-def share_blobs(t: Tables) -> Update:
-    """Put recipes in the place of plain blobs, and store their pages; under the same conditions as `store`.
+def share_blobs(t: Tables) -> Select[Any]:
+    """Put recipes in the place of plain blobs of one thread, and store all their pages; see `claimed_threads`.
 
-    Returns the threads that passed, once for each blob replaced. Binds: those of `store` for gates, pages and blobs.
+    Returns the thread if it passed, how many pages were written, and how many blobs were replaced. Binds: those of
+    `store` for gates, pages and blobs.
     """
-    passed, b = passed_threads(t), t.checkpoint_blobs
-    pages = new_rows(passed, "page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary)
+    passed, b = claimed_threads(t), t.checkpoint_blobs
+    pages = new_pages(t, passed)
     new = rows_of_binds(
         "blob_", thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text, type=Text, blob=LargeBinary
     )
-    return (
+    replaced = (
         update(b)
         .values(type=new.c.type, blob=new.c.blob)
         .where(same_blob(b, new), b.c.type != key(PAGED), passed.c.thread_id == new.c.thread_id)
-        .returning(b.c.thread_id)
-        .add_cte(pages.on_conflict_do_nothing().cte("new_pages"))
+        .returning(number(1))
+        .cte("replaced_blobs")
     )
+    counts = [select(func.count()).select_from(rows).scalar_subquery() for rows in (pages, replaced)]
+    return select(passed.c.thread_id, *counts)
 
 
 def inline_blobs(t: Tables) -> Update:

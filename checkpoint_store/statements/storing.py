@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     CTE,
     BigInteger,
     ColumnElement,
-    FromClause,
     Integer,
     LargeBinary,
     Select,
     Table,
+    TableValuedAlias,
     Text,
     and_,
+    bindparam,
     cast,
-    extract,
     false,
     func,
     or_,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
+from sqlalchemy.sql.dml import ReturningInsert
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import (
@@ -32,12 +34,17 @@ from checkpoint_store.statements.clauses import (
     rows_of_binds,
 )
 
+UNGATED, NEEDS, COMPLETE = range(3)
+"""Whether a thread's rows depend on its pages: not at all, on those that do not come along, or they all do."""
 
-def put_checkpoint(t: Tables) -> Insert:
+
+def put_checkpoint(t: Tables) -> ReturningInsert[Any]:
     """Upsert a checkpoint together with the blobs that are new in it: one statement, so atomic on its own.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `parent_checkpoint_id`, `checkpoint` and `metadata` (JSON
     text), and the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`.
+
+    Returns a row, unless a trigger drops the checkpoint.
     """
     new = rows_of_binds(channel=Text, version=Text, type=Text, blob=LargeBinary)
     blobs = keeping(
@@ -55,7 +62,8 @@ def put_checkpoint(t: Tables) -> Insert:
         checkpoint=cast(given("checkpoint"), JSONB),
         metadata=cast(given("metadata"), JSONB),
     )
-    return replacing(insertion, "checkpoint", "metadata").add_cte(blobs.cte("new_blobs"))
+    stored = replacing(insertion, "checkpoint", "metadata").add_cte(blobs.cte("new_blobs"))
+    return stored.returning(number(1))
 
 
 def put_writes(t: Tables) -> Insert:
@@ -102,22 +110,23 @@ def keeping(insertion: Insert) -> Insert:
     )
 
 
-def store(t: Tables) -> Select[Any]:
+def store(t: Tables, *, insisting: bool = False) -> Select[Any]:
     """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
 
-    A thread whose rows refer to pages passes only if those are there: its row in `checkpoint_threads` has the epoch
-    they were seen in, or all of them come along. The row is locked until the commit, so that nobody deletes pages
-    meanwhile. (Having waited for a lock, a statement goes on with the snapshot it began with, except for the locked row
-    itself: so it is this row that tells.) Nothing is stored of threads that don't pass. Returns those that do, and
-    their epochs.
+    What is stored of a thread whose rows refer to pages depends on `passed_threads`; of one that does not pass nothing
+    is. Returns the threads that pass, and beside each how many rows were written of all together: writes, checkpoints,
+    blobs and pages. Not counted is what was there already, but for checkpoints and special writes.
+
+    Args:
+        t: The tables.
+        insisting: Whether it is for a single thread, all of whose pages come along: see `claimed_threads`.
 
     Binds: arrays by the names of `changes.merged`.
     """
-    passed = passed_threads(t)
+    passed = claimed_threads(t) if insisting else passed_threads(t)
     graph = {"checkpoint_ns": Text}
     write = {**graph, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
     value = {"channel": Text, "type": Text, "blob": LargeBinary}
-    pages = new_rows(passed, "page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary).on_conflict_do_nothing()
     blobs = keeping(
         new_rows(passed, "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary)
     )
@@ -132,24 +141,36 @@ def store(t: Tables) -> Select[Any]:
         metadata=Text,
     )
     writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
-    return select(passed.c.thread_id, passed.c.epoch).add_cte(
-        pages.cte("new_pages"),
-        blobs.cte("new_blobs"),
-        replacing(checkpoints, "checkpoint", "metadata").cte("new_checkpoints"),
-        writes.cte("new_writes"),
-    )
+    stored = replacing(checkpoints, "checkpoint", "metadata")
+    # The counts are computed in this order: it is the one in which everybody locks rows (see `removing`).
+    rows = [
+        writes.returning(number(1)).cte("new_writes"),
+        stored.returning(number(1)).cte("new_checkpoints"),
+        blobs.returning(number(1)).cte("new_blobs"),
+        new_pages(t, passed),
+    ]
+    return select(passed.c.thread_id, *[select(func.count()).select_from(one).scalar_subquery() for one in rows])
 
 
 def known_pages(t: Tables) -> Select[Any]:
-    """Select the epoch of a thread and those of some pages that it has; no row if it never had any.
+    """Select which of some pages a thread has. Binds: `thread_id`, `digests` (array of bytes)."""
+    p = t.checkpoint_pages
+    is_one = p.c.digest == func.any(bindparam("digests", type_=ARRAY(LargeBinary)))
+    return select(p.c.digest).where(p.c.thread_id == given("thread_id"), is_one)
 
-    Binds: `thread_id`, `digests` (array of bytes).
-    """
-    p, threads = t.checkpoint_pages, t.checkpoint_threads
-    digest = rows_of_binds(digest=LargeBinary).c.digest
-    known = select(p.c.digest).where(p.c.thread_id == given("thread_id"), p.c.digest == digest)
-    known = select(func.array_agg(digest)).where(known.correlate(threads, digest.table).exists()).correlate(threads)
-    return select(_seen(threads), known.scalar_subquery()).where(threads.c.thread_id == given("thread_id"))
+
+def missing_pages(t: Tables) -> Select[Any]:
+    """Select the threads of pages that are not there, once for each. Binds, as arrays: `thread_ids`, `digests`."""
+    p, sought = t.checkpoint_pages, rows_of_binds(thread_id=Text, digest=LargeBinary)
+    # A subquery that returns a value is not made a join, so the server never reads all pages for some.
+    page = select(p.c.digest).where(p.c.thread_id == sought.c.thread_id, p.c.digest == sought.c.digest)
+    return select(sought.c.thread_id).where(page.correlate(sought).scalar_subquery().is_(None))
+
+
+def new_pages(t: Tables, passed: CTE) -> CTE:
+    """Insert the pages that come as arrays, of the threads that passed, as far as they are not there."""
+    pages = new_rows(passed, "page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary)
+    return pages.on_conflict_do_nothing().returning(number(1)).cte("new_pages")
 
 
 def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
@@ -164,35 +185,67 @@ def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
 
 
 def passed_threads(t: Tables) -> CTE:
-    """The threads whose rows may be stored, and their epochs; see `store`. Binds: the gates of `changes.merged`."""
-    threads, kinds = t.checkpoint_threads, {"thread_id": Text, "kind": Integer, "epoch": BigInteger}
-    gate = rows_of_binds("gate_", **kinds)
-    made = (
-        insert(threads)
-        .from_select(
-            ["thread_id", "epoch"],
-            select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == number(2)).order_by(gate.c.thread_id),
-        )
-        .on_conflict_do_nothing()
-        .returning(threads.c.thread_id, _seen(threads))
-        .cte("made")
-    )
+    """The threads whose rows may be stored. Binds: the gates and the needed pages of `changes.merged`.
+
+    A thread of which not all pages come along passes if the others are there, and nobody deletes pages of it before
+    this is committed: who does has locked its row in `checkpoint_threads`, and gives it another epoch. Having waited
+    for that lock, a statement goes on with the snapshot that it began with, except for the locked row itself: so the
+    row is joined twice, as it is when it is locked and as it was in the snapshot in which the pages were seen.
+
+    A thread whose pages all come along passes if its row could be made, or was there and could be locked. That may fail
+    only where somebody else makes or deletes the row at the same time.
+    """
+    threads, seen, p = t.checkpoint_threads, t.checkpoint_threads.alias("seen"), t.checkpoint_pages
+    gate = _gates()
+    made = _new_threads(t).on_conflict_do_nothing().returning(threads.c.thread_id).cte("made")
+    # In one scan of the key's index, which skips from page to page: to look each up takes three times as long.
+    needed = select(bindparam("needed_digests", type_=ARRAY(LargeBinary))).scalar_subquery()
+    theirs = needed[slice(gate.c.first, gate.c.last)]
+    found = select(func.count()).where(p.c.thread_id == gate.c.thread_id, p.c.digest == func.any(theirs))
+    has_all = found.correlate(gate).scalar_subquery() == gate.c.last - gate.c.first + number(1)
+    is_whole = and_(threads.c.epoch == seen.c.epoch, has_all)
     held = (
-        select(threads.c.thread_id, _seen(threads))
-        .select_from(gate.join(threads, threads.c.thread_id == gate.c.thread_id))
-        .where(or_(gate.c.kind == number(2), and_(gate.c.kind == number(1), gate.c.epoch == _seen(threads))))
+        select(threads.c.thread_id)
+        .select_from(
+            gate.join(threads, threads.c.thread_id == gate.c.thread_id).join(seen, seen.c.thread_id == gate.c.thread_id)
+        )
+        .where(
+            or_(
+                gate.c.kind == number(COMPLETE),
+                and_(gate.c.kind == number(NEEDS), is_whole),
+            )
+        )
         .order_by(threads.c.thread_id)
         .with_for_update(read=True, of=threads)
         .cte("held")
     )
-    ungated = select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == number(0))
+    ungated = select(gate.c.thread_id).where(gate.c.kind == number(UNGATED))
     return union_all(ungated, select(made), select(held)).cte("passed")
 
 
-def _seen(threads: FromClause) -> ColumnElement[int]:
-    """The epoch of a thread as those who store pages see it: another one on each server, and each time it is started.
+def claimed_threads(t: Tables) -> CTE:
+    """The same for one thread whose pages all come along: no matter what others do, it passes.
 
-    A standby that took over, or a backup, may lack the last pages that its predecessor had, but not the epoch.
+    It has to write to the row to be told of one that has come since its snapshot. Unless there is none it can be told
+    of: then something of the database's keeps it from being made, or hides it.
     """
-    started = cast(extract("epoch", func.pg_postmaster_start_time()) * number(1_000_000), BigInteger)
-    return threads.c.epoch.bitwise_xor(started).label("epoch")
+    threads = t.checkpoint_threads
+    claimed = _new_threads(t).on_conflict_do_update(
+        index_elements=list(threads.primary_key), set_={"epoch": threads.c.epoch}
+    )
+    return claimed.returning(threads.c.thread_id).cte("passed")
+
+
+def _gates() -> TableValuedAlias:
+    """The threads: of which kind each is, the epoch that it gets if it has none, and which pages are needed of it.
+
+    Those from the first to the last among the digests of all of them.
+    """
+    return rows_of_binds("gate_", thread_id=Text, kind=Integer, epoch=BigInteger, first=Integer, last=Integer)
+
+
+def _new_threads(t: Tables) -> Insert:
+    """Insert rows for the threads whose pages all come along."""
+    gate = _gates()
+    new = select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == number(COMPLETE)).order_by(gate.c.thread_id)
+    return insert(t.checkpoint_threads).from_select(["thread_id", "epoch"], new)

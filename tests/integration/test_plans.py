@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from hashlib import sha224
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from checkpoint_store.changes import Put, merged
 from checkpoint_store.schema import tables
+from checkpoint_store.shelf import Known
 from checkpoint_store.statements import Statement, Statements
 
 SQL = Statements(tables)
@@ -75,8 +78,12 @@ async def version_of(engine: AsyncEngine) -> int:
 
 def _literal(value: Any) -> str:
     if isinstance(value, list):
-        kind = "int" if value and isinstance(value[0], int) else "text"
+        if not value:
+            return "'{}'"
+        kind = {int: "int", bytes: "bytea"}.get(type(value[0]), "text")
         return "ARRAY[" + ", ".join(map(_literal, value)) + f"]::{kind}[]"
+    if isinstance(value, bytes):
+        return f"'\\x{value.hex()}'"
     return str(value) if isinstance(value, int) else "NULL" if value is None else f"'{value}'"
 
 
@@ -177,3 +184,48 @@ async def test_removing_a_run_or_from_a_short_thread_never_scans_a_table(filled:
         assert not [node for node in scans if node["Node Type"] == "Seq Scan"], name
     indexes = {node["Index Name"] for node in plans["threads of runs"] if "Index Name" in node}
     assert indexes == {"checkpoint_store_run_idx"}
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_the_pages_that_a_put_needs_are_looked_up_by_key(url: str, analyzed: bool, mode: str) -> None:
+    """Those that it does not send, a few of the 10,000 of its thread; not even a plan for 5,000 would read all."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as conn:
+        for table in tables.all:
+            await conn.execute(text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)"))
+        for statement in FILL.format(threads=1).split(";")[:-1]:
+            await conn.execute(text(statement))
+        if analyzed:
+            await conn.execute(text("ANALYZE"))
+        for count in (60, 5_000):
+            digests = [sha224(str(number).encode()).digest() for number in range(1, count + 1)]
+            put = Put(
+                {
+                    "thread_id": "thread-0",
+                    "checkpoint_ns": "",
+                    "checkpoint_id": "1",
+                    "parent_checkpoint_id": None,
+                    "checkpoint": "{}",
+                    "metadata": "{}",
+                    "channels": ["messages"],
+                    "versions": ["1"],
+                    "types": ["pages"],
+                    "blobs": [b""],
+                },
+                pages=dict.fromkeys([*digests, b"new"], b"page"),
+            )
+            binds = merged([put], {"thread-0": Known({("", ""): frozenset(digests)})})
+            assert len(binds["needed_digests"]) == count
+            nodes = await conn.run_sync(explain, SQL.store, binds, mode)
+            scans = [
+                node
+                for node in nodes
+                if node.get("Relation Name") == "checkpoint_pages" and "Scan" in node["Node Type"]
+            ]
+            assert {node["Node Type"] for node in scans} <= {"Index Only Scan", "Index Scan", "Bitmap Heap Scan"}
+            [condition] = [node["Index Cond"] for node in nodes if node.get("Index Name") == "checkpoint_pages_pkey"]
+            assert "digest = ANY" in condition
+            assert not [node for node in scans if "Filter" in node]
+            assert nodes[0]["Total Cost"] < JIT_ABOVE_COST
+    await engine.dispose()

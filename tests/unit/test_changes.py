@@ -9,6 +9,7 @@ from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, Writes, has_large, merged, paged, size_of
 from checkpoint_store.schema import PAGED
 from checkpoint_store.shelf import Known, Shelf
+from checkpoint_store.statements.storing import COMPLETE, NEEDS, UNGATED
 
 
 def put(thread_id: str, checkpoint_id: str, *, parent: str | None = None, **blobs: bytes) -> Put:
@@ -93,19 +94,21 @@ def test_of_writes_to_one_row_the_last_special_and_the_first_ordinary_one_stay()
 
 
 def test_only_pages_that_the_database_lacks_are_sent() -> None:
-    """Of a thread that nothing is known of all are, of another those that its epoch does not have."""
+    """Of a thread that nothing is known of all are; of another the rest is named, to be looked for."""
     value = random.Random(0).randbytes(pages.LARGE_BYTES * 2)
     changes = [paged(put(thread_id, "1", a=value).binds, Shelf()) for thread_id in ("known", "new")]
     digests = list(changes[0].pages)
     assert len(digests) > 3
-    binds = merged([*changes, writes("plain", "task", 0)], {"known": Known(7, {("", "a"): frozenset(digests[1:])})})
+    binds = merged([*changes, writes("plain", "task", 0)], {"known": Known({("", "a"): frozenset(digests[1:])})})
 
     sent = keys(binds, "page", "thread_id", "digest")
     assert sent == sorted([("known", digests[0]), *[("new", digest) for digest in digests]])
-    gates = {thread_id: (kind, epoch) for thread_id, kind, epoch in keys(binds, "gate", "thread_id", "kind", "epoch")}
-    assert gates["known"] == (1, 7)
-    assert gates["new"][0] == 2
-    assert gates["plain"][0] == 0
+    assert {row[0]: row[1:] for row in keys(binds, "gate", "thread_id", "first", "last")}["known"] == (
+        1,
+        len(digests) - 1,
+    )
+    assert sorted(binds["needed_digests"]) == sorted(digests[1:])
+    assert keys(binds, "gate", "thread_id", "kind") == [("known", NEEDS), ("new", COMPLETE), ("plain", UNGATED)]
 
 
 def test_only_large_msgpack_is_cut() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import BindParameter, Delete, FromClause, Insert, Join, Select, Table, Update
+from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
 
@@ -78,6 +79,12 @@ def thread_of(insertion: Insert) -> Any:
     return dict(zip(insertion._select_names or (), insertion.select.selected_columns, strict=True))["thread_id"]
 
 
+def froms_of(part: Select[Any]) -> list[FromClause]:
+    """What `get_final_froms` returns, which takes the SQL for that of no database: that has no slices of arrays."""
+    compiler = asyncpg.dialect().statement_compiler(asyncpg.dialect(), part)
+    return part._compile_state_factory(part, compiler)._get_display_froms()
+
+
 def unrouted(construct: Any, *, rows: bool) -> set[str]:
     """The tables of a statement and its parts that are read or written without naming the thread."""
     missing = set()
@@ -89,7 +96,7 @@ def unrouted(construct: Any, *, rows: bool) -> set[str]:
                 missing.add(f"Insert of {part.table.name}")
             continue
         if isinstance(part, Select):
-            froms, conditions = part.get_final_froms(), [part.whereclause]
+            froms, conditions = froms_of(part), [part.whereclause]
             conditions += [onclause for clause in froms for onclause in joins(clause)]
             known = {*part._correlate, *changed}
             touched = [table for clause in froms for table in tables_in(clause) if table not in known]

@@ -1,4 +1,4 @@
-"""A memory of pages is bounded, and true for one epoch."""
+"""A memory of pages is bounded."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def cut_of(size: int) -> Cut:
 def test_a_channels_last_value_is_remembered_beside_those_of_other_channels() -> None:
     """Not the value before it: that one is not likely to come back."""
     shelf = Shelf()
-    shelf.remember("t", 1, {PLACE: [b"1", b"2"]})
-    shelf.remember("t", 1, {OTHER: [b"3"]})
-    shelf.remember("t", 1, {PLACE: [b"2", b"4"]})
+    shelf.remember("t", {PLACE: [b"1", b"2"]})
+    shelf.remember("t", {OTHER: [b"3"]})
+    shelf.remember("t", {PLACE: [b"2", b"4"]})
     known = shelf.known("t")
 
     assert known is not None
@@ -29,26 +29,27 @@ def test_a_channels_last_value_is_remembered_beside_those_of_other_channels() ->
     assert shelf.known("another") is None
 
 
-def test_another_epoch_leaves_nothing_of_the_one_before() -> None:
-    """Pages may have been deleted in between."""
+def test_who_has_asked_before_keeps_what_it_was_told() -> None:
+    """Whatever is stored, or forgotten, meanwhile."""
     shelf = Shelf()
-    shelf.remember("t", 1, {PLACE: [b"1"], OTHER: [b"2"]})
+    shelf.remember("t", {PLACE: [b"1"], OTHER: [b"2"]})
     before = shelf.known("t")
-    shelf.remember("t", 2, {PLACE: [b"3"]})
+    shelf.remember("t", {OTHER: [b"3"]})
+    shelf.forget("t")
+    shelf.remember("t", {PLACE: [b"4"]})
     known = shelf.known("t")
 
-    assert known is not None
-    assert known.epoch == 2
-    assert [known.has(digest) for digest in (b"1", b"2", b"3")] == [False, False, True]
     assert before is not None
-    assert before.has(b"2"), "who has asked before keeps what it was told"
+    assert [before.has(digest) for digest in (b"1", b"2", b"3", b"4")] == [True, True, False, False]
+    assert known is not None
+    assert [known.has(digest) for digest in (b"1", b"2", b"3", b"4")] == [False, False, False, True]
 
 
 def test_what_has_turned_out_untrue_is_forgotten() -> None:
     """Of the thread in question only."""
     shelf = Shelf()
     for thread_id in ("x", "y"):
-        shelf.remember(thread_id, 1, {PLACE: [b"1"]})
+        shelf.remember(thread_id, {PLACE: [b"1"]})
     shelf.forget("x")
     shelf.forget("never known")
 
@@ -60,14 +61,14 @@ def test_the_threads_used_longest_ago_are_forgotten_first(monkeypatch: pytest.Mo
     """There are never more digests than allowed, however often a thread is stored, forgotten and stored again."""
     monkeypatch.setattr(shelves, "MOST_DIGESTS", 30)
     shelf = Shelf()
-    for round_ in range(5):
+    for _ in range(5):
         for number in range(3):
-            shelf.remember(f"t{number}", round_, {PLACE: [bytes([digest]) for digest in range(10)]})
+            shelf.remember(f"t{number}", {PLACE: [bytes([digest]) for digest in range(10)]})
         shelf.forget("t2")
-        shelf.remember("t2", round_, {PLACE: [bytes([digest]) for digest in range(10)]})
+        shelf.remember("t2", {PLACE: [bytes([digest]) for digest in range(10)]})
     assert None not in [shelf.known(f"t{number}") for number in (2, 1, 0)]
 
-    shelf.remember("new", 1, {PLACE: [b"1"]})
+    shelf.remember("new", {PLACE: [b"1"]})
 
     assert shelf.known("t2") is None
     assert None not in [shelf.known(thread_id) for thread_id in ("t0", "t1", "new")]
