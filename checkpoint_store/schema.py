@@ -131,8 +131,8 @@ class Tables:
             schema=place,
         )
         # One row for each thread that has pages, or is a copy. Who stores or deletes pages locks it first; its epoch is
-        # another one after pages were deleted, so that whoever remembers older ones asks again, and one of its own for
-        # each copy that was made.
+        # another one after pages were deleted, so that whoever has looked for them just before notices, and one of its
+        # own for each copy that was made.
         self.checkpoint_threads = Table(
             "checkpoint_threads",
             self.metadata,
