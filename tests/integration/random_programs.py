@@ -1,0 +1,458 @@
+"""Random programs: a graph in two deployments and a script of actions, which does the same on every saver."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+from uuid import UUID
+
+import pytest
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import var_child_runnable_config
+from langgraph.graph import END
+from langgraph.types import Command, Interrupt, StateSnapshot, StateUpdate
+
+from tests.integration.random_graphs import Draw, Refusal, Shape, build, draw_older, draw_shape, item, value_for
+
+Saver = BaseCheckpointSaver[str]
+
+
+class Crash(Exception):
+    """What a saver raises when its process has died."""
+
+
+@dataclass
+class Performance:
+    """What is outside of the state while a program is performed on one saver: ids, attempts, and when it crashes.
+
+    LangGraph's checkpoint ids are made here, of the action, the root graph's step and the subgraphs' steps: so they are
+    the same on both savers, and with them the ids of tasks and interrupts, and whatever order these decide.
+    """
+
+    seed: str
+    current: ClassVar[Performance]
+    action: int = 0
+    crash: tuple[int, str] | None = None
+    is_patient: bool = False
+    """Whether nodes fail no more: after a crash, since how often they were tried in it depends on the saver's pace."""
+    steps: Counter[str] = field(default_factory=Counter)
+    attempts: Counter[str] = field(default_factory=Counter)
+    met: set[str] = field(default_factory=set)
+
+    def begin(self, action: int, crash: tuple[int, str] | None = None) -> None:
+        """Begin an action."""
+        self.action, self.crash, self.steps = action, crash, Counter()
+        Performance.current = self
+
+    def next_id(self) -> UUID:
+        """The id of the next checkpoint, greater than those before it in its namespace."""
+        config = var_child_runnable_config.get(None) or {}
+        names = config.get("configurable", {}).get("checkpoint_ns", "").split("|")
+        levels = ["", *["|".join(names[: depth + 1]) for depth in range(len(names)) if names[0]]][:4]
+        self.steps[levels[-1]] += 1
+        root, *inner = [*[self.steps[level] for level in levels], 0, 0, 0][:4]
+        return UUID("{:08x}{:04x}6{:03x}8{:03x}{:012x}".format(self.action, root, *inner))
+
+    def check(self, checkpoint_id: str, task_id: str = "") -> None:
+        """Raise if the process has died before this call: the ids tell, in whatever order the calls come."""
+        if self.crash is None or int(checkpoint_id[:8], 16) != self.action:
+            return
+        last, kind = self.crash
+        step = int(checkpoint_id[9:13], 16)
+        if step > last or (step == last and kind == "writes" and task_id and zlib.crc32(task_id.encode()) % 2):
+            self.note("crashed")
+            raise Crash(f"after step {last}")
+
+    def fail(self, name: str, fails: int) -> None:
+        if fails and not self.is_patient:
+            self.attempts[name] += 1
+            if self.attempts[name] % (fails + 1):
+                self.note("a node failed")
+                raise Refusal(f"{name} refuses")
+
+    def note(self, what: str) -> None:
+        self.met.add(f"met: {what}")
+
+
+class Mortal:
+    """Mixed into a saver: it dies when the performance says so."""
+
+    async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        Performance.current.check(checkpoint["id"])
+        return await super().aput(config, checkpoint, metadata, new_versions)  # type: ignore[misc]
+
+    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        Performance.current.check(checkpoint["id"])
+        return super().put(config, checkpoint, metadata, new_versions)  # type: ignore[misc]
+
+    async def aput_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+        Performance.current.check(config["configurable"]["checkpoint_id"], task_id)
+        await super().aput_writes(config, writes, task_id, task_path)  # type: ignore[misc]
+
+    def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+        Performance.current.check(config["configurable"]["checkpoint_id"], task_id)
+        super().put_writes(config, writes, task_id, task_path)  # type: ignore[misc]
+
+
+class Model(Mortal, InMemorySaver):
+    """LangGraph's in-memory saver, with copies of threads; those that are pruned it keeps."""
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool) -> None:
+        if replace:
+            self.delete_thread(target_thread_id)
+        for namespace, checkpoints in list(self.storage[source_thread_id].items()):
+            self.storage[target_thread_id][namespace] = dict(checkpoints)
+        for rows in (self.writes, self.blobs):
+            for (thread_id, *key), row in list(rows.items()):
+                if thread_id == source_thread_id:
+                    rows[(target_thread_id, *key)] = copy.copy(row)
+
+
+@contextmanager
+def same_ids() -> Iterator[None]:
+    """Have LangGraph take the ids of checkpoints from the performance."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("langgraph.pregel._checkpoint.uuid6", lambda **_: Performance.current.next_id())
+        yield
+
+
+# --- programs ---
+
+ACTIONS = {
+    "input": 5,
+    "answer": 6,
+    "go on": 2,
+    "update": 2,
+    "fork": 2,
+    "travel": 2,
+    "bulk": 0.5,
+    "look back": 1,
+    "deploy": 1.5,
+    "crash": 1.5,
+    "restart": 0.7,
+    "delete": 0.3,
+    "copy": 0.4,
+    "subgraph": 1,
+}
+"""What a script is made of, and how often."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph in two deployments, and a script; each action has a number of its own, which decides all in it."""
+
+    seed: int
+    shapes: tuple[Shape, Shape]
+    actions: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def drawn(cls, seed: int) -> Program:
+        """The program of a seed."""
+        draw = Draw(f"program {seed}")
+        newer = draw_shape(draw)
+        kinds = draw.choices([*ACTIONS], [*ACTIONS.values()], k=draw.randint(4, 11))
+        last = ["prune", "answer"] if draw.random() < 0.3 else []
+        return cls(seed, (newer, draw_older(draw, newer)), tuple(enumerate(["input", *kinds, *last], 1)))
+
+    @property
+    def changes_in_place(self) -> bool:
+        """Whether LangGraph changes what is being stored: the values of joins, and of topics that accumulate.
+
+        With durability "async" it depends on the saver's pace then what is stored, whatever the saver.
+        """
+        has = self.shapes[0].features
+        return any(feature.endswith(("graph: joins", "channel: topic")) for feature in has)
+
+    @property
+    def features(self) -> set[str]:
+        """What the graph has, and what the script does, for the table of what is covered."""
+        return {f"action: {kind}" for _, kind in self.actions} | self.shapes[0].features
+
+
+@dataclass(frozen=True)
+class Step:
+    """An action with everything decided."""
+
+    number: int
+    kind: str
+    method: str
+    args: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    deployment: int = 0
+    crash: tuple[int, str] | None = None
+
+    def __str__(self) -> str:
+        crash = f", crash {self.crash}" if self.crash else ""
+        shown = ", ".join([*map(shortly, self.args), *[f"{key}={value!r}" for key, value in self.options.items()]])
+        return f"{self.number} {self.kind}: {self.method}({shown}), deployment {self.deployment}{crash}"
+
+
+def shortly(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 400 else f"{text[:250]} ... {text[-100:]}"
+
+
+def within(config: dict[str, Any], state: StateSnapshot) -> dict[str, Any]:
+    """A config that names the checkpoint of a state."""
+    return {**config, "configurable": {**config["configurable"], **state.config["configurable"]}}
+
+
+class Side:
+    """A program's graphs on one saver."""
+
+    def __init__(self, program: Program, saver: Saver, prefix: str, *, blocking: bool) -> None:
+        self.program, self.prefix, self.blocking = program, prefix, blocking
+        self.performance = Performance(str(program.seed))
+        self.use(saver)
+        self.deployment = 0
+
+    def use(self, saver: Saver) -> None:
+        """Go on with another saver."""
+        self.saver = saver
+        self.graphs = [build(shape, saver, self.performance, blocking=self.blocking) for shape in self.program.shapes]
+
+    def config(self, thread: str) -> dict[str, Any]:
+        return {"configurable": {"thread_id": f"{self.prefix}{thread}"}, "recursion_limit": 12}
+
+    async def call(self, method: str, *args: Any, on: Any = None, **options: Any) -> Any:
+        """Call a method of the graph's, or of the saver's: the async one, or the sync one in a worker thread."""
+        target = on or self.graphs[self.deployment]
+        if self.blocking:
+            return await asyncio.to_thread(getattr(target, method), *args, **options)
+        method = method if method == "copy_thread" and isinstance(target, Model) else f"a{method}"
+        outcome = getattr(target, method)(*args, **options)
+        return await outcome if hasattr(outcome, "__await__") else outcome
+
+    async def read(self, method: str, *args: Any, on: Any = None, **options: Any) -> list[Any]:
+        """Call a method that returns an iterator."""
+        target = on or self.graphs[self.deployment]
+        if self.blocking:
+            return await asyncio.to_thread(lambda: list(getattr(target, method)(*args, **options)))
+        return [each async for each in getattr(target, f"a{method}")(*args, **options)]
+
+    # --- actions ---
+
+    async def decide(self, number: int, kind: str) -> Step:
+        """Decide everything in an action, by what is stored: asked of the model only."""
+        draw = Draw(f"{self.program.seed} action {number}")
+        if kind == "deploy":
+            self.deployment = 1 - self.deployment
+        config = self.config(draw.choice("aaab"))
+        method, args, options = await self._decided(draw, kind, config)
+        crash = (draw.randint(0, 5), draw.choice(["put", "writes"])) if kind == "crash" else None
+        return Step(number, kind, method, args, options, self.deployment, crash)
+
+    async def _decided(self, draw: Draw, kind: str, config: dict[str, Any]) -> tuple[str, tuple[Any, ...], Any]:
+        threads = [self.config(one)["configurable"]["thread_id"] for one in "ab"]
+        if kind == "delete":
+            return "delete_thread", (config["configurable"]["thread_id"],), {}
+        if kind == "copy":
+            return "copy_thread", tuple(threads), {}
+        if kind == "prune":
+            return "prune", (threads,), {"keep": draw.choice([1, 1, 2, 3])}
+        state: StateSnapshot = await self.call("get_state", config, subgraphs=kind == "subgraph")
+        if kind == "update":
+            return "update_state", (config, *self._update(draw, state)), {}
+        if kind == "bulk":
+            steps = [[StateUpdate(*self._update(draw, state))] for _ in range(draw.randint(1, 3))]
+            return "bulk_update_state", (config, steps), {}
+        if kind == "subgraph":
+            inner = [task.state for task in state.tasks if isinstance(task.state, StateSnapshot)]
+            if inner:
+                return self._within(draw, config, draw.choice(inner))
+        if kind in {"travel", "fork", "look back", "subgraph"} and (older := await self._older(draw, config)):
+            if kind == "fork":
+                return "update_state", (older.config, *self._update(draw, state)), {}
+            if kind != "travel":
+                before = {"before": older.config} if draw.random() < 0.5 else {}
+                limit = {"limit": draw.randint(1, 4)} if draw.random() < 0.5 else {}
+                chosen = draw.choice([None, {"source": "loop"}, {"step": draw.randint(-1, 3)}])
+                return "look back", (config, older.config), {**before, **limit, "filter": chosen}
+            return self._run(draw, (self._input(draw, kind, older), within(config, older)))
+        return self._run(draw, (self._input(draw, kind, state), config))
+
+    def _input(self, draw: Draw, kind: str, state: StateSnapshot) -> Any:
+        """What a run begins with: an answer where one is wanted, nothing, or values."""
+        wants = draw.random()
+        if state.interrupts and (kind in {"answer", "restart"} or wants < 0.4):
+            return self._answer(draw, state)
+        if kind == "go on" or (kind in {"restart", "travel", "crash"} and wants < 0.75):
+            return None
+        channels = self.program.shapes[self.deployment].channels
+        chosen = {one: what for one, (what, _) in channels.items() if draw.random() < 0.4}
+        values = {one: value_for(draw, what, one, state.values) for one, what in chosen.items()}
+        return {**values, "fuel": draw.randint(0, 2)}
+
+    def _within(self, draw: Draw, config: dict[str, Any], inner: StateSnapshot) -> tuple[str, tuple[Any, ...], Any]:
+        """A run from a subgraph's checkpoint, or an update of the subgraph's state."""
+        self.performance.note("a subgraph's state was addressed")
+        if draw.random() < 0.5:
+            return self._run(draw, (None, within(config, inner)))
+        names = [one for one in inner.values if isinstance(inner.values[one], (list, dict))]
+        return "update_state", (within(config, inner), {one: inner.values[one] for one in names[:1]}), {}
+
+    async def _older(self, draw: Draw, config: Any) -> Any:
+        history = await self.read("get_state_history", config)
+        return draw.choice(history) if history else None
+
+    def _run(self, draw: Draw, args: tuple[Any, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        options: dict[str, Any] = {"durability": draw.choice(["sync", "async", "async", "exit"])}
+        if options["durability"] == "async" and self.program.changes_in_place:
+            options["durability"] = "sync"
+        if draw.random() < 0.5:
+            return "invoke", args, options
+        modes = ["values", "updates", "checkpoints", "tasks"]
+        return "stream", args, {**options, "stream_mode": modes, "subgraphs": True}
+
+    def _answer(self, draw: Draw, state: StateSnapshot) -> Command:
+        ids = [asked.id for asked in state.interrupts]
+        if len(ids) == 1 or draw.random() < 0.1:
+            resume = item(draw) if draw.random() < 0.7 else {ids[0]: item(draw)}
+        else:
+            self.performance.note("one of several interrupts was answered by its id")
+            resume = {one: item(draw) for one in draw.sample(ids, draw.randint(1, len(ids)))}
+        shape = self.program.shapes[self.deployment]
+        more: dict[str, Any] = {}
+        if draw.random() < 0.35:
+            one = draw.choice([*shape.channels])
+            more["update"] = {one: 1 if one == "fuel" else value_for(draw, shape.channels[one][0], one, state.values)}
+            self.performance.note("an answer came with an update")
+        if draw.random() < 0.1:
+            more["goto"] = draw.choice(shape.nodes).name
+        return Command(resume=resume, **more)
+
+    def _update(self, draw: Draw, state: StateSnapshot) -> tuple[Any, str | None]:
+        shape = self.program.shapes[self.deployment]
+        if draw.random() < 0.1:
+            return None, draw.choice([END, "__copy__", "__input__"])
+        names = draw.sample([*shape.channels], draw.randint(1, 3))
+        values = {one: value_for(draw, shape.channels[one][0], one, state.values) for one in names if one != "fuel"}
+        return values, draw.choice([None, *[node.name for node in shape.nodes], "gate"])
+
+    async def perform(self, step: Step) -> Any:
+        """Perform an action. Returns what is seen of it, unless it crashed: then it is a matter of pace."""
+        self.performance.begin(step.number, step.crash)
+        self.deployment = step.deployment
+        args, options = copy.deepcopy(step.args), copy.deepcopy(dict(step.options))
+        try:
+            outcome = await self._perform(step.method, args, options)
+        except Exception as error:
+            self.performance.note(f"raised {type(error).__name__}")
+            outcome = seen(error)
+        self.performance.crash = None
+        self.performance.is_patient |= step.crash is not None
+        return None if step.crash else outcome
+
+    async def _perform(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if method == "look back":
+            state = await self.call("get_state", args[1], subgraphs=True)
+            return seen([state, *await self.read("get_state_history", args[0], **options)])
+        if method == "stream":  # in the order in which tasks have ended
+            return sorted(map(seen, await self.read("stream", *args, **options)), key=repr)
+        if method == "prune" and isinstance(self.saver, Model):
+            return None
+        if method == "copy_thread":
+            is_there = await self.call("get_tuple", self.config("a"), on=self.saver)
+            return is_there and await self.call("copy_thread", *args, on=self.saver, replace=True)
+        on = self.saver if method in {"delete_thread", "prune"} else None
+        outcome = await self.call(method, *args, on=on, **options)
+        return None if method == "prune" else seen(outcome)
+
+    async def _newest(self, config: dict[str, Any]) -> StateSnapshot:
+        state = await self.call("get_state", config)
+        return state._replace(parent_config=None)
+
+    async def observe(self, *, newest_only: bool = False) -> list[tuple[str, Any]]:
+        """Everything that a user can read of the threads, without times."""
+        found: dict[str, Any] = {}
+        deltas = [one for one, (kind, _) in self.program.shapes[self.deployment].channels.items() if "delta" in kind]
+
+        async def look(name: str, call: Any) -> None:
+            try:
+                found[name] = seen(await call)
+            except Exception as error:
+                found[name] = seen(error)
+
+        for thread in "ab":
+            config = self.config(thread)
+            if newest_only:
+                await look(f"{thread}: newest", self._newest(config))
+                continue
+            await look(f"{thread}: state", self.call("get_state", config, subgraphs=True))
+            await look(f"{thread}: history", self.read("get_state_history", config))
+            tuples = await self.read("list", {"configurable": config["configurable"]}, on=self.saver)
+            tuples.sort(key=lambda each: (each.config["configurable"]["checkpoint_ns"], each.checkpoint["id"]))
+            found[f"{thread}: tuples"] = seen(tuples)
+            newest = {each.config["configurable"]["checkpoint_ns"]: each.config for each in tuples}
+            for namespace in newest:
+                within = {"configurable": {**config["configurable"], "checkpoint_ns": namespace}}
+                await look(f"{thread}: newest in {namespace!r}", self.call("get_tuple", within, on=self.saver))
+            if deltas:
+                call = self.call("get_delta_channel_history", on=self.saver, config=config, channels=deltas)
+                await look(f"{thread}: deltas", call)
+        return [*found.items()]
+
+
+# --- what is seen ---
+
+LEFT_OUT = {"ts", "timestamp", "created_at", "__pregel_checkpointer"}
+VERSIONS = {"channel_versions", "versions_seen"}
+JSON = {"config", "parent_config", "metadata"}
+CHANNELS = {"checkpoint", "channel_values", "values"}
+
+
+def seen(value: Any, name: Any = None, *, in_order: bool = True) -> Any:
+    """A value with its types told and without times; the order of keys counts in values only."""
+    if name in VERSIONS:
+        return _numbered(value)
+    if isinstance(value, BaseException):
+        return [type(value).__name__, str(value)]
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return [("type", type(value).__name__), *seen(value._asdict())]
+    if isinstance(value, Mapping):
+        in_order = in_order and name not in JSON
+        parts = [(key, seen(each, key, in_order=in_order)) for key, each in value.items() if key not in LEFT_OUT]
+        return parts if in_order and name not in CHANNELS else sorted(parts, key=repr)
+    if isinstance(value, (list, tuple)) and len(value) < 50:
+        parts = [seen(each, in_order=in_order) for each in value]
+        # Interrupts are in the order in which tasks have ended.
+        are_asked = name == "interrupts" or any(isinstance(each, Interrupt) for each in value)
+        return [type(value).__name__, *(sorted(parts, key=repr) if are_asked else parts)]
+    return repr(value)
+
+
+def _numbered(versions: Any) -> Any:
+    """Versions as their numbers: what follows the point is random."""
+    if isinstance(versions, Mapping):
+        return {name: _numbered(each) for name, each in sorted(versions.items())}
+    return int(versions.split(".")[0]) if isinstance(versions, str) else repr(versions)
+
+
+def first_difference(left: Any, right: Any, path: str = "") -> str | None:
+    """Where two things that were seen differ first, and how."""
+    if left == right:
+        return None
+    if not (isinstance(left, list) and isinstance(right, list)):
+        return f"{path}:\n  model {shortly(left)}\n  ours  {shortly(right)}"
+    one, other = (dict(side) if is_of_pairs(side) else dict(enumerate(side)) for side in (left, right))
+    if one.keys() != other.keys():
+        only = [
+            shortly({key: side[key] for key in side if key not in less}) for side, less in ((one, other), (other, one))
+        ]
+        return f"{path}:\n  only model {only[0]}\n  only ours  {only[1]}"
+    for key in one:
+        if found := first_difference(one[key], other[key], f"{path}[{key}]"):
+            return found
+    return f"{path}: in another order\n  model {shortly([*one])}\n  ours  {shortly([*other])}"
+
+
+def is_of_pairs(value: list[Any]) -> bool:
+    keys = [repr(each[0]) for each in value if isinstance(each, tuple) and len(each) == 2]
+    return len(keys) == len(value) == len(set(keys))
