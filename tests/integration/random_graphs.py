@@ -151,7 +151,7 @@ class Node:
     is_handled: bool = False
     is_deferred: bool = False
     goes: str = "on"
-    """How it goes on: by edges, by a Command, or by a Send to each of some workers."""
+    """How it goes on: by edges, by a Command, by a Command to the graph's caller, or by Sends to some workers."""
     inner: Shape | None = None
     is_stateful: bool = False
     is_called: bool = False
@@ -238,9 +238,10 @@ def draw_layer(draw: Draw, name: str, size: int, depth: int, channels: dict[str,
             shared = {one: kind for one, kind in channels.items() if kind[0] in can_share and one in [*mine, "fuel"]}
             called = draw.random() < 0.4
             inner = draw_shape(draw, depth + 1, None if called else shared)
-            node = replace(node, asks=0, inner=inner, is_called=called, is_stateful=draw.random() < 0.3 and size == 1)
-        elif size == 1 and draw.random() < 0.3:
-            node = replace(node, goes=draw.choice(["send", "command send", "command"]))
+            node = replace(node, asks=0, inner=inner, is_called=called, is_stateful=draw.random() < 0.5 and size == 1)
+        elif size == 1 and draw.random() < 0.4:
+            ways = ["send", "command send", "command", *(["to its caller"] if depth else [])]
+            node = replace(node, goes=draw.choice(ways))
         has_graph |= node.inner is not None
         nodes.append(node)
     if draw.random() < 0.3 and (not has_graph or size == 1) and nodes[-1].inner is None:
@@ -248,7 +249,7 @@ def draw_layer(draw: Draw, name: str, size: int, depth: int, channels: dict[str,
         nodes[-1] = replace(nodes[-1], fails=draw.randint(1, 2), is_retried=retried, is_handled=handled)
     if size > 1 and any(node.may_fail for node in nodes):  # a graph that fails has no other beside it
         nodes = [replace(node, inner=None) if node.inner and node.may_fail else node for node in nodes]
-    if size == 1 and draw.random() < 0.08:
+    if size == 1 and draw.random() < 0.15:
         nodes[0] = replace(nodes[0], is_deferred=True)
     return tuple(nodes)
 
@@ -297,6 +298,8 @@ def build(shape: Shape, saver: Any, world: World, *, blocking: bool) -> Any:
             if node.goes == "command":
                 goto = draw.choice([targets[node.name], *([[END]] if draw.random() < 0.3 else [])])
                 return Command(update=values, goto=goto)
+            if node.goes == "to its caller":
+                return Command(graph=Command.PARENT, goto="gate")
             if node.goes == "command send":
                 return Command(update=values, goto=sends(node, state))
             return values

@@ -8,8 +8,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -17,11 +18,16 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import var_child_runnable_config
 from langgraph.graph import END
-from langgraph.types import Command, Interrupt, StateSnapshot, StateUpdate
+from langgraph.types import Command, StateSnapshot, StateUpdate
 
 from tests.integration.random_graphs import Draw, Refusal, Shape, build, draw_older, draw_shape, item, value_for
+from tests.integration.random_sights import seen, shortly
 
 Saver = BaseCheckpointSaver[str]
+
+
+ROOT = "6000-8000-000000000000"
+"""How the ids of the root graph's checkpoints end."""
 
 
 class Crash(Exception):
@@ -37,11 +43,13 @@ class Performance:
     """
 
     seed: str
-    current: ClassVar[Performance]
+    prefix: str
     action: int = 0
     crash: tuple[int, str] | None = None
     is_patient: bool = False
     """Whether nodes fail no more: after a crash, since how often they were tried in it depends on the saver's pace."""
+    task: asyncio.Task[Any] | None = None
+    """What runs the action, and can be cancelled."""
     steps: Counter[str] = field(default_factory=Counter)
     attempts: Counter[str] = field(default_factory=Counter)
     met: set[str] = field(default_factory=set)
@@ -49,7 +57,8 @@ class Performance:
     def begin(self, action: int, crash: tuple[int, str] | None = None) -> None:
         """Begin an action."""
         self.action, self.crash, self.steps = action, crash, Counter()
-        Performance.current = self
+        PERFORMED.set(self)
+        PERFORMED_ON[self.prefix] = self
 
     def next_id(self) -> UUID:
         """The id of the next checkpoint, greater than those before it in its namespace."""
@@ -61,11 +70,19 @@ class Performance:
         return UUID("{:08x}{:04x}6{:03x}8{:03x}{:012x}".format(self.action, root, *inner))
 
     def check(self, checkpoint_id: str, task_id: str = "") -> None:
-        """Raise if the process has died before this call: the ids tell, in whatever order the calls come."""
+        """Raise if the process has died before this call: the ids tell, in whatever order the calls come.
+
+        Or cancel the run while this call is under way.
+        """
         if self.crash is None or int(checkpoint_id[:8], 16) != self.action:
             return
         last, kind = self.crash
         step = int(checkpoint_id[9:13], 16)
+        if kind == "cancel":
+            if step == last and not task_id and self.task is not None and checkpoint_id[14:] == ROOT:
+                self.note("cancelled")
+                self.task.cancel()
+            return
         if step > last or (step == last and kind == "writes" and task_id and zlib.crc32(task_id.encode()) % 2):
             self.note("crashed")
             raise Crash(f"after step {last}")
@@ -81,23 +98,33 @@ class Performance:
         self.met.add(f"met: {what}")
 
 
+PERFORMED: ContextVar[Performance] = ContextVar("PERFORMED")
+"""What LangGraph makes an id for: many programs are performed at once."""
+PERFORMED_ON: dict[str, Performance] = {}
+"""By the threads' prefix, for savers: LangGraph calls them from done callbacks too, which have no context."""
+
+
+def performed_on(config: Any) -> Performance:
+    return PERFORMED_ON[config["configurable"]["thread_id"].rpartition("/")[0]]
+
+
 class Mortal:
     """Mixed into a saver: it dies when the performance says so."""
 
     async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        Performance.current.check(checkpoint["id"])
+        performed_on(config).check(checkpoint["id"])
         return await super().aput(config, checkpoint, metadata, new_versions)  # type: ignore[misc]
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        Performance.current.check(checkpoint["id"])
+        performed_on(config).check(checkpoint["id"])
         return super().put(config, checkpoint, metadata, new_versions)  # type: ignore[misc]
 
     async def aput_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
-        Performance.current.check(config["configurable"]["checkpoint_id"], task_id)
+        performed_on(config).check(config["configurable"]["checkpoint_id"], task_id)
         await super().aput_writes(config, writes, task_id, task_path)  # type: ignore[misc]
 
     def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
-        Performance.current.check(config["configurable"]["checkpoint_id"], task_id)
+        performed_on(config).check(config["configurable"]["checkpoint_id"], task_id)
         super().put_writes(config, writes, task_id, task_path)  # type: ignore[misc]
 
 
@@ -119,7 +146,7 @@ class Model(Mortal, InMemorySaver):
 def same_ids() -> Iterator[None]:
     """Have LangGraph take the ids of checkpoints from the performance."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("langgraph.pregel._checkpoint.uuid6", lambda **_: Performance.current.next_id())
+        patch.setattr("langgraph.pregel._checkpoint.uuid6", lambda **_: PERFORMED.get().next_id())
         yield
 
 
@@ -136,6 +163,7 @@ ACTIONS = {
     "look back": 1,
     "deploy": 1.5,
     "crash": 1.5,
+    "cancel": 0.7,
     "restart": 0.7,
     "delete": 0.3,
     "copy": 0.4,
@@ -194,11 +222,6 @@ class Step:
         return f"{self.number} {self.kind}: {self.method}({shown}), deployment {self.deployment}{crash}"
 
 
-def shortly(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 400 else f"{text[:250]} ... {text[-100:]}"
-
-
 def within(config: dict[str, Any], state: StateSnapshot) -> dict[str, Any]:
     """A config that names the checkpoint of a state."""
     return {**config, "configurable": {**config["configurable"], **state.config["configurable"]}}
@@ -209,9 +232,10 @@ class Side:
 
     def __init__(self, program: Program, saver: Saver, prefix: str, *, blocking: bool) -> None:
         self.program, self.prefix, self.blocking = program, prefix, blocking
-        self.performance = Performance(str(program.seed))
+        self.performance = Performance(str(program.seed), prefix)
         self.use(saver)
         self.deployment = 0
+        self.is_pruned = False
 
     def use(self, saver: Saver) -> None:
         """Go on with another saver."""
@@ -219,7 +243,7 @@ class Side:
         self.graphs = [build(shape, saver, self.performance, blocking=self.blocking) for shape in self.program.shapes]
 
     def config(self, thread: str) -> dict[str, Any]:
-        return {"configurable": {"thread_id": f"{self.prefix}{thread}"}, "recursion_limit": 12}
+        return {"configurable": {"thread_id": f"{self.prefix}/{thread}"}, "recursion_limit": 12}
 
     async def call(self, method: str, *args: Any, on: Any = None, **options: Any) -> Any:
         """Call a method of the graph's, or of the saver's: the async one, or the sync one in a worker thread."""
@@ -246,7 +270,14 @@ class Side:
             self.deployment = 1 - self.deployment
         config = self.config(draw.choice("aaab"))
         method, args, options = await self._decided(draw, kind, config)
-        crash = (draw.randint(0, 5), draw.choice(["put", "writes"])) if kind == "crash" else None
+        crash = None
+        if kind in {"crash", "cancel"}:
+            way = "cancel" if kind == "cancel" and not self.blocking else draw.choice(["put", "writes"])
+            crash = (draw.randint(1, 5), way)
+        if crash and crash[1] == "cancel" and "durability" in options:
+            options["durability"] = "sync"  # so that no node is under way
+        if self.is_pruned and method == "stream":
+            method, options = "invoke", {"durability": options["durability"]}
         return Step(number, kind, method, args, options, self.deployment, crash)
 
     async def _decided(self, draw: Draw, kind: str, config: dict[str, Any]) -> tuple[str, tuple[Any, ...], Any]:
@@ -283,7 +314,7 @@ class Side:
         wants = draw.random()
         if state.interrupts and (kind in {"answer", "restart"} or wants < 0.4):
             return self._answer(draw, state)
-        if kind == "go on" or (kind in {"restart", "travel", "crash"} and wants < 0.75):
+        if kind == "go on" or (kind in {"restart", "travel", "crash", "cancel"} and wants < 0.75):
             return None
         channels = self.program.shapes[self.deployment].channels
         chosen = {one: what for one, (what, _) in channels.items() if draw.random() < 0.4}
@@ -312,7 +343,7 @@ class Side:
         return "stream", args, {**options, "stream_mode": modes, "subgraphs": True}
 
     def _answer(self, draw: Draw, state: StateSnapshot) -> Command:
-        ids = [asked.id for asked in state.interrupts]
+        ids = sorted(asked.id for asked in state.interrupts)
         if len(ids) == 1 or draw.random() < 0.1:
             resume = item(draw) if draw.random() < 0.7 else {ids[0]: item(draw)}
         else:
@@ -341,8 +372,12 @@ class Side:
         self.performance.begin(step.number, step.crash)
         self.deployment = step.deployment
         args, options = copy.deepcopy(step.args), copy.deepcopy(dict(step.options))
+        self.is_pruned |= step.kind == "prune"
+        self.performance.task = asyncio.create_task(self._perform(step.method, args, options))
         try:
-            outcome = await self._perform(step.method, args, options)
+            outcome = await self.performance.task
+        except asyncio.CancelledError:
+            outcome = None
         except Exception as error:
             self.performance.note(f"raised {type(error).__name__}")
             outcome = seen(error)
@@ -351,6 +386,14 @@ class Side:
         return None if step.crash else outcome
 
     async def _perform(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        try:
+            return await self._performed(method, args, options)
+        except asyncio.CancelledError as error:
+            # LangGraph's own advice: what ends the run is in the error, and to be awaited.
+            await asyncio.wait([each for each in error.args if isinstance(each, asyncio.Future)] or [asyncio.sleep(0)])
+            raise
+
+    async def _performed(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if method == "look back":
             state = await self.call("get_state", args[1], subgraphs=True)
             return seen([state, *await self.read("get_state_history", args[0], **options)])
@@ -369,8 +412,8 @@ class Side:
         state = await self.call("get_state", config)
         return state._replace(parent_config=None)
 
-    async def observe(self, *, newest_only: bool = False) -> list[tuple[str, Any]]:
-        """Everything that a user can read of the threads, without times."""
+    async def observe(self) -> list[tuple[str, Any]]:
+        """Everything that a user can read of the threads; once they are pruned, the newest state."""
         found: dict[str, Any] = {}
         deltas = [one for one, (kind, _) in self.program.shapes[self.deployment].channels.items() if "delta" in kind]
 
@@ -382,7 +425,7 @@ class Side:
 
         for thread in "ab":
             config = self.config(thread)
-            if newest_only:
+            if self.is_pruned:
                 await look(f"{thread}: newest", self._newest(config))
                 continue
             await look(f"{thread}: state", self.call("get_state", config, subgraphs=True))
@@ -398,61 +441,3 @@ class Side:
                 call = self.call("get_delta_channel_history", on=self.saver, config=config, channels=deltas)
                 await look(f"{thread}: deltas", call)
         return [*found.items()]
-
-
-# --- what is seen ---
-
-LEFT_OUT = {"ts", "timestamp", "created_at", "__pregel_checkpointer"}
-VERSIONS = {"channel_versions", "versions_seen"}
-JSON = {"config", "parent_config", "metadata"}
-CHANNELS = {"checkpoint", "channel_values", "values"}
-
-
-def seen(value: Any, name: Any = None, *, in_order: bool = True) -> Any:
-    """A value with its types told and without times; the order of keys counts in values only."""
-    if name in VERSIONS:
-        return _numbered(value)
-    if isinstance(value, BaseException):
-        return [type(value).__name__, str(value)]
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return [("type", type(value).__name__), *seen(value._asdict())]
-    if isinstance(value, Mapping):
-        in_order = in_order and name not in JSON
-        parts = [(key, seen(each, key, in_order=in_order)) for key, each in value.items() if key not in LEFT_OUT]
-        return parts if in_order and name not in CHANNELS else sorted(parts, key=repr)
-    if isinstance(value, (list, tuple)) and len(value) < 50:
-        parts = [seen(each, in_order=in_order) for each in value]
-        # Interrupts are in the order in which tasks have ended.
-        are_asked = name == "interrupts" or any(isinstance(each, Interrupt) for each in value)
-        return [type(value).__name__, *(sorted(parts, key=repr) if are_asked else parts)]
-    return repr(value)
-
-
-def _numbered(versions: Any) -> Any:
-    """Versions as their numbers: what follows the point is random."""
-    if isinstance(versions, Mapping):
-        return {name: _numbered(each) for name, each in sorted(versions.items())}
-    return int(versions.split(".")[0]) if isinstance(versions, str) else repr(versions)
-
-
-def first_difference(left: Any, right: Any, path: str = "") -> str | None:
-    """Where two things that were seen differ first, and how."""
-    if left == right:
-        return None
-    if not (isinstance(left, list) and isinstance(right, list)):
-        return f"{path}:\n  model {shortly(left)}\n  ours  {shortly(right)}"
-    one, other = (dict(side) if is_of_pairs(side) else dict(enumerate(side)) for side in (left, right))
-    if one.keys() != other.keys():
-        only = [
-            shortly({key: side[key] for key in side if key not in less}) for side, less in ((one, other), (other, one))
-        ]
-        return f"{path}:\n  only model {only[0]}\n  only ours  {only[1]}"
-    for key in one:
-        if found := first_difference(one[key], other[key], f"{path}[{key}]"):
-            return found
-    return f"{path}: in another order\n  model {shortly([*one])}\n  ours  {shortly([*other])}"
-
-
-def is_of_pairs(value: list[Any]) -> bool:
-    keys = [repr(each[0]) for each in value if isinstance(each, tuple) and len(each) == 2]
-    return len(keys) == len(value) == len(set(keys))
