@@ -24,7 +24,7 @@
     ├── Unavailable                       the server could not be reached in time, or no connection became free
     ├── NotInstalled (ImportError)        an optional part of the library is needed
     └── MigrationError                    the schema could not be brought to head
-        └── MigrationLocked               another process has held the migration lock past the deadline
+        └── MigrationLocked               another migration, or transactions on the tables, took too long
 
 Every error that comes from the server or the driver has SQLAlchemy's as its `__cause__`, or what the network said.
 """
@@ -144,7 +144,7 @@ class MigrationError(CheckpointStoreError):
 
 
 class MigrationLocked(MigrationError):
-    """Raised when another process holds the migration lock past the deadline: let it finish, then try again."""
+    """Raised past the deadline of a migration: another one, or transactions that use the tables, have to end first."""
 
 
 ONE_CALLS = (AccessDenied, Conflict, LimitReached, LockLost, Refused, UnstorableValue)

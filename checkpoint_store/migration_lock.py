@@ -1,4 +1,4 @@
-"""The lock that whoever migrates a schema holds.
+"""The lock that whoever migrates a schema holds, and how long a migration waits for locks of others.
 
 Alembic keeps its `context` in a module global, so only one migration may run in a process at a time, and only one in a
 schema, whatever the number of processes: a mutex sees to the first, an advisory lock to the second.
@@ -11,14 +11,15 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Select, func, select, text
 
 from checkpoint_store import options
-from checkpoint_store.errors import MigrationLocked, UnusableConnection
+from checkpoint_store.errors import MigrationLocked, UnusableConnection, shown
 from checkpoint_store.process import ProcessLock
-from checkpoint_store.schema import VERSION_TABLE
+from checkpoint_store.schema import VERSION_TABLE, Tables, qualified
 
 LOCK_SECONDS = 60.0
 """How long to wait for another process that migrates the same schema."""
@@ -27,8 +28,96 @@ _POLL_SECONDS = 0.05
 _HELD = "checkpoint_store_locked"
 """Where a connection's `info` has the keys of the locks that it holds."""
 
+PATIENCE = "checkpoint_store_patience"
+"""Where the attributes of an Alembic configuration have a `Patience`."""
+
 T = TypeVar("T")
 Pause = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a migration waits for transactions that are using the tables."""
+
+    deadline: float
+    """When it gives up, by `time.monotonic()`."""
+    seconds: float
+    """How long it waits for one lock: whoever comes later waits behind it, and two may wait for each other."""
+
+    @property
+    def left(self) -> float:
+        """The seconds until the deadline."""
+        return max(self.deadline - time.monotonic(), 0)
+
+
+def patience_of(timeout: float) -> Patience:
+    """Return the patience of whoever tries once."""
+    return Patience(time.monotonic() + timeout, timeout)
+
+
+@contextlib.contextmanager
+def bounded(conn: Connection, seconds: float, *, local: bool = True) -> Iterator[None]:
+    """Bound the wait for each lock by `lock_timeout`; a shorter one that is set already stays.
+
+    Args:
+        conn: Where to set it.
+        seconds: The bound.
+        local: Whether it is set for the transaction, which undoes it if it fails, or for the session.
+    """
+    most = max(round(seconds * 1000), 1)
+    before = conn.scalar(text("SELECT CAST(setting AS int) FROM pg_settings WHERE name = 'lock_timeout'")) or 0
+    if 0 < before <= most:
+        yield
+        return
+    conn.execute(select(func.set_config("lock_timeout", str(most), local)))
+    try:
+        yield
+    except BaseException:
+        if not local and not conn.invalidated:
+            conn.execute(select(func.set_config("lock_timeout", str(before), local)))
+        raise
+    conn.execute(select(func.set_config("lock_timeout", str(before), local)))
+
+
+def those_in_the_way(conn: Connection, schema: str | None, *, snapshots: bool) -> str:
+    """Name the transactions that a migration has to wait for; empty if there are none, or the role can't see them.
+
+    Args:
+        conn: A connection, not in a transaction that has failed.
+        schema: The PostgreSQL schema of the tables, or None for the `search_path`'s.
+        snapshots: Whether it waits for old snapshots too, as CREATE INDEX CONCURRENTLY does, also those of
+            transactions that use other tables.
+    """
+    found = conn.execute(
+        _IN_THE_WAY,
+        {"names": [qualified(table.name, schema) for table in Tables(schema).all], "snapshots": snapshots},
+    )
+    return "; ".join(
+        f"process {pid} (application_name {shown(application)}, {state or 'state unknown'}"
+        + (")" if age is None else f", its transaction {age:.0f} s old)")
+        for pid, application, state, age in found
+    )
+
+
+# Never their queries, which have values in them. What is short will be over before anybody has read of it.
+_IN_THE_WAY = text(
+    """
+    SELECT pid, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND (state LIKE 'idle%' OR clock_timestamp() - xact_start > interval '1 second' OR xact_start IS NULL)
+    AND (
+        CAST(:snapshots AS boolean) AND backend_xmin IS NOT NULL
+        OR pid IN (
+            SELECT l.pid FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+            WHERE l.granted AND d.datname = current_database()
+            AND l.relation IN (SELECT to_regclass(name) FROM unnest(CAST(:names AS text[])) AS name)
+        )
+    )
+    ORDER BY xact_start, pid
+    LIMIT 10
+    """
+)
 
 _mutex = ProcessLock()
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,19 @@ from sqlalchemy import Connection, Table, exc, func, select
 
 from checkpoint_store import operations
 from checkpoint_store.causes import chain, diagnosis_of
-from checkpoint_store.errors import SET_UP, AccessDenied, MigrationError, NotSetUp
+from checkpoint_store.errors import SET_UP, AccessDenied, MigrationError, MigrationLocked, NotSetUp
 from checkpoint_store.executor import Executor, Ordinary
-from checkpoint_store.migration_lock import LOCK_SECONDS, in_turn, lock_key, lock_key_of, locked
+from checkpoint_store.migration_lock import (
+    LOCK_SECONDS,
+    PATIENCE,
+    Patience,
+    in_turn,
+    lock_key,
+    lock_key_of,
+    locked,
+    patience_of,
+    those_in_the_way,
+)
 from checkpoint_store.schema import HEAD, STOCK_TABLE, VERSION_TABLE, Tables, identifier, qualified
 from checkpoint_store.statements import Statements, statements_of
 
@@ -38,6 +50,7 @@ __all__ = [
     "current",
     "downgrade",
     "grants",
+    "insist",
     "is_head",
     "lock_key",
     "lock_key_of",
@@ -56,6 +69,18 @@ SCHEMA_OPTION = "checkpoint_store_schema"
 """How Alembic's configuration names the PostgreSQL schema: an option of the ini file, or one of `config.attributes`."""
 
 _NO_RIGHT = "42501"  # insufficient_privilege
+_LOCKED = "55P03"  # lock_not_available
+
+_CONFLICTS = frozenset({"23505", "40001", "40P01", "42701", "42710", "42P06", "42P07", "XX000"})
+"""How DDL fails beside that of others who take no lock of ours, such as the stock saver's setup().
+
+Something is there that was not when the statement began, even with IF NOT EXISTS (the catalog's unique indexes say so,
+or "tuple concurrently updated"), or two wait for each other.
+"""
+_MOST_CONFLICTS = 6
+"""How often that may be by chance."""
+_FIRST_WAIT = 0.5
+"""Less than `deadlock_timeout`: where two wait for each other it is the migration that gives way, and tries again."""
 
 _KEYS = {table.name: {column.name for column in table.primary_key} for table in Tables().all} | {
     VERSION_TABLE: {"version_num"},
@@ -149,17 +174,17 @@ def upgrade(
         conn: Where to run. In a transaction the migrations become part of it; otherwise each revision commits itself.
         schema: The PostgreSQL schema, or None for the `search_path`'s.
         revision: How far, as Alembic names it.
-        timeout: How long to wait for others that migrate the same schema, in seconds.
+        timeout: How long to wait for others that migrate the same schema or are using its tables, in seconds.
         pause: Sleeps for so many seconds.
 
     Raises:
-        MigrationLocked: If another has held the lock past the deadline.
+        MigrationLocked: If another has held the lock, or transactions have used the tables, past the deadline.
         MigrationError: If a revision fails; it has been rolled back.
     """
     from alembic import command
 
     with locked(conn, schema, timeout, pause):
-        _alembic(command.upgrade, conn, schema, revision)
+        _insist_on(conn, partial(_alembic, command.upgrade, conn, schema, revision), timeout, pause)
 
 
 def downgrade(
@@ -178,17 +203,17 @@ def downgrade(
         conn: Where to run, as for `upgrade`.
         schema: The PostgreSQL schema, or None for the `search_path`'s.
         revision: How far, as Alembic names it.
-        timeout: How long to wait for others that migrate the same schema, in seconds.
+        timeout: How long to wait for others that migrate the same schema or are using its tables, in seconds.
         pause: Sleeps for so many seconds.
 
     Raises:
-        MigrationLocked: If another has held the lock past the deadline.
+        MigrationLocked: If another has held the lock, or transactions have used the tables, past the deadline.
         MigrationError: If a revision fails; it has been rolled back.
     """
     from alembic import command
 
     with locked(conn, schema, timeout, pause):
-        _alembic(command.downgrade, conn, schema, revision)
+        _insist_on(conn, partial(_alembic, command.downgrade, conn, schema, revision), timeout, pause)
 
 
 def offline_sql(schema: str | None = None, *, revision: str = "head") -> str:
@@ -251,7 +276,7 @@ def not_ours(item: object, name: str | None, kind: str, reflected: bool, compare
 
 
 def bring_to_head(
-    conn: Connection, sql: Statements, timeout: float, pause: Callable[[float], None] = time.sleep
+    conn: Connection, sql: Statements, patience: Patience, pause: Callable[[float], None] = time.sleep
 ) -> None:
     """Migrate to head unless the database is there; whoever else has the same in mind waits, and finds it done.
 
@@ -259,22 +284,47 @@ def bring_to_head(
         conn: Where to run. In a transaction the migrations become part of it, and so does the lock; otherwise each
             revision commits itself.
         sql: The statements of the schema.
-        timeout: How long to wait for others, in seconds.
+        patience: How long to wait for others.
         pause: Sleeps for so many seconds.
 
     Raises:
-        MigrationLocked: If another has held the lock past the deadline.
+        MigrationLocked: If another has held the lock, or transactions have used the tables, past the deadline.
         MigrationError: If a revision fails; it has been rolled back.
     """
+    from alembic import command
+
     schema = sql.tables.schema
-    with locked(conn, schema, timeout, pause):
+    with locked(conn, schema, patience.left, pause):
         revisions = _revisions(conn, sql)
         if is_head(revisions):
             return
         if revisions and not revisions <= _known():
             log.warning("%s; left as it is", _newer(revisions))
             return
-        upgrade(conn, schema)
+        _alembic(command.upgrade, conn, schema, "head", patience)
+
+
+def insist(attempt: Callable[[Patience], None], timeout: float, pause: Callable[[float], None]) -> None:
+    """Call what migrates, and again where others were in its way, until the deadline.
+
+    Args:
+        attempt: What to call; it has undone what it had begun when it raises.
+        timeout: The seconds until the deadline.
+        pause: Sleeps for so many seconds.
+    """
+    deadline, seconds, conflicts = time.monotonic() + timeout, _FIRST_WAIT, 0
+    while True:
+        try:
+            return attempt(Patience(deadline, min(seconds, max(deadline - time.monotonic(), 0))))
+        except MigrationError as error:
+            state = diagnosis_of(error.__cause__ or error).state
+            conflicts += state in _CONFLICTS
+            is_chance = state == _LOCKED or (state in _CONFLICTS and conflicts < _MOST_CONFLICTS)
+            if not is_chance or time.monotonic() > deadline:
+                raise
+            log.warning("%s Trying again.", error)
+        pause(0.1 * 2**conflicts * random.uniform(0.5, 1.5))
+        seconds *= 2
 
 
 @contextlib.contextmanager
@@ -301,11 +351,24 @@ def access_denied(message: str, schema: str | None, role: str | None) -> AccessD
     return AccessDenied(f"{message}. A role that owns the tables can give the right{stands_for}: {statements}")
 
 
-def _alembic(command: Callable[..., None], conn: Connection, schema: str | None, revision: str) -> None:
+def _insist_on(
+    conn: Connection, attempt: Callable[[Patience], None], timeout: float, pause: Callable[[float], None]
+) -> None:
+    if conn.in_transaction():
+        attempt(patience_of(timeout))  # what has failed in it can't be made again
+    else:
+        insist(attempt, timeout, pause)
+
+
+def _alembic(
+    command: Callable[..., None], conn: Connection, schema: str | None, revision: str, patience: Patience
+) -> None:
     from alembic.util import CommandError
 
+    theirs = conn.in_transaction()
     made = config(schema)
     made.attributes["connection"] = conn
+    made.attributes[PATIENCE] = patience
     try:
         with untranslated(conn):
             command(made, revision)
@@ -314,11 +377,23 @@ def _alembic(command: Callable[..., None], conn: Connection, schema: str | None,
     except exc.DBAPIError as error:
         if error.connection_invalidated:
             raise
+        state = diagnosis_of(error).state
+        if state == _LOCKED:
+            known = ""
+            if not theirs:
+                conn.rollback()
+                known = those_in_the_way(conn, schema, snapshots=True)
+                conn.rollback()
+            message = (
+                f"migration to {revision!r} waits for transactions that are using the tables: "
+                f"{known or 'see pg_stat_activity'}. What it had begun was rolled back."
+            )
+            chain(MigrationLocked(message), error)
         schema_too = "" if schema is None else f", and the schema {identifier(schema)} if it is missing"
         hint = (
             f" Run `alembic upgrade head` before deploying, with a role that may create tables{schema_too}; "
             "then setup() needs no such right."
-            if diagnosis_of(error).state == _NO_RIGHT
+            if state == _NO_RIGHT
             else ""
         )
         chain(MigrationError(f"migration to {revision!r} failed and was rolled back: {_reason(error)}.{hint}"), error)

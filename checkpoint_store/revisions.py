@@ -34,6 +34,7 @@ from sqlalchemy import (
 from alembic import op
 from checkpoint_store import migrations
 from checkpoint_store.errors import CheckpointStoreError
+from checkpoint_store.migration_lock import PATIENCE, Patience, bounded, those_in_the_way
 from checkpoint_store.schema import VERSION_TABLE, identifier, qualified, quoted
 
 if TYPE_CHECKING:
@@ -168,6 +169,16 @@ def outside_transaction() -> Iterator[None]:
             conn.execute(select(func.pg_advisory_unlock(key)))
 
 
+@contextlib.contextmanager
+def waiting_for_snapshots(schema: str | None) -> Iterator[None]:
+    """Say who is waited for where an index is built online, and keep the deadline."""
+    conn, patience = op.get_bind(), patience_of(op.get_context())
+    if known := those_in_the_way(conn, schema, snapshots=True):
+        log.warning("an index is built online, which waits for transactions that are older: %s", known)
+    with contextlib.nullcontext() if patience is None else bounded(conn, patience.left, local=False):
+        yield
+
+
 def schema_of(context: MigrationContext) -> str | None:
     """Return the schema that Alembic's configuration names for our tables.
 
@@ -184,6 +195,11 @@ def schema_of(context: MigrationContext) -> str | None:
     return arguments.get(migrations.SCHEMA_OPTION) or migrations.schema_option(config)
 
 
+def patience_of(context: MigrationContext) -> Patience | None:
+    """Return how long to wait for others, where our own code drives Alembic."""
+    return None if context.config is None else context.config.attributes.get(PATIENCE)
+
+
 def _step(
     body: Body, is_due: Callable[[str | None], bool], target: str | None, *, is_first: bool
 ) -> Callable[[], None]:
@@ -193,7 +209,11 @@ def _step(
         try:
             named = schema_of(context)
             schema = None if named is None else quoted(named)
-            if _is_our_own(context):
+            patience = patience_of(context)
+            if patience is not None:
+                with bounded(op.get_bind(), patience.seconds):
+                    body(schema)
+            elif _is_our_own(context):
                 body(schema)
             elif context.as_sql:
                 _run_and_note(body, schema, target, is_first=is_first)

@@ -175,10 +175,10 @@ class AsyncPostgresSaver(Lifecycle):
         create tables. A database of the stock saver is adopted in place.
 
         Args:
-            timeout: How long to wait for another process that migrates, in seconds.
+            timeout: How long to wait for others that migrate or use the tables, in seconds.
 
         Raises:
-            MigrationLocked: If it took longer.
+            MigrationLocked: If they took longer; names the transactions that were in the way.
             MigrationError: If the migration failed; it has been rolled back.
             Unavailable: If the server can't be reached.
         """

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from alembic import op
-from checkpoint_store.revisions import downgrade_from, outside_transaction, statement, upgrade_to
+from checkpoint_store.revisions import downgrade_from, outside_transaction, statement, upgrade_to, waiting_for_snapshots
 from checkpoint_store.schema import qualified
 
 revision = "cs03_lifecycle"
@@ -37,7 +37,7 @@ def upgrade(schema: str | None) -> None:
     # Whoever builds one by hand holds this lock; what is invalid once we have it, nobody will finish.
     op.execute(statement(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE"))
     valid, leftovers = found(table)
-    with online(table) as concurrently:
+    with online(table, schema) as concurrently:
         for name, definition in INDEXES.items():
             if name in leftovers:
                 op.execute(statement(f"DROP INDEX {concurrently} {leftovers[name]}"))
@@ -52,7 +52,7 @@ def downgrade(schema: str | None) -> None:
 
 
 @contextmanager
-def online(table: str) -> Iterator[str]:
+def online(table: str, schema: str | None) -> Iterator[str]:
     """Yield CONCURRENTLY, outside a transaction, where an index can be built so and should be; else nothing.
 
     Where the table is empty the other way is better: it waits for nobody, and is undone with the rest.
@@ -64,7 +64,7 @@ def online(table: str) -> Iterator[str]:
     # A partitioned table knows no other way.
     if ours and kind in ("r", b"r") and connection.scalar(statement(f"SELECT EXISTS (SELECT FROM {table})")):
         try:
-            with outside_transaction():
+            with outside_transaction(), waiting_for_snapshots(schema):
                 yield "CONCURRENTLY"
         except sa.exc.PendingRollbackError as error:
             # Alembic sets a connection back even when it is lost, and hides by what.

@@ -26,7 +26,7 @@ def upgrade(
     url: Url = "",
     schema: Schema = None,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for another process that migrates.")
+        float, typer.Option(metavar="SECONDS", help="How long to wait for others that migrate or use the tables.")
     ] = migrations.LOCK_SECONDS,
 ) -> None:
     """Bring the tables to what this version needs.
@@ -56,7 +56,7 @@ def downgrade(
     schema: Schema = None,
     yes: Yes = False,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for another process that migrates.")
+        float, typer.Option(metavar="SECONDS", help="How long to wait for others that migrate or use the tables.")
     ] = migrations.LOCK_SECONDS,
 ) -> None:
     """Undo revisions; "base" drops the tables.

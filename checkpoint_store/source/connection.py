@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from checkpoint_store import migrations
 from checkpoint_store.errors import WrongTransaction
 from checkpoint_store.executor import Ordinary
+from checkpoint_store.migration_lock import patience_of
 from checkpoint_store.source.origin import Origin, pause_of
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import alone_with, wait_for_others
@@ -176,4 +177,4 @@ def _migrate(conn: Connection, sql: Statements, timeout: float) -> None:
     # The first statement on a connection begins the caller's transaction, here as everywhere in SQLAlchemy.
     if not conn.in_transaction() and not getattr(conn.connection.dbapi_connection, "autocommit", False):
         conn.begin()
-    migrations.bring_to_head(conn, sql, timeout, pause_of(conn.dialect))
+    migrations.bring_to_head(conn, sql, patience_of(timeout), pause_of(conn.dialect))

@@ -14,6 +14,7 @@ from checkpoint_store import migrations, operations
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
 from checkpoint_store.executor import borrowed, detached, dispose, migrating
 from checkpoint_store.faults import fault_of
+from checkpoint_store.migration_lock import Patience
 from checkpoint_store.process import in_children
 from checkpoint_store.source.failures import FOREIGN
 from checkpoint_store.source.hold import Hold
@@ -86,10 +87,14 @@ class EngineOrigin(Origin):
                 return
         except NotSetUp:
             pass
+        pause = pause_of(self.engine.dialect)
+        migrations.insist(partial(self._migrate, pause), timeout, pause)
+
+    def _migrate(self, pause: Callable[[float], None], patience: Patience) -> None:
         with self.turn():
             self.check_lends()
             with migrating(self.engine) as conn:
-                migrations.bring_to_head(conn, self.sql, timeout, pause_of(self.engine.dialect))
+                migrations.bring_to_head(conn, self.sql, patience, pause)
 
     def take_lock(self, hold: Hold) -> None:
         """Take a thread's lock until it is dropped; trying again is part of the wait for it."""
