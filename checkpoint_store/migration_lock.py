@@ -12,9 +12,9 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, func, select, text
+from sqlalchemy import ColumnClause, ColumnElement, Connection, Select, column, extract, func, or_, select, table
 
 from checkpoint_store import options
 from checkpoint_store.errors import MigrationLocked, UnusableConnection, shown
@@ -65,7 +65,8 @@ def bounded(conn: Connection, seconds: float, *, local: bool = True) -> Iterator
         local: Whether it is set for the transaction, which undoes it if it fails, or for the session.
     """
     most = max(round(seconds * 1000), 1)
-    before = conn.scalar(text("SELECT CAST(setting AS int) FROM pg_settings WHERE name = 'lock_timeout'")) or 0
+    settings = table("pg_settings", column("name"), column("setting"))
+    before = int(conn.scalar(select(settings.c.setting).where(settings.c.name == "lock_timeout")) or 0)
     if 0 < before <= most:
         yield
         return
@@ -88,36 +89,31 @@ def those_in_the_way(conn: Connection, schema: str | None, *, snapshots: bool) -
         snapshots: Whether it waits for old snapshots too, as CREATE INDEX CONCURRENTLY does, also those of
             transactions that use other tables.
     """
+    activity = table("pg_stat_activity", *map(column, ("pid", "datname", "application_name", "state")))
+    xact_start: ColumnClause[Any] = column("xact_start")
+    backend_xmin: ColumnClause[Any] = column("backend_xmin")
+    locks = table("pg_locks", column("pid"), column("granted"), column("relation"))
+    names = [func.to_regclass(qualified(each.name, schema)) for each in Tables(schema).all]
+    in_the_way: ColumnElement[bool] = activity.c.pid.in_(
+        select(locks.c.pid).where(locks.c.granted, locks.c.relation.in_(names))
+    )
+    if snapshots:
+        in_the_way |= backend_xmin.is_not(None)
+    age = extract("epoch", func.clock_timestamp() - xact_start)
+    # Never their queries, which have values in them. What is short will be over before anybody has read of it.
     found = conn.execute(
-        _IN_THE_WAY,
-        {"names": [qualified(table.name, schema) for table in Tables(schema).all], "snapshots": snapshots},
+        select(activity.c.pid, activity.c.application_name, activity.c.state, age)
+        .where(activity.c.datname == func.current_database(), activity.c.pid != func.pg_backend_pid(), in_the_way)
+        .where(or_(activity.c.state.like("idle%"), age > 1, xact_start.is_(None)))
+        .order_by(xact_start, activity.c.pid)
+        .limit(10)
     )
     return "; ".join(
         f"process {pid} (application_name {shown(application)}, {state or 'state unknown'}"
-        + (")" if age is None else f", its transaction {age:.0f} s old)")
-        for pid, application, state, age in found
+        + (")" if seconds is None else f", its transaction {seconds:.0f} s old)")
+        for pid, application, state, seconds in found
     )
 
-
-# Never their queries, which have values in them. What is short will be over before anybody has read of it.
-_IN_THE_WAY = text(
-    """
-    SELECT pid, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)
-    FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
-    AND (state LIKE 'idle%' OR clock_timestamp() - xact_start > interval '1 second' OR xact_start IS NULL)
-    AND (
-        CAST(:snapshots AS boolean) AND backend_xmin IS NOT NULL
-        OR pid IN (
-            SELECT l.pid FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
-            WHERE l.granted AND d.datname = current_database()
-            AND l.relation IN (SELECT to_regclass(name) FROM unnest(CAST(:names AS text[])) AS name)
-        )
-    )
-    ORDER BY xact_start, pid
-    LIMIT 10
-    """
-)
 
 _mutex = ProcessLock()
 

@@ -302,6 +302,7 @@ def bring_to_head(
             log.warning("%s; left as it is", _newer(revisions))
             return
         _alembic(command.upgrade, conn, schema, "head", patience)
+        _revisions(conn, sql)  # which warns of what may be wrong
 
 
 def insist(attempt: Callable[[Patience], None], timeout: float, pause: Callable[[float], None]) -> None:

@@ -6,6 +6,7 @@ Where it doesn't say otherwise each is one statement, so it is atomic on its own
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -34,6 +35,11 @@ from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Read, Statement, Statements
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_warned: set[tuple[str, str]] = set()
+"""Databases whose encoding was warned of, and the encoding: once in a process is enough."""
 
 Blob = tuple[str, str, str, str]
 """Thread, namespace, channel and version."""
@@ -617,8 +623,19 @@ def is_adopted(db: Executor, sql: Statements) -> bool:
 
 
 def revisions(db: Executor, sql: Statements) -> set[str]:
-    """Return the revisions that the database is at."""
-    return {row[0] for row in db.fetch(sql.revision, {})}
+    """Return the revisions that the database is at, and warn of an encoding that can't hold every text."""
+    rows = db.fetch(sql.revision, {})
+    for _, database, encoding in rows:
+        if encoding != "UTF8" and (database, encoding) not in _warned:
+            _warned.add((database, encoding))
+            log.warning(
+                'database "%s" has the encoding %s, not UTF8: a checkpoint that has a character which it lacks is '
+                "refused. Move, by pg_dump and pg_restore, to a database made with CREATE DATABASE ... ENCODING 'UTF8' "
+                "TEMPLATE template0.",
+                database,
+                encoding,
+            )
+    return {row[0] for row in rows}
 
 
 def log_position(db: Executor, sql: Statements) -> int:

@@ -110,16 +110,12 @@ def create_schema(schema: str) -> TextClause:
 def refuse_foreign(tables: Mapping[str, Mapping[str, str]], schema: str | None) -> TextClause:
     """Return the statement that fails if a table of one of our names is somebody else's.
 
+    VARCHAR passes for TEXT: `varchar_to_text` makes it that.
+
     Args:
         tables: For each table the columns that it has if it is ours, and their types as PostgreSQL writes them.
         schema: The PostgreSQL schema, or None for the `search_path`'s.
     """
-    # No percent sign may stand in here: offline, some dialects double it.
-    wanted = ",\n            ".join(
-        f"({literal(table)}, {literal(qualified(table, schema))}, {literal(column)}, {literal(kind)})"
-        for table, columns in tables.items()
-        for column, kind in columns.items()
-    )
     return block(
         f"""
 DECLARE
@@ -128,12 +124,12 @@ BEGIN
     SELECT string_agg(name || '.' || col || ' ' || kind, ', ') INTO missing
     FROM (
         VALUES
-            {wanted}
+            {_values(tables, schema)}
     ) AS wanted(name, rel, col, kind)
     WHERE to_regclass(rel) IS NOT NULL AND NOT EXISTS (
         SELECT FROM pg_attribute
         WHERE attrelid = to_regclass(rel) AND attname = col AND NOT attisdropped
-        AND format_type(atttypid, atttypmod) = kind
+        AND (format_type(atttypid, atttypmod) = kind OR kind = 'text' AND atttypid = to_regtype('varchar'))
     );
     IF missing IS NOT NULL THEN
         RAISE EXCEPTION USING
@@ -142,6 +138,47 @@ BEGIN
     END IF;
 END
 """
+    )
+
+
+def varchar_to_text(tables: Mapping[str, Mapping[str, str]], schema: str | None) -> TextClause:
+    """Return the statement that turns VARCHAR columns into TEXT, without rewriting a table or an index.
+
+    Args:
+        tables: As for `refuse_foreign`; columns that are not there are passed over.
+        schema: The PostgreSQL schema, or None for the `search_path`'s.
+    """
+    return block(
+        f"""
+DECLARE
+    change text;
+BEGIN
+    FOR change IN
+        SELECT 'ALTER TABLE ' || rel || ' ' || string_agg(
+            'ALTER COLUMN ' || quote_ident(col) || ' TYPE text'
+            || CASE WHEN atthasdef THEN ', ALTER COLUMN ' || quote_ident(col) || ' SET DEFAULT ''''' ELSE '' END, ', '
+        )
+        FROM (
+            VALUES
+            {_values(tables, schema)}
+        ) AS wanted(name, rel, col, kind)
+        JOIN pg_attribute ON attrelid = to_regclass(rel) AND attname = col AND NOT attisdropped
+        WHERE kind = 'text' AND atttypid = to_regtype('varchar')
+        GROUP BY rel
+    LOOP
+        EXECUTE change;
+    END LOOP;
+END
+"""
+    )
+
+
+def _values(tables: Mapping[str, Mapping[str, str]], schema: str | None) -> str:
+    # No percent sign may stand in here: offline, some dialects double it.
+    return ",\n            ".join(
+        f"({literal(table)}, {literal(qualified(table, schema))}, {literal(column)}, {literal(kind)})"
+        for table, columns in tables.items()
+        for column, kind in columns.items()
     )
 
 

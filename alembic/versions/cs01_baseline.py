@@ -10,7 +10,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from alembic import op
-from checkpoint_store.revisions import block, downgrade_from, literal, refuse_foreign, statement, upgrade_to
+from checkpoint_store.revisions import (
+    block,
+    downgrade_from,
+    literal,
+    refuse_foreign,
+    statement,
+    upgrade_to,
+    varchar_to_text,
+)
 from checkpoint_store.schema import qualified
 
 revision = "cs01_baseline"
@@ -96,9 +104,11 @@ def upgrade(schema: str | None) -> None:
         if_not_exists=True,
     )
     # What an adopted database may still lack.
+    op.execute(varchar_to_text(ADOPTABLE, schema))
     op.alter_column("checkpoint_blobs", "blob", nullable=True, schema=schema)
     writes = qualified("checkpoint_writes", schema)
     op.execute(statement(f"ALTER TABLE {writes} ADD COLUMN IF NOT EXISTS task_path TEXT NOT NULL DEFAULT ''"))
+    op.execute(varchar_to_text({"checkpoint_writes": {"task_path": "text"}}, schema))
 
 
 @downgrade_from(revision, down_revision)

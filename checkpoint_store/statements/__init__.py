@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, case, cast, column, func, select, table
+from sqlalchemy import ColumnElement, Select, Text, case, cast, column, func, literal_column, select, table
 
 from checkpoint_store.schema import VERSION_TABLE, Tables, checked, quoted
 from checkpoint_store.statements import choosing, copying, encrypting, history, locking, removing, sizes, threads
@@ -388,10 +388,11 @@ class Statements:
 
     @cached_property
     def revision(self) -> Statement:
-        """The revisions that Alembic has noted for this schema; one row, as a rule."""
+        """The revisions that Alembic has noted for this schema, one row as a rule; with database and encoding."""
         schema = self.tables.schema
         noted = table(VERSION_TABLE, column("version_num"), schema=None if schema is None else quoted(schema))
-        return Statement(select(noted.c.version_num))
+        encoding = func.current_setting(literal_column("'server_encoding'"))
+        return Statement(select(noted.c.version_num, func.current_database(), encoding))
 
     def list_page(self, conditions: frozenset[str]) -> Read:
         """See `list_page`; built once for each set of conditions."""

@@ -7,11 +7,14 @@ import logging
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
+import psycopg
 import pytest
 from alembic.script import ScriptDirectory
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
@@ -239,6 +242,79 @@ async def test_a_foreign_table_of_the_same_name_is_refused_and_left_alone(empty:
     assert set(await columns(empty, "checkpoints")) == {"id"}
     async with empty.connect() as conn:
         assert await conn.scalar(text("SELECT to_regclass('checkpoint_blobs')")) is None
+
+
+VARCHAR = """
+CREATE TABLE checkpoints (
+    thread_id varchar(150) NOT NULL, checkpoint_ns varchar(150) NOT NULL DEFAULT '', checkpoint_id varchar NOT NULL,
+    parent_checkpoint_id varchar(150), type varchar(150), checkpoint jsonb NOT NULL,
+    metadata jsonb NOT NULL DEFAULT '{}', tenant varchar(20), PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
+);
+CREATE TABLE checkpoint_blobs (
+    thread_id varchar(150) NOT NULL, checkpoint_ns varchar(150) NOT NULL DEFAULT '', channel varchar NOT NULL,
+    version varchar NOT NULL, type varchar NOT NULL, blob bytea,
+    PRIMARY KEY (thread_id, checkpoint_ns, channel, version)
+);
+CREATE TABLE checkpoint_writes (
+    thread_id varchar NOT NULL, checkpoint_ns varchar NOT NULL DEFAULT '', checkpoint_id varchar NOT NULL,
+    task_id varchar NOT NULL, idx integer NOT NULL, channel varchar NOT NULL, type varchar, blob bytea NOT NULL,
+    task_path varchar NOT NULL DEFAULT '', PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+);
+INSERT INTO checkpoints (thread_id, checkpoint_id, checkpoint)
+VALUES ('old', '1', '{"id": "1", "channel_versions": {}, "channel_values": {}}');
+"""
+
+
+@pytest.mark.parametrize("postgres_schema", [None, "Ag'ents"])
+async def test_tables_with_varchar_are_adopted_without_being_rewritten(
+    empty_url: str, make_database: Callable[[], str], postgres_schema: str | None
+) -> None:
+    """As an ORM makes them: they become what the stock saver makes, and a column of the host's own stays as it is."""
+    theirs = asyncpg.utils._quote_ident(postgres_schema or "public")
+    conn = await asyncpg.connect(empty_url)
+    await conn.execute(f"CREATE SCHEMA IF NOT EXISTS {theirs}; SET search_path = {theirs};" + VARCHAR)
+    files = (
+        "SELECT relname, pg_relation_filenode(oid) FROM pg_class WHERE relname IN ('checkpoints', 'checkpoint_blobs',"
+        " 'checkpoint_writes', 'checkpoints_pkey', 'checkpoint_blobs_pkey', 'checkpoint_writes_pkey') ORDER BY 1"
+    )
+    before = await conn.fetch(files)
+    async with AsyncPostgresSaver.from_conn_string(empty_url, schema=postgres_schema) as saver:
+        await saver.setup()
+        await saver.aput({"configurable": {"thread_id": "t" * 200, "checkpoint_ns": ""}}, CHECKPOINT, {}, {})
+
+        assert await saver.aget({"configurable": {"thread_id": "old"}}) is not None
+    assert await conn.fetch(files) == before
+    await conn.execute("ALTER TABLE checkpoints DROP COLUMN tenant")
+    await conn.close()
+    newest = make_database()
+    await set_up_stock(newest, len(STOCK_MIGRATIONS))
+    assert await shape(empty_url) == await shape(newest)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_an_encoding_that_lacks_characters_is_named_once(
+    server_url: str, encoding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By setup() and by what readiness probes call, with the way out; they go on, since most texts can be stored."""
+    name = f"test_{uuid.uuid4().hex}"
+    url = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0".encode()
+        )
+        try:
+            with PostgresSaver.from_conn_string(url) as saver:
+                saver.setup()
+                saver.check()
+            (told,) = [record.getMessage() for record in caplog.records if "encoding" in record.getMessage()]
+            assert told.startswith(f'database "{name}" has the encoding {encoding}, not UTF8')
+
+            command = [sys.executable, "-m", "checkpoint_store", "check", "--url", url]
+            checked = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+            assert checked.stderr == f"{told}\n"
+            assert checked.stdout.startswith(f"at {schema.HEAD}")
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 def test_32_processes_set_up_an_empty_database_at_once(empty_url: str) -> None:
