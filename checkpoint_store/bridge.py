@@ -12,6 +12,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Dialect
@@ -23,6 +25,9 @@ T = TypeVar("T")
 
 _WATCH_SECONDS = 1.0
 """How often a sync caller that waits makes sure that the loop it waits for still runs."""
+
+_END_SECONDS = 5.0
+"""How long a sync caller that was interrupted waits for its call to end: the driver takes two to close a connection."""
 
 _bridges: weakref.WeakKeyDictionary[Dialect, Bridge] = weakref.WeakKeyDictionary()
 _registry_lock = ProcessLock()
@@ -134,8 +139,17 @@ class Bridge:
                 f"this saver's connection belongs to another event loop{', which is closed' * self.is_closed}. Bind a "
                 "saver to a connection or session of the loop that uses it."
             )
+        is_over = asyncio.Event()
+        call = self._begin(function, args, partial(_tell, here, is_over))
         try:
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(*args), self._running()))
+            await is_over.wait()
+        except asyncio.CancelledError:
+            # Not told before it is so: what the caller stores next is newer.
+            call.cancel()
+            await is_over.wait()
+            raise
+        try:
+            return call.result()
         except asyncio.CancelledError:
             if self._stopped:
                 raise self._ended() from None
@@ -148,20 +162,20 @@ class Bridge:
             WrongThread: If called on the loop's own thread, or if nothing runs the loop.
         """
         self.check_sync()
-        loop = self._running()
+        under_way = threading.Lock()
+        under_way.acquire()
+        call = self._begin(function, args, under_way.release)
         try:
-            call = _Call(loop, function, args)
-        except RuntimeError:  # closed just now
-            raise self._ended() from None
-        try:
-            while not call.wait(_WATCH_SECONDS):
-                if not loop.is_running():
+            while not under_way.acquire(timeout=_WATCH_SECONDS):
+                if not call.loop.is_running():
                     raise self._ended()
             return call.result()
         except asyncio.CancelledError:
             raise self._ended() from None
         finally:
-            call.cancel()  # if the wait itself was interrupted, by Ctrl-C for one
+            # If the wait itself was interrupted, by Ctrl-C for one: not told before it is so.
+            if call.cancel() and call.loop.is_running():
+                under_way.acquire(timeout=_END_SECONDS)
 
     def send(self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
         """Run a coroutine function on the loop, from any thread, without waiting for it.
@@ -169,9 +183,15 @@ class Bridge:
         Raises:
             WrongThread: If nothing runs the loop.
         """
-        loop = self._running()
+        self._begin(function, args, _tell_nobody)
+
+    def _begin(
+        self, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], tell: Callable[[], object]
+    ) -> _Call[T]:
         try:
-            _Call(loop, function, args)
+            return _Call(self._running(), function, args, tell)
+        except WrongThread:
+            raise
         except RuntimeError:  # closed just now
             raise self._ended() from None
 
@@ -228,44 +248,55 @@ class _Call(Generic[T]):
         loop: The loop, running.
         function: The coroutine function to call there.
         args: Its arguments.
+        tell: Called there when it is over.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        function: Callable[..., Coroutine[Any, Any, T]],
+        args: tuple[Any, ...],
+        tell: Callable[[], object],
     ) -> None:
-        self._loop = loop
+        self.loop = loop
         self._function = function
         self._args = args
+        self._tell = tell
         self._task: asyncio.Task[T] | None = None
-        self._under_way = threading.Lock()
-        self._under_way.acquire()
         loop.call_soon_threadsafe(self._start)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for the outcome; tells whether it is there."""
-        return self._under_way.acquire(timeout=seconds)
 
     def result(self) -> T:
         """Return what the call returned, or raise what it raised; to be asked once it is there."""
         return cast("asyncio.Task[T]", self._task).result()
 
-    def cancel(self) -> None:
-        """Cancel the call, if it is still under way."""
-        if (self._task is None or not self._task.done()) and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop)
+    def cancel(self) -> bool:
+        """Cancel the call, if it is still under way; tells whether it is."""
+        is_under_way = (self._task is None or not self._task.done()) and not self.loop.is_closed()
+        if is_under_way:
+            self.loop.call_soon_threadsafe(self._stop)
+        return is_under_way
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._function(*self._args))
+        self._task = self.loop.create_task(self._function(*self._args))
         self._task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if not task.cancelled():
             task.exception()  # or asyncio complains, where the wait was interrupted, that nobody has asked for it
-        self._under_way.release()
+        self._tell()
 
     def _stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, is_over: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # who waited there has ended with the loop
+        loop.call_soon_threadsafe(is_over.set)
+
+
+def _tell_nobody() -> None:
+    pass
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -101,6 +104,9 @@ class Direct(Executor):
         return _is_in_transaction(self._driver)
 
     def _give_up(self, error: BaseException, sql: str | None = None, parameters: Any = None) -> NoReturn:
+        if _is_interruption(error):
+            with suppress(Exception):  # it may be closed
+                _discard_unsent(_socket_of(self._driver))
         # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
         conn = Connection(self._engine, self._pooled)
         conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
@@ -186,7 +192,7 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
                 if pooler:
                     _check_forgets(pooled)
                 try:
-                    with _committed(conn, whole=whole) as db:
+                    with _nothing_late(pooled.driver_connection), _committed(conn, whole=whole) as db:
                         yield db
                 except (exc.StatementError, asyncio.TimeoutError) as error:
                     _part_with(engine, pooled, error)
@@ -307,6 +313,43 @@ def dispose(engine: Engine) -> None:
     one = vars(pool).get("connection") if isinstance(pool, StaticPool) else None
     if one is None or not one.in_use:
         pool.dispose()
+
+
+@contextmanager
+def _nothing_late(driver: Any) -> Iterator[None]:
+    """Have nothing sent any more when the block has been interrupted, also if its connection is closed by then."""
+    held = os.dup(_socket_of(driver))  # until it is closed too, the connection is there
+    try:
+        yield
+    except BaseException as error:
+        if _is_interruption(error):
+            with suppress(OSError):
+                _discard_unsent(held)
+        raise
+    finally:
+        os.close(held)
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Tell whether it is not known what becomes of a statement: nobody waits for the answer any more."""
+    return not isinstance(error, Exception) or isinstance(error, asyncio.TimeoutError)
+
+
+def _socket_of(driver: Any) -> int:
+    return int((driver if hasattr(driver, "fileno") else driver._transport.get_extra_info("socket")).fileno())
+
+
+def _discard_unsent(number: int) -> None:
+    """Have the system reset a connection when it is closed, and send nothing of what it has not sent yet.
+
+    Otherwise it goes on trying in the background for many minutes. Where the network is silent meanwhile, and heals,
+    the server would carry out what was cancelled long ago, over what is newer.
+    """
+    sock = socket.socket(fileno=number)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    finally:
+        sock.detach()
 
 
 def _leave(pool: Pool, engine: Engine) -> None:

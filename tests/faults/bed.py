@@ -127,10 +127,13 @@ class Network:
 
     Args:
         upstream: The socket of the server, or its host and port.
+        window: How many bytes of a client's the system takes in before they are read; its own choice by default.
     """
 
-    def __init__(self, upstream: Path | tuple[str, int]) -> None:
+    def __init__(self, upstream: Path | tuple[str, int], window: int | None = None) -> None:
         self._upstream = upstream
+        self._window = window
+        self._is_stalled = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._links: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
@@ -142,7 +145,11 @@ class Network:
 
     def __enter__(self) -> Network:
         self._thread.start()
-        listening = self._run(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        sock = socket.socket()
+        if self._window is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._window)
+        sock.bind(("127.0.0.1", 0))
+        listening = self._run(asyncio.start_server(self._accept, sock=sock))
         self._server = listening
         self.port = listening.sockets[0].getsockname()[1]
         return self
@@ -160,11 +167,11 @@ class Network:
         self._upstream = upstream
 
     @staticmethod
-    def before(url: str) -> Network:
+    def before(url: str, window: int | None = None) -> Network:
         """A network in front of the server of a URL."""
         info = conninfo_to_dict(url)
         host, port = str(info.get("host") or "localhost"), int(info.get("port") or 5432)
-        return Network(Path(host, f".s.PGSQL.{port}") if host.startswith("/") else (host, port))
+        return Network(Path(host, f".s.PGSQL.{port}") if host.startswith("/") else (host, port), window)
 
     def through(self, url: str) -> str:
         """The URL of the same database behind it."""
@@ -187,6 +194,14 @@ class Network:
         """Carry nothing any more, and tell nobody."""
         self._is_black_hole = True
 
+    def stall(self) -> None:
+        """Carry nothing and lose nothing: what is sent stays where it is until `flow`. Nobody gets through."""
+        self._run(self._stall(True))
+
+    def flow(self) -> None:
+        """Carry on."""
+        self._run(self._stall(False))
+
     def mend(self) -> None:
         """Reset the connections on which anything was missing, and carry everything."""
         self._is_deaf = self._is_black_hole = False
@@ -194,6 +209,14 @@ class Network:
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_SECONDS)
+
+    async def _stall(self, is_stalled: bool) -> None:
+        self._is_stalled = is_stalled
+        for link in self._links:
+            for writer in link:
+                if not writer.transport.is_closing():
+                    transport: Any = writer.transport
+                    (transport.pause_reading if is_stalled else transport.resume_reading)()
 
     async def _cut(self) -> None:
         for link in list(self._links):
@@ -207,6 +230,10 @@ class Network:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_stalled:
+            await reader.read()  # until the client gives up
+            writer.close()
+            return
         try:
             server_reader, server_writer = await self._connect()
         except OSError:

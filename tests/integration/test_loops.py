@@ -6,7 +6,7 @@ import asyncio
 import gc
 import operator
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import psycopg
@@ -23,8 +23,6 @@ from checkpoint_store.errors import WrongThread
 THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 CALLED: Any = {"configurable": {"thread_id": "without LangGraph", "checkpoint_ns": ""}}
 
-Work = Callable[[], Coroutine[Any, Any, Any]]
-
 
 class Log(TypedDict):
     log: Annotated[list[str], operator.add]
@@ -39,6 +37,17 @@ def engine_on(url: str, driver: str = "asyncpg", **options: Any) -> AsyncEngine:
     if driver == "psycopg":
         return create_async_engine(make_url(url).set(drivername="postgresql+psycopg"), **options)
     return create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, **options)
+
+
+@pytest.fixture
+def abandoned(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Has what a loop left open when it was closed collected in silence, sockets included."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+        caplog.get_records("call").clear()  # SQLAlchemy's complaints, which hold on to connections
+        for _ in range(3):
+            gc.collect()
 
 
 async def use(saver: AsyncPostgresSaver, engine: AsyncEngine) -> int:
@@ -113,37 +122,35 @@ def test_a_sync_saver_goes_on_when_the_loop_that_it_shared_has_ended(url: str) -
 
 
 @pytest.mark.parametrize("options", [{}, {"echo": True}, {"pool_pre_ping": True}], ids=str)
-def test_connections_left_by_a_loop_that_has_ended_are_told_of_with_the_way_out(url: str, options: Any) -> None:
+def test_connections_left_by_a_loop_that_has_ended_are_told_of_with_the_way_out(
+    url: str, options: Any, abandoned: None
+) -> None:
     """Those of asyncpg can't be used any more; the saver can, as soon as the engine has forgotten them."""
     engine = engine_on(url, **options)
     saver = AsyncPostgresSaver(engine)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # for what the engine has to forget
+    asyncio.run(saver.aget(THREAD))
+    with pytest.raises(WrongThread, match=r"that has ended.*`await engine.dispose\(close=False\)`"):
         asyncio.run(saver.aget(THREAD))
-        with pytest.raises(WrongThread, match=r"that has ended.*`await engine.dispose\(close=False\)`"):
-            asyncio.run(saver.aget(THREAD))
 
-        async def again() -> None:
-            await engine.dispose(close=False)
-            await use(saver, engine)
-            await engine.dispose()
+    async def again() -> None:
+        await engine.dispose(close=False)
+        await use(saver, engine)
+        await engine.dispose()
 
-        asyncio.run(again())
-        gc.collect()
+    asyncio.run(again())
 
 
 @pytest.mark.parametrize("pipeline", [False, True])
-def test_calls_that_ended_with_their_loop_stand_in_nobodys_way(url: str, pipeline: bool) -> None:
+def test_calls_that_ended_with_their_loop_stand_in_nobodys_way(url: str, pipeline: bool, abandoned: None) -> None:
     """They had the pool's only connection, the lock's session, places in queues; the loop was closed under them."""
     engine = engine_on(url, pool_size=1, max_overflow=0)
     saver = AsyncPostgresSaver(engine, AsyncPipeline(engine) if pipeline else None)
-    left: list[Any] = []
+    lock = saver.thread_lock("t")
+    calls: list[Any] = []
 
     async def abandon() -> None:
-        lock = saver.thread_lock("t")
         await lock.__aenter__()
-        left.append(lock)
-        left.extend(asyncio.create_task(saver.aput(THREAD, empty_checkpoint(), {}, {})) for _ in range(20))
+        calls.extend(asyncio.create_task(saver.aput(THREAD, empty_checkpoint(), {}, {})) for _ in range(20))
         turns = saver._source.origin.turn.__self__  # type: ignore[attr-defined]
         for _ in range(10_000):
             if saver._source._pipe._waiting if pipeline else turns._waiting:  # type: ignore[attr-defined]
@@ -151,32 +158,22 @@ def test_calls_that_ended_with_their_loop_stand_in_nobodys_way(url: str, pipelin
             await asyncio.sleep(0)
         pytest.fail("nobody waits")
 
-    with warnings.catch_warnings(), psycopg.connect(url) as gate:
-        warnings.simplefilter("ignore")
+    async def again() -> None:
+        await engine.dispose(close=False)
+        await asyncio.wait_for(use(saver, engine), 60)
+        await engine.dispose()
+
+    with psycopg.connect(url) as gate, psycopg.connect(url, autocommit=True) as admin:
         gate.execute("LOCK TABLE checkpoints IN EXCLUSIVE MODE")
         loop = asyncio.new_event_loop()
         loop.run_until_complete(abandon())
-        lock = left[0]
         loop.close()  # as by a worker that ends: nothing is cancelled, nothing given back
         gate.rollback()
-
-        async def again() -> None:
-            await engine.dispose(close=False)
-            await asyncio.wait_for(use(saver, engine), 60)
-            await engine.dispose()
-
-        with psycopg.connect(url, autocommit=True) as admin:
-            # The session of the lost lock ends with its socket, which only the collector closes.
-            admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)",
-                [gate.info.backend_pid],
-            )
+        # The lock's session ends with its socket.
+        sessions = "FROM pg_stat_activity WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)"
+        admin.execute(f"SELECT pg_terminate_backend(pid) {sessions}", [gate.info.backend_pid])
         asyncio.run(again())
-        assert lock.lost
-        left.clear()
-        del loop
-        gc.collect()
+    assert lock.lost
 
 
 def test_a_saver_on_a_connection_belongs_to_its_loop(url: str) -> None:
@@ -194,7 +191,7 @@ def test_a_saver_on_a_connection_belongs_to_its_loop(url: str) -> None:
         asyncio.run(bound[0].aget(THREAD))
 
 
-def test_a_saver_with_an_engine_of_its_own_is_closed_on_the_next_loop(url: str) -> None:
+def test_a_saver_with_an_engine_of_its_own_is_closed_on_the_next_loop(url: str, abandoned: None) -> None:
     """A block that a worker has entered on one loop and leaves on another."""
     entered = AsyncPostgresSaver.from_conn_string(url)
 
@@ -203,20 +200,9 @@ def test_a_saver_with_an_engine_of_its_own_is_closed_on_the_next_loop(url: str) 
         await saver.aput(THREAD, empty_checkpoint(), {}, {})
         return saver
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loop = asyncio.new_event_loop()
-        saver = loop.run_until_complete(enter())
-        loop.close()  # asyncio.run() would have left the block, with all async generators
-        with pytest.raises(WrongThread, match="make a new saver"):
-            asyncio.run(saver.aget(THREAD))
-        asyncio.run(entered.__aexit__(None, None, None))
-        del saver, loop
-        with psycopg.connect(url, autocommit=True) as conn:
-            others = "datname = current_database() AND pid <> pg_backend_pid()"
-            for _ in range(3_000):
-                gc.collect()  # closes the sockets
-                if conn.execute(f"SELECT count(*) FROM pg_stat_activity WHERE {others}").fetchone() == (0,):
-                    return
-                conn.execute("SELECT pg_sleep(0.01)")
-        pytest.fail("a session was left")
+    loop = asyncio.new_event_loop()
+    saver = loop.run_until_complete(enter())
+    loop.close()  # asyncio.run() would have left the block, with all async generators
+    with pytest.raises(WrongThread, match="make a new saver"):
+        asyncio.run(saver.aget(THREAD))
+    asyncio.run(entered.__aexit__(None, None, None))

@@ -408,16 +408,13 @@ def test_a_call_that_fails_behind_ctrl_c_makes_no_noise(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody is there any more to be told, and asyncio does not complain of that."""
-    wait = bridge._Call.wait
 
-    def interrupt(call: Any, seconds: float) -> bool:
+    def interrupt(_: Any) -> None:
         monkeypatch.undo()
-        while not wait(call, seconds):
-            pass
         raise KeyboardInterrupt
 
     with PostgresSaver.from_conn_string("postgresql://nobody@127.0.0.1:1/nothing", retry_timeout=0) as saver:
-        monkeypatch.setattr(bridge._Call, "wait", interrupt)
+        monkeypatch.setattr(bridge._Call, "result", interrupt)
         with pytest.raises(KeyboardInterrupt):
             saver.get_tuple({"configurable": {"thread_id": "t1"}})
     gc.collect()
