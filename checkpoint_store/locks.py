@@ -35,6 +35,8 @@ class ThreadLock:
     def lost(self) -> bool:
         """Whether the lock was lost, because its session of the server's ended: better stop what you are doing.
 
+        On a saver in a transaction of yours it is a savepoint rolled back that loses it; the next `put` notices.
+
         From then on nothing more is stored for the thread on this engine until the block ends: `put` and `put_writes`
         raise `LockLost`, and so does the end of the block.
         """
@@ -56,9 +58,11 @@ class ThreadLock:
     ) -> None:
         hold = cast("Hold", self._hold)
         self._hold = None
+        if error is not None:
+            hold.given_up.set()
         await self._source.drop_lock(hold)
         if hold.is_lost and error is None:
-            raise lost(self._thread_id)
+            raise lost(hold)
 
     def __enter__(self) -> ThreadLock:
         hold = Hold(self._thread_id, self._timeout, self._source.check_open, self)
@@ -78,9 +82,11 @@ class ThreadLock:
         hold: Any = self._hold
         try:
             self._hold = None
+            if error is not None:
+                hold.given_up.set()
             self._source.drop_lock_blocking(hold)
         except BaseException:
             self._source.leave_lock_blocking(hold)
             raise
         if hold.is_lost and error is None:
-            raise lost(self._thread_id)
+            raise lost(hold)

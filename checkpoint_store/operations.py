@@ -240,18 +240,23 @@ def drop_lock(db: Executor, sql: Statements, number: int) -> bool:
     return bool(db.fetch(sql.drop_lock, {"number": number})[0][0])
 
 
-def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> bool:
-    """Try to take a thread's lock until the transaction ends; tells whether nobody else has it.
+def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> int | None:
+    """Try to take a thread's lock until the transaction ends; returns its number, or None if somebody else has it.
 
     Raises:
         NotSetUp: If the tables are missing.
         WrongTransaction: If there is no transaction, or one that does not see what the last to have the lock has done.
     """
     table = checkpoints_of(sql)
-    taken, level = db.fetch(sql.take_lock_in_transaction, {"thread_id": thread_id, "table": table})[0]
-    _known_table(taken, table)
+    number, taken, level = db.fetch(sql.take_lock_in_transaction, {"thread_id": thread_id, "table": table})[0]
+    _known_table(number, table)
     _check_transaction(db, "thread_lock()", level)
-    return bool(taken)
+    return number if taken else None
+
+
+def has_lock(db: Executor, sql: Statements, number: int) -> bool:
+    """Tell whether the session has a lock."""
+    return bool(db.fetch(sql.has_lock, {"number": number})[0][0])
 
 
 def _known_table(answer: T | None, table: str) -> T:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.orm import Session
 
-from checkpoint_store import migrations
+from checkpoint_store import migrations, operations
 from checkpoint_store.errors import WrongTransaction
-from checkpoint_store.executor import Ordinary
+from checkpoint_store.executor import Executor, Ordinary
 from checkpoint_store.migration_lock import patience_of
+from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.origin import Origin, pause_of
+from checkpoint_store.source.unreplicated import STORING
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import alone_with, wait_for_others
 
@@ -48,6 +52,41 @@ class CallersOrigin(Origin):
     def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection; the transaction is the caller's."""
         return self.lend(operation, *args)
+
+    def take_lock(self, hold: Hold) -> None:
+        """Take a thread's lock until the caller's transaction ends."""
+        super().take_lock(hold)
+        hold.transaction = self._shared.get_transaction()
+        self.keeper.within.add(hold)
+
+    def drop_lock(self, hold: Hold) -> None:
+        """Let go of it, but not of the lock; and look whether that was there to the end."""
+        self.keeper.forget(hold)
+        # A savepoint that was rolled back has freed what was taken in it. With the transaction it ends as it should.
+        if hold.is_held and not hold.given_up.is_set() and self._is_in(hold.transaction):
+            with suppress(Exception):
+                hold.is_lost = not self._ask(operations.has_lock, hold.number)
+        super().drop_lock(hold)
+
+    def perform(self, operation: Callable[..., T], db: Executor, args: Sequence[Any]) -> T:
+        """Call an operation; not one that stores for a thread whose lock a savepoint has freed."""
+        if self.keeper.within and inspect.unwrap(operation) in STORING:
+            threads = {change.thread_id for change in args[-1]}
+            for hold in [
+                one for one in self.keeper.within if one.thread_id in threads and self._is_in(one.transaction)
+            ]:
+                if not operations.has_lock(db, self.sql, hold.number):
+                    hold.is_lost = True
+                    self.keeper.lost.add(hold)
+        return super().perform(operation, db, args)
+
+    def _is_in(self, transaction: object) -> bool:
+        now = self._shared.get_transaction()
+        return now is not None and now is transaction and now not in _ended
+
+    @abstractmethod
+    def _ask(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend the connection as it is: nothing of the caller's is flushed."""
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -89,6 +128,8 @@ class ConnectionOrigin(CallersOrigin):
             _guard(self._connection)
             return self.perform(operation, Ordinary(self._connection), args)
 
+    _ask = lend
+
     def setup(self, timeout: float) -> None:
         """Migrate in the caller's transaction."""
         with self.told(), self._alone():
@@ -120,7 +161,10 @@ class SessionOrigin(CallersOrigin):
         """Migrate in the caller's transaction."""
         self._lend(lambda conn: _migrate(conn, self.sql, timeout))
 
-    def _lend(self, use: Callable[[Connection], T]) -> T:
+    def _ask(self, operation: Callable[..., T], *args: Any) -> T:
+        return self._lend(lambda conn: self.perform(operation, Ordinary(conn), args), flushes=False)
+
+    def _lend(self, use: Callable[[Connection], T], *, flushes: bool = True) -> T:
         with self._alone():
             # Asked for each time: after a commit the session may go on with another one.
             with self.told():
@@ -128,7 +172,8 @@ class SessionOrigin(CallersOrigin):
             with self._alone_with(conn):
                 _guard(conn)
                 # What goes wrong here is about the caller's own rows.
-                self._session.flush()
+                if flushes:
+                    self._session.flush()
                 with self.told():
                     return use(conn)
 

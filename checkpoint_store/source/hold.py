@@ -36,6 +36,8 @@ class Hold:
         self.schema: str | None = None
         """How the saver calls the schema of its tables."""
         self.number = 0
+        self.transaction: object = None
+        """What holds it, where that is a transaction of the caller's."""
         self.pid = os.getpid()
         self.given_up = threading.Event()
         """Set when nobody wants it any more."""
@@ -89,10 +91,12 @@ class Hold:
         )
 
 
-def lost(thread_id: str) -> LockLost:
+def lost(hold: Hold) -> LockLost:
     """Return the error for a lock that was not held to the end."""
+    why = "its session of the server's ended (a restart, a failover, a lost network)"
+    if hold.transaction is not None:
+        why = "the savepoint that it was taken in was rolled back. Take it before the savepoint"
     return LockLost(
-        f"thread {shown(thread_id, 200)}: the lock was lost, because its session of the server's ended (a restart, a "
-        "failover, a lost network). Others may have written to the thread since. With refuse_forks=True neither could "
-        "have written past the other."
+        f"thread {shown(hold.thread_id, 200)}: the lock was lost, because {why}. Others may have written to the thread "
+        "since. With refuse_forks=True neither could have written past the other."
     )

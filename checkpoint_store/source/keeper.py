@@ -68,6 +68,8 @@ class Keeper:
     def _reset(self) -> None:
         self.lost: set[Hold] = set()
         """Those lost while a run was at work, and still is: nothing more of it may be stored."""
+        self.within: set[Hold] = set()
+        """Those that transactions of callers hold."""
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: dict[int, deque[Hold]] = {}
@@ -163,7 +165,7 @@ class Keeper:
         for hold in holds:
             is_named_so = hold.schema == sql.tables.schema
             if is_named_so or (db and operations.lock_number(db, sql, hold.thread_id) == hold.number):
-                raise lost(hold.thread_id)
+                raise lost(hold)
 
     def forget(self, hold: Hold) -> bool:
         """Let go of a hold, but not of its lock. Tells whether with it the last wish of the session has gone."""
@@ -173,6 +175,7 @@ class Keeper:
                 if not queue:
                     del self._queues[hold.number]
             self.lost.discard(hold)
+            self.within.discard(hold)
             was_wanted = hold in self._wanting
             self._wanting.discard(hold)
             return was_wanted and not self._wanting

@@ -72,12 +72,12 @@ class Origin(ABC):
         """Take a thread's lock until the caller's transaction ends."""
         pause = pause_of(self.engine.dialect)
         # Each try by itself: who waits in the server holds up the connection, which others may share.
-        while not self.lend(operations.take_lock_in_transaction, hold.thread_id):
+        while (number := self.lend(operations.take_lock_in_transaction, hold.thread_id)) is None:
             if hold.left == 0:
                 raise hold.locked()
             pause(POLL_SECONDS)
             hold.check()
-        hold.is_held = True
+        hold.number, hold.schema, hold.is_held = number, self.sql.tables.schema, True
 
     def drop_lock(self, hold: Hold) -> None:
         """Let go of it, but not of the lock: others may not go on before they can see what was stored."""

@@ -172,6 +172,11 @@ class Statements:
         return Statement(locking.take_lock_in_transaction())
 
     @cached_property
+    def has_lock(self) -> Statement:
+        """See `locking.has_lock`."""
+        return Statement(locking.has_lock())
+
+    @cached_property
     def drop_lock(self) -> Statement:
         """See `locking.drop_lock`."""
         return Statement(locking.drop_lock())

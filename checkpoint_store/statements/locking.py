@@ -14,8 +14,10 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     Column,
     ColumnElement,
+    Integer,
     MetaData,
     Select,
     Table,
@@ -38,6 +40,16 @@ from checkpoint_store.statements.clauses import given, key, number, rows_of_bind
 _CATALOG = MetaData(schema="pg_catalog")
 _CLASS = Table("pg_class", _CATALOG, Column("oid", OID), Column("relnamespace", OID))
 _NAMESPACE = Table("pg_namespace", _CATALOG, Column("oid", OID), Column("nspname", Text))
+_LOCKS = Table(
+    "pg_locks",
+    _CATALOG,
+    Column("locktype", Text),
+    Column("classid", OID),
+    Column("objid", OID),
+    Column("objsubid", Integer),
+    Column("pid", Integer),
+    Column("granted", Boolean),
+)
 
 
 def lock_number() -> Select[Any]:
@@ -45,7 +57,7 @@ def lock_number() -> Select[Any]:
 
     Binds: `thread_id`, `table` (the qualified name of `checkpoints`).
     """
-    return select(_of_thread(given("thread_id")))
+    return select(_of_thread(given("thread_id")).label("number"))
 
 
 def take_lock() -> Select[Any]:
@@ -61,20 +73,37 @@ def drop_lock() -> Select[Any]:
 def take_lock_in_transaction() -> Select[Any]:
     """Try to take a thread's lock until the end of the transaction.
 
-    Selects whether nobody else has it, NULL if there is no such table, and the transaction's isolation level. Binds:
-    those of `lock_number`.
+    Selects its number, NULL if there is no such table, whether nobody else has it, and the transaction's isolation
+    level. Binds: those of `lock_number`.
     """
-    return select(func.pg_try_advisory_xact_lock(_of_thread(given("thread_id"))), _level())
+    # The OFFSET has the number computed once.
+    lock = lock_number().offset(number(0)).subquery("lock").c.number
+    return select(lock, func.pg_try_advisory_xact_lock(lock), _level())
+
+
+def has_lock() -> Select[Any]:
+    """Select whether this session has a lock. Binds: `number`."""
+    lock, halves = bindparam("number", type_=BigInteger), 4_294_967_295
+    # As the view has it: https://www.postgresql.org/docs/current/view-pg-locks.html
+    upper = cast(lock.op(">>")(number(32)).op("&")(number(halves)), OID)
+    lower = cast(lock.op("&")(number(halves)), OID)
+    is_it = and_(_LOCKS.c.classid == upper, _LOCKS.c.objid == lower, _LOCKS.c.objsubid == number(1))
+    is_ours = and_(_LOCKS.c.pid == func.pg_backend_pid(), _LOCKS.c.locktype == key("advisory"), _LOCKS.c.granted)
+    return select(exists().where(is_it, is_ours))
 
 
 def begin_session() -> Select[Any]:
-    """Change what settings of this session the server has.
+    """Change what settings of this session the server has; fails on a standby, whose locks exclude nobody who writes.
+
+    A session that was begun on one would keep a lock through its promotion, beside who has it on the old primary.
 
     Binds: `names` and `values`, arrays of equal length.
     """
     new = rows_of_binds(name=Text, value=Text)
     known = func.current_setting(new.c.name, true()).is_not(None)
-    return select(func.set_config(new.c.name, new.c.value, false())).where(known)
+    # A standby refuses this as it refuses to write, which is tried again.
+    no_standby = cast(func.pg_current_xact_id(), Text)
+    return select(func.set_config(new.c.name, new.c.value, false()), no_standby).where(known)
 
 
 def session_id() -> Select[Any]:

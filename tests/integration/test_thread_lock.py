@@ -19,10 +19,11 @@ import psycopg
 import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import empty_checkpoint
-from sqlalchemy import create_engine, event, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import Connection, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, bridge, operations
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, bridge, operations, partitioning
 from checkpoint_store.errors import (
     Closed,
     InvalidConfig,
@@ -34,8 +35,10 @@ from checkpoint_store.errors import (
     WrongThread,
     WrongTransaction,
 )
+from checkpoint_store.executor import Ordinary
 from checkpoint_store.locks import ThreadLock
 from checkpoint_store.source import hold, keeper
+from checkpoint_store.statements import Statement, Statements, statements_of
 
 THREAD: RunnableConfig = {"configurable": {"thread_id": "t1", "checkpoint_ns": ""}}
 
@@ -461,6 +464,125 @@ async def test_a_schema_has_one_lock_by_whatever_name(url: str, engine: AsyncEng
             await named.thread_lock("t1", timeout=0).__aenter__()
         async with elsewhere.thread_lock("t1", timeout=0):
             pass
+
+
+PARTITIONED = "partitioned"
+RESTORED = """
+    BEGIN; ALTER TABLE checkpoints RENAME TO former; CREATE TABLE checkpoints (LIKE former INCLUDING ALL);
+    DROP TABLE former; COMMIT
+"""
+
+
+@pytest.mark.parametrize("change", [PARTITIONED, RESTORED], ids=["partitioned", "restored"])
+async def test_a_lock_outlives_another_table_of_the_name(
+    saver: AsyncPostgresSaver, other: AsyncPostgresSaver, engine: AsyncEngine, sql: psycopg.Connection, change: Any
+) -> None:
+    """Partitioning makes another table, and so does a restore: whoever asks then meets the lock that was had before."""
+    kinds: list[tuple[Any, dict[str, Any]]] = [
+        (Statements.lock_removal, {"thread_ids": ["t1"]}),
+        (Statements.lock_graphs, {"thread_ids": ["t1"], "checkpoint_nss": [""]}),
+    ]
+    async with saver.thread_lock("t1"), engine.connect() as holding, engine.connect() as asking:
+        sqls = statements_of(None)
+        for kind, binds in kinds:
+            await holding.run_sync(fetch, kind.__get__(sqls), {**binds, "table": "checkpoints"})
+        before = sql.execute("SELECT 'checkpoints'::regclass::oid").fetchone()
+        if change == PARTITIONED:
+            async with engine.connect() as conn:
+                await conn.run_sync(partitioning.partition)
+        else:
+            sql.execute(change)
+        assert sql.execute("SELECT 'checkpoints'::regclass::oid").fetchone() != before
+
+        with pytest.raises(ThreadLocked):
+            await other.thread_lock("t1", timeout=0).__aenter__()
+        async with engine.begin() as conn:
+            with pytest.raises(ThreadLocked):
+                await saver.bind(conn).thread_lock("t1", timeout=0).__aenter__()
+        for kind, binds in kinds:
+            await asking.exec_driver_sql("SET lock_timeout = '10ms'")
+            with pytest.raises(DBAPIError, match="lock timeout"):
+                await asking.run_sync(fetch, kind.__get__(sqls), {**binds, "table": '"public".checkpoints'})
+            await asking.rollback()
+
+
+def fetch(conn: Connection, statement: Statement, binds: dict[str, Any]) -> Any:
+    return Ordinary(conn).fetch(statement, binds)
+
+
+@pytest.mark.parametrize("kind", ["connection", "session"])
+@pytest.mark.parametrize("noticed", ["put", "end"])
+async def test_a_savepoint_that_is_rolled_back_loses_the_lock_that_was_taken_in_it(
+    engine: AsyncEngine, other: AsyncPostgresSaver, saver: AsyncPostgresSaver, kind: str, noticed: str
+) -> None:
+    """The server frees it, the transaction goes on: who believes to have it stores nothing, and the block tells."""
+    async with engine.connect() if kind == "connection" else AsyncSession(engine) as conn, conn.begin():
+        bound, elsewhere = saver.bind(conn), saver.bind(conn)
+        savepoint = await conn.begin_nested()
+        with pytest.raises(LockLost, match="the savepoint that it was taken in was rolled back"):  # noqa: PT012
+            async with bound.thread_lock("t1") as lock:
+                await put(elsewhere)
+                await savepoint.rollback()
+                async with other.thread_lock("t1", timeout=5):  # somebody else's by now
+                    pass
+                if noticed == "put":
+                    assert not lock.lost
+                    with pytest.raises(LockLost):
+                        await put(elsewhere)
+                    assert lock.lost
+                    with pytest.raises(LockLost):
+                        await put(bound)
+        # It was of the block; without it nothing is missing.
+        await put(bound)
+        async with bound.thread_lock("t1", timeout=5):
+            await put(bound)
+    assert await other.aget_tuple(THREAD) is not None
+
+
+@pytest.mark.parametrize("ending", ["release", "roll back a later one", "twice", "commit", "error"])
+async def test_a_lock_in_a_transaction_that_was_not_lost_is_not_said_to_be(
+    engine: AsyncEngine, saver: AsyncPostgresSaver, ending: str
+) -> None:
+    """Whatever has become of savepoints, and also where the transaction has ended in the block, or failed."""
+    async with AsyncSession(engine) as session:
+        await session.begin()
+        bound = saver.bind(session)
+        if ending == "error":
+            with pytest.raises(ZeroDivisionError):  # noqa: PT012
+                async with bound.thread_lock("t1"):
+                    with pytest.raises(DBAPIError):
+                        await session.execute(text("SELECT 1 / 0"))
+                    raise ZeroDivisionError
+            return
+        savepoint = None if ending == "roll back a later one" else await session.begin_nested()
+        async with bound.thread_lock("t1") as lock:
+            if ending == "twice":
+                later = await session.begin_nested()
+                async with bound.thread_lock("t1"):
+                    await put(bound)
+                await later.rollback()
+            if savepoint is None:
+                await (await session.begin_nested()).rollback()
+            else:
+                await savepoint.commit()
+            await put(bound)
+            if ending == "commit":
+                await session.commit()
+            assert not lock.lost
+        assert session.in_transaction() == (ending != "commit")
+
+
+def test_a_savepoint_in_sync_code(sync: PostgresSaver, url: str) -> None:
+    """The same on a sync engine."""
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    saver = PostgresSaver(engine)
+    with engine.begin() as conn:
+        savepoint = conn.begin_nested()
+        with pytest.raises(LockLost), saver.bind(conn).thread_lock("t1"):  # noqa: PT012
+            savepoint.rollback()
+            with sync.thread_lock("t1", timeout=5):
+                pass
+    engine.dispose()
 
 
 async def test_what_is_wrong_is_told_on_entering(empty_url: str, saver: AsyncPostgresSaver) -> None:

@@ -74,7 +74,7 @@ def test_values_travel_as_parameters_only(dialect: Dialect) -> None:
     own |= {"thread_id", "run_id", "object", ":[^|]*", "g", INTERRUPT, ERROR, *Tables().metadata.tables}
     own |= {"run_id", "parents", "counters_since_delta_snapshot", "true", "__", "branch:", ":"}
     own |= {"$.channel_values.* ? (@ == true)"}
-    own |= {"number", "null", "transaction_isolation", "{channel_values}", "+", "removal", "graph", "run"}
+    own |= {"number", "null", "transaction_isolation", "{channel_values}", "+", "removal", "graph", "run", "advisory"}
     own |= {"server_encoding"}
     for _, statement in every_statement(Statements(Tables())):
         assert set(statement.sql(dialect).split("'")[1::2]) <= own
