@@ -26,7 +26,8 @@
     └── MigrationError                    the schema could not be brought to head
         └── MigrationLocked               another migration, or transactions on the tables, took too long
 
-Every error that comes from the server or the driver has SQLAlchemy's as its `__cause__`, or what the network said.
+Every error that comes from the server or the driver has SQLAlchemy's as its `__cause__`, or what the network said:
+brief, and without values.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from typing import Any
 
 
 class CheckpointStoreError(Exception):
-    """Base of everything this library raises on purpose."""
+    """Base of everything this library raises on purpose; itself for what the server says that fits no other."""
 
 
 class InvalidConfig(CheckpointStoreError, ValueError):
@@ -66,7 +67,7 @@ class AccessDenied(CheckpointStoreError):
 
 
 class UnstorableValue(CheckpointStoreError, ValueError):
-    """Raised before anything is written when a value fits neither JSONB nor the serializer."""
+    """Raised when a value fits neither JSONB, the serializer nor the database's encoding; nothing was written."""
 
 
 class Conflict(CheckpointStoreError):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import struct
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -13,7 +14,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from asyncpg import PostgresWarning
-from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection, StaticPool, exc, func, select
+from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection, QueuePool, StaticPool, exc, func, select
 from sqlalchemy.util import await_only
 
 from checkpoint_store.causes import brief, unfrozen
@@ -22,6 +23,9 @@ from checkpoint_store.faults import ends_connections
 from checkpoint_store.statements import Statement
 
 Row = Sequence[Any]
+
+_lent: weakref.WeakKeyDictionary[Pool, set[int]] = weakref.WeakKeyDictionary()
+"""Which connections of a pool are lent to calls of ours, by the ids of what stands for them meanwhile."""
 
 _IN_TRANSACTION = (1, 2, 3)
 """psycopg's `TransactionStatus`: ACTIVE, INTRANS, INERROR."""
@@ -185,10 +189,12 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
         InvalidOption: If there is a pooler, and the engine is not made for one.
     """
     pool = engine.pool
+    lent, pooled = _lent.setdefault(pool, set()), None
     try:
         if whole or _is_watched(engine):
             with engine.connect() as conn:
                 pooled = conn.connection
+                lent.add(id(pooled))
                 if pooler:
                     _check_forgets(pooled)
                 try:
@@ -198,6 +204,7 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
                     _part_with(engine, pooled, error)
             return
         pooled = _checkout(engine)
+        lent.add(id(pooled))
         try:
             if pooler:
                 _check_forgets(pooled)
@@ -212,7 +219,15 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
             raise _left_by_a_loop() from None
         raise
     finally:
+        lent.discard(id(pooled))
         _leave(pool, engine)
+
+
+def kept_by_others(engine: Engine) -> int:
+    """Return how many connections of a full pool are checked out, where none of them is lent to a call of ours."""
+    pool = engine.pool
+    is_full = isinstance(pool, QueuePool) and pool.checkedout() >= pool.size() + pool._max_overflow
+    return pool.checkedout() if is_full and not _lent.get(pool) else 0  # type: ignore[attr-defined]
 
 
 @contextmanager

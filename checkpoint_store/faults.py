@@ -71,6 +71,9 @@ _UNREACHABLE = frozenset(
 )
 """Numbers of an `OSError` that is a `ConnectionError` but for its class."""
 
+_STATEMENT_POOLING = "not allowed in statement pooling mode"
+"""What PgBouncer says, always in these words, with an SQLSTATE that covers more."""
+
 
 def fault_of(error: BaseException) -> Fault | None:
     """Tell whether an error is of those that pass, and which.
@@ -81,6 +84,8 @@ def fault_of(error: BaseException) -> Fault | None:
     cause = error.orig if isinstance(error, exc.StatementError) else error
     if cause is not None and type(cause).__module__.startswith("sqlalchemy."):
         cause = cause.__cause__ or cause  # asyncpg's, which SQLAlchemy has given the class of a DBAPI's
+    if is_statement_pooling(error):
+        return None
     if state := _state(cause):
         return FAULTS.get(state) or FAULTS.get(state[:2])
     if isinstance(error, exc.OperationalError):
@@ -98,6 +103,12 @@ def fault_of(error: BaseException) -> Fault | None:
     if several or (isinstance(cause, OSError) and cause.errno in _UNREACHABLE):
         return FAULTS[ConnectionError]
     return next((FAULTS[kind] for kind in type(cause).__mro__ if kind in FAULTS), None)
+
+
+def is_statement_pooling(error: BaseException) -> bool:
+    """Tell whether PgBouncer has hung up because in its statement mode there are no transactions."""
+    cause = error.orig if isinstance(error, exc.StatementError) and error.orig else error
+    return _state(cause) == "08P01" and _STATEMENT_POOLING in str(cause)
 
 
 def ends_connections(error: BaseException) -> bool:

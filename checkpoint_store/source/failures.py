@@ -24,7 +24,7 @@ from checkpoint_store.errors import (
     UnstorableValue,
     WrongTransaction,
 )
-from checkpoint_store.faults import fault_of, is_conflict
+from checkpoint_store.faults import fault_of, is_conflict, is_statement_pooling
 from checkpoint_store.migrations import access_denied
 from checkpoint_store.schema import Tables
 from checkpoint_store.turns import TurnTimeout
@@ -55,6 +55,19 @@ _UNSEEN = "What it says is in the server's log; it is not shown here, since it m
 _NO_GRANT = (
     "A GRANT does not help: the table's policies have to let the row pass for this role, and for what your listeners "
     "set on the connection."
+)
+_TRANSACTION_MODE = (
+    "This happens where a pooler lends each transaction another server connection: use "
+    'from_conn_string(..., pooler="transaction"), or make the engine with **checkpoint_store.url.pooler_options().'
+)
+_STATEMENT_MODE = (
+    "The pooler lends each statement another server connection, so that there are no transactions. Set its pool_mode "
+    'to transaction, and use pooler="transaction"; or to session.'
+)
+_KEPT = (
+    "All {} connections of the pool are held by the application itself: a request that holds a session or a connection "
+    "while it calls a saver on the same pool waits for itself. Use saver.bind(session), which needs no second "
+    "connection, or give the saver an engine of its own."
 )
 _ENDED = " Your transaction can only be rolled back now: do that first."
 
@@ -132,7 +145,7 @@ def explain(
     callers: bool = False,
     tried: float = 0.0,
     role: Callable[[], str | None] = lambda: None,
-    hint: str = "",
+    kept: int = 0,
 ) -> CheckpointStoreError:
     """Return our error for one of the driver's.
 
@@ -143,7 +156,7 @@ def explain(
         callers: Whether it came in a transaction of the caller's, who then wants to know what has ended it.
         tried: For how long, in seconds, the call was made again.
         role: Returns the role that lacks a right, where that can be known.
-        hint: What keeps connections of the pool, where that is known.
+        kept: How many connections, and so all of the pool, the application has, and no call of ours.
     """
     said = diagnosis_of(error)
     state = said.state
@@ -153,7 +166,8 @@ def explain(
     ended = _ENDED if callers else ""
     cause = driver_error(error)
     if isinstance(error, (exc.TimeoutError, TurnTimeout)):
-        return Unavailable(f"{where}: no connection became free in time ({message}).{hint}".removesuffix("."))
+        told = f"{where}: no connection became free in time ({message})"
+        return Unavailable(f"{told}. {_KEPT.format(kept)}" if kept else told)
     if isinstance(error, exc.StatementError) and isinstance(error.orig, asyncio.TimeoutError):
         return Unavailable(f"{where}: the statement took longer than the engine's command_timeout allows")
     if said.in_function and not state.startswith(_OF_A_FUNCTIONS_OWN):
@@ -166,11 +180,9 @@ def explain(
         return (AccessDenied if state == _NO_RIGHT else InvalidURL)(f"{where}: {message}")
     if state == _NO_RIGHT:
         return access_denied(f"{message}.{ended}".removesuffix("."), t.schema, role())
-    if state in _NO_SUCH_PREPARED:
+    if state in _NO_SUCH_PREPARED or is_statement_pooling(error):
         return InvalidOption(
-            f"{where}: {message}. This happens where a pooler lends each transaction another server connection: "
-            'use from_conn_string(..., pooler="transaction"), or make the engine with '
-            "**checkpoint_store.url.pooler_options()."
+            f"{where}: {message}. {_TRANSACTION_MODE if state in _NO_SUCH_PREPARED else _STATEMENT_MODE}"
         )
     fault = None if callers else fault_of(error)
     if fault and tried:

@@ -16,7 +16,7 @@ from sqlalchemy.util import await_only
 from checkpoint_store import operations
 from checkpoint_store.causes import chain, clear, is_foreign
 from checkpoint_store.errors import CheckpointStoreError
-from checkpoint_store.executor import Executor
+from checkpoint_store.executor import Executor, kept_by_others
 from checkpoint_store.source.failures import FOREIGN, explain
 from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.keeper import POLL_SECONDS, keeper_of
@@ -115,7 +115,11 @@ class Origin(ABC):
         if not isinstance(error, FOREIGN) and not is_foreign(error):
             raise error
         told = explain(
-            *(error, self.where, self.sql.tables), callers=self.is_callers, tried=tried, role=self.role, hint=""
+            *(error, self.where, self.sql.tables),
+            callers=self.is_callers,
+            tried=tried,
+            role=self.role,
+            kept=0 if self.is_callers else kept_by_others(self.engine),
         )
         chain(told, error)
 

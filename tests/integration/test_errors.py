@@ -14,14 +14,18 @@ import psycopg
 import pytest
 from asyncpg import PostgresError
 from langgraph.checkpoint.base import empty_checkpoint
-from sqlalchemy import create_engine, event, make_url
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import Column, String, create_engine, event, exc, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, declarative_base
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, telemetry
 from checkpoint_store.errors import (
     CheckpointStoreError,
     LimitReached,
+    NotSetUp,
     Refused,
     Unavailable,
     UnstorableValue,
@@ -433,3 +437,112 @@ async def test_writes_and_their_paths_are_hidden_too(url: str, way: str) -> None
     execute(url, "ALTER TABLE checkpoint_writes ADD CONSTRAINT own CHECK (task_path = '')")
     async with WAYS[way](url) as make:
         assert 'constraint "own" of table "checkpoint_writes"' in str(await failure(make, put_writes()))
+
+
+# --- what is not about rows ---
+
+
+@every_way
+async def test_a_cause_is_a_line_or_two(empty_url: str, way: str) -> None:
+    """Not hundreds of SQLAlchemy's and the driver's; and nothing else hangs on the error."""
+    async with WAYS[way](empty_url) as make:
+        error = await failure(make, put())
+
+    assert type(error) is NotSetUp
+    assert len("".join(traceback.format_exception(error.__cause__)).splitlines()) <= 3
+    assert len("".join(traceback.format_exception(error)).splitlines()) <= 80
+    assert error.__context__ is None
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in CALLERS])
+async def test_a_server_that_is_down_is_said_in_few_lines(unused_tcp_port: int, way: str) -> None:
+    """However many tries there were."""
+    async with WAYS[way](f"postgresql://me@127.0.0.1:{unused_tcp_port}/app") as make:
+        error = await failure(make, put())
+
+    assert type(error) is Unavailable
+    assert isinstance(error.__cause__, (OSError, exc.OperationalError))
+    assert len("".join(traceback.format_exception(error)).splitlines()) <= 80
+    assert len(list(chain_of(error))) <= 3
+
+
+async def test_a_session_whose_flush_has_failed_is_a_transaction_that_is_over(url: str) -> None:
+    """SQLAlchemy quotes the statement that did it, with its parameters; we don't."""
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    base = declarative_base()
+
+    class Customer(base):  # type: ignore[misc, valid-type]
+        __tablename__ = "customers"
+        ssn = Column(String, primary_key=True)
+
+    async with engine.begin() as conn:
+        await conn.run_sync(base.metadata.create_all)
+    async with AsyncSession(engine) as session:
+        session.add_all([Customer(ssn=SECRET)])
+        await session.commit()
+        session.add(Customer(ssn=SECRET))
+        with pytest.raises(exc.IntegrityError):
+            await session.flush()
+        error = await failure(lambda call: call(AsyncPostgresSaver(engine).bind(session)), put())
+    await engine.dispose()
+
+    assert type(error) is WrongTransaction
+    assert "previous exception during flush" in str(error)
+
+
+async def test_an_error_goes_into_no_span(url: str) -> None:
+    """Neither as an event nor as a status."""
+    execute(url, RAISING)
+    exporter, tracers = InMemorySpanExporter(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    saver = AsyncPostgresSaver(engine)
+    telemetry.instrument(saver, tracer_provider=tracers)
+    await failure(lambda call: call(saver), put("23514"))
+    await engine.dispose()
+
+    spans = exporter.get_finished_spans()
+    assert spans
+    assert all(SECRET not in span.to_json() for span in spans)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_host_that_waits_for_itself_is_told_so(url: str, driver: str) -> None:
+    """All connections are held by requests, each of which calls the saver: with the way out, which works."""
+    engine = create_async_engine(
+        make_url(url).set(drivername=f"postgresql+{driver}"), pool_size=2, max_overflow=0, pool_timeout=0.2
+    )
+    saver = AsyncPostgresSaver(engine)
+
+    async def ask(session: AsyncSession, *, bound: bool) -> Any:
+        return await put(f"t{id(session)}")(saver.bind(session) if bound else saver)
+
+    # As a dependency of two requests at once, open until both have been answered.
+    async with AsyncSession(engine) as one, AsyncSession(engine) as another:
+        for session in (one, another):
+            await session.execute(text("SELECT 1"))
+        outcomes = await asyncio.gather(*[ask(one, bound=False), ask(another, bound=False)], return_exceptions=True)
+        assert {type(check(outcome)) for outcome in outcomes} == {Unavailable}
+        assert all("All 2 connections of the pool are held by the application" in str(each) for each in outcomes)
+        assert all("saver.bind(session)" in str(each) for each in outcomes)
+        await asyncio.gather(ask(one, bound=True), ask(another, bound=True))
+    await engine.dispose()
+
+
+async def test_a_pool_that_is_busy_with_calls_of_ours_is_no_deadlock(url: str) -> None:
+    """Then the advice would be wrong."""
+    engine = create_async_engine(
+        make_url(url).set(drivername="postgresql+asyncpg"), pool_size=1, max_overflow=0, pool_timeout=0.2
+    )
+    saver = AsyncPostgresSaver(engine)
+    with psycopg.connect(url) as other:
+        other.execute("LOCK TABLE checkpoints")
+        calls = [asyncio.ensure_future(put(f"t{number}")(saver)) for number in range(2)]
+        (refused,), (slow,) = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        other.rollback()
+    await slow
+    await engine.dispose()
+
+    error = check(refused.exception())
+    assert "no connection became free in time" in str(error)
+    assert "application" not in str(error)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from sqlalchemy import create_engine, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import Conflict, UnusableConnection
+from checkpoint_store.errors import Conflict, InvalidOption, UnusableConnection
 from checkpoint_store.url import pooler_options
+from tests.scale.conftest import bouncer, pgbouncer
 
 
 def named(checkpoint_id: str | None = None) -> Any:
@@ -58,3 +61,19 @@ async def test_forks_are_refused_through_it(pooled_url: str, shared: bool) -> No
             assert Counter(map(type, outcomes)) == {dict: 1, Conflict: 9}
             (stored,) = [outcome for outcome in outcomes if isinstance(outcome, dict)]
             parent = stored["configurable"]["checkpoint_id"]
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_statement_mode_is_refused_at_once(url: str, server_url: str, driver: str) -> None:
+    """There are no transactions in it; that does not pass by itself, and so is not tried again."""
+    if pgbouncer() is None:
+        pytest.skip("PgBouncer is not installed")
+    with bouncer(server_url, pool_mode="statement") as home:
+        target = make_url(f"postgresql+{driver}://app@{urlsplit(url).path}?host={home}&port=6432")
+        engine = create_async_engine(target, **pooler_options(driver))
+        saver = AsyncPostgresSaver(engine, retry_timeout=60, pooler="transaction")
+        for call in (saver.setup(), saver.aput(named(), empty_checkpoint(), {}, {}), saver.adelete_thread("t1")):
+            with pytest.raises(InvalidOption, match="Set its pool_mode to transaction"):
+                await call
+        assert saver.retries == 0
+        await engine.dispose()
