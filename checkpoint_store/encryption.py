@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from checkpoint_store import jsonb, operations, shapes
 from checkpoint_store.errors import InvalidOption, NotInstalled, shown
 from checkpoint_store.executor import Executor, Row
+from checkpoint_store.kinds import Kind, is_a
 from checkpoint_store.options import callback, has_methods, positive
 from checkpoint_store.schema import PAGED
 from checkpoint_store.source import Source, engine_source
@@ -217,7 +218,7 @@ async def count_unencrypted(engine: AsyncEngine | Engine, *, schema: str | None 
         Unavailable: If the server can't be reached.
     """
     source = engine_source(engine, statements_of(schema), None, False)
-    return Unencrypted._make((await source.run(_fetch, "count_plain", {}))[0])
+    return Unencrypted._make((await source.run(_look, "count_plain", {}))[0])
 
 
 class _Rewriting:
@@ -259,7 +260,7 @@ class _Rewriting:
         last: Sequence[Any] = [_FIRST.get(key, _FIRST_IDX) for key in keys]
         while True:
             binds = {f"last_{key}": value for key, value in zip(keys, last, strict=True)}
-            if not (rows := await self._source.run(_fetch, read, {**binds, "most": self._batch_size})):
+            if not (rows := await self._source.run(_look, read, {**binds, "most": self._batch_size})):
                 return
             yield rows
             last = rows[-1][: len(keys)]
@@ -345,6 +346,11 @@ class _Safe:
 
 def _fetch(db: Executor, sql: Statements, statement: str, binds: Mapping[str, Any]) -> Sequence[Row]:
     return db.fetch(getattr(sql, statement), binds)
+
+
+@is_a(Kind.READ)
+def _look(db: Executor, sql: Statements, statement: str, binds: Mapping[str, Any]) -> Sequence[Row]:
+    return _fetch(db, sql, statement, binds)
 
 
 def _arrays(names: Sequence[str], rows: Sequence[Row]) -> dict[str, list[Any]]:

@@ -22,6 +22,7 @@ from checkpoint_store import operations
 from checkpoint_store.causes import chain, diagnosis_of
 from checkpoint_store.errors import SET_UP, AccessDenied, MigrationError, MigrationLocked, NotSetUp
 from checkpoint_store.executor import Executor, Ordinary
+from checkpoint_store.kinds import Kind, is_a
 from checkpoint_store.migration_lock import (
     LOCK_SECONDS,
     PATIENCE,
@@ -155,6 +156,7 @@ def check(conn: Connection, schema: str | None = None) -> None:
     _judge(revisions, schema)
 
 
+@is_a(Kind.READ)
 def check_revisions(db: Executor, sql: Statements) -> None:
     """Do what `check` does, as an operation."""
     _judge(operations.revisions(db, sql), sql.tables.schema)

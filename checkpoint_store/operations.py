@@ -30,6 +30,7 @@ from checkpoint_store.errors import (
     shown,
 )
 from checkpoint_store.executor import Executor, Row
+from checkpoint_store.kinds import Kind, is_a
 from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Read, Statement, Statements
@@ -57,6 +58,7 @@ Last = tuple[str, str, str]
 """Thread, namespace and id of the last row of a page."""
 
 
+@is_a(Kind.STORE)
 def store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change]) -> dict[str, str]:
     """Store changes made one after the other, all in one commit.
 
@@ -133,6 +135,7 @@ def _by_thread(changes: Iterable[Change]) -> dict[str, list[Change]]:
     return threads
 
 
+@is_a(Kind.STORE)
 def store_continuing(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change]) -> dict[str, str]:
     """Store changes of which some have to continue the newest checkpoint of their namespace; in a transaction.
 
@@ -219,6 +222,7 @@ def _check_holds(db: Executor, what: str) -> None:
         )
 
 
+@is_a(Kind.READ)
 def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
     """Return the number that a thread's lock goes by.
 
@@ -230,16 +234,19 @@ def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
     return _known_table(number, table)
 
 
+@is_a(Kind.READ)
 def take_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Try to take a lock for the session; tells whether nobody else has it."""
     return bool(db.fetch(sql.take_lock, {"number": number})[0][0])
 
 
+@is_a(Kind.READ)
 def drop_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Give a lock of the session back; tells whether it had it."""
     return bool(db.fetch(sql.drop_lock, {"number": number})[0][0])
 
 
+@is_a(Kind.READ)
 def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> int | None:
     """Try to take a thread's lock until the transaction ends; returns its number, or None if somebody else has it.
 
@@ -254,6 +261,7 @@ def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> i
     return number if taken else None
 
 
+@is_a(Kind.READ)
 def has_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Tell whether the session has a lock."""
     return bool(db.fetch(sql.has_lock, {"number": number})[0][0])
@@ -275,6 +283,7 @@ def role(db: Executor, sql: Statements) -> str:  # noqa: ARG001 - as all operati
     return str(db.fetch(_ROLE, {})[0][0])
 
 
+@is_a(Kind.READ)
 def session_id(db: Executor, sql: Statements) -> int:
     """Return the id of the server's process that the session talks to."""
     return db.fetch(sql.session_id, {})[0][0]  # type: ignore[no-any-return]
@@ -321,6 +330,7 @@ def _known(db: Executor, sql: Statements, shelf: Shelf, put: Put) -> Known | Non
     return Known({("", ""): frozenset(row[0] for row in rows)}) if rows else None
 
 
+@is_a(Kind.READ, name="get_tuple", thread_of=lambda _, key: key.thread_id)
 def get_checkpoint(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row | None:
     """Return the checkpoint that a key names, or the newest of its thread and namespace, or None."""
     binds = key._asdict()
@@ -333,6 +343,7 @@ def get_checkpoint(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row
     return next(iter(_read(db, sql.get_checkpoint if key.checkpoint_id else sql.get_latest, shelf, binds)), None)
 
 
+@is_a(Kind.READ, name="get_tuple", thread_of=lambda _, key: key.thread_id)
 def get_settled(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row | None:
     """Return the checkpoint that a key names if there is a newer one of its thread and namespace; otherwise None."""
     # Asked for first: what is there then was written when no newer one was, and there may have been more to come.
@@ -341,6 +352,7 @@ def get_settled(db: Executor, sql: Statements, shelf: Shelf, key: Key) -> Row | 
     return next(iter(_read(db, sql.get_checkpoint, shelf, key._asdict())), None)
 
 
+@is_a(Kind.READ, name="list", thread_of=lambda _, listing, __: listing.thread_id)
 def list_page(
     db: Executor, sql: Statements, shelf: Shelf, listing: Listing, after: tuple[Last | None, int]
 ) -> Sequence[Row]:
@@ -399,6 +411,7 @@ def lock_removal(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> No
         _check_transaction(db, "A removal", rows[0][0])
 
 
+@is_a(Kind.READ)
 def check_removal(db: Executor, sql: Statements) -> None:
     """Check, before work that ends with a removal, that this one would not be refused; in a transaction.
 
@@ -441,6 +454,7 @@ def _claim(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
     lock_pages(db, sql, thread_ids)
 
 
+@is_a(Kind.OTHER, thread_of=lambda thread_id: thread_id)
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete everything stored for a thread; in a transaction."""
     delete_threads(db, sql, [thread_id])
@@ -513,22 +527,26 @@ def not_found(thread_id: str) -> ThreadNotFound:
     return ThreadNotFound(f"nothing is stored for the thread {shown(thread_id, 200)}")
 
 
+@is_a(Kind.READ)
 def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
     """Return the next part of a list of threads, as `statements.threads` has it."""
     return db.fetch(sql.list_threads(conditions), binds)[0]
 
 
+@is_a(Kind.READ, name="get_thread_stats", thread_of=lambda thread_id: thread_id)
 def thread_stats(db: Executor, sql: Statements, thread_id: str) -> tuple[Sequence[Row], Sequence[Row]]:
     """Return what a thread occupies, by table and by channel."""
     binds = {"thread_id": thread_id}
     return db.fetch(sql.thread_tables, binds), db.fetch(sql.thread_channels, binds)
 
 
+@is_a(Kind.READ)
 def largest_threads(db: Executor, sql: Statements, most: int) -> Sequence[Row]:
     """Return the threads that have most, their checkpoints and bytes; reads every row."""
     return db.fetch(sql.largest_threads, {"most": most})
 
 
+@is_a(Kind.READ)
 def table_sizes(db: Executor, sql: Statements) -> Sequence[Row]:
     """Return about how many rows the tables have, and what they occupy on disk."""
     names = {qualified(name, sql.tables.schema): name for name in (t.name for t in sql.tables.metadata.sorted_tables)}
@@ -536,11 +554,13 @@ def table_sizes(db: Executor, sql: Statements) -> Sequence[Row]:
     return sorted(((names[name], rows, size) for name, rows, size in rows), key=itemgetter(2), reverse=True)
 
 
+@is_a(Kind.READ, thread_of=lambda thread_id, _: thread_id)
 def history(db: Executor, sql: Statements, thread_id: str, most: int) -> Sequence[Row]:
     """Return the newest checkpoints of a thread without their values; see `statements.history`."""
     return db.fetch(sql.history, {"thread_id": thread_id, "most": most})
 
 
+@is_a(Kind.READ, thread_of=lambda key: key.thread_id)
 def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
     """Return the checkpoint whose id is that of a key or the only one that begins so, or the newest, whole.
 
@@ -563,6 +583,7 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
     return rows[0] if rows else None
 
 
+@is_a(Kind.OTHER, thread_of=lambda thread_id: thread_id)
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete the pages of a thread that nothing refers to; in a transaction."""
     if paged := lock_threads(db, sql, [thread_id]):
@@ -581,6 +602,7 @@ def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tu
     return pages, size
 
 
+@is_a(Kind.READ)
 def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) -> Sequence[Row]:
     """Return the blobs of a type that follow another one, key and bytes; plain ones only if they are large."""
     names = ("thread_id", "checkpoint_ns", "channel", "version")
@@ -611,22 +633,26 @@ def inline_blobs(db: Executor, sql: Statements, keys: Sequence[Blob]) -> int:
     return len(db.fetch(sql.inline_blobs, {f"blob_{name}s": list(column) for name, column in columns}))
 
 
+@is_a(Kind.READ, name="get_delta_channel_history", thread_of=lambda key, _: key.thread_id)
 def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[str]) -> Sequence[Row]:
     """Return the ancestors of a checkpoint with what they contribute to some channels."""
     return db.fetch(sql.delta_history, {**key._asdict(), "channels": list(channels)})
 
 
+@is_a(Kind.READ, thread_of=lambda thread_id: thread_id)
 def take_inventory(db: Executor, sql: Statements, thread_id: str) -> Sequence[Row]:
     """Return the checkpoints of a thread, and of each the tasks that have pending writes, with their number."""
     return db.fetch(sql.inventory, {"thread_id": thread_id})
 
 
+@is_a(Kind.READ)
 def is_adopted(db: Executor, sql: Statements) -> bool:
     """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
     name = qualified(STOCK_TABLE, sql.tables.schema)
     return bool(db.fetch(sql.has_table, {"name": name})[0][0])
 
 
+@is_a(Kind.READ)
 def revisions(db: Executor, sql: Statements) -> set[str]:
     """Return the revisions that the database is at, and warn of an encoding that can't hold every text."""
     rows = db.fetch(sql.revision, {})
@@ -643,11 +669,13 @@ def revisions(db: Executor, sql: Statements) -> set[str]:
     return {row[0] for row in rows}
 
 
+@is_a(Kind.READ)
 def log_position(db: Executor, sql: Statements) -> int:
     """Return where the write-ahead log ends, in bytes."""
     return _position(db.fetch(sql.log_position, {})[0][0])
 
 
+@is_a(Kind.READ)
 def replayed_position(db: Executor, sql: Statements) -> int | None:
     """Return how much of its primary's write-ahead log a replica has replayed, in bytes; None of what is no replica."""
     position = db.fetch(sql.replayed_position, {})[0][0]

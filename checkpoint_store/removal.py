@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from checkpoint_store import operations
 from checkpoint_store.executor import Executor, Row
+from checkpoint_store.kinds import Kind, is_a
 from checkpoint_store.lineage import Lineage, Node, Rule, Trace, Victims, is_older
 from checkpoint_store.report import SweepReport
 from checkpoint_store.statements import Statements
@@ -58,27 +59,32 @@ class Rest:
     """Those that stay though their parent goes, and who is the nearest of their ancestors that is still there."""
 
 
+@is_a(Kind.READ)
 def find_next(db: Executor, sql: Statements, rule: Rule, after: str, most: int) -> Sequence[Row]:
     """Return the threads that follow one, and how many checkpoints they have, None if there is nothing to remove."""
     keep = 0 if rule.whole else rule.keep
     return db.fetch(sql.next_threads, {"after": after, "most": most, "keep": keep, "before": rule.before})
 
 
+@is_a(Kind.READ)
 def find_given(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[Row]:
     """Return those of some threads that have checkpoints, and how many."""
     return db.fetch(sql.given_threads, {"thread_ids": list(thread_ids)})
 
 
+@is_a(Kind.READ)
 def find_by_run(db: Executor, sql: Statements, run_ids: Sequence[str]) -> Sequence[Row]:
     """Return the threads that some runs have left checkpoints in, and how many."""
     return db.fetch(sql.threads_of_runs, {"run_ids": list(run_ids)})
 
 
+@is_a(Kind.READ)
 def find_writers(db: Executor, sql: Statements, after: str, most: int) -> Sequence[Row]:
     """Return the threads that follow one among those that have pending writes."""
     return db.fetch(sql.next_writers, {"after": after, "most": most})
 
 
+@is_a(Kind.READ)
 def find_strays(
     db: Executor, sql: Statements, thread_ids: Sequence[str], before: str, counting: Rule | None = None
 ) -> Sequence[Key]:
@@ -110,6 +116,7 @@ def remove_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepRe
     return SweepReport(writes=writes, bytes=size)
 
 
+@is_a(Kind.READ)
 def count_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepReport:
     """Return what `remove_strays` would delete."""
     [((writes, size), _)] = db.fetch(sql.count_checkpoints, _binds(keys))
@@ -167,6 +174,7 @@ def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[S
     return _take_first(db, sql, rest, most)
 
 
+@is_a(Kind.READ)
 def count(db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str]) -> SweepReport:
     """Return what `remove` would remove, all of it."""
     chosen = _choose(db, sql, rule, thread_ids, None)

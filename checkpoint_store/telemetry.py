@@ -24,13 +24,12 @@ from typing import Any, TypeVar
 
 from sqlalchemy import exc
 
-from checkpoint_store import operations
 from checkpoint_store.changes import Change, Put
-from checkpoint_store.config import Key, Listing
 from checkpoint_store.contract import Contract
 from checkpoint_store.errors import InvalidOption, NotInstalled
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.faults import name_of
+from checkpoint_store.kinds import Kind, about
 from checkpoint_store.source import Source
 from checkpoint_store.source.engine import EngineOrigin
 from checkpoint_store.source.origin import Origin
@@ -48,14 +47,6 @@ Described = tuple[str, str | None, Change | None]
 
 _SECONDS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0]
 """Buckets, as the conventions have them for `db.client.operation.duration`."""
-
-_NAMES = {
-    operations.get_checkpoint: "get_tuple",
-    operations.list_page: "list",
-    operations.delta_history: "get_delta_channel_history",
-    operations.thread_stats: "get_thread_stats",
-}
-"""What operations are called, where the saver's method has another name."""
 
 
 def instrument(
@@ -265,8 +256,8 @@ class _Observation:
                 call.received += taken.received
             self._bytes.add(taken.sent, {**self._database, "network.io.direction": "transmit"})
             self._bytes.add(taken.received, {**self._database, "network.io.direction": "receive"})
-            if operation is operations.store:
-                self._count_pages(args[1], taken.pages_sent)
+            if about(operation).kind is Kind.STORE:
+                self._count_pages(args[-1], taken.pages_sent)
 
     def _count_pages(self, changes: Sequence[Change], sent: int) -> None:
         self._batch.record(len(changes), self._database)
@@ -367,12 +358,8 @@ class _Observed(Source):
 
 def _asked(operation: Callable[..., Any], *args: Any) -> Described:
     """Describe an operation: its name, and the thread it is about."""
-    name = _NAMES.get(operation) or getattr(operation, "__name__", "call").lstrip("_")
-    for arg in args:
-        if isinstance(arg, (Key, Listing)):
-            return name, arg.thread_id, None
-    is_of_thread = operation in (operations.delete_thread, operations.thread_stats)
-    return name, args[0] if is_of_thread else None, None
+    noted = about(operation)
+    return noted.name, noted.thread(args), None
 
 
 def _stored(change: Change) -> Described:

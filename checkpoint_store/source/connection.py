@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +14,10 @@ from sqlalchemy.orm import Session
 from checkpoint_store import migrations, operations
 from checkpoint_store.errors import WrongTransaction
 from checkpoint_store.executor import Executor, Ordinary
+from checkpoint_store.kinds import Kind, about
 from checkpoint_store.migration_lock import patience_of
 from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.origin import Origin, pause_of
-from checkpoint_store.source.unreplicated import STORING
 from checkpoint_store.statements import Statements
 from checkpoint_store.turns import alone_with, wait_for_others
 
@@ -70,7 +69,7 @@ class CallersOrigin(Origin):
 
     def perform(self, operation: Callable[..., T], db: Executor, args: Sequence[Any]) -> T:
         """Call an operation; not one that stores for a thread whose lock a savepoint has freed."""
-        if self.keeper.within and inspect.unwrap(operation) in STORING:
+        if self.keeper.within and about(operation).kind is Kind.STORE:
             threads = {change.thread_id for change in args[-1]}
             for hold in [
                 one for one in self.keeper.within if one.thread_id in threads and self._is_in(one.transaction)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +16,11 @@ from checkpoint_store import operations
 from checkpoint_store.causes import chain, clear, is_foreign
 from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.executor import Executor, kept_by_others
+from checkpoint_store.kinds import Kind, about
 from checkpoint_store.source.failures import FOREIGN, explain
 from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.keeper import POLL_SECONDS, keeper_of
-from checkpoint_store.source.unreplicated import STORING, unreplicated_of
+from checkpoint_store.source.unreplicated import unreplicated_of
 from checkpoint_store.statements import Statements
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Origin(ABC):
 
     def perform(self, operation: Callable[..., T], db: Executor, args: Sequence[Any]) -> T:
         """Call an operation, at last; not one that stores for a thread whose lock was lost while the call waited."""
-        if self.keeper.lost and inspect.unwrap(operation) in STORING:
+        if self.keeper.lost and about(operation).kind is Kind.STORE:
             self.keeper.check(self.sql, args[-1], db)
         return operation(db, self.sql, *args)
 

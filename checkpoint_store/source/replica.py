@@ -21,6 +21,7 @@ from sqlalchemy import exc
 from checkpoint_store import operations
 from checkpoint_store.config import Key, Listing
 from checkpoint_store.errors import CheckpointStoreError
+from checkpoint_store.kinds import about
 from checkpoint_store.source.engine import EngineOrigin
 from checkpoint_store.source.hold import Hold
 from checkpoint_store.source.origin import Origin
@@ -69,7 +70,7 @@ class ReplicaOrigin(Origin):
 
     def lend(self, operation: Callable[..., T], *args: Any) -> T:
         """Lend a connection of either."""
-        if (read := _READS.get(operation)) is not None:
+        if (read := _READS.get(about(operation).name)) is not None:
             found = read(self, operation, *args)
             return self.primary.lend(operation, *args) if found is None else cast("T", found)
         return self.primary.lend(operation, *args)
@@ -134,11 +135,11 @@ class ReplicaOrigin(Origin):
         return self.replica.lend(operations.replayed_position)
 
 
-_READS: Mapping[Operation, Callable[..., Any]] = {
-    operations.get_checkpoint: ReplicaOrigin._get,
-    operations.list_page: ReplicaOrigin._list,
-    operations.delta_history: ReplicaOrigin._history,
-    operations.list_threads: ReplicaOrigin._across,
-    operations.thread_stats: ReplicaOrigin._of_thread,
+_READS: Mapping[str, Callable[..., Any]] = {
+    "get_tuple": ReplicaOrigin._get,
+    "list": ReplicaOrigin._list,
+    "get_delta_channel_history": ReplicaOrigin._history,
+    "list_threads": ReplicaOrigin._across,
+    "get_thread_stats": ReplicaOrigin._of_thread,
 }
-"""What may be read from a replica."""
+"""What may be read from a replica, by name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 import weakref
@@ -11,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Dialect
 
-from checkpoint_store import migrations, operations
+from checkpoint_store.kinds import Kind, about
 
 MOST_THREADS = 10_000
 """How many threads are remembered as written; when there are more, all threads count as such for a while."""
@@ -48,11 +47,12 @@ class Unreplicated:
 
     def note_call(self, operation: Callable[..., Any], args: Sequence[Any]) -> None:
         """Note what an operation has written, as far as that is known."""
-        operation = inspect.unwrap(operation)
-        if operation in STORING:
+        noted = about(operation)
+        if noted.kind is Kind.STORE:
             self.note({change.thread_id for change in args[-1]})
-        elif operation not in READING:
-            self.note(None)
+        elif noted.kind is not Kind.READ:
+            thread_id = noted.thread(args)
+            self.note(None if thread_id is None else [thread_id])
 
     def has(self, thread_id: str) -> bool:
         """Tell whether a thread is among them."""
@@ -83,26 +83,6 @@ class Unreplicated:
             self._sample, self._passed = None, max(self._passed, sample[0])
             self._threads = {thread_id: number for thread_id, number in self._threads.items() if number > self._passed}
 
-
-STORING: frozenset[Callable[..., Any]] = frozenset({operations.store, operations.store_continuing})
-"""The operations of `put` and `put_writes`; their last argument are the changes."""
-
-READING: frozenset[Callable[..., Any]] = frozenset(
-    {
-        operations.delta_history,
-        operations.get_checkpoint,
-        operations.get_settled,
-        operations.is_adopted,
-        operations.list_page,
-        operations.list_threads,
-        operations.log_position,
-        operations.replayed_position,
-        operations.revisions,
-        operations.thread_stats,
-        migrations.check_revisions,
-    }
-)
-"""Those that write nothing. Whatever is not known here may have written any thread."""
 
 _unreplicated: weakref.WeakKeyDictionary[Dialect, Unreplicated] = weakref.WeakKeyDictionary()
 

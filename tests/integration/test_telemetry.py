@@ -319,3 +319,19 @@ async def test_what_works_on_a_copy_of_the_source_still_does(
     assert report.threads == 3
     assert len(begun) == 3
     assert "put checkpoints" in telescope.names
+
+
+async def test_commits_and_pages_are_counted_with_refused_forks_too(
+    telescope: Telescope, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are stored by another operation, which looks first at what is there."""
+    monkeypatch.setattr(pages, "LARGE_BYTES", 1000)
+    saver = AsyncPostgresSaver(engine, share_pages=True, refuse_forks=True)
+    telescope.on(saver)
+    messages = [f"{number} " + "x" * 500 for number in range(200)]
+    await saver.aput(GRAPH, checkpoint("1", messages=messages), {}, {"messages": "1"})
+
+    (sizes,) = telescope.points("checkpoint_store.batch.size")
+    assert (sizes.count, sizes.sum) == (1, 1)
+    sent = {p.attributes["checkpoint_store.page.state"]: p.value for p in telescope.points("checkpoint_store.pages")}
+    assert sent["sent"] > 5
