@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
@@ -204,6 +205,12 @@ class Bridge:
         if self._loop is None or (self._starts and self._has_ended):
             self.start()
         if self._loop is _running_loop():
+            if _has_greenlets_for_threads():
+                raise WrongThread(
+                    "gevent has made greenlets of this process's threads, so none is left for the event loop that an "
+                    "async engine needs. Use PostgresSaver on a sync engine, which works under gevent: "
+                    'PostgresSaver(create_engine("postgresql+psycopg://...")).'
+                )
             raise WrongThread(
                 "a sync method was called on the event loop's own thread and would wait for itself forever. "
                 "Use `await graph.ainvoke()`, or the saver's async method (aput, aget_tuple, alist, ...), or call from "
@@ -297,6 +304,11 @@ def _tell(loop: asyncio.AbstractEventLoop, is_over: asyncio.Event) -> None:
 
 def _tell_nobody() -> None:
     pass
+
+
+def _has_greenlets_for_threads() -> bool:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

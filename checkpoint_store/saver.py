@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session
 from typing_extensions import Self
 
+from checkpoint_store.closing import closing, closing_blocking
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.lifecycle import Lifecycle
 from checkpoint_store.migrations import LOCK_SECONDS
@@ -133,10 +134,8 @@ class AsyncPostgresSaver(Lifecycle):
             pooler=pooler,
             read_engine=read_engine,
         )
-        try:
+        async with closing(saver.aclose):
             yield saver
-        finally:
-            await saver.aclose()
 
     def bind(
         self,
@@ -291,10 +290,8 @@ class PostgresSaver(Lifecycle):
             pooler=pooler,
             read_engine=read_engine,
         )
-        try:
+        with closing_blocking(saver.close):
             yield saver
-        finally:
-            saver.close()
 
     def bind(
         self,

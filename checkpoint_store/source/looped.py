@@ -13,6 +13,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from checkpoint_store.bridge import Bridge
 from checkpoint_store.changes import Change
+from checkpoint_store.closing import closing, closing_blocking
 from checkpoint_store.errors import Closed, WrongThread
 from checkpoint_store.executor import dispose
 from checkpoint_store.pipeline import AsyncPipeline
@@ -99,12 +100,15 @@ class LoopSource(Source):
         with self._closing:
             if self._is_released:
                 return
-            try:
+            with closing_blocking(self._end):  # also after Ctrl-C
                 self.bridge.call(self._finish)
-            finally:
-                self.bridge.call(self._let_go)  # also after Ctrl-C
-                if self.owned:
-                    self.bridge.stop()
+
+    def _end(self) -> None:
+        try:
+            self.bridge.call(self._let_go)
+        finally:
+            if self.owned:
+                self.bridge.stop()
 
     async def _await(self, function: Callable[..., T], *args: Any) -> T:
         result: T = await self.bridge.acall(greenlet_spawn, function, *args)
@@ -127,18 +131,23 @@ class LoopSource(Source):
         await greenlet_spawn(self._commit, changes)
 
     async def _release(self) -> None:
-        try:
+        async with closing(self._let_go_whole):  # also for who does not want to wait for what was to be finished
             await self._finish()
-        finally:
-            await to_the_end(self._let_go())  # also for who does not want to wait for what was to be finished
+
+    async def _let_go_whole(self) -> None:
+        await to_the_end(self._let_go())
 
     async def _finish(self) -> None:
         if self.owned and self._pipe is not None:
             await self._pipe.aclose()
 
     async def _let_go(self) -> None:
-        if self.owned:
-            await greenlet_spawn(self.origin.keeper.close)
+        async with closing(self._let_go_of_connections):
+            if self.owned:
+                await greenlet_spawn(self.origin.keeper.close)
+        self._is_released = True
+
+    async def _let_go_of_connections(self) -> None:
         # On a loop of ours nobody else could close the connections; the engine opens new ones if it is used again.
         engine = self._engine if self.owned or self.bridge.is_ours else None
         # A pipeline of the caller's may have changes of others among ours.
@@ -150,4 +159,3 @@ class LoopSource(Source):
             await greenlet_spawn(dispose, engine.sync_engine)
         if self._replica is not None and self.bridge.is_ours:
             await greenlet_spawn(dispose, self._replica.sync_engine)
-        self._is_released = True

@@ -19,6 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import Closed, WrongThread
+from checkpoint_store.executor import dispose
+from checkpoint_store.source import looped
+from checkpoint_store.source.keeper import Keeper
 from checkpoint_store.transfer import acopy_threads
 from tests.faults.bed import PATIENCE_SECONDS
 
@@ -325,3 +328,53 @@ async def test_savers_from_before_and_after_a_dispose_share_the_one_connection(u
 
     assert await asyncio.gather(*[saver.aget_tuple(CONFIG) for saver in (before, after) * 3]) == [None] * 6
     await engine.dispose()
+
+
+@pytest.mark.parametrize("kind", [AsyncPostgresSaver, PostgresSaver])
+async def test_what_went_wrong_in_the_block_is_not_hidden_by_what_closing_says(
+    url: str, kind: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first error is raised; the second one, which often follows from it, is logged without its text."""
+
+    def fail(engine: Any) -> None:
+        dispose(engine)
+        raise OSError("SSN-078-05-1120")
+
+    async def enter(first: Exception | None) -> None:
+        if kind is AsyncPostgresSaver:
+            async with kind.from_conn_string(url) as saver:
+                await saver.aget_tuple(CONFIG)
+                if first:
+                    raise first
+        else:
+            with kind.from_conn_string(url) as saver:
+                saver.get_tuple(CONFIG)
+                if first:
+                    raise first
+
+    monkeypatch.setattr(looped, "dispose", fail)
+    first = ValueError("the first one")
+    with pytest.raises(ValueError, match="the first one") as caught:
+        await enter(first)
+    assert caught.value is first
+    assert caplog.messages == ["after the error that is raised, closing has failed too: OSError"]
+    with pytest.raises(OSError, match="SSN"):
+        await enter(None)
+
+
+async def test_a_lock_that_can_not_be_given_back_does_not_keep_the_engine_open(
+    url: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thing is closed, whatever went wrong with the one before."""
+    gate.open()
+
+    def fail(_: Any) -> None:
+        raise OSError("first")
+
+    monkeypatch.setattr(Keeper, "close", fail)
+    with pytest.raises(OSError, match="first"):
+        async with AsyncPostgresSaver.from_conn_string(url) as saver:
+            await saver.aget_tuple(CONFIG)
+    with psycopg.connect(url, autocommit=True) as conn:
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        await is_true(lambda: conn.execute(others).fetchone() == (0,))
