@@ -19,7 +19,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
-    exists,
     func,
     literal_column,
     or_,
@@ -52,6 +51,10 @@ def delta_history(t: Tables) -> Select[Any]:
     A row is an ancestor: its id, its parent's id, whether the walk starts there, its writes to the channels still
     sought at that point, and the values that end the walk of their channels. The columns are those of `rows.Ancestor`.
 
+    Each ancestor, and whether it has a value, is looked up by its key, so that the walk costs its length, however long
+    the thread is. A LIMIT in a subquery of its own has the server do so: of a join or an EXISTS it would make a hash of
+    all rows of the thread, and that of the values anew for each ancestor.
+
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id` (or NULL for the newest), `channels` (array of text).
     """
     c = t.checkpoints
@@ -60,13 +63,13 @@ def delta_history(t: Tables) -> Select[Any]:
     start = select(c.c.parent_checkpoint_id).where(named(t), c.c.checkpoint_id == target).scalar_subquery()
 
     channels = bindparam("channels", type_=ARRAY(Text))
-    found = _found(t, channels)
+    found = _found(t, c, channels)
     chain = (
         select(
             c.c.checkpoint_id,
             c.c.parent_checkpoint_id,
             _flag(True).label("first"),
-            _is_sound(t).label("sound"),
+            _is_sound(c).label("sound"),
             channels.label("sought"),
             found.c.found,
         )
@@ -74,24 +77,30 @@ def delta_history(t: Tables) -> Select[Any]:
         .where(named(t), c.c.checkpoint_id == start)
         .cte("chain", recursive=True)
     )
-    left = _left(chain)
-    found = _found(t, left.c.sought)
+    left, parent = _left(chain), _parent(t, chain)
+    found = _found(t, parent, left.c.sought)
+    own = [parent.c.checkpoint_id, parent.c.parent_checkpoint_id, _flag(False), _is_sound(parent)]
     # UNION, not UNION ALL: a row that was there before ends the walk, so that a cycle of parents can't make it endless.
     chain = chain.union(
-        select(c.c.checkpoint_id, c.c.parent_checkpoint_id, _flag(False), _is_sound(t), left.c.sought, found.c.found)
-        .select_from(
-            chain.join(c, c.c.checkpoint_id == chain.c.parent_checkpoint_id).join(left, true()).join(found, true())
-        )
-        .where(named(t), func.cardinality(left.c.sought) > number(0))
+        select(*own, left.c.sought, found.c.found)
+        .select_from(chain.join(left, true()).join(parent, true()).join(found, true()))
+        .where(func.cardinality(left.c.sought) > number(0))
     )
     writes, values = _writes(t, chain), _values(t, chain)
-    own = [chain.c[name] for name in ("checkpoint_id", "parent_checkpoint_id", "first", "sound")]
-    return select(*own, *writes.c, *values.c).select_from(chain.join(writes, true()).join(values, true()))
+    steps = [chain.c[name] for name in ("checkpoint_id", "parent_checkpoint_id", "first", "sound")]
+    return select(*steps, *writes.c, *values.c).select_from(chain.join(writes, true()).join(values, true()))
 
 
-def _is_sound(t: Tables) -> ColumnElement[bool]:
+def _parent(t: Tables, chain: FromClause) -> LateralFromClause:
+    """The parent of a checkpoint, if it is there."""
+    c = t.checkpoints
+    parent = select(c).where(named(t), c.c.checkpoint_id == chain.c.parent_checkpoint_id)
+    return parent.limit(number(1)).correlate(chain).lateral("parent")
+
+
+def _is_sound(c: FromClause) -> ColumnElement[bool]:
     """Whether a checkpoint has objects where its values and versions should be; in others nothing could be found."""
-    parts = [member(t.checkpoints.c.checkpoint, key(name)) for name in ("channel_versions", "channel_values")]
+    parts = [member(c.c.checkpoint, key(name)) for name in ("channel_versions", "channel_values")]
     # A checkpoint without inline values may have none, or null.
     return and_(
         is_a("object", parts[0]),
@@ -103,13 +112,15 @@ def _flag(value: bool) -> ColumnElement[bool]:
     return literal_column(str(value).lower(), Boolean)
 
 
-def _found(t: Tables, sought: ColumnElement[Any]) -> LateralFromClause:
+def _found(t: Tables, c: FromClause, sought: ColumnElement[Any]) -> LateralFromClause:
     """Those of the sought channels that a checkpoint has a value for, inline or as a blob."""
-    c = t.checkpoints
     channel = rows_of(sought, "channel").c.channel
     inline = has_member(member(c.c.checkpoint, key("channel_values")), channel)
-    blob = exists().where(_is_blob(t, channel)).correlate(c, channel.table)
-    return select(func.array_agg(channel).label("found")).where(or_(inline, blob)).correlate(c).lateral()
+    blob = select(literal_column("true", Boolean)).where(_is_blob(t, c, channel)).limit(number(1))
+    blob = blob.correlate(c, channel.table)
+    return (
+        select(func.array_agg(channel).label("found")).where(or_(inline, blob.scalar_subquery())).correlate(c).lateral()
+    )
 
 
 def _left(chain: FromClause) -> LateralFromClause:
@@ -122,9 +133,9 @@ def _left(chain: FromClause) -> LateralFromClause:
     )
 
 
-def _is_blob(t: Tables, channel: ColumnElement[str]) -> ColumnElement[bool]:
+def _is_blob(t: Tables, c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
     """The condition that a blob is the value of a channel at a checkpoint."""
-    c, b = t.checkpoints, t.checkpoint_blobs
+    b = t.checkpoint_blobs
     version = member_text(member(c.c.checkpoint, key("channel_versions")), channel)
     return and_(
         same_graph(b, c, given("thread_id")), b.c.channel == channel, b.c.version == version, b.c.type != key("empty")
@@ -153,7 +164,7 @@ def _values(t: Tables, chain: FromClause) -> LateralFromClause:
     # The limit has the primary key looked up, as in `statements`.
     blob = (
         select(*value_of(t, b, given("thread_id")))
-        .where(_is_blob(t, found.c.channel))
+        .where(_is_blob(t, c, found.c.channel))
         .limit(number(1))
         .correlate(c, found)
         .lateral()

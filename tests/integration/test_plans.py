@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store.changes import Put, merged
+from checkpoint_store.executor import Ordinary
 from checkpoint_store.schema import tables
 from checkpoint_store.shelf import Known
 from checkpoint_store.statements import Statement, Statements
@@ -58,13 +59,15 @@ async def filled(url: str, request: pytest.FixtureRequest) -> AsyncIterator[Asyn
     await engine.dispose()
 
 
-def explain(conn: Connection, statement: Statement, binds: dict[str, Any], mode: str) -> list[dict[str, Any]]:
+def explain(
+    conn: Connection, statement: Statement, binds: dict[str, Any], mode: str, options: str = ""
+) -> list[dict[str, Any]]:
     """The nodes of a prepared statement's plan, as the server makes it for our driver."""
     sql, values = statement.sql(dialect.dialect()), statement.parameters(dialect.dialect(), binds)
     conn.exec_driver_sql(f"SET plan_cache_mode = {mode}")
     conn.exec_driver_sql(f"PREPARE under_test AS {sql}")
     arguments = ", ".join(conn.dialect.type_compiler_instance and _literal(value) for value in values)
-    plan = conn.exec_driver_sql(f"EXPLAIN (FORMAT JSON) EXECUTE under_test({arguments})").scalar_one()
+    plan = conn.exec_driver_sql(f"EXPLAIN ({options}FORMAT JSON) EXECUTE under_test({arguments})").scalar_one()
     conn.exec_driver_sql("DEALLOCATE under_test")
     nodes: list[dict[str, Any]] = []
     _collect((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"], nodes)
@@ -229,3 +232,50 @@ async def test_the_pages_that_a_put_needs_are_looked_up_by_key(url: str, analyze
             assert not [node for node in scans if "Filter" in node]
             assert nodes[0]["Total Cost"] < JIT_ABOVE_COST
     await engine.dispose()
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_walk_costs_its_distance_and_not_the_thread(url: str, analyzed: bool, mode: str) -> None:
+    """Fifty ancestors are looked up by key, each with its writes and values, in a thread of 500 or of 10,000."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, isolation_level="AUTOCOMMIT")
+    counts: list[tuple[int, int]] = []
+    async with engine.connect() as conn:
+        for table in tables.all:
+            await conn.execute(text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)"))
+        for length in (500, 10_000):
+            for table in tables.all:
+                await conn.execute(text(f"TRUNCATE {table.name}"))
+            fill = FILL.format(threads=1).replace("10000", str(length))
+            fill = fill.replace("'messages', i::text)", "'messages', i::text, 'files', i::text)")
+            for statement in fill.split(";")[:-1]:
+                await conn.execute(text(statement))
+            # Of both channels there is a snapshot before, one 40 steps away and one 50, and there are others behind.
+            for channel, distance in (("messages", 40), ("files", 50)):
+                between = f"version::int > {length // 2 - distance} AND version::int <= {length // 2}"
+                await conn.execute(text(f"DELETE FROM checkpoint_blobs WHERE channel = '{channel}' AND {between}"))
+            await conn.execute(text("VACUUM" + " ANALYZE" * analyzed))
+            named = {"thread_id": "thread-0", "checkpoint_ns": "", "checkpoint_id": f"{length // 2 + 1:06}"}
+            binds = {**named, "channels": ["messages", "files"]}
+            assert len(await conn.run_sync(fetch, SQL.delta_history, binds)) == 51
+            nodes = await conn.run_sync(explain, SQL.delta_history, binds, mode, "ANALYZE, BUFFERS, ")
+            scans = [node for node in nodes if "Relation Name" in node]
+            assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+            assert nodes[0]["Total Cost"] < JIT_ABOVE_COST
+            counts.append((sum(map(rows_of, scans)), nodes[0]["Shared Hit Blocks"] + nodes[0]["Shared Read Blocks"]))
+    await engine.dispose()
+
+    [(few_rows, few_blocks), (many_rows, many_blocks)] = counts
+    assert few_rows == many_rows < 500
+    # An index of 20 times as many rows may be a level higher.
+    assert many_blocks < few_blocks * 1.6 < 1_600
+
+
+def fetch(conn: Connection, statement: Statement, binds: dict[str, Any]) -> Any:
+    return Ordinary(conn).fetch(statement, binds)
+
+
+def rows_of(scan: dict[str, Any]) -> int:
+    """How many rows a scan has read, in all its loops: those that it returned, and those that it left out."""
+    read = [scan["Actual Rows"], *[scan.get(f"Rows Removed by {what}", 0) for what in ("Filter", "Index Recheck")]]
+    return round(sum(read) * scan["Actual Loops"])
