@@ -510,16 +510,25 @@ def copy_thread(
     try:
         copied: int = db.fetch(sql.copy_thread, {**binds, "epoch": epoch})[0][0]
     except exc.IntegrityError as error:
-        raise ThreadExists(
-            f"target_thread_id is {shown(target, 200)}, for which something was stored while it was to be made. Stop "
-            "what stores to it, or choose another id."
-        ) from error
+        _raise_if_there(target, error)
+        raise
     if not copied:  # deleted just now
         db.fetch(sql.forget_threads, {"thread_ids": [target]})
         raise not_found(source)
     if tried is not None:
         tried[epoch] = copied
     return copied
+
+
+def _raise_if_there(target: str, error: exc.IntegrityError) -> None:
+    """Raise our error where it was a row of the target's that is there already, not a rule of the host's."""
+    said = diagnosis_of(error)
+    if said.state == "23505" and (said.constraint or "").endswith("_pkey"):
+        exists = ThreadExists(
+            f"target_thread_id is {shown(target, 200)}, for which something was stored while it was to be made. Stop "
+            "what stores to it, or choose another id."
+        )
+        chain(exists, error)
 
 
 def not_found(thread_id: str) -> ThreadNotFound:

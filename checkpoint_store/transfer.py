@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple
@@ -26,6 +26,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from checkpoint_store import operations, shapes
 from checkpoint_store.calls import Awaiting, Calling, Calls
+from checkpoint_store.causes import chain, diagnosis_of, is_foreign
 from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.contract import Contract
 from checkpoint_store.errors import (
@@ -37,6 +38,7 @@ from checkpoint_store.errors import (
     TransferError,
     Unavailable,
     WrongThread,
+    WrongTransaction,
     shown,
 )
 from checkpoint_store.options import callback, has_methods
@@ -48,7 +50,7 @@ Inventory = Counter[tuple[str, ...]]
 
 Progress = Callable[["TransferReport"], None]
 
-_HOPELESS = (AccessDenied, Closed, NotSetUp, Unavailable, WrongThread)
+_HOPELESS = (AccessDenied, Closed, NotSetUp, Unavailable, WrongThread, WrongTransaction)
 """After these the next thread would not fare better, and they say best themselves what is wrong."""
 
 
@@ -251,7 +253,7 @@ class _Transfer:
             except _HOPELESS:
                 raise
             except Exception as error:
-                raise TransferError(f"{_place(name, *key)} can't be stored: {_said(error)}") from error
+                _fail(f"{_place(name, *key)} can't be stored", error)
             stored.update((key[0], channel, str(version)) for channel, version in new_versions.items())
             here.update(_inventory(found))
         return here
@@ -297,7 +299,7 @@ class _Transfer:
         except Exception as error:
             whose = "all threads" if config is None else f"thread {shown(config['configurable']['thread_id'], 200)}"
             where = "" if last is None else f", after checkpoint {shown(last.checkpoint['id'], 200)}"
-            raise TransferError(f"{type(self._source).__name__} can't list {whose}{where}: {_said(error)}") from error
+            _fail(f"{type(self._source).__name__} can't list {whose}{where}", error)
 
     def _paths(self, config: RunnableConfig) -> PathsAt:
         """Return what tells the paths of a thread's tasks in the source, where that is to be had."""
@@ -420,5 +422,10 @@ def _first(inventory: Inventory) -> str:
     return f"namespace {shown(namespace, 200)}, checkpoint {shown(checkpoint_id, 200)}{task}"
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {shapes.told(error)}"
+def _fail(what: str, error: Exception) -> NoReturn:
+    """Raise an error that names a thread; what a driver of the source's says may quote values."""
+    kind = type(error).__name__
+    if is_foreign(error):
+        said = diagnosis_of(error)
+        chain(TransferError(f"{what}: {kind}: {said.message or said.name}"), error)
+    raise TransferError(f"{what}: {kind}: {shapes.told(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,6 +15,7 @@ import psycopg
 import pytest
 from asyncpg import PostgresError
 from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.memory import InMemorySaver
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -21,16 +23,19 @@ from sqlalchemy import Column, String, create_engine, event, exc, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, declarative_base
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, telemetry
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, cli, telemetry
 from checkpoint_store.errors import (
+    AccessDenied,
     CheckpointStoreError,
     LimitReached,
     NotSetUp,
     Refused,
+    TransferError,
     Unavailable,
     UnstorableValue,
     WrongTransaction,
 )
+from checkpoint_store.transfer import acopy_threads
 
 SECRET = "SSN-078-05-1120"
 VERSION = "00000000000000000000000000000001.0.5"
@@ -546,3 +551,129 @@ async def test_a_pool_that_is_busy_with_calls_of_ours_is_no_deadlock(url: str) -
     error = check(refused.exception())
     assert "no connection became free in time" in str(error)
     assert "application" not in str(error)
+
+
+async def test_a_copy_that_a_rule_refuses_is_not_one_of_a_thread_that_exists(url: str) -> None:
+    """Only a row of ours that is there already says so."""
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    saver = AsyncPostgresSaver(engine)
+    await put()(saver)
+    execute(url, "CREATE UNIQUE INDEX one ON checkpoints ((metadata->>'ssn'))")
+    error = await failure(lambda call: call(saver), lambda saver: saver.acopy_thread("t", "another"))
+    await engine.dispose()
+
+    assert type(error) is Refused
+    assert 'constraint "one"' in str(error)
+
+
+async def test_a_transfer_names_the_thread_and_shows_none_of_it(url: str, make_database: Callable[[], str]) -> None:
+    """Of what the target refuses."""
+    source = InMemorySaver()
+    await put()(source)
+    target = make_database()
+    async with AsyncPostgresSaver.from_conn_string(target) as saver:
+        await saver.setup()
+        execute(target, "ALTER TABLE checkpoints ADD CONSTRAINT own CHECK (NOT metadata ? 'ssn')")
+        error = await failure(lambda call: call(saver), lambda saver: acopy_threads(source, saver))
+
+    assert type(error) is TransferError
+    assert "thread 't'" in str(error)
+    assert 'constraint "own"' in str(error)
+
+
+def test_the_command_line_shows_no_row(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the one line that it prints."""
+    with PostgresSaver.from_conn_string(url) as saver:
+        asyncio.run(put()(Blocking(saver)))
+    execute(url, "CREATE UNIQUE INDEX one ON checkpoints ((metadata->>'ssn'))")
+    assert cli.main(["copy", "t", "another", "--url", url]) == cli.FAILED
+    printed = capsys.readouterr()
+
+    assert 'constraint "one"' in printed.err
+    assert SECRET not in printed.err + printed.out
+
+
+REFUSED_LOGINS: dict[str, tuple[str, str, type[CheckpointStoreError]]] = {
+    "no such database": ("postgres", "nowhere", Unavailable),
+    "no such role": ("nobody_at_all", "", Unavailable),
+    "no connection left": ("crowded", "", Unavailable),
+    "no right to connect": ("stranger", "", CheckpointStoreError),
+}
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in CALLERS])
+@pytest.mark.parametrize("reason", REFUSED_LOGINS)
+async def test_a_login_that_is_refused_is_an_error_of_ours(url: str, way: str, reason: str) -> None:
+    """Before any statement."""
+    user, database, kind = REFUSED_LOGINS[reason]
+    unique = f"{user}_{name_of(url)[-12:]}"
+    made = user in ("crowded", "stranger")
+    if made:
+        execute(url, f"CREATE ROLE {unique} LOGIN CONNECTION LIMIT {0 if user == 'crowded' else -1}")
+        execute(url, f"REVOKE CONNECT ON DATABASE {name_of(url)} FROM PUBLIC")
+    if user == "crowded":
+        execute(url, f"GRANT CONNECT ON DATABASE {name_of(url)} TO {unique}")
+    path = database or name_of(url)
+    try:
+        async with WAYS[way](f"postgresql://{unique if made else user}@/{path}?{urlsplit(url).query}") as make:
+            error = await failure(make, put())
+    finally:
+        if made:
+            execute(url, f"DROP OWNED BY {unique}; DROP ROLE {unique}")
+
+    assert isinstance(error, kind)
+
+
+def wait_for_the_end(url: str, pid: int) -> None:
+    with psycopg.connect(url, autocommit=True) as other:
+        while other.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone() is not None:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_transaction_that_the_server_has_ended_is_an_error_of_ours(url: str, driver: str) -> None:
+    """It was idle for too long, which drivers notice at the next call; asyncpg does not keep the reason."""
+    engine = create_async_engine(make_url(url).set(drivername=f"postgresql+{driver}"))
+    async with engine.connect() as conn:
+        pid = await conn.scalar(text("SELECT pg_backend_pid()"))
+        await conn.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
+        await asyncio.to_thread(wait_for_the_end, url, pid)
+        error = await failure(lambda call: call(AsyncPostgresSaver(engine).bind(conn)), put())
+    await engine.dispose()
+
+    assert type(error) is (LimitReached if driver == "psycopg" else Unavailable)
+
+
+async def test_an_aborted_transaction_is_named(url: str) -> None:
+    """By the calls after the one that has aborted it."""
+    execute(url, RAISING)
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    async with engine.connect() as conn:
+        saver = AsyncPostgresSaver(engine).bind(conn)
+        assert type(await failure(lambda call: call(saver), put("P0001"))) is Refused
+        error = await failure(lambda call: call(saver), put("other"))
+    await engine.dispose()
+
+    assert type(error) is WrongTransaction
+    assert "aborted by an error before this call" in str(error)
+
+
+async def test_where_the_role_is_not_known_the_grant_says_so(url: str) -> None:
+    """In a transaction that the error has ended; on an engine the server is asked, and the GRANT has its name."""
+    role = f"service_{name_of(url)[-12:]}"
+    execute(url, f"CREATE ROLE {role} LOGIN")
+    engine = create_async_engine(
+        make_url(url).set(drivername="postgresql+asyncpg"), connect_args={"server_settings": {"role": role}}
+    )
+    saver = AsyncPostgresSaver(engine)
+    try:
+        on_an_engine = await failure(lambda call: call(saver), put())
+        async with engine.connect() as conn:
+            bound = await failure(lambda call: call(saver.bind(conn)), put())
+    finally:
+        await engine.dispose()
+        execute(url, f"DROP ROLE {role}")
+
+    assert type(on_an_engine) is type(bound) is AccessDenied
+    assert f'TO "{role}"' in str(on_an_engine)
+    assert 'where "app" stands for the one that lacks it' in str(bound)
