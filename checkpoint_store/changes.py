@@ -124,7 +124,8 @@ def merged(changes: Sequence[Change], known: Mapping[str, Known]) -> Binds:
         key = (*graph, binds["checkpoint_id"])
         # A checkpoint stored again keeps its parent.
         parent = checkpoints[key][0] if key in checkpoints else binds["parent_checkpoint_id"]
-        checkpoints[key] = (parent, binds["checkpoint"], binds["metadata"])
+        kept = (binds["parent_checkpoint_id"], binds["kept"])
+        checkpoints[key] = (parent, binds["checkpoint"], binds["metadata"], *kept)
         if change.pages:
             there = known.get(thread_id)
             # A new row's epoch is none that it had before: older versions compare it with what they remember.
@@ -149,7 +150,7 @@ def merged(changes: Sequence[Change], known: Mapping[str, Known]) -> Binds:
         **_columns("blob", (*graph_columns, "channel", "version", "type", "blob"), blobs),
         **_columns(
             "checkpoint",
-            (*graph_columns, "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata"),
+            (*graph_columns, "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata", "keeps_from", "kept"),
             checkpoints,
         ),
         **_columns("write", of_write, writes),

@@ -37,7 +37,32 @@ LARGE_ITEMS = 100
 INLINE_CHARACTERS = 1024 * 1024
 """Longer strings are stored as blobs: inline every step would store them anew, and JSONB's strings end at 256 MB."""
 
+MOST_THREADS = 1024
+"""Of how many threads and namespaces a saver remembers which channels have values; some 500 bytes each."""
+
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
+
+
+class ValuedChannels:
+    """Which channels have a value in the checkpoint that a saver has read or stored last, by thread and namespace.
+
+    Nearly every checkpoint has channels without a value that are as they were: empty ones. That the parent's row has no
+    value of them either needs no asking where this saver has just read or stored it, since an id names one content.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], tuple[str, frozenset[str]]] = {}
+
+    def of(self, key: Key) -> frozenset[str] | None:
+        """Return those of the checkpoint that a key names, or more; None if that is not known."""
+        checkpoint_id, channels = self._last.get((key.thread_id, key.checkpoint_ns), (None, None))
+        return channels if checkpoint_id == key.checkpoint_id else None
+
+    def note(self, key: Key | Row, checkpoint_id: str, channels: Iterable[str]) -> None:
+        """Remember those of a checkpoint in the thread and namespace of a key."""
+        if len(self._last) >= MOST_THREADS:
+            self._last.clear()  # at once, since threads share this: what is not known is asked for
+        self._last[key.thread_id, key.checkpoint_ns] = (checkpoint_id, frozenset(channels))
 
 
 class Codec:
@@ -60,6 +85,7 @@ class Codec:
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
+        valued: ValuedChannels,
     ) -> Binds:
         """Return the binds of `statements.put_checkpoint`.
 
@@ -102,14 +128,18 @@ class Codec:
         for channel, version, _, _ in blobs:
             check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, channel=channel, version=version)
 
+        document = _document(checkpoint, inline, place)
+        kept = _kept(checkpoint, new_versions, valued.of(key)) if key.checkpoint_id else {}
+        valued.note(key, checkpoint_id, [*values, *kept])
         channels, versions, types, contents = map(list, zip(*blobs, strict=True)) if blobs else ([], [], [], [])
         return {
             "thread_id": key.thread_id,
             "checkpoint_ns": key.checkpoint_ns,
             "checkpoint_id": checkpoint_id,
             "parent_checkpoint_id": key.checkpoint_id,
-            "checkpoint": _document(checkpoint, inline, place),
+            "checkpoint": document,
             "metadata": jsonb.text_of(_merged(config, metadata, place), f"{place}: metadata"),
+            "kept": _versions_text(kept) if kept else None,
             "channels": channels,
             "versions": versions,
             "types": types,
@@ -342,6 +372,31 @@ def _document(checkpoint: Checkpoint, inline: dict[str, Any], place: str) -> str
     if "\\u0000" in encoded and "\\u0000" in encoded.replace("\\\\", ""):
         raise UnstorableValue(f"{place}: a name in the checkpoint contains NUL, which PostgreSQL can't hold")
     return encoded
+
+
+def _kept(checkpoint: Checkpoint, new_versions: ChannelVersions, valued: frozenset[str] | None) -> ChannelVersions:
+    """Return the versions of channels that are as they were though they have no value here.
+
+    They are empty, or this step's graph does not know them: then what the parent has inline has to come along.
+
+    Args:
+        checkpoint: The checkpoint.
+        new_versions: Which channels are not as they were.
+        valued: Which channels may have a value in the parent; None for any.
+    """
+    values = checkpoint["channel_values"]
+    return {
+        channel: version
+        for channel, version in checkpoint["channel_versions"].items()
+        if channel not in values and channel not in new_versions and (valued is None or channel in valued)
+    }
+
+
+def _versions_text(versions: ChannelVersions) -> str:
+    try:
+        return jsonb.encode(versions)
+    except TypeError:  # a name or a version is of a class derived from those that are JSON
+        return jsonb.text_of(versions, "channel_versions")
 
 
 def _place(key: Key | Row) -> str:

@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from checkpoint_store import changes, codec, jsonb, migrations, operations, shapes
 from checkpoint_store.changes import Put, Writes
-from checkpoint_store.codec import Codec
+from checkpoint_store.codec import Codec, ValuedChannels
 from checkpoint_store.config import Listing, copy_of, key_of, listing_of
 from checkpoint_store.config import thread_id as checked_thread_id
 from checkpoint_store.errors import InvalidOption, shown
@@ -69,6 +69,7 @@ class Contract(Overview):
         self._source = source
         self._refuses_forks = flag(refuse_forks, "refuse_forks")
         self._requires_encryption = require_encryption
+        self._valued = ValuedChannels()
 
     def _within(self, source: Source) -> Self:
         """Return a copy of this saver on another source."""
@@ -93,12 +94,16 @@ class Contract(Overview):
             Unavailable: If the server can't be reached.
         """
         row = await self._source.run(operations.get_checkpoint, self._source.shelf, key_of(config))
-        return None if row is None else await self._decode(Row._make(row))
+        if row is None:
+            return None
+        return self._noted(made := Row._make(row), await self._decode(made))
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Get one checkpoint, as `aget_tuple`."""
         row = self._source.run_blocking(operations.get_checkpoint, self._source.shelf, key_of(config))
-        return None if row is None else self._codec.decode_checkpoint(Row._make(row))
+        if row is None:
+            return None
+        return self._noted(made := Row._make(row), self._codec.decode_checkpoint(made))
 
     def alist(
         self,
@@ -188,7 +193,7 @@ class Contract(Overview):
         binds = await self._encode(
             shapes.values_of(checkpoint),
             self._codec.encode_checkpoint,
-            *(config, checkpoint, metadata, new_versions),
+            *(config, checkpoint, metadata, new_versions, self._valued),
         )
         put = Put(binds, continues=self._refuses_forks)
         if changes.has_large(binds) and await self._shares_pages():
@@ -205,7 +210,7 @@ class Contract(Overview):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint, as `aput`."""
-        binds = self._codec.encode_checkpoint(config, checkpoint, metadata, new_versions)
+        binds = self._codec.encode_checkpoint(config, checkpoint, metadata, new_versions, self._valued)
         put = Put(binds, continues=self._refuses_forks)
         if changes.has_large(binds) and self._shares_pages_blocking():
             put = changes.paged(binds, self._source.shelf, put.continues)
@@ -405,6 +410,10 @@ class Contract(Overview):
 
     async def _encode(self, values: Any, encode: Callable[..., T], *args: Any) -> T:
         return await _call(codec.is_large(values), encode, *args)
+
+    def _noted(self, row: Row, found: CheckpointTuple) -> CheckpointTuple:
+        self._valued.note(row, row.checkpoint_id, found.checkpoint["channel_values"])
+        return found
 
     async def _decode(self, row: Row) -> CheckpointTuple:
         is_large = codec.size_of(row.blobs, row.writes) > codec.LARGE_BYTES

@@ -63,7 +63,7 @@ def store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change]
     """Store changes made one after the other, all in one commit.
 
     Only those of threads that lack pages which this process takes to be there are stored in further ones, with all they
-    need: then the order is kept within a thread.
+    need, and a checkpoint that keeps values of one that is stored with it: then the order is kept within a thread.
 
     Args:
         db: The executor.
@@ -74,6 +74,23 @@ def store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change]
     Returns:
         Of which threads something was refused, and how errors tell it; all else is stored.
     """
+    refused: dict[str, str] = {}
+    for together in _apart(changes) if _keeps_within(changes) else [changes]:
+        refused |= _store(db, sql, shelf, together)
+    return refused
+
+
+def _keeps_within(changes: Sequence[Change]) -> bool:
+    """Tell whether a checkpoint keeps values of one that is among them, which their own statement would not see."""
+    puts = [change.binds for change in changes if isinstance(change, Put)]
+    if len(puts) < 2 or not any(put["kept"] for put in puts):
+        return False
+    names = ("thread_id", "checkpoint_ns")
+    keys = {(*[put[name] for name in names], put["checkpoint_id"]) for put in puts}
+    return any(put["kept"] and (*[put[name] for name in names], put["parent_checkpoint_id"]) in keys for put in puts)
+
+
+def _store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change]) -> dict[str, str]:
     if len(changes) == 1 and not getattr(changes[0], "pages", None):
         return _store_plain(db, sql, changes[0])
     puts = [change for change in changes if isinstance(change, Put) and change.pages]
@@ -159,7 +176,7 @@ def store_continuing(db: Executor, sql: Statements, shelf: Shelf, changes: Seque
 
 
 def _apart(changes: Sequence[Change]) -> Iterator[list[Change]]:
-    """Split changes so that no two checkpoints of a namespace are together: the second is to continue the first."""
+    """Split changes so that no two checkpoints of a namespace are together: the second is to see the first."""
     together: list[Change] = []
     graphs: set[tuple[str, str]] = set()
     for change in changes:
@@ -297,7 +314,7 @@ def checkpoints_of(sql: Statements) -> str:
 def _store_plain(db: Executor, sql: Statements, change: Change) -> dict[str, str]:
     if not isinstance(change, Put):
         db.fetch(sql.put_writes, change.binds)
-    elif not db.fetch(sql.put_checkpoint, change.binds):
+    elif not db.fetch(sql.put_checkpoint_keeping if change.binds["kept"] else sql.put_checkpoint, change.binds):
         return {change.thread_id: refusal(change.thread_id, sql.tables.checkpoints)}
     return {}
 

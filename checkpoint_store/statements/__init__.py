@@ -41,6 +41,11 @@ class Statements:
         return Statement(put_checkpoint(self.tables))
 
     @cached_property
+    def put_checkpoint_keeping(self) -> Statement:
+        """See `put_checkpoint`, for one that has something to keep."""
+        return Statement(put_checkpoint(self.tables, kept=True))
+
+    @cached_property
     def put_writes(self) -> Statement:
         """See `put_writes`."""
         return Statement(put_writes(self.tables))

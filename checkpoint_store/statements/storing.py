@@ -8,7 +8,9 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     BigInteger,
+    Column,
     ColumnElement,
+    FromClause,
     Integer,
     LargeBinary,
     Select,
@@ -17,19 +19,23 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     cast,
     false,
     func,
     or_,
     select,
+    true,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
+from sqlalchemy.dialects.postgresql import JSONB, Insert, array, insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import (
     given,
+    key,
+    member,
     number,
     rows_of_binds,
 )
@@ -38,11 +44,12 @@ UNGATED, NEEDS, COMPLETE = range(3)
 """Whether a thread's rows depend on its pages: not at all, on those that do not come along, or they all do."""
 
 
-def put_checkpoint(t: Tables) -> ReturningInsert[Any]:
+def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
     """Upsert a checkpoint together with the blobs that are new in it: one statement, so atomic on its own.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `parent_checkpoint_id`, `checkpoint` and `metadata` (JSON
-    text), and the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`.
+    text), and the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`; with `kept`, which
+    is for checkpoints that have something to keep, that too: see `kept_values`.
 
     Returns a row, unless a trigger drops the checkpoint.
     """
@@ -53,17 +60,76 @@ def put_checkpoint(t: Tables) -> ReturningInsert[Any]:
             select(given("thread_id"), given("checkpoint_ns"), new.c.channel, new.c.version, new.c.type, new.c.blob),
         )
     )
-    insertion = insert(t.checkpoints).values(
-        thread_id=given("thread_id"),
-        checkpoint_ns=given("checkpoint_ns"),
-        checkpoint_id=given("checkpoint_id"),
-        parent_checkpoint_id=given("parent_checkpoint_id"),
+    own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
+    row: dict[str, ColumnElement[Any]] = {
+        **{name: given(name) for name in own},
         # JSON travels as text, so that the host's json_serializer can't change it.
-        checkpoint=cast(given("checkpoint"), JSONB),
-        metadata=cast(given("metadata"), JSONB),
-    )
+        "checkpoint": cast(given("checkpoint"), JSONB),
+        "metadata": cast(given("metadata"), JSONB),
+    }
+    insertion = insert(t.checkpoints)
+    if kept:
+        thread_id, checkpoint_ns, _, parent = [row[name] for name in own]
+        found = kept_values(t, thread_id, checkpoint_ns, parent, given("kept")).subquery("found")
+        row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
+        insertion = insertion.from_select([*row], select(*row.values()).select_from(found))
+    else:
+        insertion = insertion.values(row)
     stored = replacing(insertion, "checkpoint", "metadata").add_cte(blobs.cte("new_blobs"))
     return stored.returning(number(1))
+
+
+def kept_values(
+    t: Tables,
+    thread_id: ColumnElement[str],
+    checkpoint_ns: ColumnElement[str],
+    parent_checkpoint_id: ColumnElement[str],
+    kept: ColumnElement[str],
+) -> Select[Any]:
+    """Select what a checkpoint's parent has inline of some channels, as a JSON object, or NULL: always one row.
+
+    A step that does not know a channel leaves its value out and its version as it is. A blob is found by its version
+    again; what is inline has to come along.
+
+    Args:
+        t: The tables.
+        thread_id: The checkpoint's thread.
+        checkpoint_ns: Its namespace.
+        parent_checkpoint_id: Its parent.
+        kept: The versions of those channels, a JSON object as text; a value of another version is not theirs.
+    """
+    p = t.checkpoints
+    parent = (
+        select(
+            member(p.c.checkpoint, key("channel_values")).label("inline"),
+            member(p.c.checkpoint, key("channel_versions")).label("versions"),
+        )
+        .where(
+            p.c.thread_id == thread_id, p.c.checkpoint_ns == checkpoint_ns, p.c.checkpoint_id == parent_checkpoint_id
+        )
+        .offset(number(0))  # so that a long one is fetched from its TOAST once, not for every channel
+        .correlate_except(p)
+        .lateral("parent")
+    )
+    each = (
+        func.jsonb_each(cast(kept, JSONB))
+        .table_valued(Column("channel", Text), Column("version", JSONB))
+        .render_derived("kept")
+    )
+    value = member(parent.c.inline, each.c.channel)
+    return (
+        select(func.jsonb_object_agg(each.c.channel, value, type_=JSONB).label("inline"))
+        .select_from(parent.join(each, true()))
+        .where(value.is_not(None), member(parent.c.versions, each.c.channel) == each.c.version)
+        .correlate_except(parent, each)
+    )
+
+
+def _with_values(checkpoint: ColumnElement[Any], inline: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A checkpoint with some more channel values inline, if there are any."""
+    values = member(checkpoint, key("channel_values")).op("||")(inline)
+    path = array([key("channel_values")])
+    return case((inline.is_(None), checkpoint), else_=func.jsonb_set(checkpoint, path, values, type_=JSONB))
 
 
 def put_writes(t: Tables) -> Insert:
@@ -130,16 +196,7 @@ def store(t: Tables, *, insisting: bool = False) -> Select[Any]:
     blobs = keeping(
         new_rows(passed, "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary)
     )
-    checkpoints = new_rows(
-        passed,
-        "checkpoint_",
-        t.checkpoints,
-        **graph,
-        checkpoint_id=Text,
-        parent_checkpoint_id=Text,
-        checkpoint=Text,
-        metadata=Text,
-    )
+    checkpoints = new_checkpoints(passed, t)
     writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
     stored = replacing(checkpoints, "checkpoint", "metadata")
     # The counts are computed in this order: it is the one in which everybody locks rows (see `removing`).
@@ -176,12 +233,31 @@ def new_pages(t: Tables, passed: CTE) -> CTE:
 def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
     """Insert rows that come as arrays, of the threads that passed."""
     new, names = rows_of_binds(prefix, thread_id=Text, **columns), ["thread_id", *columns]
-    values = [cast(new.c[name], JSONB) if name in ("checkpoint", "metadata") else new.c[name] for name in names]
-    chosen = select(*values).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
-    # Everybody locks rows in one order: by key, as Python sorts strings.
+    chosen = select(*[new.c[name] for name in names])
+    chosen = chosen.select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
+    return insert(target).from_select(names, chosen.order_by(*_in_order(target, new)))
+
+
+def new_checkpoints(passed: CTE, t: Tables) -> Insert:
+    """Insert checkpoints that come as arrays, of the threads that passed, each with what it keeps of its parent's."""
+    own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
+    new = rows_of_binds("checkpoint_", **dict.fromkeys([*own, "checkpoint", "metadata", "keeps_from", "kept"], Text))
+    found = kept_values(t, new.c.thread_id, new.c.checkpoint_ns, new.c.keeps_from, new.c.kept).lateral("found")
+    row = {
+        **{name: new.c[name] for name in own},
+        "checkpoint": _with_values(cast(new.c.checkpoint, JSONB), found.c.inline),
+        "metadata": cast(new.c.metadata, JSONB),
+    }
+    chosen = select(*row.values()).select_from(
+        new.join(passed, passed.c.thread_id == new.c.thread_id).join(found, true())
+    )
+    return insert(t.checkpoints).from_select([*row], chosen.order_by(*_in_order(t.checkpoints, new)))
+
+
+def _in_order(target: Table, new: FromClause) -> list[ColumnElement[Any]]:
+    """The order in which everybody locks rows: by key, as Python sorts strings."""
     keys = [new.c[column.key] for column in target.primary_key]
-    order = [key.collate("C") if isinstance(key.type, Text) else key for key in keys]
-    return insert(target).from_select(names, chosen.order_by(*order))
+    return [column.collate("C") if isinstance(column.type, Text) else column for column in keys]
 
 
 def passed_threads(t: Tables) -> CTE:

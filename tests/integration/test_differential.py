@@ -543,6 +543,25 @@ def test_what_the_stock_saver_loses_ours_keeps(sync_saver: PostgresSaver, stock:
     assert stored_by(sync_saver) == [told(value)] * 2
 
 
+def test_a_value_whose_channel_a_step_does_not_know_is_kept(sync_saver: PostgresSaver, stock: StockSaver) -> None:
+    """As in memory, where a value is found by its version; also if the stock saver has stored it, inline."""
+    versions = {"vip": "1", "orders": "1", "old": "1", "log": "2"}
+
+    def left_by(first: Saver, then: Saver) -> dict[str, Any]:
+        thread_id = str(uuid.uuid4())
+        values = {"vip": True, "orders": [1], "old": "gone", "log": 1}
+        parent = {**empty_checkpoint(), "channel_values": values, "channel_versions": versions | {"log": "1"}}
+        stored = first.put(config(thread_id, ""), parent, {}, parent["channel_versions"])
+        child = {**empty_checkpoint(), "channel_values": {"log": 2}, "channel_versions": versions | {"old": "2"}}
+        return then.get(then.put(stored, child, {}, {"log": "2", "old": "2"}))["channel_values"]
+
+    memory = InMemorySaver()
+    assert left_by(memory, memory) == {"vip": True, "orders": [1], "log": 2}
+    for first in (sync_saver, stock):
+        assert left_by(first, sync_saver) == {"vip": True, "orders": [1], "log": 2}
+    assert left_by(stock, stock) == {"orders": [1], "log": 2}
+
+
 def test_a_special_write_among_ordinary_ones_replaces_as_in_memory(
     sync_saver: PostgresSaver, stock: StockSaver
 ) -> None:

@@ -480,6 +480,35 @@ async def test_a_thread_whose_pages_were_deleted_meanwhile_is_stored_whole_again
     assert len(await rows(url, "checkpoint_writes")) == 1
 
 
+async def test_a_checkpoint_keeps_values_of_its_parent_in_the_same_batch(url: str, engine: AsyncEngine) -> None:
+    """Its graph does not know some channels: their values come along from whichever checkpoint is before it."""
+    pipe = AsyncPipeline(engine, flushes=1)
+    saver = AsyncPostgresSaver(engine, pipe)
+    versions: Any = {"vip": "1", "name": "1", "gone": "2"}
+
+    def put(number: int, new: dict[str, str], **values: Any) -> Awaitable[Any]:
+        checkpoint = {**checkpoint_of(f"{number}"), "channel_values": values, "channel_versions": versions}
+        return saver.aput(config_of("t", f"{number - 1}"), checkpoint, {}, new)
+
+    first = checkpoint_of("0", "1", vip=True, name="Ada", gone=1)
+    await saver.aput(config_of("t"), first, {}, first["channel_versions"])
+    async with held(pipe):
+        # The first one emptied a channel, the others know some less each time; there are other threads among them.
+        tasks = await queued(
+            pipe,
+            put(1, {"gone": "2"}, vip=True, name="Ada"),
+            put_writes(saver, "other", "task"),
+            put(2, {}, name="Ada"),
+            put(3, {}),
+        )
+    await asyncio.gather(*tasks)
+
+    for number in range(1, 4):
+        found = await saver.aget(config_of("t", f"{number}"))
+        assert found is not None
+        assert found["channel_values"] == {"vip": True, "name": "Ada"}
+
+
 async def test_a_lone_call_goes_straight_through(engine: AsyncEngine) -> None:
     """One statement each, the very one that a saver without a pipeline sends, and no task beside the caller's."""
     saver = AsyncPostgresSaver(engine, AsyncPipeline(engine))

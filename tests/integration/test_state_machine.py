@@ -87,6 +87,7 @@ class Store(RuleBasedStateMachine):
         order=st.integers(0, 9),
         changes=changes,
         dropped=st.sampled_from([*CHANNELS, None]),
+        unknown=st.sets(st.sampled_from(CHANNELS)),
         metadata=metadata,
         early_writes=ordinary_writes,
     )
@@ -97,11 +98,17 @@ class Store(RuleBasedStateMachine):
         order: int,
         changes: dict[str, Any],
         dropped: str | None,
+        unknown: set[str],
         metadata: Any,
         early_writes: list[tuple[str, Any]],
     ) -> Config:
-        """A child: the parent's channels with some changed and one dropped; its writes may come before itself."""
-        return self.store(parent, order, changes, metadata, dropped=dropped, early_writes=early_writes)
+        """A child: the parent's channels with some changed and one dropped; its writes may come before itself.
+
+        Its graph may not know some channels: then it leaves out their values, and leaves their versions as they are.
+        """
+        changes = {channel: value for channel, value in changes.items() if channel not in unknown}
+        dropped = None if dropped in unknown else dropped
+        return self.store(parent, order, changes, metadata, dropped=dropped, unknown=unknown, early_writes=early_writes)
 
     @rule(stored=checkpoints, changes=changes, metadata=metadata)
     def put_again(self, stored: Config, changes: dict[str, Any], metadata: Any) -> None:
@@ -190,6 +197,7 @@ class Store(RuleBasedStateMachine):
         *,
         identity: str | None = None,
         dropped: str | None = None,
+        unknown: set[str] | None = None,
         early_writes: list[tuple[str, Any]] | None = None,
     ) -> Config:
         number = next(self.numbers)
@@ -201,7 +209,8 @@ class Store(RuleBasedStateMachine):
         checkpoint["channel_values"] = dict(known.checkpoint["channel_values"]) if known else {}
         checkpoint["channel_versions"] = dict(known.checkpoint["channel_versions"]) if known else {}
         checkpoint["channel_values"].update(changes)
-        checkpoint["channel_values"].pop(dropped, None)
+        for channel in {dropped, *(unknown or ())}:
+            checkpoint["channel_values"].pop(channel, None)
         new_versions = dict.fromkeys([*changes, *([dropped] if dropped else [])], f"{number:032}.0")
         checkpoint["channel_versions"].update(new_versions)
         stored = {"configurable": {**parent["configurable"], "checkpoint_id": identity}}

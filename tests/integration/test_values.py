@@ -16,6 +16,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store import AsyncPostgresSaver
@@ -230,6 +231,33 @@ async def test_an_unchanged_channel_keeps_its_blob(saver: AsyncPostgresSaver, ur
     assert read is not None
     assert read["channel_values"] == {"messages": ["hello"], "nan": math.inf}
     assert await row_count(url) == before + 1
+
+
+async def test_a_parent_is_asked_for_values_only_where_that_it_has_none_is_not_known(engine: AsyncEngine) -> None:
+    """Every step has empty channels: in a run they cost nothing, since it has read or stored what it goes on from."""
+    seen: list[bool] = []
+    event.listen(engine.sync_engine, "before_cursor_execute", lambda *call: seen.append("jsonb_object_agg" in call[2]))
+    empty = {"empty": "1"}
+
+    async def step(saver: AsyncPostgresSaver, parent: Any, **values: Any) -> Any:
+        checkpoint = {**checkpoint_with(**values), "channel_versions": {**empty, "vip": "1", "count": f"{uuid4()}"}}
+        seen.clear()
+        return await saver.aput(parent, checkpoint, {}, {"count": checkpoint["channel_versions"]["count"]})
+
+    first, other, late = (AsyncPostgresSaver(engine) for _ in range(3))
+    at = await step(first, config(), vip=True, count=1)
+    at = await step(first, at, vip=True, count=2)
+    assert seen == [False]
+    await other.aget_tuple(config())
+    at = await step(other, at, vip=True, count=3)
+    assert seen == [False]
+    at = await step(late, at, count=4)
+    assert seen == [True]
+    at = await step(late, at, count=5)
+    assert seen == [True], "a value that it does not know came along"
+    found = await first.aget(at)
+    assert found is not None
+    assert found["channel_values"] == {"vip": True, "count": 5}
 
 
 async def test_blobs_are_plain_msgpack_that_any_reader_opens(saver: AsyncPostgresSaver, url: str) -> None:

@@ -21,6 +21,7 @@ def put(thread_id: str, checkpoint_id: str, *, parent: str | None = None, **blob
             "parent_checkpoint_id": parent,
             "checkpoint": "{}",
             "metadata": "{}",
+            "kept": None,
             "channels": list(blobs),
             "versions": ["1"] * len(blobs),
             "types": ["msgpack"] * len(blobs),

@@ -21,6 +21,7 @@ OF_ONE_THREAD = {"thread_id", "checkpoint_ns", "checkpoint_id", "before", "after
 
 HOT = {
     "put_checkpoint": SQL.put_checkpoint,
+    "put_checkpoint_keeping": SQL.put_checkpoint_keeping,
     "put_writes": SQL.put_writes,
     "store": SQL.store,
     "known_pages": SQL.known_pages,
