@@ -393,15 +393,15 @@ class Contract(Overview):
 
     async def _shares_pages(self) -> bool:
         sharing = self._source.sharing
-        if sharing.pages is None:
-            sharing.pages = not await self._source.run(operations.is_adopted)
-        return sharing.pages
+        if (decided := sharing.decided) is None:
+            return sharing.found(await self._source.run(operations.is_adopted))
+        return decided
 
     def _shares_pages_blocking(self) -> bool:
         sharing = self._source.sharing
-        if sharing.pages is None:
-            sharing.pages = not self._source.run_blocking(operations.is_adopted)
-        return sharing.pages
+        if (decided := sharing.decided) is None:
+            return sharing.found(self._source.run_blocking(operations.is_adopted))
+        return decided
 
     @property
     def _codec(self) -> Codec:

@@ -199,7 +199,7 @@ def downgrade(
 ) -> None:
     """Undo the migrations down to a revision; to `base` it drops the tables, with every checkpoint in them.
 
-    Tables that are the stock saver's too, and the schema, stay.
+    Tables that were there before the first revision or that the stock saver has set up, and the schema, stay.
 
     Args:
         conn: Where to run, as for `upgrade`.

@@ -31,7 +31,7 @@ from checkpoint_store.errors import (
 )
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.kinds import Kind, is_a
-from checkpoint_store.schema import PAGED, STOCK_TABLE, qualified
+from checkpoint_store.schema import ADOPTED, PAGED, STOCK_TABLE, VERSION_TABLE, qualified
 from checkpoint_store.shelf import Known, Shelf
 from checkpoint_store.statements import Read, Statement, Statements
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _warned: set[tuple[str, str]] = set()
-"""Databases whose encoding was warned of, and the encoding: once in a process is enough."""
+"""What was warned of, a database and its encoding or a schema: once in a process is enough."""
 
 Blob = tuple[str, str, str, str]
 """Thread, namespace, channel and version."""
@@ -673,9 +673,19 @@ def take_inventory(db: Executor, sql: Statements, thread_id: str) -> Sequence[Ro
 
 @is_a(Kind.READ)
 def is_adopted(db: Executor, sql: Statements) -> bool:
-    """Tell whether the stock saver has set up this database too: its bookkeeping is there."""
-    name = qualified(STOCK_TABLE, sql.tables.schema)
-    return bool(db.fetch(sql.has_table, {"name": name})[0][0])
+    """Tell whether the stock saver may read the tables: it has set them up, or we did not make them."""
+    schema = sql.tables.schema
+    names = {"stock": qualified(STOCK_TABLE, schema), "version": qualified(VERSION_TABLE, schema)}
+    is_stock, comment, database = db.fetch(sql.adoption, names)[0]
+    was_found = (comment or "").startswith(ADOPTED)
+    if is_stock and not was_found and (database, schema or "") not in _warned:
+        _warned.add((database, schema or ""))
+        log.warning(
+            'database "%s": the stock saver has set up the tables, so it may read them, and can\'t read shared pages. '
+            "Large values are stored whole. Pass share_pages=True if it doesn't, share_pages=False to leave it so.",
+            database,
+        )
+    return bool(is_stock) or was_found
 
 
 @is_a(Kind.READ)

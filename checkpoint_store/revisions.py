@@ -13,7 +13,7 @@ import contextlib
 import functools
 import logging
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from alembic.util import CommandError
@@ -35,7 +35,7 @@ from alembic import op
 from checkpoint_store import migrations
 from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.migration_lock import PATIENCE, Patience, bounded, those_in_the_way
-from checkpoint_store.schema import VERSION_TABLE, identifier, qualified, quoted
+from checkpoint_store.schema import ADOPTED, STOCK_TABLE, VERSION_TABLE, identifier, qualified, quoted
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
@@ -138,6 +138,41 @@ BEGIN
     END IF;
 END
 """
+    )
+
+
+def note_adoption(tables: Iterable[str], schema: str | None) -> TextClause:
+    """Return the statement that notes, in a comment on our version table, whether one of the tables is there already.
+
+    A comment goes with a dump, and needs no right to be read.
+
+    Args:
+        tables: Their names.
+        schema: The PostgreSQL schema, or None for the `search_path`'s first, where tables are made.
+    """
+    place = "quote_ident(current_schema())" if schema is None else literal(identifier(schema))
+    found = " OR ".join(f"to_regclass({place} || {literal('.' + table)}) IS NOT NULL" for table in tables)
+    version = qualified(VERSION_TABLE, schema)
+    told = f"{ADOPTED} the tables were there before, and stay when these revisions are undone"
+    return block(
+        f"""
+        BEGIN
+            IF {found} THEN
+                COMMENT ON TABLE {version} IS {literal(told)};
+            ELSIF obj_description(to_regclass({literal(version)}), 'pg_class') IS NOT NULL THEN
+                COMMENT ON TABLE {version} IS NULL;
+            END IF;
+        END
+        """
+    )
+
+
+def ours_alone(schema: str | None) -> str:
+    """Return the condition that the tables were made by us, and that the stock saver does not know of them."""
+    noted = f"obj_description(to_regclass({literal(qualified(VERSION_TABLE, schema))}), 'pg_class')"
+    return (
+        f"to_regclass({literal(qualified(STOCK_TABLE, schema))}) IS NULL"
+        f" AND left(coalesce({noted}, ''), {len(ADOPTED)}) <> {literal(ADOPTED)}"
     )
 
 
@@ -272,7 +307,6 @@ def _step(
 def _run_and_note(body: Body, schema: quoted_name | None, target: str | None, *, is_first: bool) -> None:
     if is_first and schema is not None:
         op.execute(create_schema(schema))
-    body(schema)
     if is_first:
         op.create_table(
             VERSION_TABLE,
@@ -281,6 +315,7 @@ def _run_and_note(body: Body, schema: quoted_name | None, target: str | None, *,
             schema=schema,
             if_not_exists=True,
         )
+    body(schema)
     noted = table(VERSION_TABLE, column("version_num"), schema=schema)
     op.execute(noted.delete())
     if target is not None:

@@ -43,7 +43,7 @@ class AsyncPostgresSaver(Lifecycle):
         serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
-            those, so by default only where it has not set up the tables.
+            those, so by default only in tables that we have made and it has not set up since; asked once a minute.
         refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
             `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
         require_encryption: Whether stored values that are not encrypted are refused, with `NotEncrypted`; for a `serde`
@@ -105,7 +105,7 @@ class AsyncPostgresSaver(Lifecycle):
             pipeline: Whether concurrent writes share commits (see `AsyncPipeline`).
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
-            share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            share_pages: Whether large values are stored as pages; by default where the stock saver does not read.
             refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
             require_encryption: Whether stored values that are not encrypted are refused.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
@@ -199,7 +199,7 @@ class PostgresSaver(Lifecycle):
         serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
         schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
         share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
-            those, so by default only where it has not set up the tables.
+            those, so by default only in tables that we have made and it has not set up since; asked once a minute.
         refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
             `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
         require_encryption: Whether stored values that are not encrypted are refused, with `NotEncrypted`; for a `serde`
@@ -261,7 +261,7 @@ class PostgresSaver(Lifecycle):
             pipeline: Whether concurrent writes share commits (see `AsyncPipeline`).
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
             schema: The PostgreSQL schema of the tables.
-            share_pages: Whether large values are stored as pages; by default where the stock saver has no tables.
+            share_pages: Whether large values are stored as pages; by default where the stock saver does not read.
             refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
             require_encryption: Whether stored values that are not encrypted are refused.
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.

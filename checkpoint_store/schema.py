@@ -41,6 +41,9 @@ HEAD = "cs03_lifecycle"
 STOCK_TABLE = "checkpoint_migrations"
 """Where the stock saver notes which of its migrations it has run."""
 
+ADOPTED = "adopted:"
+"""How the comment on `VERSION_TABLE` begins where the first revision found tables, and so did not make them."""
+
 MOST_BYTES = 63
 """How long a name may be in PostgreSQL, unless it was built otherwise."""
 

@@ -1,4 +1,4 @@
-"""Create the three tables, or adopt those of langgraph-checkpoint-postgres.
+"""Create the three tables, or adopt those that are there: of langgraph-checkpoint-postgres, or made by hand like them.
 
 That saver has ten migrations of its own; after any of them its tables are a subset of these. Its three indexes on
 `thread_id` are neither made nor dropped: they repeat the first column of a primary key, and belong to it.
@@ -13,7 +13,8 @@ from alembic import op
 from checkpoint_store.revisions import (
     block,
     downgrade_from,
-    literal,
+    note_adoption,
+    ours_alone,
     refuse_foreign,
     statement,
     upgrade_to,
@@ -61,6 +62,7 @@ ADOPTABLE = {
 @upgrade_to(revision, down_revision)
 def upgrade(schema: str | None) -> None:
     op.execute(refuse_foreign(ADOPTABLE, schema))
+    op.execute(note_adoption(ADOPTABLE, schema))
     op.create_table(
         "checkpoints",
         sa.Column("thread_id", sa.Text, nullable=False),
@@ -113,13 +115,13 @@ def upgrade(schema: str | None) -> None:
 
 @downgrade_from(revision, down_revision)
 def downgrade(schema: str | None) -> None:
-    """Drop the tables, unless the stock saver's bookkeeping shows that they are its too."""
+    """Drop the tables, unless they were there before us or the stock saver has set them up since."""
     tables = ", ".join(qualified(table, schema) for table in ADOPTABLE)
     op.execute(
         block(
             f"""
             BEGIN
-                IF to_regclass({literal(qualified("checkpoint_migrations", schema))}) IS NULL THEN
+                IF {ours_alone(schema)} THEN
                     DROP TABLE {tables};
                 END IF;
             END

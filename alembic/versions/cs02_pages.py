@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
-from checkpoint_store.revisions import block, downgrade_from, literal, refuse_foreign, statement, upgrade_to
+from checkpoint_store.revisions import block, downgrade_from, literal, ours_alone, refuse_foreign, statement, upgrade_to
 from checkpoint_store.schema import qualified
 
 revision = "cs02_pages"
@@ -74,7 +74,7 @@ def downgrade(schema: str | None) -> None:
 def compress_faster(schema: str | None) -> None:
     """Have values compressed by LZ4 where the server has it: storing one of 9 kB takes a third less time.
 
-    Not in tables that are the stock saver's too.
+    Not in tables that are somebody else's too.
     """
     columns = {"checkpoint_blobs": "blob", "checkpoint_writes": "blob", "checkpoint_pages": "page"}
     statements = "".join(
@@ -85,7 +85,7 @@ def compress_faster(schema: str | None) -> None:
         block(
             f"""
             BEGIN
-                IF to_regclass({literal(qualified("checkpoint_migrations", schema))}) IS NULL AND EXISTS (
+                IF {ours_alone(schema)} AND EXISTS (
                     SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
                 ) THEN
                     {statements}

@@ -61,7 +61,8 @@ def downgrade(
 ) -> None:
     """Undo revisions; "base" drops the tables.
 
-    With them every checkpoint is gone. Tables that langgraph-checkpoint-postgres made are left, as it knows them.
+    With them every checkpoint is gone. Tables that were there before, of langgraph-checkpoint-postgres or made by hand,
+    are left.
 
     \b
     Example:

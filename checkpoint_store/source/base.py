@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,12 +25,35 @@ T = TypeVar("T")
 Operation = Callable[Concatenate[Executor, Statements, P], T]
 
 
+ASK_SECONDS = 60.0
+"""How often the database is asked whether the stock saver has set up tables since."""
+
+
 @dataclass
 class Sharing:
     """Whether large values are stored as pages; savers share what one of them has found out."""
 
-    pages: bool | None
-    """None for where the stock saver has not set up tables, as long as the database has not been asked."""
+    wanted: bool | None
+    """What the caller said; None for where the stock saver doesn't read."""
+    pages: bool | None = None
+    """What was found out; None as long as the database has not been asked."""
+    _asked: float = -math.inf
+
+    @property
+    def decided(self) -> bool | None:
+        """Whether values are stored so; None where the database has to be asked, now and then."""
+        if self.wanted is not None:
+            return self.wanted
+        if time.monotonic() - self._asked < ASK_SECONDS:
+            return self.pages
+        if self.pages is not None:
+            self._asked = time.monotonic()  # those who come meanwhile go by what is known
+        return None
+
+    def found(self, is_adopted: bool) -> bool:
+        """Note what was found out, and tell whether values are stored so."""
+        self.pages, self._asked = not is_adopted, time.monotonic()
+        return self.pages
 
 
 class Source(ABC):

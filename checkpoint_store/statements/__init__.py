@@ -392,9 +392,13 @@ class Statements:
         return Statement(inventory(self.tables))
 
     @cached_property
-    def has_table(self) -> Statement:
-        """Whether there is a table: to know a database of the stock saver by. Binds: `name`, qualified."""
-        return Statement(select(func.to_regclass(given("name")).is_not(None)))
+    def adoption(self) -> Statement:
+        """Whether the stock saver has set up tables; the comment on ours; the database's name.
+
+        Binds: `stock` and `version`, the qualified names of their bookkeeping and ours.
+        """
+        comment = func.obj_description(func.to_regclass(given("version")), literal_column("'pg_class'"))
+        return Statement(select(func.to_regclass(given("stock")).is_not(None), comment, func.current_database()))
 
     @cached_property
     def revision(self) -> Statement:

@@ -239,7 +239,10 @@ async def test_nobody_else_migrates_while_an_index_is_built_online(clinic: Any, 
         holding.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         holding.execute("SELECT * FROM held")
         upgrade = asyncio.create_task(asyncio.to_thread(clinic.alembic, "upgrade", "heads"))
-        find = "SELECT count(*) FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting for old snapshots'"
+        find = (
+            "SELECT count(*) FROM pg_stat_progress_create_index"
+            " WHERE phase LIKE 'waiting for old snapshots' AND datname = current_database()"
+        )
         while watching.execute(find).fetchone() == (0,):
             assert not upgrade.done(), upgrade.result()
             await asyncio.sleep(0)
@@ -247,7 +250,9 @@ async def test_nobody_else_migrates_while_an_index_is_built_online(clinic: Any, 
             await asyncio.to_thread(saver.setup, timeout=0.1)
         holding.rollback()
         await upgrade
-        assert watching.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+        here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        held = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {here}"
+        assert watching.execute(held).fetchone() == (0,)
 
     assert clinic.fetch(NOTED) == clinic.fetch(HOSTS_OWN) == [schema.HEAD]
     assert set(clinic.fetch("SELECT indisvalid FROM pg_index WHERE indrelid = 'checkpoints'::regclass")) == {True}

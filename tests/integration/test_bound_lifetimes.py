@@ -65,7 +65,10 @@ class Gate:
         self._conn.execute("SELECT pg_advisory_unlock(7)")
 
     def is_waited_at(self) -> bool:
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 7"
+        waiting = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 7"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
         with psycopg.connect(self._url, autocommit=True) as conn:
             return conn.execute(waiting).fetchone() == (1,)
 

@@ -251,7 +251,13 @@ async def test_a_target_that_somebody_stores_to_meanwhile_is_refused(engine: Asy
         " metadata FROM checkpoints"
     )
     copy = asyncio.create_task(saver.acopy_thread("one", "target"))
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+    # Such a lock has no database, but whoever waits for it holds others.
+    waiting = """
+        SELECT count(*) FROM pg_locks AS waiting WHERE NOT granted AND locktype = 'transactionid' AND EXISTS (
+            SELECT FROM pg_locks AS held JOIN pg_database AS d ON d.oid = held.database
+            WHERE held.pid = waiting.pid AND d.datname = current_database()
+        )
+    """
     while not await connection.fetchval(waiting):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await transaction.commit()

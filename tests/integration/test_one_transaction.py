@@ -456,7 +456,8 @@ def test_a_killed_process_leaves_both_or_neither(
             os.kill(child, signal.SIGKILL)
             words = list(takewhile(lambda line: not line.startswith("killed by"), lines))
             last_words[words[-1].split()[0] if words else "inserted"] += 1
-            wait_until(orders, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kitchen'", 0)
+            kitchens = "application_name = 'kitchen' AND datname = current_database()"
+            wait_until(orders, f"SELECT count(*) FROM pg_stat_activity WHERE {kitchens}", 0)
             ordered = {name for (name,) in orders.execute("SELECT dish FROM orders")}
             remembered = {name for (name,) in orders.execute("SELECT DISTINCT thread_id FROM checkpoints")}
             assert ordered == remembered

@@ -38,6 +38,15 @@ REFUSAL = """
 """
 """Has the server refuse rows that nothing in the client would."""
 
+# In a transaction pg_stat_activity shows what it has shown before. A lock that is waited for may have no database, but
+# whoever waits holds others.
+WAITING = """
+SELECT count(*) FROM pg_locks AS waiting WHERE NOT granted AND EXISTS (
+    SELECT FROM pg_locks AS held JOIN pg_database AS d ON d.oid = held.database
+    WHERE held.pid = waiting.pid AND d.datname = current_database()
+)
+"""
+
 
 def config_of(thread_id: str, checkpoint_id: str | None = None) -> Any:
     config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
@@ -735,8 +744,7 @@ async def test_special_writes_alone_and_among_ordinary_ones_are_locked_in_one_or
     async with held(pipes[0]), held(pipes[1]):
         tasks = await queued(pipes[0], alone(first, "x"), among(first, "y"), put_writes(first, "t", "before"))
         tasks += await queued(pipes[1], alone(second, "y"), among(second, "x"), put_writes(second, "t", "before"))
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-    await reaches(blocking, waiting, 2)
+    await reaches(blocking, WAITING, 2)
     await transaction.rollback()
     await blocking.close()
     await asyncio.gather(*tasks)
@@ -759,15 +767,14 @@ async def test_a_thread_that_is_deleted_and_stored_again_at_once_does_not_deadlo
     ]
     for call in calls:
         await call()
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     blocking = await asyncpg.connect(url)
     async with blocking.transaction():
         await blocking.execute("SELECT 1 FROM checkpoints WHERE thread_id = 'before' FOR UPDATE")
         async with held(pipe):
             tasks = await queued(pipe, *[call() for call in calls])
-        await reaches(blocking, waiting, 1)
+        await reaches(blocking, WAITING, 1)
         tasks.append(asyncio.create_task(saver.adelete_thread("t")))
-        await reaches(blocking, waiting, 2)
+        await reaches(blocking, WAITING, 2)
     await blocking.close()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     await engine.dispose()

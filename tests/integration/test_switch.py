@@ -25,6 +25,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as AsyncStockSaver
+from langgraph.checkpoint.postgres.base import MIGRATIONS as STOCK_MIGRATIONS
 from langgraph.checkpoint.postgres.shallow import ShallowPostgresSaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -33,7 +34,8 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, errors, migrations
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver, errors, migrations, operations
+from checkpoint_store.embedded import _program
 from checkpoint_store.transfer import copy_threads
 
 HERE = Path(__file__).parent
@@ -330,6 +332,108 @@ def test_no_pages_are_shared_in_an_adopted_database_unless_asked_for(empty_url: 
             assert (conn.execute(pages).fetchone() != (0,)) is shares
         assert "menu" in waiter.call(stock, "turn", "ours", "look")
         assert "menu" not in waiter.call(stock, "turn", "sharing", "look")
+
+
+@pytest.mark.parametrize("share_pages", [None, True])
+def test_a_process_notices_that_the_stock_saver_has_come(
+    url: str, share_pages: bool | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stores whole from then on, unless it was told otherwise, and says so once, with the way out."""
+    monkeypatch.setattr("checkpoint_store.source.base.ASK_SECONDS", 0)
+    with (
+        PostgresSaver.from_conn_string(url, share_pages=share_pages) as ours,
+        PostgresSaver.from_conn_string(url, share_pages=share_pages) as another,
+        StockSaver.from_conn_string(url) as stock,
+    ):
+        put_large(ours, "before")
+        put_large(another, "before")
+        stock.setup()
+        for saver in (ours, another, ours):
+            put_large(saver, "after")
+        config: Any = {"configurable": {"thread_id": "after", "checkpoint_ns": ""}}
+        if share_pages is None:
+            assert stock.get(config) == ours.get(config)
+
+        assert types(url) == {"before": "pages", "after": "pages" if share_pages else "msgpack"}
+    said = [record.getMessage() for record in caplog.records if "shared pages" in record.getMessage()]
+    assert len(said) == (0 if share_pages else 1)
+    assert all("share_pages=True" in told for told in said)
+
+
+def test_the_database_is_asked_once_a_minute_whether_the_stock_saver_has_come(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not at every put."""
+    now = [1000.0]
+    monkeypatch.setattr("checkpoint_store.source.base.time.monotonic", lambda: now[0])
+    asked = []
+    ask = operations.is_adopted
+    monkeypatch.setattr(operations, "is_adopted", lambda *args: asked.append(now[0]) or ask(*args))
+    with PostgresSaver.from_conn_string(url) as saver:
+        for seconds in (0, 1, 58, 2, 1):
+            now[0] += seconds
+            put_large(saver, "t")
+
+    assert asked == [1000.0, 1061.0]
+
+
+MADE_BY_HAND = "".join(migration for migration in STOCK_MIGRATIONS[1:] if "INDEX" not in migration)
+
+
+@pytest.mark.parametrize("way", ["setup", "script", "restored"])
+def test_tables_that_were_found_stay_and_share_no_pages(
+    empty_url: str, make_database: Callable[[], str], way: str
+) -> None:
+    """Made by hand, without the stock saver's bookkeeping: a downgrade takes away what is ours alone."""
+    url = empty_url
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(MADE_BY_HAND.encode())
+        before = shape(conn)
+        if way == "script":
+            conn.execute(migrations.offline_sql().encode())
+    with PostgresSaver.from_conn_string(url) as saver:
+        saver.setup()
+        put_large(saver, "t")
+    if way == "restored":
+        dumped = subprocess.run([_program("pg_dump"), "-Fc", url], check=True, capture_output=True).stdout
+        url = make_database()
+        subprocess.run([_program("pg_restore"), "-d", url], input=dumped, check=True, capture_output=True)
+        with PostgresSaver.from_conn_string(url) as saver:
+            put_large(saver, "t")
+
+    assert types(url) == {"t": "msgpack"}
+    alembic(page("sh", 1), url)
+    assert types(url) == {"t": "msgpack"}
+    with psycopg.connect(url, autocommit=True) as conn:
+        assert shape(conn) == before
+        conn.execute("DROP TABLE checkpoints, checkpoint_blobs, checkpoint_writes")
+    with PostgresSaver.from_conn_string(url) as saver:
+        saver.setup()
+        put_large(saver, "t")
+    assert types(url) == {"t": "pages"}
+
+
+def put_large(saver: PostgresSaver, thread_id: str) -> None:
+    """Store a checkpoint with a value that can be cut into pages."""
+    value = [f"{number}" * 100 for number in range(1000)]
+    checkpoint: Any = {**empty_checkpoint(), "channel_values": {"c": value}, "channel_versions": {"c": "1"}}
+    saver.put({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}, checkpoint, {}, {"c": "1"})
+
+
+def types(url: str) -> dict[str, str]:
+    """How the large value of each thread is stored."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        return dict(conn.execute("SELECT thread_id, type FROM checkpoint_blobs").fetchall())
+
+
+def shape(conn: psycopg.Connection[Any]) -> list[Any]:
+    """Every column and index of the tables."""
+    return conn.execute(
+        "SELECT table_name, column_name, data_type, column_default FROM information_schema.columns"
+        " WHERE table_schema = 'public' AND table_name LIKE 'checkpoint%' AND table_name NOT LIKE '%version'"
+        " UNION ALL SELECT tablename, indexname, indexdef, '' FROM pg_indexes"
+        " WHERE schemaname = 'public' AND tablename NOT LIKE '%version' ORDER BY 1, 2"
+    ).fetchall()
 
 
 def test_the_stock_saver_takes_over_a_database_of_ours(empty_url: str) -> None:

@@ -303,7 +303,9 @@ def test_a_loop_that_is_slow_to_start_is_waited_for(url: str, monkeypatch: pytes
 def test_closing_the_saver_closes_the_connections_of_its_loop(url: str) -> None:
     """On an engine that only sync code uses nobody else could: the loop that its connections live on is the saver's."""
     engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url, "server_settings": NAMED})
-    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sync saver'"
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sync saver' AND datname = current_database()"
+    )
     with psycopg.connect(url, autocommit=True) as watching:
         saver = PostgresSaver(engine)
         with ThreadPoolExecutor(4) as threads:

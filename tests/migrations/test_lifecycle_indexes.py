@@ -123,7 +123,10 @@ async def test_setup_killed_while_it_builds_is_finished_by_the_next(
         first = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": empty_url})
         building = asyncio.create_task(AsyncPostgresSaver(first, retry_timeout=0).setup())
         watcher = await asyncpg.connect(empty_url)
-        find = "SELECT pid FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting for old snapshots'"
+        find = (
+            "SELECT pid FROM pg_stat_progress_create_index"
+            " WHERE phase LIKE 'waiting for old snapshots' AND datname = current_database()"
+        )
         while (pid := await watcher.fetchval(find)) is None:
             assert not building.done()
         assert await states(watcher) == {"checkpoint_store_run_idx": False}
@@ -191,7 +194,10 @@ async def test_writers_go_on_while_they_are_built(empty_url: str, conn: asyncpg.
         building = asyncio.create_task(AsyncPostgresSaver(engine).setup())
         writers = [asyncio.create_task(write(number)) for number in range(4)]
         async with engine.connect() as watcher:
-            phase = text("SELECT count(*) FROM pg_stat_progress_create_index WHERE phase = 'waiting for old snapshots'")
+            phase = text(
+                "SELECT count(*) FROM pg_stat_progress_create_index"
+                " WHERE phase = 'waiting for old snapshots' AND datname = current_database()"
+            )
             while not (await watcher.execute(phase)).scalar_one():
                 await watcher.rollback()
         is_waiting.append(len(stored))
