@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
 import weakref
@@ -333,16 +332,15 @@ def dispose(engine: Engine) -> None:
 @contextmanager
 def _nothing_late(driver: Any) -> Iterator[None]:
     """Have nothing sent any more when the block has been interrupted, also if its connection is closed by then."""
-    held = os.dup(_socket_of(driver))  # until it is closed too, the connection is there
-    try:
-        yield
-    except BaseException as error:
-        if _is_interruption(error):
-            with suppress(OSError):
-                _discard_unsent(held)
-        raise
-    finally:
-        os.close(held)
+    # Until this is closed too, the connection is there.
+    with socket.fromfd(_socket_of(driver), socket.AF_INET, socket.SOCK_STREAM) as held:
+        try:
+            yield
+        except BaseException as error:
+            if _is_interruption(error):
+                with suppress(OSError):
+                    _discard_unsent(held.fileno())
+            raise
 
 
 def _is_interruption(error: BaseException) -> bool:
