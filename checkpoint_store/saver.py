@@ -26,7 +26,7 @@ from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.options import flag, number, seconds
 from checkpoint_store.pipeline import AsyncPipeline
 from checkpoint_store.source import RETRY_SECONDS, LoopSource, source_on, source_within
-from checkpoint_store.url import Pooler, check_pooler, connector, engine_arguments, pooler_options
+from checkpoint_store.url import Pooler, check_pooler, connector, engine_arguments, pool_options, pooler_options
 
 S = TypeVar("S", bound=Lifecycle)
 
@@ -111,7 +111,8 @@ class AsyncPostgresSaver(Lifecycle):
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             read_engine: The engine of a streaming replica for reads that may lag; it stays yours.
-            **engine_options: For `create_async_engine`, such as `pool_size=20`.
+            **engine_options: For `create_async_engine`, such as `pool_size=20`. By default the pool keeps 8 connections
+                and opens no more.
 
         Yields:
             The saver.
@@ -267,7 +268,8 @@ class PostgresSaver(Lifecycle):
             retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
             pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
             read_engine: The engine of a streaming replica for reads that may lag; it stays yours.
-            **engine_options: For `create_async_engine`, such as `pool_size=20`.
+            **engine_options: For `create_async_engine`, such as `pool_size=20`. By default the pool keeps 8 connections
+                and opens no more.
 
         Yields:
             The saver.
@@ -340,6 +342,6 @@ def _engine(conn_string: str, pooler: str | None, options: dict[str, Any]) -> As
         seconds(options["pool_timeout"], "pool_timeout")
     options = {**options, "connect_args": {**connect_args, **options.get("connect_args", {})}}
     try:
-        return create_async_engine(url, **options)
+        return create_async_engine(url, **pool_options(options))
     except (TypeError, ArgumentError) as error:
         raise InvalidOption(f"an option for the engine can't be used: {error}") from error

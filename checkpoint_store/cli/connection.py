@@ -15,7 +15,7 @@ from checkpoint_store.cli import output
 from checkpoint_store.errors import CheckpointStoreError, InvalidURL, NotSetUp
 from checkpoint_store.source import Source, engine_source
 from checkpoint_store.statements import statements_of
-from checkpoint_store.url import engine_arguments, pooler_options
+from checkpoint_store.url import engine_arguments, pool_options, pooler_options
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def on_engine(
     connect_args = {**pooler_options()["connect_args"], **connect_args}
 
     async def whole() -> T:
-        engine = create_async_engine(address, connect_args=connect_args)
+        engine = create_async_engine(address, **pool_options({"connect_args": connect_args}))
         try:
             with engine_source(engine, statements_of(None), None, None).origin.told():
                 return await work(engine)

@@ -46,6 +46,9 @@ class EngineOrigin(Origin):
         self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
         self.turn = _turn_on(engine.pool, engine.dialect)
         """Waits for a connection of the pool, in a `with` block."""
+        has_overflow = getattr(engine.pool, "_max_overflow", 0) != 0
+        self.long_turn = nullcontext if engine.dialect.is_async and has_overflow else self.turn
+        """The same, for who goes on to make other calls meanwhile, which may need a turn each."""
         self._parents_pool: Pool | None = None
         self._lends = self._keeps = True
         _origins.add(self)
@@ -178,10 +181,11 @@ def _turn_on(pool: Pool, dialect: Dialect) -> Callable[[], AbstractContextManage
     if isinstance(pool, StaticPool):
         # Not with the pool: the engine gets another one when it is disposed of, and savers made then share that.
         return partial(alone_with, dialect, is_async=dialect.is_async)
-    overflow = getattr(pool, "_max_overflow", -1)
-    if not dialect.is_async or not isinstance(pool, QueuePool) or overflow < 0:
+    # Without a limit of its own the pool never makes anybody wait.
+    if not dialect.is_async or not isinstance(pool, QueuePool) or not pool.size():
         return nullcontext
     # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
-    # queue is fair, and shared by all savers on the pool. Threads have no such trouble.
-    turns = Turns(pool.size() + overflow, pool.timeout())
+    # queue is fair, and shared by all savers on the pool. Threads have no such trouble. And it leaves the overflow to
+    # the host: those connections are closed when they are given back, so that each burst would open new ones.
+    turns = Turns(pool.size(), pool.timeout())
     return (_turns.get(pool) or _turns.setdefault(pool, turns)).taken

@@ -36,7 +36,7 @@ class HeldOrigin(Origin):
     def begin(self) -> None:
         """Borrow the connection."""
         with self._pool.told(), ExitStack() as borrowing:
-            borrowing.enter_context(self._pool.turn())
+            borrowing.enter_context(self._pool.long_turn())
             self._pool.check_lends()
             self._db = borrowing.enter_context(borrowed(self.engine, whole=True, pooler=self._pool.pooler))
             self._borrowing = borrowing.pop_all()
