@@ -12,7 +12,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Executable,
-    Exists,
     FromClause,
     Integer,
     Numeric,
@@ -141,7 +140,11 @@ def bare_channels(t: Tables) -> Executable:
     is_internal = or_(
         func.starts_with(channel, key("__"), type_=Boolean), func.starts_with(channel, key("branch:"), type_=Boolean)
     )
-    bare = select(func.array_agg(channel)).where(~is_internal, ~_has_value(t, c, channel)).correlate(c)
+    # By key, as in `ancestry`: for an EXISTS all blobs of the thread would be read, anew for each checkpoint.
+    blob = select(literal_column("true", Boolean)).where(_is_blob(t, c, channel)).limit(number(1))
+    blob = blob.correlate_except(t.checkpoint_blobs)
+    has_value = or_(_is_inline(c, channel), func.coalesce(blob.scalar_subquery(), _FALSE))
+    bare = select(func.array_agg(channel)).where(~is_internal, ~has_value).correlate(c)
     is_old = cast(member_text(c.c.checkpoint, key("v")), Numeric) < number(4)
     return select(*c.primary_key, func.coalesce(is_old, _FALSE), bare.scalar_subquery()).select_from(
         node.join(c, and_(same_graph(c, node), c.c.checkpoint_id == node.c.checkpoint_id))
@@ -157,14 +160,16 @@ def traces(t: Tables) -> Executable:
     sought = few_rows_of_binds("sought_", thread_id=Text, checkpoint_ns=Text, channel=Text)
     channel = sought.c.channel
     written = exists().where(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id, w.c.channel == channel)
+    # Of all checkpoints at once; the server may well make a hash of the blobs.
+    blob = exists().where(_is_blob(t, c, channel)).correlate_except(t.checkpoint_blobs)
     # A snapshot is marked inline, by what no value with a blob has there.
     is_marked = member(member(c.c.checkpoint, key("channel_values")), channel) == literal_column("'true'::jsonb")
     return select(
         *c.primary_key,
         channel,
         member_text(member(c.c.checkpoint, key("channel_versions")), channel),
-        _has_value(t, c, channel),
-        func.coalesce(and_(is_marked, _blob_of(t, c, channel)), _FALSE),
+        or_(_is_inline(c, channel), blob),
+        func.coalesce(and_(is_marked, blob), _FALSE),
         written.correlate(c, sought),
     ).select_from(sought.join(c, same_graph(c, sought)))
 
@@ -196,14 +201,12 @@ def _names(document: ColumnElement[Any]) -> TableValuedAlias:
     return func.jsonb_object_keys(document).table_valued(Column("channel", Text)).render_derived()
 
 
-def _blob_of(t: Tables, c: FromClause, channel: ColumnElement[str]) -> Exists:
-    """Whether a checkpoint has a blob as the value of a channel."""
+def _is_blob(t: Tables, c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
+    """The condition that a blob is the value of a channel at a checkpoint."""
     b = t.checkpoint_blobs
     version = member_text(member(c.c.checkpoint, key("channel_versions")), channel)
-    same = and_(same_graph(b, c), b.c.channel == channel, b.c.version == version, b.c.type != key("empty"))
-    return exists().where(same).correlate_except(b)
+    return and_(same_graph(b, c), b.c.channel == channel, b.c.version == version, b.c.type != key("empty"))
 
 
-def _has_value(t: Tables, c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
-    inline = has_member(member(c.c.checkpoint, key("channel_values")), channel)
-    return or_(func.coalesce(inline, _FALSE), _blob_of(t, c, channel))
+def _is_inline(c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
+    return func.coalesce(has_member(member(c.c.checkpoint, key("channel_values")), channel), _FALSE)

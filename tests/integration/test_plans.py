@@ -271,6 +271,32 @@ async def test_a_walk_costs_its_distance_and_not_the_thread(url: str, analyzed: 
     assert many_blocks < few_blocks * 1.6 < 1_600
 
 
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_what_is_not_stored_is_found_by_key(url: str, analyzed: bool, mode: str) -> None:
+    """A removal that asks of twenty checkpoints what they have no value for reads no more in a thread of 10,000."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, isolation_level="AUTOCOMMIT")
+    node = {"thread_ids": ["thread-0"] * 20, "checkpoint_nss": [""] * 20}
+    binds = {"node_checkpoint_ids": [f"{number:06}" for number in range(5_000, 5_020)]}
+    async with engine.connect() as conn:
+        for table in tables.all:
+            await conn.execute(text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)"))
+        for statement in FILL.format(threads=1).split(";")[:-1]:
+            await conn.execute(text(statement))
+        await conn.execute(text("DELETE FROM checkpoint_blobs WHERE channel = 'messages' AND version = '5007'"))
+        await conn.execute(text("VACUUM" + " ANALYZE" * analyzed))
+        binds |= {f"node_{name}": values for name, values in node.items()}
+        bare = {row[2]: row[4] for row in await conn.run_sync(fetch, SQL.bare_channels, binds)}
+        nodes = await conn.run_sync(explain, SQL.bare_channels, binds, mode, "ANALYZE, BUFFERS, ")
+    await engine.dispose()
+
+    assert len(bare) == 20
+    assert {name: channels for name, channels in bare.items() if channels} == {"005007": ["messages"]}
+    scans = [node for node in nodes if "Relation Name" in node]
+    assert sum(map(rows_of, scans)) <= 100
+    assert nodes[0]["Shared Hit Blocks"] + nodes[0]["Shared Read Blocks"] < 500
+
+
 def fetch(conn: Connection, statement: Statement, binds: dict[str, Any]) -> Any:
     return Ordinary(conn).fetch(statement, binds)
 
