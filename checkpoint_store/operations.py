@@ -95,7 +95,8 @@ def _store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change
         return _store_plain(db, sql, changes[0])
     puts = [change for change in changes if isinstance(change, Put) and change.pages]
     known = {put.thread_id: there for put in puts if (there := _known(db, sql, shelf, put)) is not None}
-    passed, refused = _store_together(db, sql, sql.store, changes, known)
+    together = sql.store_puts if all(isinstance(change, Put) for change in changes) else sql.store
+    passed, refused = _store_together(db, sql, together, changes, known)
     # Each of the others alone: then nothing that others do at the same time can be the reason any more.
     for thread_id, theirs in _by_thread(change for change in changes if change.thread_id not in passed).items():
         shelf.forget(thread_id)
@@ -126,7 +127,7 @@ def _store_together(
     passed = {row[0] for row in rows}
     if not passed:
         return passed, {}
-    _, _, checkpoints, _, new_pages = rows[0]
+    *_, checkpoints, _, new_pages = rows[0]
     if checkpoints < sum(thread_id in passed for thread_id in binds["checkpoint_thread_ids"]):
         if len(passed) > 1:
             return set(), {}  # one by one it shows whose

@@ -122,17 +122,15 @@ _call: ContextVar[_Call | None] = ContextVar("checkpoint_store_call", default=No
 class _Watching(Executor):
     """Executes on another executor, and weighs what goes there and comes back."""
 
-    def __init__(self, executor: Executor, call: _Call, store: Statement) -> None:
+    def __init__(self, executor: Executor, call: _Call) -> None:
         self._executor = executor
         self._call = call
-        self._store = store
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
         self._call.statements += 1
         self._call.sent += _size_of(binds.values())
-        if statement is self._store:
-            self._call.pages_sent += len(binds["page_digests"])
+        self._call.pages_sent += len(binds.get("page_digests", ()))
         rows = self._executor.fetch(statement, binds)
         self._call.received += sum(map(_size_of, rows))
         return rows
@@ -248,7 +246,7 @@ class _Observation:
         """Run an operation on an executor, and count what goes there and comes back."""
         taken, call = _Call(), _call.get()
         try:
-            return operation(_Watching(executor, taken, sql.store), sql, *args)
+            return operation(_Watching(executor, taken), sql, *args)
         finally:
             if call is not None:
                 call.statements += taken.statements

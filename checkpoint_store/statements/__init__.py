@@ -87,6 +87,11 @@ class Statements:
         return Statement(store(self.tables))
 
     @cached_property
+    def store_puts(self) -> Statement:
+        """See `store`, where there are no pending writes."""
+        return Statement(store(self.tables, writes=False))
+
+    @cached_property
     def store_alone(self) -> Statement:
         """See `store`, for one thread all of whose pages come along."""
         return Statement(store(self.tables, insisting=True))

@@ -15,7 +15,6 @@ from sqlalchemy import (
     LargeBinary,
     Select,
     Table,
-    TableValuedAlias,
     Text,
     and_,
     bindparam,
@@ -23,7 +22,6 @@ from sqlalchemy import (
     cast,
     false,
     func,
-    or_,
     select,
     true,
     union_all,
@@ -33,6 +31,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import (
+    few_rows_of_binds,
     given,
     key,
     member,
@@ -42,6 +41,13 @@ from checkpoint_store.statements.clauses import (
 
 UNGATED, NEEDS, COMPLETE = range(3)
 """Whether a thread's rows depend on its pages: not at all, on those that do not come along, or they all do."""
+
+
+_GATE = {"thread_id": Text, "kind": Integer, "epoch": BigInteger, "first": Integer, "last": Integer}
+"""The threads: of which kind each is, the epoch that it gets if it has none, and which pages are needed of it.
+
+Those from the first to the last among the digests of all threads.
+"""
 
 
 def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
@@ -176,7 +182,7 @@ def keeping(insertion: Insert) -> Insert:
     )
 
 
-def store(t: Tables, *, insisting: bool = False) -> Select[Any]:
+def store(t: Tables, *, insisting: bool = False, writes: bool = True) -> Select[Any]:
     """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
 
     What is stored of a thread whose rows refer to pages depends on `passed_threads`; of one that does not pass nothing
@@ -186,6 +192,7 @@ def store(t: Tables, *, insisting: bool = False) -> Select[Any]:
     Args:
         t: The tables.
         insisting: Whether it is for a single thread, all of whose pages come along: see `claimed_threads`.
+        writes: Whether there are pending writes.
 
     Binds: arrays by the names of `changes.merged`.
     """
@@ -197,11 +204,11 @@ def store(t: Tables, *, insisting: bool = False) -> Select[Any]:
         new_rows(passed, "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary)
     )
     checkpoints = new_checkpoints(passed, t)
-    writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
+    new_writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
     stored = replacing(checkpoints, "checkpoint", "metadata")
     # The counts are computed in this order: it is the one in which everybody locks rows (see `removing`).
     rows = [
-        writes.returning(number(1)).cte("new_writes"),
+        *([new_writes.returning(number(1)).cte("new_writes")] if writes else []),
         stored.returning(number(1)).cte("new_checkpoints"),
         blobs.returning(number(1)).cte("new_blobs"),
         new_pages(t, passed),
@@ -272,8 +279,9 @@ def passed_threads(t: Tables) -> CTE:
     only where somebody else makes or deletes the row at the same time.
     """
     threads, seen, p = t.checkpoint_threads, t.checkpoint_threads.alias("seen"), t.checkpoint_pages
-    gate = _gates()
     made = _new_threads(t).on_conflict_do_nothing().returning(threads.c.thread_id).cte("made")
+    # Few, whatever their number: a plan for just these would seem so much cheaper that the server makes one each time.
+    gate = few_rows_of_binds("gate_", **_GATE)
     # In one scan of the key's index, which skips from page to page: to look each up takes three times as long.
     needed = select(bindparam("needed_digests", type_=ARRAY(LargeBinary))).scalar_subquery()
     theirs = needed[slice(gate.c.first, gate.c.last)]
@@ -285,17 +293,14 @@ def passed_threads(t: Tables) -> CTE:
         .select_from(
             gate.join(threads, threads.c.thread_id == gate.c.thread_id).join(seen, seen.c.thread_id == gate.c.thread_id)
         )
-        .where(
-            or_(
-                gate.c.kind == number(COMPLETE),
-                and_(gate.c.kind == number(NEEDS), is_whole),
-            )
-        )
+        # Not by OR, of which the server would also check what concerns the gate alone beforehand: the pages twice.
+        .where(case((gate.c.kind == number(NEEDS), is_whole), else_=gate.c.kind == number(COMPLETE)))
         .order_by(threads.c.thread_id)
         .with_for_update(read=True, of=threads)
         .cte("held")
     )
-    ungated = select(gate.c.thread_id).where(gate.c.kind == number(UNGATED))
+    each = rows_of_binds("gate_", **_GATE)
+    ungated = select(each.c.thread_id).where(each.c.kind == number(UNGATED))
     return union_all(ungated, select(made), select(held)).cte("passed")
 
 
@@ -312,16 +317,8 @@ def claimed_threads(t: Tables) -> CTE:
     return claimed.returning(threads.c.thread_id).cte("passed")
 
 
-def _gates() -> TableValuedAlias:
-    """The threads: of which kind each is, the epoch that it gets if it has none, and which pages are needed of it.
-
-    Those from the first to the last among the digests of all of them.
-    """
-    return rows_of_binds("gate_", thread_id=Text, kind=Integer, epoch=BigInteger, first=Integer, last=Integer)
-
-
 def _new_threads(t: Tables) -> Insert:
     """Insert rows for the threads whose pages all come along."""
-    gate = _gates()
+    gate = rows_of_binds("gate_", **_GATE)
     new = select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == number(COMPLETE)).order_by(gate.c.thread_id)
     return insert(t.checkpoint_threads).from_select(["thread_id", "epoch"], new)

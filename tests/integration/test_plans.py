@@ -220,7 +220,7 @@ async def test_the_pages_that_a_put_needs_are_looked_up_by_key(url: str, analyze
             )
             binds = merged([put], {"thread-0": Known({("", ""): frozenset(digests)})})
             assert len(binds["needed_digests"]) == count
-            nodes = await conn.run_sync(explain, SQL.store, binds, mode)
+            nodes = await conn.run_sync(explain, SQL.store_puts, binds, mode)
             scans = [
                 node
                 for node in nodes

@@ -24,6 +24,8 @@ HOT = {
     "put_checkpoint_keeping": SQL.put_checkpoint_keeping,
     "put_writes": SQL.put_writes,
     "store": SQL.store,
+    "store_puts": SQL.store_puts,
+    "store_alone": SQL.store_alone,
     "known_pages": SQL.known_pages,
     "get_latest": SQL.get_latest,
     "get_checkpoint": SQL.get_checkpoint,
@@ -34,7 +36,7 @@ HOT = {
     "has_newer": SQL.has_newer,
 }
 # Of many calls at once: each row names its own thread, so a server can route rows, not the whole.
-OF_MANY_THREADS = {"store"}
+OF_MANY_THREADS = {"store", "store_puts", "store_alone"}
 
 
 def forms(statement: Statement | Read) -> list[Statement]:
