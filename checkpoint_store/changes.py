@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from checkpoint_store import pages
 from checkpoint_store.schema import PAGED
-from checkpoint_store.shelf import Known, Place, Shelf
+from checkpoint_store.shelf import Place, Shelf
 from checkpoint_store.statements.storing import COMPLETE, NEEDS, UNGATED
 
 Binds = dict[str, Any]
@@ -90,7 +90,7 @@ def size_of(change: Change) -> int:
     return size
 
 
-def merged(changes: Sequence[Change], known: Mapping[str, Known]) -> Binds:
+def merged(changes: Sequence[Change], known: Mapping[str, Container[bytes]]) -> Binds:
     """Return the binds of `statements.store` for changes made one after the other.
 
     Where two of them touch one row, the row is what the calls would have left there one after the other. Rows are
@@ -131,7 +131,7 @@ def merged(changes: Sequence[Change], known: Mapping[str, Known]) -> Binds:
             # A new row's epoch is none that it had before: older versions compare it with what they remember.
             gates[thread_id] = (COMPLETE, secrets.randbits(62)) if there is None else (NEEDS, 0)
             for digest, page in change.pages.items():
-                if there is None or not there.has(digest):
+                if there is None or digest not in there:
                     new_pages[thread_id, digest] = (page,)
                 else:
                     needed.setdefault(thread_id, {})[digest] = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ from checkpoint_store.errors import (
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.kinds import Kind, is_a
 from checkpoint_store.schema import ADOPTED, PAGED, STOCK_TABLE, VERSION_TABLE, qualified
-from checkpoint_store.shelf import Known, Shelf
+from checkpoint_store.shelf import Shelf
 from checkpoint_store.statements import Read, Statement, Statements
 
 T = TypeVar("T")
@@ -119,7 +119,11 @@ def _store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change
 
 
 def _store_together(
-    db: Executor, sql: Statements, statement: Statement, changes: Sequence[Change], known: Mapping[str, Known]
+    db: Executor,
+    sql: Statements,
+    statement: Statement,
+    changes: Sequence[Change],
+    known: Mapping[str, Container[bytes]],
 ) -> tuple[set[str], dict[str, str]]:
     """Store changes by one statement. Returns the threads it has stored, and of which of them rows were dropped."""
     binds = merged(changes, known)
@@ -339,13 +343,13 @@ def refusal(thread_id: str, table: Table) -> str:
     )
 
 
-def _known(db: Executor, sql: Statements, shelf: Shelf, put: Put) -> Known | None:
+def _known(db: Executor, sql: Statements, shelf: Shelf, put: Put) -> Container[bytes] | None:
     if (known := shelf.known(put.thread_id)) is not None:
         return known
     if sum(map(len, put.pages.values())) <= ASK_BYTES:
         return None
     rows = db.fetch(sql.known_pages, {"thread_id": put.thread_id, "digests": list(put.pages)})
-    return Known({("", ""): frozenset(row[0] for row in rows)}) if rows else None
+    return {row[0] for row in rows} or None
 
 
 @is_a(Kind.READ, name="get_tuple", thread_of=lambda _, key: key.thread_id)

@@ -283,7 +283,8 @@ class _Knife:
         page = self._value[begin:end]
         digest = blake2b(page, digest_size=DIGEST_BYTES).digest()
         self.recipe.append(b"\xff" + digest)
-        self.pages[digest] = page
+        # Equal pages are one object: those of ten million zeros would otherwise be kept as as many bytes.
+        page = self.pages.setdefault(digest, page)
         self.stretches.append((page, digest, level, 1, elements))
 
     def _inline(self, begin: int, end: int) -> None:
@@ -300,8 +301,12 @@ class _Knife:
         if at > first:
             self.recipe.append(self._before.recipe[first * ENTRY_BYTES : at * ENTRY_BYTES])
             taken = self._before.stretches[first:at]
+            theirs = {digest: part for part, digest, *_ in taken if digest}
+            if not self.pages.keys().isdisjoint(theirs):
+                theirs |= self.pages
+                taken = tuple([(theirs[one[1]], *one[1:]) if one[1] else one for one in taken])
             self.stretches += taken
-            self.pages.update({stretch[1]: stretch[0] for stretch in taken if stretch[1]})
+            self.pages.update(theirs)
             self._next = at
         return place, left
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from checkpoint_store.bridge import Bridge
 from checkpoint_store.errors import InvalidOption, UnusableConnection
 from checkpoint_store.options import flag
 from checkpoint_store.pipeline import AsyncPipeline
-from checkpoint_store.shelf import Shelf
+from checkpoint_store.shelf import Shelf, memory_of
 from checkpoint_store.source.base import Sharing, Source
 from checkpoint_store.source.connection import ConnectionOrigin, SessionOrigin
 from checkpoint_store.source.engine import EngineOrigin
@@ -27,8 +26,6 @@ from checkpoint_store.statements import Statements, statements_of
 from checkpoint_store.url import check_pooler
 
 _DRIVERS = ("asyncpg", "psycopg")
-
-_shelves: weakref.WeakKeyDictionary[Dialect, dict[str | None, Shelf]] = weakref.WeakKeyDictionary()
 
 
 def source_on(
@@ -82,7 +79,9 @@ def source_on(
         raise InvalidOption(
             "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."
         )
-    return _callers_source(_connection_origin("conn", conn, statements_of(schema)), Shelf(), _sharing(shares_pages))
+    origin = _connection_origin("conn", conn, statements_of(schema))
+    shelf = Shelf(memory_of(origin.engine.dialect), origin.sql.tables.schema)
+    return _callers_source(origin, shelf, _sharing(shares_pages))
 
 
 def source_within(conn: object, source: Source, bind_arguments: Mapping[str, Any] | None, *, sync: bool) -> Source:
@@ -137,8 +136,7 @@ def engine_source(
         raise UnusableConnection(_unfit("engine", engine, "AsyncEngine or Engine"))
     _check_dialect("conn", engine, engine.dialect)
     sharing = _sharing(shares_pages)
-    # An engine goes by its dialect, as in `Bridge`.
-    shelf = _shelves.setdefault(engine.dialect, {}).setdefault(sql.tables.schema, Shelf())
+    shelf = Shelf(memory_of(engine.dialect), sql.tables.schema)
     if isinstance(engine, Engine):
         if pipe is not None:
             raise InvalidOption(

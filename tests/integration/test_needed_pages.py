@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, conversion
 from checkpoint_store.changes import merged, paged
 from checkpoint_store.errors import Refused
-from checkpoint_store.shelf import Known, Shelf
+from checkpoint_store.shelf import Shelf
 from checkpoint_store.statements import statements_of
 
 Config = Any
@@ -85,7 +85,7 @@ class Storing:
 
     async def store(self, known: int | None) -> bool:
         """Store it, with all pages (None) or all but some that are known. Tells whether the thread passed."""
-        there = None if known is None else Known({("", ""): frozenset(list(self.put.pages)[:known])})
+        there = None if known is None else set(list(self.put.pages)[:known])
         statement, driver = statements_of(None).store, dialect.dialect()
         binds = merged([self.put], {} if there is None else {"t": there})
         return bool(await self.conn.fetch(statement.sql(driver), *statement.parameters(driver, binds)))

@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store.changes import Put, merged
 from checkpoint_store.executor import Ordinary
 from checkpoint_store.schema import tables
-from checkpoint_store.shelf import Known
 from checkpoint_store.statements import Statement, Statements
 
 SQL = Statements(tables)
@@ -218,7 +217,7 @@ async def test_the_pages_that_a_put_needs_are_looked_up_by_key(url: str, analyze
                 },
                 pages=dict.fromkeys([*digests, b"new"], b"page"),
             )
-            binds = merged([put], {"thread-0": Known({("", ""): frozenset(digests)})})
+            binds = merged([put], {"thread-0": set(digests)})
             assert len(binds["needed_digests"]) == count
             nodes = await conn.run_sync(explain, SQL.store_puts, binds, mode)
             scans = [

@@ -386,4 +386,4 @@ async def test_the_hosts_schema_is_known_by_its_statements(engine: AsyncEngine) 
     first, second = AsyncPostgresSaver(engine), AsyncPostgresSaver(engine)
 
     assert first._source.sql is second._source.sql is statements_of(None)
-    assert first._source.shelf is second._source.shelf
+    assert first._source.shelf.memory is second._source.shelf.memory

@@ -8,7 +8,7 @@ from typing import Any
 from checkpoint_store import pages
 from checkpoint_store.changes import Change, Put, Writes, has_large, merged, paged, size_of
 from checkpoint_store.schema import PAGED
-from checkpoint_store.shelf import Known, Shelf
+from checkpoint_store.shelf import Shelf
 from checkpoint_store.statements.storing import COMPLETE, NEEDS, UNGATED
 
 
@@ -100,7 +100,7 @@ def test_only_pages_that_the_database_lacks_are_sent() -> None:
     changes = [paged(put(thread_id, "1", a=value).binds, Shelf()) for thread_id in ("known", "new")]
     digests = list(changes[0].pages)
     assert len(digests) > 3
-    binds = merged([*changes, writes("plain", "task", 0)], {"known": Known({("", "a"): frozenset(digests[1:])})})
+    binds = merged([*changes, writes("plain", "task", 0)], {"known": set(digests[1:])})
 
     sent = keys(binds, "page", "thread_id", "digest")
     assert sent == sorted([("known", digests[0]), *[("new", digest) for digest in digests]])
