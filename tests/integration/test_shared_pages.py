@@ -216,7 +216,7 @@ async def test_what_a_caller_rolls_back_is_not_remembered(engine: AsyncEngine) -
         await put(within, whole)
         assert await value_of(within) == whole
         await conn.rollback()
-        await put(within, whole)
+        await put(AsyncPostgresSaver(conn, share_pages=True), whole)
         await conn.commit()
 
     assert await value_of(AsyncPostgresSaver(engine)) == whole
