@@ -119,4 +119,4 @@ def _cut(row: Row, shelf: Shelf) -> Put:
     thread_id, checkpoint_ns, channel, version, blob = row
     named = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": "", "parent_checkpoint_id": None}
     value = {"channels": [channel], "versions": [version], "types": ["msgpack"], "blobs": [blob]}
-    return changes.paged({**named, **value, "checkpoint": "", "metadata": ""}, shelf)
+    return changes.paged({**named, **value, "checkpoint": "", "metadata": "", "kept": None}, shelf)

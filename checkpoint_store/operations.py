@@ -76,7 +76,8 @@ def store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change]
     """
     refused: dict[str, str] = {}
     for together in _apart(changes) if _keeps_within(changes) else [changes]:
-        refused |= _store(db, sql, shelf, together)
+        if left := [change for change in together if change.thread_id not in refused]:
+            refused |= _store(db, sql, shelf, left)
     return refused
 
 
@@ -95,8 +96,8 @@ def _store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change
         return _store_plain(db, sql, changes[0])
     puts = [change for change in changes if isinstance(change, Put) and change.pages]
     known = {put.thread_id: there for put in puts if (there := _known(db, sql, shelf, put)) is not None}
-    together = sql.store_puts if all(isinstance(change, Put) for change in changes) else sql.store
-    passed, refused = _store_together(db, sql, together, changes, known)
+    is_simple = all(isinstance(change, Put) and not change.binds["kept"] for change in changes)
+    passed, refused = _store_together(db, sql, sql.store_simple if is_simple else sql.store, changes, known)
     # Each of the others alone: then nothing that others do at the same time can be the reason any more.
     for thread_id, theirs in _by_thread(change for change in changes if change.thread_id not in passed).items():
         shelf.forget(thread_id)

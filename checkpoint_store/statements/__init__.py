@@ -87,9 +87,9 @@ class Statements:
         return Statement(store(self.tables))
 
     @cached_property
-    def store_puts(self) -> Statement:
-        """See `store`, where there are no pending writes."""
-        return Statement(store(self.tables, writes=False))
+    def store_simple(self) -> Statement:
+        """See `store`, where there are no pending writes, and no checkpoint keeps anything of its parent's."""
+        return Statement(store(self.tables, simple=True))
 
     @cached_property
     def store_alone(self) -> Statement:

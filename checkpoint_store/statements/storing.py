@@ -182,7 +182,7 @@ def keeping(insertion: Insert) -> Insert:
     )
 
 
-def store(t: Tables, *, insisting: bool = False, writes: bool = True) -> Select[Any]:
+def store(t: Tables, *, insisting: bool = False, simple: bool = False) -> Select[Any]:
     """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
 
     What is stored of a thread whose rows refer to pages depends on `passed_threads`; of one that does not pass nothing
@@ -192,7 +192,7 @@ def store(t: Tables, *, insisting: bool = False, writes: bool = True) -> Select[
     Args:
         t: The tables.
         insisting: Whether it is for a single thread, all of whose pages come along: see `claimed_threads`.
-        writes: Whether there are pending writes.
+        simple: Whether there are no pending writes, and no checkpoint keeps anything of its parent's.
 
     Binds: arrays by the names of `changes.merged`.
     """
@@ -203,12 +203,12 @@ def store(t: Tables, *, insisting: bool = False, writes: bool = True) -> Select[
     blobs = keeping(
         new_rows(passed, "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary)
     )
-    checkpoints = new_checkpoints(passed, t)
+    checkpoints = new_checkpoints(passed, t, kept=not simple)
     new_writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
     stored = replacing(checkpoints, "checkpoint", "metadata")
     # The counts are computed in this order: it is the one in which everybody locks rows (see `removing`).
     rows = [
-        *([new_writes.returning(number(1)).cte("new_writes")] if writes else []),
+        *([] if simple else [new_writes.returning(number(1)).cte("new_writes")]),
         stored.returning(number(1)).cte("new_checkpoints"),
         blobs.returning(number(1)).cte("new_blobs"),
         new_pages(t, passed),
@@ -245,19 +245,22 @@ def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
     return insert(target).from_select(names, chosen.order_by(*_in_order(target, new)))
 
 
-def new_checkpoints(passed: CTE, t: Tables) -> Insert:
+def new_checkpoints(passed: CTE, t: Tables, *, kept: bool) -> Insert:
     """Insert checkpoints that come as arrays, of the threads that passed, each with what it keeps of its parent's."""
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
-    new = rows_of_binds("checkpoint_", **dict.fromkeys([*own, "checkpoint", "metadata", "keeps_from", "kept"], Text))
-    found = kept_values(t, new.c.thread_id, new.c.checkpoint_ns, new.c.keeps_from, new.c.kept).lateral("found")
-    row = {
+    more = ["keeps_from", "kept"] if kept else []
+    new = rows_of_binds("checkpoint_", **dict.fromkeys([*own, "checkpoint", "metadata", *more], Text))
+    row: dict[str, ColumnElement[Any]] = {
         **{name: new.c[name] for name in own},
-        "checkpoint": _with_values(cast(new.c.checkpoint, JSONB), found.c.inline),
+        "checkpoint": cast(new.c.checkpoint, JSONB),
         "metadata": cast(new.c.metadata, JSONB),
     }
-    chosen = select(*row.values()).select_from(
-        new.join(passed, passed.c.thread_id == new.c.thread_id).join(found, true())
-    )
+    rows: FromClause = new.join(passed, passed.c.thread_id == new.c.thread_id)
+    if kept:
+        found = kept_values(t, new.c.thread_id, new.c.checkpoint_ns, new.c.keeps_from, new.c.kept).lateral("found")
+        row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
+        rows = rows.join(found, true())
+    chosen = select(*row.values()).select_from(rows)
     return insert(t.checkpoints).from_select([*row], chosen.order_by(*_in_order(t.checkpoints, new)))
 
 

@@ -75,6 +75,7 @@ class Storing:
                 "parent_checkpoint_id": None,
                 "checkpoint": "{}",
                 "metadata": "{}",
+                "kept": None,
                 "channels": ["messages"],
                 "versions": ["1"],
                 "types": ["msgpack"],

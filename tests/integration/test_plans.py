@@ -210,6 +210,7 @@ async def test_the_pages_that_a_put_needs_are_looked_up_by_key(url: str, analyze
                     "parent_checkpoint_id": None,
                     "checkpoint": "{}",
                     "metadata": "{}",
+                    "kept": None,
                     "channels": ["messages"],
                     "versions": ["1"],
                     "types": ["pages"],
@@ -219,7 +220,7 @@ async def test_the_pages_that_a_put_needs_are_looked_up_by_key(url: str, analyze
             )
             binds = merged([put], {"thread-0": set(digests)})
             assert len(binds["needed_digests"]) == count
-            nodes = await conn.run_sync(explain, SQL.store_puts, binds, mode)
+            nodes = await conn.run_sync(explain, SQL.store_simple, binds, mode)
             scans = [
                 node
                 for node in nodes

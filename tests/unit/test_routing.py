@@ -24,7 +24,7 @@ HOT = {
     "put_checkpoint_keeping": SQL.put_checkpoint_keeping,
     "put_writes": SQL.put_writes,
     "store": SQL.store,
-    "store_puts": SQL.store_puts,
+    "store_simple": SQL.store_simple,
     "store_alone": SQL.store_alone,
     "known_pages": SQL.known_pages,
     "get_latest": SQL.get_latest,
@@ -36,7 +36,7 @@ HOT = {
     "has_newer": SQL.has_newer,
 }
 # Of many calls at once: each row names its own thread, so a server can route rows, not the whole.
-OF_MANY_THREADS = {"store", "store_puts", "store_alone"}
+OF_MANY_THREADS = {"store", "store_simple", "store_alone"}
 
 
 def forms(statement: Statement | Read) -> list[Statement]:
