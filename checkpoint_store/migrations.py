@@ -20,8 +20,9 @@ from sqlalchemy import Connection, Table, exc, func, select
 
 from checkpoint_store import operations
 from checkpoint_store.causes import chain, diagnosis_of
-from checkpoint_store.errors import SET_UP, AccessDenied, MigrationError, MigrationLocked, NotSetUp
+from checkpoint_store.errors import SET_UP, AccessDenied, MigrationError, MigrationLocked, NotSetUp, Unavailable
 from checkpoint_store.executor import Executor, Ordinary
+from checkpoint_store.faults import fault_of
 from checkpoint_store.kinds import Kind, is_a
 from checkpoint_store.migration_lock import (
     LOCK_SECONDS,
@@ -60,6 +61,7 @@ __all__ = [
     "offline_sql",
     "schema_option",
     "script_location",
+    "told",
     "untranslated",
     "upgrade",
 ]
@@ -122,6 +124,23 @@ def is_head(revisions: set[str]) -> bool:
     return HEAD in revisions
 
 
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Tell what the server says to who calls with a connection of theirs in our words.
+
+    Raises:
+        Unavailable: If the connection was lost, or what passes by itself has kept it from succeeding.
+        MigrationError: If it was anything else.
+    """
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if error.connection_invalidated or fault_of(error) is not None:
+            chain(Unavailable(f"the server could not be asked: {_reason(error)}"), error)
+        chain(MigrationError(f"the server could not be asked, or has refused: {_reason(error)}"), error)
+
+
+@told()
 def current(conn: Connection, schema: str | None = None) -> str | None:
     """Return the revision that the tables are at, or None if they were never migrated.
 
@@ -132,6 +151,7 @@ def current(conn: Connection, schema: str | None = None) -> str | None:
     return min(_revisions(conn, statements_of(schema)), default=None)
 
 
+@told()
 def check(conn: Connection, schema: str | None = None) -> None:
     """Raise unless the tables are what this version works on, or newer; for readiness probes.
 
@@ -162,6 +182,7 @@ def check_revisions(db: Executor, sql: Statements) -> None:
     _judge(operations.revisions(db, sql), sql.tables.schema)
 
 
+@told()
 def upgrade(
     conn: Connection,
     schema: str | None = None,
@@ -189,6 +210,7 @@ def upgrade(
         _insist_on(conn, partial(_alembic, command.upgrade, conn, schema, revision), timeout, pause)
 
 
+@told()
 def downgrade(
     conn: Connection,
     schema: str | None = None,

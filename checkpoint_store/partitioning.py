@@ -40,6 +40,7 @@ MOST_PARTITIONS = 1024
 """More of them cost the server more than they spare it."""
 
 
+@migrations.told()
 def partition(
     conn: Connection,
     schema: str | None = None,

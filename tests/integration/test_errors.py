@@ -19,15 +19,16 @@ from langgraph.checkpoint.memory import InMemorySaver
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sqlalchemy import Column, String, create_engine, event, exc, make_url, text
+from sqlalchemy import Column, Connection, String, create_engine, event, exc, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, declarative_base
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, cli, telemetry
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, cli, migrations, partitioning, telemetry
 from checkpoint_store.errors import (
     AccessDenied,
     CheckpointStoreError,
     LimitReached,
+    MigrationError,
     NotSetUp,
     Refused,
     TransferError,
@@ -677,3 +678,52 @@ async def test_where_the_role_is_not_known_the_grant_says_so(url: str) -> None:
     assert type(on_an_engine) is type(bound) is AccessDenied
     assert f'TO "{role}"' in str(on_an_engine)
     assert 'where "app" stands for the one that lacks it' in str(bound)
+
+
+@pytest.mark.parametrize("way", ["engine", "pipeline", "psycopg", "async psycopg"])
+@pytest.mark.parametrize("state", ["40001", "57P01"])
+async def test_what_was_tried_again_in_vain_shows_nothing_either(url: str, way: str, state: str) -> None:
+    """The last error of several, and what is logged of the first."""
+    execute(url, RAISING)
+    async with WAYS[way](url) as make:
+        error = await failure(lambda call: make(lambda saver: call(patient(saver))), put(state))
+
+    assert type(error) is Unavailable
+    assert "Tried again for 0.3 s" in str(error)
+    assert len("".join(traceback.format_exception(error.__cause__)).splitlines()) <= 3
+
+
+def patient(saver: Any) -> Any:
+    within = saver._saver if isinstance(saver, Blocking) else saver
+    within._source.origin._retries.seconds = 0.3
+    return saver
+
+
+MIGRATING: dict[str, Callable[[Connection], object]] = {
+    "current": migrations.current,
+    "check": migrations.check,
+    "upgrade": migrations.upgrade,
+    "downgrade": migrations.downgrade,
+    "partition": partitioning.partition,
+}
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("name", MIGRATING)
+async def test_who_migrates_on_a_connection_has_errors_of_ours(url: str, driver: str, name: str) -> None:
+    """In a transaction that is aborted, and on a connection that the server has ended."""
+    engine = create_async_engine(make_url(url).set(drivername=f"postgresql+{driver}"))
+    async with engine.connect() as conn:
+        with pytest.raises(exc.DBAPIError):
+            await conn.execute(text("SELECT 1 / 0"))
+        aborted = await failure(lambda call: call(conn), lambda conn: conn.run_sync(MIGRATING[name]))
+        await conn.rollback()
+        pid = await conn.scalar(text("SELECT pg_backend_pid()"))
+        await conn.rollback()
+        execute(url, f"SELECT pg_terminate_backend({pid})")
+        await asyncio.to_thread(wait_for_the_end, url, pid)
+        ended = await failure(lambda call: call(conn), lambda conn: conn.run_sync(MIGRATING[name]))
+    await engine.dispose()
+
+    assert type(aborted) is MigrationError
+    assert type(ended) is Unavailable
