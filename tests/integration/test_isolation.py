@@ -31,12 +31,14 @@ DRIVERS = ["asyncpg", "async psycopg", "psycopg"]
 WAYS = ["isolation_level", "execution_options", "connection", "database"]
 
 
-async def put(saver: Any, run_id: str = "old", *, version: str = "1", at: Any = THREAD) -> Any:
+async def put(
+    saver: Any, run_id: str = "old", *, version: str = "1", at: Any = THREAD, value: list[str] = VALUE
+) -> Any:
     """Store a checkpoint with a value under a version that others may have too."""
     checkpoint: Any = {
         **empty_checkpoint(),
         "id": str(uuid6()),
-        "channel_values": {"messages": VALUE},
+        "channel_values": {"messages": value},
         "channel_versions": {"messages": version},
     }
     return await saver.aput(at, checkpoint, {"run_id": run_id}, {"messages": version})
@@ -219,6 +221,29 @@ async def test_reading_and_storing_go_on(engine: AsyncEngine, level: Any) -> Non
     found = await saver.aget_tuple(stored)
     assert found is not None
     assert found.pending_writes == [("task", "messages", 1)]
+
+
+@pytest.mark.parametrize("level", STRICT)
+async def test_pages_that_were_collected_meanwhile_are_not_counted_on(
+    engine: AsyncEngine, elsewhere: AsyncEngine, url: str, level: Any
+) -> None:
+    """The thread is there, and has pages; those that the transaction still sees are gone."""
+    saver, other = AsyncPostgresSaver(engine, share_pages=True), AsyncPostgresSaver(elsewhere, share_pages=True)
+    await put(saver)
+    kept = [f"another {number}" for number in range(2_000)]
+    await put(saver, "kept", version="2", value=kept)
+    async with engine.connect() as conn:
+        await conn.execution_options(isolation_level=level)
+        assert len(await values_of(saver.bind(conn))) == 2
+        assert (await other.adelete_for_runs(["old"])).pages > 0
+        with pytest.raises(WrongTransaction, match="could not serialize access"):
+            await put(saver.bind(conn), version="3")
+        await conn.rollback()
+        await put(saver.bind(conn), version="3")
+        await conn.commit()
+
+    assert await values_of(other) == [VALUE, kept]
+    assert unreachable(url) == {}
 
 
 @pytest.mark.parametrize("share_pages", [False, True])

@@ -116,6 +116,7 @@ async def test_what_is_rolled_back_has_removed_nothing(engine: AsyncEngine, url:
         assert len(await values_of(within)) == 2
         assert len(await values_of(saver)) == 6
         await conn.rollback()
+        within = AsyncPostgresSaver(conn, share_pages=share_pages)
         assert (await within.aprune(["t"])).checkpoints == 5
         await conn.commit()
 
