@@ -332,15 +332,20 @@ def dispose(engine: Engine) -> None:
 @contextmanager
 def _nothing_late(driver: Any) -> Iterator[None]:
     """Have nothing sent any more when the block has been interrupted, also if its connection is closed by then."""
-    # Until this is closed too, the connection is there.
-    with socket.fromfd(_socket_of(driver), socket.AF_INET, socket.SOCK_STREAM) as held:
-        try:
-            yield
-        except BaseException as error:
-            if _is_interruption(error):
-                with suppress(OSError):
-                    _discard_unsent(held.fileno())
-            raise
+    held = None
+    with suppress(OSError, AttributeError):  # it may have been lost while it lay in the pool
+        # Until this is closed too, the connection is there.
+        held = socket.fromfd(_socket_of(driver), socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        yield
+    except BaseException as error:
+        if held is not None and _is_interruption(error):
+            with suppress(OSError):
+                _discard_unsent(held.fileno())
+        raise
+    finally:
+        if held is not None:
+            held.close()
 
 
 def _is_interruption(error: BaseException) -> bool:
