@@ -167,7 +167,7 @@ class Bridge:
         under_way.acquire()
         call = self._begin(function, args, under_way.release)
         try:
-            while not under_way.acquire(timeout=_WATCH_SECONDS):
+            while not _wait(under_way, _WATCH_SECONDS):
                 if not call.loop.is_running():
                     raise self._ended()
             return call.result()
@@ -295,6 +295,11 @@ class _Call(Generic[T]):
     def _stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+
+def _wait(under_way: threading.Lock, seconds: float) -> bool:
+    """Wait for a call; tells whether it is over."""
+    return under_way.acquire(timeout=seconds)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, is_over: asyncio.Event) -> None:

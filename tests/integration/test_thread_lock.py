@@ -859,7 +859,7 @@ def test_ctrl_c_leaves_no_lock(
     interrupted: str, moment: str, url: str, sync_saver: PostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever it comes while a thread waits for the loop, the lock is free afterwards."""
-    wait = bridge._Call.wait
+    wait = bridge._wait
 
     def interrupt(call: Any, seconds: float) -> bool:
         monkeypatch.undo()
@@ -871,10 +871,10 @@ def test_ctrl_c_leaves_no_lock(
         for _ in range(5):
             with pytest.raises(KeyboardInterrupt):  # noqa: PT012
                 if interrupted == "taking":
-                    monkeypatch.setattr(bridge._Call, "wait", interrupt)
+                    monkeypatch.setattr(bridge, "_wait", interrupt)
                 with sync_saver.thread_lock("t1"):
                     if interrupted == "giving back":
-                        monkeypatch.setattr(bridge._Call, "wait", interrupt)
+                        monkeypatch.setattr(bridge, "_wait", interrupt)
             with other.thread_lock("t1", timeout=5):
                 pass
 
