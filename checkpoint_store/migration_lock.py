@@ -28,6 +28,9 @@ _POLL_SECONDS = 0.05
 _HELD = "checkpoint_store_locked"
 """Where a connection's `info` has the keys of the locks that it holds."""
 
+NOT_AVAILABLE = "55P03"
+"""The SQLSTATE of a lock that was waited for past `lock_timeout`."""
+
 PATIENCE = "checkpoint_store_patience"
 """Where the attributes of an Alembic configuration have a `Patience`."""
 
@@ -78,6 +81,29 @@ def bounded(conn: Connection, seconds: float, *, local: bool = True) -> Iterator
             conn.execute(select(func.set_config("lock_timeout", str(before), local)))
         raise
     conn.execute(select(func.set_config("lock_timeout", str(before), local)))
+
+
+def in_use(
+    what: str, conn: Connection, schema: str | None, *, theirs: bool, snapshots: bool = False
+) -> MigrationLocked:
+    """Return the error for DDL that has waited for a lock on a table past its deadline.
+
+    Args:
+        what: What has.
+        conn: Where it has failed; its transaction is rolled back, unless it is a caller's.
+        schema: The PostgreSQL schema, or None for the `search_path`'s.
+        theirs: Whether the transaction is a caller's: nothing can be asked in it any more.
+        snapshots: See `those_in_the_way`.
+    """
+    known = ""
+    if not theirs:
+        conn.rollback()
+        known = those_in_the_way(conn, schema, snapshots=snapshots)
+        conn.rollback()
+    return MigrationLocked(
+        f"{what} waits for transactions that are using the tables: {known or 'see pg_stat_activity'}. "
+        "What it had begun was rolled back."
+    )
 
 
 def those_in_the_way(conn: Connection, schema: str | None, *, snapshots: bool) -> str:

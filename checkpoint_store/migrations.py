@@ -20,20 +20,21 @@ from sqlalchemy import Connection, Table, exc, func, select
 
 from checkpoint_store import operations
 from checkpoint_store.causes import chain, diagnosis_of
-from checkpoint_store.errors import SET_UP, AccessDenied, MigrationError, MigrationLocked, NotSetUp, Unavailable
+from checkpoint_store.errors import SET_UP, AccessDenied, MigrationError, NotSetUp, Unavailable
 from checkpoint_store.executor import Executor, Ordinary
 from checkpoint_store.faults import fault_of
 from checkpoint_store.kinds import Kind, is_a
 from checkpoint_store.migration_lock import (
     LOCK_SECONDS,
+    NOT_AVAILABLE,
     PATIENCE,
     Patience,
     in_turn,
+    in_use,
     lock_key,
     lock_key_of,
     locked,
     patience_of,
-    those_in_the_way,
 )
 from checkpoint_store.schema import HEAD, STOCK_TABLE, VERSION_TABLE, Tables, identifier, qualified
 from checkpoint_store.statements import Statements, statements_of
@@ -72,7 +73,6 @@ SCHEMA_OPTION = "checkpoint_store_schema"
 """How Alembic's configuration names the PostgreSQL schema: an option of the ini file, or one of `config.attributes`."""
 
 _NO_RIGHT = "42501"  # insufficient_privilege
-_LOCKED = "55P03"  # lock_not_available
 
 _CONFLICTS = frozenset({"23505", "40001", "40P01", "42701", "42710", "42P06", "42P07", "XX000"})
 """How DDL fails beside that of others who take no lock of ours, such as the stock saver's setup().
@@ -344,7 +344,7 @@ def insist(attempt: Callable[[Patience], None], timeout: float, pause: Callable[
         except MigrationError as error:
             state = diagnosis_of(error.__cause__ or error).state
             conflicts += state in _CONFLICTS
-            is_chance = state == _LOCKED or (state in _CONFLICTS and conflicts < _MOST_CONFLICTS)
+            is_chance = state == NOT_AVAILABLE or (state in _CONFLICTS and conflicts < _MOST_CONFLICTS)
             if not is_chance or time.monotonic() > deadline:
                 raise
             log.warning("%s Trying again.", error)
@@ -403,17 +403,8 @@ def _alembic(
         if error.connection_invalidated:
             raise
         state = diagnosis_of(error).state
-        if state == _LOCKED:
-            known = ""
-            if not theirs:
-                conn.rollback()
-                known = those_in_the_way(conn, schema, snapshots=True)
-                conn.rollback()
-            message = (
-                f"migration to {revision!r} waits for transactions that are using the tables: "
-                f"{known or 'see pg_stat_activity'}. What it had begun was rolled back."
-            )
-            chain(MigrationLocked(message), error)
+        if state == NOT_AVAILABLE:
+            chain(in_use(f"migration to {revision!r}", conn, schema, theirs=theirs, snapshots=True), error)
         schema_too = "" if schema is None else f", and the schema {identifier(schema)} if it is missing"
         hint = (
             f" Run `alembic upgrade head` before deploying, with a role that may create tables{schema_too}; "

@@ -27,7 +27,7 @@ from sqlalchemy.schema import CreateIndex
 from checkpoint_store import migrations
 from checkpoint_store.causes import chain, diagnosis_of
 from checkpoint_store.errors import MigrationError
-from checkpoint_store.migration_lock import LOCK_SECONDS, check_arguments
+from checkpoint_store.migration_lock import LOCK_SECONDS, NOT_AVAILABLE, bounded, check_arguments, in_use, patience_of
 from checkpoint_store.options import number
 from checkpoint_store.schema import Tables, checked, qualified
 
@@ -55,29 +55,32 @@ def partition(
         conn: Where to run. In a transaction it becomes part of it; otherwise it is committed.
         schema: The PostgreSQL schema, or None for the `search_path`'s.
         partitions: How many; what there are can't be changed later but by copying everything.
-        timeout: How long to wait for others that migrate the same schema, in seconds.
+        timeout: How long to wait for others that migrate the same schema or are using its tables, in seconds.
         pause: Sleeps for so many seconds.
 
     Raises:
         InvalidOption: If `partitions` is no such number, or another argument can't be used.
         UnusableConnection: If `conn` is no connection.
         NotSetUp: If the tables are missing, or older than this version works on.
-        MigrationLocked: If another has held the lock past the deadline.
+        MigrationLocked: If another has held the lock, or transactions have used the tables, past the deadline.
         MigrationError: If it failed, as where they are partitioned already; nothing has changed.
     """
     schema = checked(schema)
     script = statements(schema, partitions=partitions)
     check_arguments(conn, timeout, pause)
-    theirs = conn.in_transaction()
+    theirs, patience = conn.in_transaction(), patience_of(timeout)
     with migrations.locked(conn, schema, timeout, pause):
         migrations.check(conn, schema)
         try:
-            for statement in script:
-                conn.exec_driver_sql(statement)
+            with bounded(conn, patience.left):
+                for statement in script:
+                    conn.exec_driver_sql(statement)
         except exc.DBAPIError as error:
             if error.connection_invalidated:
                 raise
             said = diagnosis_of(error)
+            if said.state == NOT_AVAILABLE:
+                chain(in_use("partitioning", conn, schema, theirs=theirs), error)
             chain(MigrationError(f"partitioning failed, and nothing has changed: {said.message or said.name}"), error)
         if not theirs:
             conn.commit()

@@ -12,7 +12,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
 from langgraph.checkpoint.postgres.base import MIGRATIONS as STOCK_MIGRATIONS
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, errors, migrations, schema
+from checkpoint_store import AsyncPostgresSaver, errors, migrations, partitioning, schema
 
 INDEXES = {"checkpoint_store_latest_idx": True, "checkpoint_store_run_idx": True}
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -27,8 +27,10 @@ async def conn(empty_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
 
 
 @pytest.fixture
-async def report(empty_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    conn = await asyncpg.connect(empty_url, server_settings=REPORT)
+async def report(request: pytest.FixtureRequest) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """Somebody else, in the database of the test."""
+    database = "url" if "url" in request.fixturenames else "empty_url"
+    conn = await asyncpg.connect(request.getfixturevalue(database), server_settings=REPORT)
     yield conn
     await conn.close()
 
@@ -160,6 +162,21 @@ async def test_who_keeps_a_table_from_being_altered_is_named_and_the_deadline_ke
     await set_up(empty_url)
 
     assert await revision(conn) == schema.HEAD
+
+
+async def test_who_keeps_tables_from_being_partitioned_is_named_and_the_deadline_kept(
+    url: str, report: asyncpg.Connection[Any]
+) -> None:
+    """Which takes every table as a whole."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url})
+    async with report.transaction(), engine.connect() as conn:
+        await report.fetch("SELECT * FROM checkpoints")
+        with pytest.raises(errors.MigrationLocked, match=r"partitioning waits.*nightly report.*idle in transaction"):
+            await conn.run_sync(lambda sync: partitioning.partition(sync, partitions=2, timeout=0.1))
+    async with engine.connect() as conn:
+        await conn.run_sync(lambda sync: partitioning.partition(sync, partitions=2))
+        assert (await conn.exec_driver_sql("SHOW lock_timeout")).scalar_one() == "0"
+    await engine.dispose()
 
 
 async def test_a_callers_lock_timeout_is_as_it_was(empty_url: str) -> None:
