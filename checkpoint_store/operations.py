@@ -465,13 +465,13 @@ def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> 
 
 def _delete(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[tuple[int, int]]:
     """Delete everything stored for some threads that nobody else removes anything of; in a transaction."""
-    _claim(db, sql, thread_ids)
+    claim_threads(db, sql, thread_ids)
     # Once more, for what was stored by whoever the first time had to wait for: it had found a blob there.
     rows = [db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})[0] for _ in range(2)]
     return [(one[0] + more[0], one[1] + more[1]) for one, more in zip(*rows, strict=True)]
 
 
-def _claim(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
+def claim_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
     """Keep others from storing pages of some threads, also of those that have none yet; in a transaction."""
     db.fetch(sql.claim_threads, {"thread_ids": list(thread_ids)})
     lock_pages(db, sql, thread_ids)
@@ -527,7 +527,7 @@ def copy_thread(
     if replace:
         _delete(db, sql, [target])
     else:
-        _claim(db, sql, [target])
+        claim_threads(db, sql, [target])
     # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
     epoch = secrets.randbits(62)
     try:

@@ -123,6 +123,57 @@ def count_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepRep
     return SweepReport(writes=writes, bytes=size)
 
 
+@is_a(Kind.READ)
+def find_leftovers(
+    db: Executor, sql: Statements, after: str, most: int, before: str | None
+) -> Sequence[tuple[str, bool]]:
+    """Return the threads that follow one, and of each whether something is left of it that no checkpoint needs.
+
+    Args:
+        db: The executor.
+        sql: The statements.
+        after: The thread that they follow.
+        most: How many to look at.
+        before: An id that their writes are older than; None if age doesn't matter.
+    """
+    rows = db.fetch(sql.next_leftovers, {"after": after, "most": most, "before": before})
+    return [(thread_id, is_leftover) for thread_id, is_leftover in rows]
+
+
+@is_a(Kind.READ)
+def find_given_leftovers(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[str]:
+    """Return those of some threads of which something is left that no checkpoint needs."""
+    return [thread_id for (thread_id,) in db.fetch(sql.given_leftovers, {"thread_ids": list(thread_ids)})]
+
+
+def remove_leftovers(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> SweepReport:
+    """Delete the values and pages of some threads that no checkpoint needs; others may store meanwhile."""
+    operations.lock_removal(db, sql, thread_ids)
+    operations.claim_threads(db, sql, thread_ids)
+    binds = _whole_graphs(db, sql, thread_ids)
+    blobs = blob_bytes = 0
+    if db.fetch(sql.lock_blobs, binds)[0][0]:
+        [(blobs, blob_bytes)] = db.fetch(sql.delete_blobs, binds)
+    pages, page_bytes = operations.delete_pages(db, sql, thread_ids)
+    return SweepReport(blobs=blobs, pages=pages, bytes=blob_bytes + page_bytes)
+
+
+@is_a(Kind.READ)
+def count_leftovers(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> SweepReport:
+    """Return what `remove_leftovers` would delete."""
+    binds = _whole_graphs(db, sql, thread_ids)
+    [(blobs, blob_bytes)] = db.fetch(sql.count_blobs, binds)
+    [(pages, page_bytes)] = db.fetch(sql.count_pages, {**binds, "thread_ids": list(thread_ids)})
+    return SweepReport(blobs=blobs, pages=pages, bytes=blob_bytes + page_bytes)
+
+
+def _whole_graphs(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Binds:
+    """Return all graphs that threads have values of as `statements.removing` wants them; no checkpoint of them goes."""
+    graphs = sorted(map(tuple, db.fetch(sql.blob_graphs, {"thread_ids": list(thread_ids)})))
+    names = ("thread_id", "checkpoint_ns", "first", "last")
+    return {**_columns("graph", names, [(*graph, 1, 0) for graph in graphs]), "victim_ids": []}
+
+
 def delete_whole(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> SweepReport:
     """Delete everything stored for some threads."""
     (writes, checkpoints, blobs, pages), sizes = zip(*operations.delete_threads(db, sql, thread_ids), strict=True)

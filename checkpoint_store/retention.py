@@ -59,7 +59,8 @@ def sweep(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | No
     """Remove from all threads what may go by a rule, or count it.
 
     Writes that belong to no checkpoint go too, once they are old: a run has stored them in the background, after their
-    checkpoint was removed.
+    checkpoint was removed. So does what is left of threads whose checkpoints or values were deleted by somebody's own
+    SQL: a thread's first checkpoint is stored together with its values, so there never are any without one.
 
     Args:
         rule: What may go.
@@ -84,12 +85,19 @@ def sweep(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | No
         for first in range(0, len(strays), _BATCH_THREADS):
             batch = strays[first : first + _BATCH_THREADS]
             tally.add((yield Call(removal.count_strays if dry_run else removal.remove_strays, (batch,))))
+    after = ""
+    while found := (yield Call(removal.find_leftovers, (after, _LOOK_THREADS, rule.before))):
+        after = found[-1][0]
+        yield from _collect([thread_id for thread_id, is_leftover in found if is_leftover], dry_run, tally)
     return tally.total
 
 
 def prune(rule: Rule, thread_ids: Sequence[str]) -> Work:
-    """Remove from some threads what may go by a rule, from each of them at once."""
-    return (yield from _remove_whole(rule, (yield Call(removal.find_given, (thread_ids,)))))
+    """Remove from some threads what may go by a rule, from each of them at once; and what no checkpoint needs."""
+    tally = _Tally()
+    tally.add((yield from _remove_whole(rule, (yield Call(removal.find_given, (thread_ids,))))))
+    yield from _collect((yield Call(removal.find_given_leftovers, (sorted(set(thread_ids)),))), False, tally)
+    return tally.total
 
 
 def delete_for_runs(run_ids: Sequence[str]) -> Work:
@@ -105,6 +113,13 @@ def delete_threads(thread_ids: Sequence[str]) -> Work:
         report = yield Call(removal.delete_whole, (batch,))
         tally.add(report._replace(threads=len(sizes.keys() & set(batch))))
     return tally.total
+
+
+def _collect(thread_ids: Sequence[str], dry_run: bool, tally: _Tally) -> _Part:
+    """Remove what no checkpoint of some threads needs, or count it."""
+    for first in range(0, len(thread_ids), _BATCH_THREADS):
+        batch = thread_ids[first : first + _BATCH_THREADS]
+        tally.add((yield Call(removal.count_leftovers if dry_run else removal.remove_leftovers, (batch,))))
 
 
 def _remove_whole(rule: Rule, rows: Sequence[Row]) -> Work:

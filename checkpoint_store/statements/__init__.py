@@ -217,6 +217,21 @@ class Statements:
         return Statement(choosing.stray_writes(self.tables))
 
     @cached_property
+    def next_leftovers(self) -> Statement:
+        """See `choosing.next_leftovers`."""
+        return Statement(choosing.next_leftovers(self.tables))
+
+    @cached_property
+    def given_leftovers(self) -> Statement:
+        """See `choosing.given_leftovers`."""
+        return Statement(choosing.given_leftovers(self.tables))
+
+    @cached_property
+    def blob_graphs(self) -> Statement:
+        """See `choosing.blob_graphs`."""
+        return Statement(choosing.blob_graphs(self.tables))
+
+    @cached_property
     def given_threads(self) -> Statement:
         """See `choosing.given_threads`."""
         return Statement(choosing.given_threads(self.tables))

@@ -25,13 +25,14 @@ from sqlalchemy import (
     exists,
     func,
     literal_column,
+    null,
     or_,
     select,
     true,
     union,
 )
 
-from checkpoint_store.schema import Tables
+from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.statements.clauses import (
     few_rows_of_binds,
     has_member,
@@ -85,6 +86,41 @@ def stray_writes(t: Tables) -> Executable:
     written = select(*[w.c[name] for name in keys])
     written = written.where(_is_given(w.c.thread_id), w.c.checkpoint_id < bindparam("before", type_=Text()))
     return written.except_(select(*c.primary_key).where(_is_given(c.c.thread_id)))
+
+
+def next_leftovers(t: Tables) -> Executable:
+    """Select the threads that follow one among those that have values, pages or a row of their own.
+
+    Returns of each whether it is left over, see `_is_leftover`. Binds: see `_walk`; `before`, an id, or NULL.
+    """
+    walk = _walk(t.checkpoint_blobs, t.checkpoint_pages, t.checkpoint_threads)
+    chosen = select(walk.c.thread_id, _is_leftover(t, walk, bindparam("before", type_=Text())))
+    return chosen.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
+
+
+def given_leftovers(t: Tables) -> Executable:
+    """Select which of some threads are left over, whatever their age. Binds: `thread_ids`."""
+    given = few_rows_of_binds("", thread_id=Text)
+    return select(given.c.thread_id).where(_is_leftover(t, given, cast(null(), Text)))
+
+
+def _is_leftover(t: Tables, of: FromClause, before: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a thread has no checkpoint, nor any write to one that is not older than an id; or pages but no recipe."""
+    c, w, b, p = t.checkpoints, t.checkpoint_writes, t.checkpoint_blobs, t.checkpoint_pages
+
+    def lacks(table: Table, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+        # A value, not EXISTS, for which the server might read the whole table.
+        found = select(true()).where(table.c.thread_id == of.c.thread_id, *conditions).limit(number(1))
+        return found.correlate(of).scalar_subquery().is_(None)
+
+    is_alone = and_(lacks(c), lacks(w, w.c.checkpoint_id >= before))
+    return or_(is_alone, and_(~lacks(p), lacks(b, b.c.type == key(PAGED))))
+
+
+def blob_graphs(t: Tables) -> Executable:
+    """Select the namespaces that some threads have values of. Binds: `thread_ids`."""
+    b = t.checkpoint_blobs.c
+    return select(b.thread_id, b.checkpoint_ns).where(_is_given(b.thread_id)).distinct()
 
 
 def given_threads(t: Tables) -> Executable:
@@ -174,17 +210,24 @@ def traces(t: Tables) -> Executable:
     ).select_from(sought.join(c, same_graph(c, sought)))
 
 
-def _walk(table: Table) -> CTE:
-    """The threads of a table, in order, by a walk that jumps from one to the next in the index.
+def _walk(*tables: Table) -> CTE:
+    """The threads of some tables, in order, by a walk that jumps from one to the next in the indexes.
 
     Binds: `after`, the thread's id that they follow, and `most`, how many; the last row may have no thread.
     """
-    ordered = select(table.c.thread_id).order_by(table.c.thread_id).limit(number(1))
-    first = ordered.where(table.c.thread_id > bindparam("after", type_=Text())).scalar_subquery()
+
+    def following(thread_id: ColumnElement[str], walk: FromClause | None = None) -> ColumnElement[Any]:
+        firsts = []
+        for table in tables:
+            ordered = select(table.c.thread_id).order_by(table.c.thread_id).limit(number(1))
+            first = ordered.where(table.c.thread_id > thread_id)
+            firsts.append((first if walk is None else first.correlate(walk)).scalar_subquery())
+        return firsts[0] if len(firsts) == 1 else func.least(*firsts, type_=Text())
+
+    first = following(bindparam("after", type_=Text()))
     walk = select(first.label("thread_id"), number(1).label("place")).cte("walk", recursive=True)
-    following = ordered.where(table.c.thread_id > walk.c.thread_id).correlate(walk).scalar_subquery()
     is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < bindparam("most", type_=Integer()))
-    return walk.union_all(select(following, walk.c.place + number(1)).where(is_inside))
+    return walk.union_all(select(following(walk.c.thread_id, walk), walk.c.place + number(1)).where(is_inside))
 
 
 def _is_given(thread_id: ColumnElement[str]) -> ColumnElement[bool]:
