@@ -86,9 +86,11 @@ async def on_engine(url: str, *, driver: str = "asyncpg", watched: bool = False,
         event.listen(engine.sync_engine, "before_cursor_execute", lambda *_: None)
     pipe = AsyncPipeline(engine) if pipeline else None
     saver = AsyncPostgresSaver(engine, pipe, retry_timeout=0, share_pages=False)
-    yield lambda call: call(saver)
-    await saver.aclose()
-    await engine.dispose()
+    try:
+        yield lambda call: call(saver)
+    finally:
+        await saver.aclose()
+        await engine.dispose()
 
 
 @asynccontextmanager
@@ -101,8 +103,10 @@ async def on_its_own_loop(url: str) -> Any:
 async def on_sync_engine(url: str) -> Any:
     engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
     saver = PostgresSaver(engine, retry_timeout=0)
-    yield lambda call: call(Blocking(saver))
-    engine.dispose()
+    try:
+        yield lambda call: call(Blocking(saver))
+    finally:
+        engine.dispose()
 
 
 @asynccontextmanager
@@ -114,8 +118,10 @@ async def on_connection(url: str) -> Any:
         async with engine.connect() as conn:
             return await call(saver.bind(conn))
 
-    yield within
-    await engine.dispose()
+    try:
+        yield within
+    finally:
+        await engine.dispose()
 
 
 @asynccontextmanager
@@ -127,8 +133,10 @@ async def on_session(url: str) -> Any:
         async with AsyncSession(engine) as session:
             return await call(saver.bind(session))
 
-    yield within
-    await engine.dispose()
+    try:
+        yield within
+    finally:
+        await engine.dispose()
 
 
 @asynccontextmanager
@@ -140,8 +148,10 @@ async def on_sync_session(url: str) -> Any:
         with Session(engine) as session:
             return await call(Blocking(saver.bind(session)))
 
-    yield within
-    engine.dispose()
+    try:
+        yield within
+    finally:
+        engine.dispose()
 
 
 WAYS: dict[str, Way] = {
@@ -216,8 +226,10 @@ def records(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 def altered(url: str, server_url: str, setting: str) -> Iterator[None]:
     """Have connections to a database begin with a setting."""
     execute(server_url, f'ALTER DATABASE "{name_of(url)}" {setting}')
-    yield
-    execute(server_url, f'ALTER DATABASE "{name_of(url)}" RESET ALL')
+    try:
+        yield
+    finally:
+        execute(server_url, f'ALTER DATABASE "{name_of(url)}" RESET ALL')
 
 
 # --- by what a trigger raises ---
