@@ -54,7 +54,7 @@ def item(draw: Draw) -> Any:
 
 def several(draw: Draw, most: int = 3) -> list[Any]:
     """A list, now and then of more than 16 kB, which is cut into pages."""
-    if draw.random() < 0.2:
+    if draw.random() < 0.07:
         return [f"{draw.randrange(10**9):0100}" if draw.random() < 0.9 else item(draw) for _ in range(170)]
     return [item(draw) for _ in range(draw.randint(0, most))]
 
@@ -322,7 +322,7 @@ def build(shape: Shape, saver: Any, world: World, *, blocking: bool) -> Any:
     def sends(node: Node, state: Any) -> list[Send]:
         draw = Draw(f"{world.seed}/{node.name}/send/{noted(state)}")
         world.note("send")
-        count = draw.randint(1, 4)
+        count = draw.randint(1, 3)
         return [Send(f"{node.name}w", {"i": i, "last": i == count - 1, "x": item(draw)}) for i in range(count)]
 
     def worker_of(node: Node) -> Callable[[Any], Any]:

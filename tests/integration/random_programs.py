@@ -319,7 +319,7 @@ class Side:
         channels = self.program.shapes[self.deployment].channels
         chosen = {one: what for one, (what, _) in channels.items() if draw.random() < 0.4}
         values = {one: value_for(draw, what, one, state.values) for one, what in chosen.items()}
-        return {**values, "fuel": draw.randint(0, 2)}
+        return {**values, "fuel": draw.choice([0, 0, 1, 2])}
 
     def _within(self, draw: Draw, config: dict[str, Any], inner: StateSnapshot) -> tuple[str, tuple[Any, ...], Any]:
         """A run from a subgraph's checkpoint, or an update of the subgraph's state."""

@@ -131,15 +131,18 @@ async def perform_on_model(program: Program, prefix: str, *, blocking: bool) -> 
 async def difference(program: Program, ours: Ours, saver: Any, record: Record, prefix: str) -> str | None:
     """Perform a program on a saver of ours, in step with what was recorded. Returns the first difference."""
     side = Side(program, saver, prefix, blocking=ours.setting.blocking)
-    for step, expected in record:
-        if step.kind == "restart":
-            saver = await ours.make()
-        async with ours.used(saver, side):
-            outcome = await side.perform(step)
-        async with ours.used(saver, side):
-            found = [("outcome", outcome), *await side.observe()]
-        if different := first_difference(expected, found):
-            return f"after {step}\n{different}"
+    async with AsyncExitStack() as restarted:
+        for step, expected in record:
+            if step.kind == "restart":
+                ours = Ours(ours.setting, ours.url)
+                restarted.push_async_callback(ours.close)
+                saver = await ours.make()
+            async with ours.used(saver, side):
+                outcome = await side.perform(step)
+            async with ours.used(saver, side):
+                found = [("outcome", outcome), *await side.observe()]
+            if different := first_difference(expected, found):
+                return f"after {step}\n{different}"
     return None
 
 
