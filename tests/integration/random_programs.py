@@ -70,22 +70,20 @@ class Performance:
         return UUID("{:08x}{:04x}6{:03x}8{:03x}{:012x}".format(self.action, root, *inner))
 
     def check(self, checkpoint_id: str, task_id: str = "") -> None:
-        """Raise if the process has died before this call: the ids tell, in whatever order the calls come.
-
-        Or cancel the run while this call is under way.
-        """
-        if self.crash is None or int(checkpoint_id[:8], 16) != self.action:
+        """Raise if the process has died before this call: the ids tell, in whatever order the calls come."""
+        if self.crash is None or self.crash[1] == "cancel" or int(checkpoint_id[:8], 16) != self.action:
             return
         last, kind = self.crash
         step = int(checkpoint_id[9:13], 16)
-        if kind == "cancel":
-            if step == last and not task_id and self.task is not None and checkpoint_id[14:] == ROOT:
-                self.note("cancelled")
-                self.task.cancel()
-            return
         if step > last or (step == last and kind == "writes" and task_id and zlib.crc32(task_id.encode()) % 2):
             self.note("crashed")
             raise Crash(f"after step {last}")
+
+    def stored(self, checkpoint_id: str) -> None:
+        """Cancel the run if this was its last step."""
+        if self.task and self.crash == (int(checkpoint_id[9:13], 16), "cancel") and checkpoint_id.endswith(ROOT):
+            self.note("cancelled")
+            self.task.cancel()
 
     def fail(self, name: str, fails: int) -> None:
         if fails and not self.is_patient:
@@ -113,7 +111,9 @@ class Mortal:
 
     async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         performed_on(config).check(checkpoint["id"])
-        return await super().aput(config, checkpoint, metadata, new_versions)  # type: ignore[misc]
+        stored = await super().aput(config, checkpoint, metadata, new_versions)  # type: ignore[misc]
+        performed_on(config).stored(checkpoint["id"])
+        return stored
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         performed_on(config).check(checkpoint["id"])
