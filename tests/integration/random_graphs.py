@@ -98,6 +98,7 @@ def unite(files: dict[str, Any], changed: Sequence[dict[str, Any]]) -> dict[str,
     return {name: text for part in (files, *changed) for name, text in part.items()}
 
 
+ACCUMULATES = 3
 KINDS: dict[str, Callable[[int], Any]] = {
     "scalar": lambda _: Any,
     "list": lambda _: Annotated[list, add],
@@ -112,7 +113,7 @@ KINDS: dict[str, Callable[[int], Any]] = {
     "ephemeral": lambda _: Annotated[Any, EphemeralValue(Any, guard=False)],
     "untracked": lambda _: Annotated[Any, UntrackedValue(Any, guard=False)],
     "after finish": lambda _: Annotated[Any, LastValueAfterFinish(Any)],
-    "topic": lambda often: Annotated[list, Topic(Any, accumulate=often > 2)],
+    "topic": lambda often: Annotated[list, Topic(Any, accumulate=often > ACCUMULATES)],
 }
 LATER = {"list": "delta list", "messages": "delta messages", "dict": "delta dict"}
 """What another deployment makes of a channel."""
@@ -179,6 +180,15 @@ class Shape:
         return [node for layer in self.layers for node in layer]
 
     @property
+    def changes_in_place(self) -> bool:
+        """Whether LangGraph changes what is being stored: the values of joins, and of topics that accumulate.
+
+        What is stored of them then, unless each step waits for it, is a matter of pace, whatever the saver.
+        """
+        accumulates = any(kind == "topic" and often > ACCUMULATES for kind, often in self.channels.values())
+        return self.joins or accumulates or any(node.inner.changes_in_place for node in self.nodes if node.inner)
+
+    @property
     def features(self) -> set[str]:
         """What it has, and its subgraphs have, for the table of what is covered."""
         found = {f"channel: {kind}" for kind, _ in self.channels.values()}
@@ -219,7 +229,7 @@ def draw_shape(draw: Draw, depth: int = 0, shared: Mapping[str, tuple[str, int]]
         layers.append(draw_layer(draw, f"{'abc'[number]}{depth or ''}", size, depth, channels))
     nodes = [node.name for layer in layers for node in layer]
     stops = [(draw.choice(nodes),) if draw.random() < 0.08 and depth == 0 else () for _ in range(2)]
-    return Shape(name, channels, tuple(layers), draw.random() < 0.4, *stops)
+    return Shape(name, channels, tuple(layers), draw.random() < 0.2, *stops)
 
 
 def draw_layer(draw: Draw, name: str, size: int, depth: int, channels: dict[str, tuple[str, int]]) -> tuple[Node, ...]:

@@ -190,15 +190,6 @@ class Program:
         return cls(seed, (newer, draw_older(draw, newer)), tuple(enumerate(["input", *kinds, *last], 1)))
 
     @property
-    def changes_in_place(self) -> bool:
-        """Whether LangGraph changes what is being stored: the values of joins, and of topics that accumulate.
-
-        With durability "async" it depends on the saver's pace then what is stored, whatever the saver.
-        """
-        has = self.shapes[0].features
-        return any(feature.endswith(("graph: joins", "channel: topic")) for feature in has)
-
-    @property
     def features(self) -> set[str]:
         """What the graph has, and what the script does, for the table of what is covered."""
         return {f"action: {kind}" for _, kind in self.actions} | self.shapes[0].features
@@ -335,7 +326,7 @@ class Side:
 
     def _run(self, draw: Draw, args: tuple[Any, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         options: dict[str, Any] = {"durability": draw.choice(["sync", "async", "async", "exit"])}
-        if options["durability"] == "async" and self.program.changes_in_place:
+        if self.program.shapes[0].changes_in_place:
             options["durability"] = "sync"
         if draw.random() < 0.5:
             return "invoke", args, options
