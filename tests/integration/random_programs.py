@@ -322,16 +322,16 @@ class Side:
         return "update_state", (within(config, inner), {one: inner.values[one] for one in names[:1]}), {}
 
     async def _state(self, config: Any, *, subgraphs: bool) -> StateSnapshot:
-        """The newest state, or none if LangGraph can't tell it: two pending writes may be to one scalar."""
+        """The newest state, or none if LangGraph can't tell it, since its pending writes don't go together."""
         try:
             return await self.call("get_state", config, subgraphs=subgraphs)
-        except InvalidUpdateError:
+        except (InvalidUpdateError, ValueError):
             return StateSnapshot({}, (), config, None, None, None, (), ())
 
     async def _older(self, draw: Draw, config: Any) -> StateSnapshot | None:
         try:
             history = await self.read("get_state_history", config)
-        except InvalidUpdateError:
+        except (InvalidUpdateError, ValueError):
             return None
         return draw.choice(history) if history else None
 
