@@ -28,7 +28,7 @@ async def test_that_hangs_and_hangs_again_at_the_end_of_its_block():
 
 @pytest.mark.slow
 def test_that_may_take_longer():
-    time.sleep(1.5)
+    time.sleep(4.5)
 
 
 @pytest.mark.timeout(120)
@@ -43,7 +43,7 @@ def test_whose_child_is_interrupted():
 def test_a_test_that_hangs_fails_alone_and_ctrl_c_reaches_children(tmp_path: Path) -> None:
     """After its time, also at the end of a block; and where the shell has all of its job ignore SIGINT."""
     (tmp_path / "test_hangs.py").write_text(HANGS)
-    command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-p", "tests.conftest", "-o", "timeout=1"]
+    command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-p", "tests.conftest", "-o", "timeout=4"]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
     ended = subprocess.run(
@@ -52,4 +52,4 @@ def test_a_test_that_hangs_fails_alone_and_ctrl_c_reaches_children(tmp_path: Pat
     )  # fmt: skip
 
     assert "1 failed, 2 passed" in ended.stdout, ended.stdout + ended.stderr
-    assert "Timeout (>1.0s)" in ended.stdout
+    assert "Timeout (>4.0s)" in ended.stdout
