@@ -21,7 +21,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
-from checkpoint_store import jsonb, shapes
+from checkpoint_store import jsonb, places, shapes
 from checkpoint_store.config import Key, check_key, key_of, plain_text
 from checkpoint_store.errors import InvalidConfig, NotEncrypted, UnreadableValue, UnstorableValue, shown
 from checkpoint_store.rows import Ancestor, Row
@@ -78,6 +78,7 @@ class Codec:
         self._encrypted_only = encrypted_only
         self._serde = serde
         self._inlines = _is_plain(serde)
+        self._binds = not self._inlines and places.binding_of(serde) is not None
 
     def encode_checkpoint(
         self,
@@ -123,7 +124,9 @@ class Codec:
                     f"{place}, channel {shown(channel)}: neither new_versions nor channel_versions has a version for "
                     "it, so nothing could find the value again"
                 )
-            blobs.append((channel, shapes.version_text(version, place, channel), *self._dump(value, place, channel)))
+            text = shapes.version_text(version, place, channel)
+            at = places.of_value(key.checkpoint_ns, channel, text)
+            blobs.append((channel, text, *self._dump(value, place, channel, at)))
         shapes.check_size([(channel, blob) for channel, _, _, blob in blobs], place)
         for channel, version, _, _ in blobs:
             check_key(thread_id=key.thread_id, checkpoint_ns=key.checkpoint_ns, channel=channel, version=version)
@@ -164,7 +167,10 @@ class Codec:
         check_key(**key._asdict(), task_id=task_id)
         place = f"{_place(key)}, task {shown(task_id, 200)}"
         rows = {
-            WRITES_IDX_MAP.get(channel, idx): (channel, *self._dump(value, place, channel))
+            WRITES_IDX_MAP.get(channel, idx): (
+                channel,
+                *self._dump(value, place, channel, places.of_write(key.checkpoint_ns, key.checkpoint_id, channel)),
+            )
             for idx, (channel, value) in enumerate(writes)
         }
         shapes.check_size([(channel, blob) for channel, _, blob in rows.values()], _place(key))
@@ -199,16 +205,25 @@ class Codec:
         if type(versions) is not dict or type(values) is not dict:
             raise UnreadableValue(f"{place}: channel_versions and channel_values are no JSON objects")
         for channel, kind, blob in _zip(row.blob_channels, row.blob_types, row.blobs):
-            values[channel] = self._load(kind, blob, place, channel)
+            at = places.of_value(row.checkpoint_ns, channel, versions.get(channel))
+            values[channel] = self._load(kind, blob, place, channel, at)
         if self._encrypted_only:
             for channel in values.keys() - set(row.blob_channels or ()):
                 raise _plain(place, channel)
         if row.send_types:
             # Before format 4 LangGraph kept the sends of a step with the parent; it finds them in a channel since.
-            values[TASKS] = [self._load(kind, blob, place, TASKS) for kind, blob in _zip(row.send_types, row.sends)]
+            at = places.of_write(row.checkpoint_ns, row.parent_checkpoint_id, TASKS)
+            values[TASKS] = [self._load(kind, blob, place, TASKS, at) for kind, blob in _zip(row.send_types, row.sends)]
             versions[TASKS] = shapes.newest(versions.values(), place) if versions else next_version(None)
         writes: list[PendingWrite] = [
-            (task_id, channel, self._load(kind, blob, f"{place}, task {shown(task_id, 200)}", channel))
+            (
+                task_id,
+                channel,
+                self._load(
+                    *(kind, blob, f"{place}, task {shown(task_id, 200)}", channel),
+                    places.of_write(row.checkpoint_ns, row.checkpoint_id, channel),
+                ),
+            )
             for task_id, channel, kind, blob in _zip(
                 row.write_task_ids, row.write_channels, row.write_types, row.writes
             )
@@ -241,15 +256,23 @@ class Codec:
             if not ancestor.sound:
                 raise UnreadableValue(f"{place}: channel_versions and channel_values are no JSON objects")
             writes = [
-                (task_id, channel, self._load(kind, blob, f"{place}, task {shown(task_id, 200)}", channel))
+                (
+                    task_id,
+                    channel,
+                    self._load(
+                        *(kind, blob, f"{place}, task {shown(task_id, 200)}", channel),
+                        places.of_write(key.checkpoint_ns, ancestor.checkpoint_id, channel),
+                    ),
+                )
                 for task_id, channel, kind, blob in _zip(
                     ancestor.write_task_ids, ancestor.write_channels, ancestor.write_types, ancestor.writes
                 )
             ]
             for write in reversed(writes):
                 history[write[1]]["writes"].append(write)
-            for channel, kind, blob, inline in _zip(
-                ancestor.value_channels, ancestor.value_types, ancestor.value_blobs, ancestor.value_inlines
+            for channel, version, kind, blob, inline in _zip(
+                *(ancestor.value_channels, ancestor.value_versions, ancestor.value_types, ancestor.value_blobs),
+                ancestor.value_inlines,
             ):
                 # A blob wins over what is inline: that is only the mark of a snapshot then.
                 if kind is None and self._encrypted_only:
@@ -257,7 +280,7 @@ class Codec:
                 stored = (
                     shapes.stored_json(inline, f"{place}, channel {shown(channel)}")
                     if kind is None
-                    else self._load(kind, blob, place, channel)
+                    else self._load(kind, blob, place, channel, places.of_value(key.checkpoint_ns, channel, version))
                 )
                 history[channel]["seed"] = stored
             start = ancestor.parent_checkpoint_id
@@ -265,9 +288,9 @@ class Codec:
             entry["writes"].reverse()
         return history
 
-    def _dump(self, value: Any, place: str, channel: str) -> tuple[str, bytes]:
+    def _dump(self, value: Any, place: str, channel: str, at: places.Place) -> tuple[str, bytes]:
         try:
-            kind, blob = self._serde.dumps_typed(value)
+            kind, blob = places.dumps(self._serde, value, at) if self._binds else self._serde.dumps_typed(value)
         except Exception as error:
             raise UnstorableValue(
                 f"{place}, channel {shown(channel)}: {type(value).__name__} is not serializable by "
@@ -278,7 +301,7 @@ class Codec:
             raise UnstorableValue(f"{place}: channel {shown(channel)} has a name that PostgreSQL's text can't hold")
         return kind, blob if type(blob) is bytes else bytes(blob)
 
-    def _load(self, kind: str | None, blob: bytes | None, place: str, channel: str) -> Any:
+    def _load(self, kind: str | None, blob: bytes | None, place: str, channel: str, at: places.Place) -> Any:
         if self._encrypted_only and "+" not in (kind or ""):
             raise _plain(place, channel)
         if blob is None and kind != "null":
@@ -287,7 +310,8 @@ class Codec:
                 "missing. Rows of checkpoint_pages were deleted, or not restored from a backup."
             )
         try:
-            return self._serde.loads_typed((cast("str", kind), cast("bytes", blob)))
+            stored = (cast("str", kind), cast("bytes", blob))
+            return places.loads(self._serde, *stored, at) if self._binds else self._serde.loads_typed(stored)
         except Exception as error:
             raise UnreadableValue(
                 f"{place}, channel {shown(channel)}: {type(self._serde).__name__} can't decode the stored value of "

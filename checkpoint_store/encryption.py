@@ -7,6 +7,8 @@ saver = AsyncPostgresSaver(engine, serde=serde, require_encryption=True)
 from __future__ import annotations
 
 import asyncio
+import hmac
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +20,12 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from sqlalchemy import Engine, Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checkpoint_store import jsonb, operations, shapes
+from checkpoint_store import jsonb, operations, places, shapes
 from checkpoint_store.errors import InvalidOption, NotInstalled, shown
 from checkpoint_store.executor import Executor, Row
 from checkpoint_store.kinds import Kind, is_a
-from checkpoint_store.options import callback, has_methods, positive
+from checkpoint_store.options import callback, flag, has_methods, positive
+from checkpoint_store.places import Place
 from checkpoint_store.schema import PAGED
 from checkpoint_store.source import Source, engine_source
 from checkpoint_store.statements import Statements, statements_of
@@ -34,8 +37,9 @@ KEY_BYTES = (16, 24, 32)
 class KeyRing:
     """Several ciphers for LangGraph's `EncryptedSerializer`: the first one encrypts, any of them decrypts.
 
-    What the first one encrypts is stored as that cipher alone would: whoever has only the newest key reads it, and so
-    does the stock saver. Which key a value needs, trying tells: a cipher that authenticates refuses what isn't its own.
+    Which key a value needs, trying tells: a cipher that authenticates refuses what isn't its own. A ring of AES keys,
+    made by `aes`, binds what savers store to its type and place, so that nobody opens it who reads it elsewhere, or as
+    something else; what other ciphers encrypt is stored as they alone would.
 
     Args:
         ciphers: The newest first.
@@ -55,11 +59,14 @@ class KeyRing:
         self._ciphers = ciphers
 
     @classmethod
-    def aes(cls, *keys: bytes) -> KeyRing:
+    def aes(cls, *keys: bytes, bound_only: bool = False) -> KeyRing:
         """Make a ring of AES keys, each as for `EncryptedSerializer.from_pycryptodome_aes(key=...)`.
+
+        It also opens what such a serializer has encrypted, which is bound to nothing.
 
         Args:
             keys: The newest first; of 16, 24 or 32 bytes each.
+            bound_only: Whether savers refuse what is not bound to its place: once `reencrypt` has left none.
 
         Returns:
             The ring, for an `EncryptedSerializer`.
@@ -74,7 +81,7 @@ class KeyRing:
                 size = f"{bytes.__len__(key)} bytes" if is_bytes else type(key).__qualname__
                 raise InvalidOption(f"an AES key has 16, 24 or 32 bytes, and this one is of {size}")
         try:
-            return cls(*[EncryptedSerializer.from_pycryptodome_aes(key=key).cipher for key in keys])
+            return cls(*[_Aes(key, bound_only=flag(bound_only, "bound_only")) for key in keys])
         except ImportError as error:
             raise NotInstalled("AES is in an extra: pip install 'checkpoint-store[encryption]'") from error
 
@@ -102,22 +109,96 @@ class KeyRing:
         Raises:
             ValueError: If none does.
         """
+        return self._opened(lambda cipher: cipher.decrypt(ciphername, ciphertext))
+
+    def encrypt_at(self, place: bytes, plaintext: bytes) -> tuple[str, bytes]:
+        """Encrypt with the newest key, so that it is opened at a place only, if its cipher can do that.
+
+        Args:
+            place: What the value is, and where it belongs.
+            plaintext: What to encrypt.
+
+        Returns:
+            The cipher's name and the ciphertext.
+        """
+        newest = self._ciphers[0]
+        return newest.encrypt_at(place, plaintext) if isinstance(newest, (_Aes, KeyRing)) else newest.encrypt(plaintext)
+
+    def decrypt_at(self, place: bytes, ciphername: str, ciphertext: bytes) -> bytes:
+        """Decrypt what belongs to a place, with the key that fits.
+
+        Args:
+            place: What the value is, and where it is read.
+            ciphername: The cipher's name, as `encrypt_at` gave it.
+            ciphertext: What to decrypt.
+
+        Returns:
+            The plaintext.
+
+        Raises:
+            ValueError: If no key does, or the value belongs elsewhere.
+        """
+        return self._opened(lambda cipher: _decrypt_at(cipher, place, ciphername, ciphertext))
+
+    def is_current(self, place: bytes, ciphername: str, ciphertext: bytes) -> bool:
+        """Tell whether a value is encrypted as the newest key would.
+
+        Args:
+            place: What the value is, and where it belongs.
+            ciphername: The cipher's name.
+            ciphertext: What was encrypted.
+        """
+        return _is_current(self._ciphers[0], place, ciphername, ciphertext)
+
+    def _opened(self, decrypt: Callable[[CipherProtocol], bytes]) -> bytes:
         refusals = []
         for cipher in self._ciphers:
             try:
-                return cipher.decrypt(ciphername, ciphertext)
+                return decrypt(cipher)
             except Exception as error:
                 refusals.append(f"{type(error).__name__}: {error}")
         raise ValueError(f"none of {len(refusals)} keys fits ({'; '.join(dict.fromkeys(refusals))})")
 
-    def is_current(self, ciphername: str, ciphertext: bytes) -> bool:
-        """Tell whether the newest key is the one that fits.
 
-        Args:
-            ciphername: The cipher's name.
-            ciphertext: What was encrypted.
-        """
-        return _is_current(self._ciphers[0], ciphername, ciphertext)
+class _Aes:
+    """One AES key: what is bound to a place is encrypted with a key derived from it, all else as LangGraph does.
+
+    So neither can be taken for the other, whatever their types say.
+    """
+
+    def __init__(self, key: bytes, *, bound_only: bool) -> None:
+        self._unbound = EncryptedSerializer.from_pycryptodome_aes(key=key).cipher
+        self._key = hmac.digest(key, b"checkpoint_store: bound to a place", "sha256")
+        self._bound_only = bound_only
+
+    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
+        return self._unbound.encrypt(plaintext)
+
+    def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
+        if ciphername == _BOUND:
+            raise ValueError("the value is bound to its place, which only savers of checkpoint_store know")
+        return self._unbound.decrypt(ciphername, ciphertext)
+
+    def encrypt_at(self, place: bytes, plaintext: bytes) -> tuple[str, bytes]:
+        cipher = self._cipher(place, os.urandom(_PART))
+        ciphertext, tag = cipher.encrypt_and_digest(plaintext)
+        return _BOUND, cipher.nonce + tag + ciphertext
+
+    def decrypt_at(self, place: bytes, ciphername: str, ciphertext: bytes) -> bytes:
+        if ciphername != _BOUND:
+            if self._bound_only:
+                raise ValueError("the value is not bound to its place, and bound_only refuses it")
+            return self.decrypt(ciphername, ciphertext)
+        nonce, tag, rest = ciphertext[:_PART], ciphertext[_PART : 2 * _PART], ciphertext[2 * _PART :]
+        plaintext: bytes = self._cipher(place, nonce).decrypt_and_verify(rest, tag)
+        return plaintext
+
+    def _cipher(self, place: bytes, nonce: bytes) -> Any:
+        from Crypto.Cipher import AES
+
+        cipher = AES.new(self._key, AES.MODE_EAX, nonce=nonce)
+        cipher.update(place)
+        return cipher
 
 
 @dataclass(frozen=True)
@@ -147,6 +228,12 @@ class Unencrypted(NamedTuple):
 
 
 Progress = Callable[[Reencryption], None]
+
+_BOUND = "aes-bound"
+"""How values are marked that are bound to their place."""
+
+_PART = 16
+"""The bytes of a nonce, and those of a tag."""
 
 _FIRST = {"thread_id": "", "checkpoint_ns": "", "checkpoint_id": "", "channel": "", "version": "", "task_id": ""}
 _FIRST_IDX = -(2**31)
@@ -197,8 +284,8 @@ async def reencrypt(
     source = engine_source(engine, sql, None, False)
     await source.transact(operations.check_removal)
     rewriting = _Rewriting(source, _Safe(old, new), most, on_progress)
-    await rewriting.values("blobs", sql.tables.checkpoint_blobs, "next_blob_values", "rewrite_blobs")
-    await rewriting.values("writes", sql.tables.checkpoint_writes, "next_write_values", "rewrite_writes")
+    await rewriting.values("blobs", sql.tables.checkpoint_blobs, "next_blob_values", "rewrite_blobs", _of_value)
+    await rewriting.values("writes", sql.tables.checkpoint_writes, "next_write_values", "rewrite_writes", _of_write)
     await rewriting.scalars(sql.tables.checkpoints)
     return rewriting.report
 
@@ -231,11 +318,13 @@ class _Rewriting:
         self._batch_size = batch_size
         self._on_progress = on_progress
 
-    async def values(self, name: str, table: Table, read: str, rewrite: str) -> None:
-        """Rewrite the bytes in a table."""
+    async def values(
+        self, name: str, table: Table, read: str, rewrite: str, place: Callable[[Sequence[Any], str], Place]
+    ) -> None:
+        """Rewrite the bytes in a table, whose rows are of a place by their key and channel."""
         keys = [column.name for column in table.primary_key]
         async for rows in self._pages(keys, read):
-            rewritten, current, unreadable = await asyncio.to_thread(self._safe.again, rows)
+            rewritten, current, unreadable = await asyncio.to_thread(self._safe.again, rows, place)
             names = [f"{key}s" for key in [*keys, "digest", "type", "blob"]]
             done = len(await self._source.run(_fetch, rewrite, _arrays(names, rewritten))) if rewritten else 0
             for thread_id in dict.fromkeys(row[0] for row in rows if row[-3] == PAGED):
@@ -278,13 +367,13 @@ class _Safe:
         self._new = new
         self._any = KeyRing(*[serde.cipher for serde in (old, new) if serde is not None])
 
-    def again(self, rows: Sequence[Row]) -> tuple[list[Row], int, int]:
+    def again(self, rows: Sequence[Row], place: Callable[[Sequence[Any], str], Place]) -> tuple[list[Row], int, int]:
         """Return rows with their values encrypted anew, and how many needn't be, and how many can't."""
         rewritten: list[Row] = []
         current = unreadable = 0
-        for *key, digest, _, kind, blob in rows:
+        for *key, channel, digest, _, kind, blob in rows:
             try:
-                if (value := self._encrypted(kind, blob)) is None:
+                if (value := self._encrypted(kind, blob, place(key, channel))) is None:
                     current += 1
                 else:
                     rewritten.append((*key, digest, *value))
@@ -308,14 +397,15 @@ class _Safe:
             for channel, text, version, kind, blob in zip(*inline, strict=True):
                 try:
                     # Beside a blob there may be the mark of a snapshot; anything else is out of date.
-                    if blob is not None and self._is_snapshot(kind, blob):
+                    place = places.of_value(checkpoint_ns, channel, version)
+                    if blob is not None and self._is_snapshot(kind, blob, place):
                         after[channel] = True
                         continue
                     value = jsonb.decode(text)
                     if kind is None:
                         key = (thread_id, checkpoint_ns, channel, shapes.version_text(version, "", channel))
                         if key not in blobs:
-                            blobs[key] = (*key, checkpoint_id, *self._new.dumps_typed(value))
+                            blobs[key] = (*key, checkpoint_id, *places.dumps(self._new, value, place))
                     taken += 1
                 except Exception:
                     after[channel] = orjson.Fragment(text)
@@ -324,23 +414,27 @@ class _Safe:
                 checkpoints.append((thread_id, checkpoint_ns, checkpoint_id, before, jsonb.encode(after), taken))
         return checkpoints, list(blobs.values()), unreadable
 
-    def _is_snapshot(self, kind: str, blob: bytes) -> bool:
+    def _is_snapshot(self, kind: str, blob: bytes, place: Place) -> bool:
         kind, encrypted, name = kind.partition("+")
         try:
-            return kind == "msgpack" and bool(_SNAPSHOT.match(self._any.decrypt(name, blob) if encrypted else blob))
+            if encrypted:
+                blob = self._any.decrypt_at(places.associated(kind, place), name, blob)
+            return kind == "msgpack" and bool(_SNAPSHOT.match(blob))
         except ValueError:
             return True  # who can't know leaves it as it is
 
-    def _encrypted(self, kind: str | None, blob: bytes | None) -> tuple[str, bytes] | None:
+    def _encrypted(self, kind: str | None, blob: bytes | None, place: Place) -> tuple[str, bytes] | None:
         """Return type and bytes of a value as they should be, or None if they are."""
         if kind is None or blob is None:
             raise ValueError("there is no value")
         kind, encrypted, name = kind.partition("+")
+        at = places.associated(kind, place)
         if encrypted:
-            if _is_current(self._new.cipher, name, blob):
+            if _is_current(self._new.cipher, at, name, blob):
                 return None
-            blob = self._any.decrypt(name, blob)
-        name, blob = self._new.cipher.encrypt(bytes(blob))
+            blob = self._any.decrypt_at(at, name, blob)
+        binding = places.binding_of(self._new)
+        name, blob = binding.encrypt_at(at, bytes(blob)) if binding else self._new.cipher.encrypt(bytes(blob))
         return f"{kind}+{name}", bytes(blob)
 
 
@@ -358,12 +452,30 @@ def _arrays(names: Sequence[str], rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {name: list(column) for name, column in zip(names, columns, strict=True)}
 
 
-def _is_current(cipher: CipherProtocol, name: str, blob: bytes) -> bool:
+def _decrypt_at(cipher: CipherProtocol, place: bytes, name: str, blob: bytes) -> bytes:
+    if isinstance(cipher, (_Aes, KeyRing)):
+        return cipher.decrypt_at(place, name, blob)
+    return cipher.decrypt(name, blob)
+
+
+def _is_current(cipher: CipherProtocol, place: bytes, name: str, blob: bytes) -> bool:
     """Tell whether a cipher would have encrypted it so."""
     if isinstance(cipher, KeyRing):
-        return cipher.is_current(name, blob)
+        return cipher.is_current(place, name, blob)
+    if isinstance(cipher, _Aes) and name != _BOUND:
+        return False
     try:
-        cipher.decrypt(name, blob)
+        _decrypt_at(cipher, place, name, blob)
     except Exception:
         return False
     return True
+
+
+def _of_value(key: Sequence[Any], channel: str) -> Place:
+    _, checkpoint_ns, _, version = key
+    return places.of_value(checkpoint_ns, channel, version)
+
+
+def _of_write(key: Sequence[Any], channel: str) -> Place:
+    _, checkpoint_ns, checkpoint_id, *_ = key
+    return places.of_write(checkpoint_ns, checkpoint_id, channel)

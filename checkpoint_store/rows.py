@@ -39,6 +39,7 @@ class Ancestor(NamedTuple):
     write_types: Sequence[str | None] | None
     writes: Sequence[bytes] | None
     value_channels: Sequence[str] | None
+    value_versions: Sequence[str | None] | None
     value_types: Sequence[str | None] | None
     value_blobs: Sequence[bytes | None] | None
     value_inlines: Sequence[str | None] | None

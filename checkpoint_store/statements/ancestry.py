@@ -163,14 +163,14 @@ def _values(t: Tables, chain: FromClause) -> LateralFromClause:
     inline = cast(member(member(c.c.checkpoint, key("channel_values")), found.c.channel), Text)
     # The limit has the primary key looked up, as in `statements`.
     blob = (
-        select(*value_of(t, b, given("thread_id")))
+        select(b.c.version, *value_of(t, b, given("thread_id")))
         .where(_is_blob(t, c, found.c.channel))
         .limit(number(1))
         .correlate(c, found)
         .lateral()
     )
     return (
-        select(*arrays([found.c.channel, blob.c.type, blob.c.blob, inline.label("inline")], "value"))
+        select(*arrays([found.c.channel, blob.c.version, blob.c.type, blob.c.blob, inline.label("inline")], "value"))
         .select_from(c.join(found, true()).outerjoin(blob, true()))
         .where(named(t), c.c.checkpoint_id == chain.c.checkpoint_id)
         .correlate(chain)

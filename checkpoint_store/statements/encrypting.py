@@ -167,8 +167,8 @@ def count_plain(t: Tables) -> Select[Any]:
 
 
 def _page(table: Table, kind: ColumnElement[Any], value: ColumnElement[Any]) -> Select[Any]:
-    """Key, SHA-256 and type of what is stored, type and bytes of the value."""
-    keys = list(table.primary_key)
+    """Key, channel, SHA-256 and type of what is stored, type and bytes of the value."""
+    keys = [*table.primary_key, table.c.channel.label("of_channel")]
     stored = (func.sha256(table.c.blob).label("digest"), table.c.type.label("stored_type"))
     return _after(table).with_only_columns(*keys, *stored, kind, value)
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ormsgpack
 import psycopg
 import pytest
 from langchain_core.messages import HumanMessage
@@ -14,7 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 from langgraph.graph import START, StateGraph
 from sqlalchemy import create_engine, make_url
@@ -104,27 +105,149 @@ def types(sql: psycopg.Connection) -> set[str]:
 
 
 def test_a_ring_reads_with_old_keys_and_writes_with_the_new_one(make: Any, url: str) -> None:
-    """What it writes is what the new key alone writes: savers that have only that read it, the stock saver too."""
+    """What it writes is bound to its place, which a ring of the new key alone knows; the stock saver does not."""
     before = store(make(aes(OLD)), "before")
     ring = EncryptedSerializer(KeyRing.aes(NEW, OLD))
     with_ring = make(ring)
     during = store(with_ring, "during")
 
     assert read(with_ring, before) == read(make(aes(OLD)), before)
-    only_new = make(aes(NEW))
+    only_new = make(EncryptedSerializer(KeyRing.aes(NEW)))
     assert read(only_new, during) == read(with_ring, during)
-    with StockSaver.from_conn_string(url, pipeline=False) as stock:
-        stock.serde = aes(NEW)
-        for config in during:
-            ours, theirs = only_new.get_tuple(config), stock.get_tuple(config)
-            assert ours is not None
-            assert theirs is not None
-            assert ours.checkpoint["channel_values"] == theirs.checkpoint["channel_values"]
+    with pytest.raises(UnreadableValue, match="Unsupported cipher: aes-bound"):
+        make(aes(NEW)).get_tuple(during[0])
     with pytest.raises(UnreadableValue, match=r"'before', .*EncryptedSerializer can't decode .*MAC check failed"):
         only_new.get_tuple(before[0])
     stranger = make(EncryptedSerializer(KeyRing.aes(b"0" * 16, b"1" * 16)))
     with pytest.raises(UnreadableValue, match="none of 2 keys fits"):
         stranger.get_tuple(during[0])
+
+
+made: list[str] = []
+
+
+def make_something(argument: str) -> str:
+    """What somebody would like us to call."""
+    made.append(argument)
+    return argument
+
+
+EVIL = ormsgpack.packb(ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, ormsgpack.packb((__name__, "make_something", "x"))))
+MOVED = {
+    "another type": "UPDATE {} SET type = replace(type, 'bytes', 'msgpack') WHERE channel = 'evil'",
+    "another type, unbound": "UPDATE {} SET type = 'msgpack+aes' WHERE channel = 'evil'",
+    "another channel": "UPDATE {} a SET blob = b.blob, type = b.type FROM {} b "
+    "WHERE a.channel = 'evil' AND b.channel = 'text' AND a.thread_id = b.thread_id",
+    "another namespace": "UPDATE {} a SET blob = b.blob FROM {} b "
+    "WHERE a.channel = b.channel AND a.channel = 'evil' AND a.thread_id = b.thread_id "
+    "AND a.checkpoint_ns = '' AND b.checkpoint_ns = 'sub'",
+}
+"""What somebody who can write rows does to a value of a user's."""
+
+
+@pytest.mark.parametrize("table", ["checkpoint_blobs", "checkpoint_writes"])
+@pytest.mark.parametrize("moved", MOVED)
+def test_a_value_is_opened_only_as_what_it_is_and_where_it_belongs(
+    make: Any, sql: psycopg.Connection, table: str, moved: str
+) -> None:
+    """A user's bytes are not taken for an object, nor a value for that of another channel or namespace."""
+    made.clear()
+    saver = make(EncryptedSerializer(KeyRing.aes(NEW)), require_encryption=True)
+    versions: Any = {"evil": "1", "text": "1"}
+    checkpoint: Any = {**empty_checkpoint(), "channel_versions": versions}
+    checkpoint["channel_values"] = {"evil": EVIL, "text": b"text"} if table == "checkpoint_blobs" else {}
+    for namespace in ("", "sub"):
+        stored = saver.put(named(namespace=namespace), checkpoint, {}, versions)
+        if table == "checkpoint_writes":
+            saver.put_writes(stored, [("evil", EVIL), ("text", b"text")], "task")
+    assert saver.get_tuple(named()) is not None
+    assert sql.execute(MOVED[moved].format(table, table)).rowcount > 0
+
+    with pytest.raises(UnreadableValue, match=r"channel 'evil'.*MAC check failed"):
+        saver.get_tuple(named())
+    assert made == []
+
+
+def test_a_value_is_not_opened_under_another_version_or_at_another_checkpoint(
+    make: Any, sql: psycopg.Connection
+) -> None:
+    """An older value of the channel, or another step's write, is not put in the place of what is there."""
+    saver = make(EncryptedSerializer(KeyRing.aes(NEW)))
+    configs = store(saver)
+    older, newer = f"{1:032}.0", f"{3:032}.0"
+    sql.execute(
+        "UPDATE checkpoint_blobs a SET blob = b.blob FROM checkpoint_blobs b "
+        "WHERE a.channel = 'messages' AND b.channel = 'messages' AND a.version = %s AND b.version = %s",
+        [newer, older],
+    )
+    sql.execute(
+        "UPDATE checkpoint_writes a SET blob = b.blob FROM checkpoint_writes b "
+        "WHERE a.idx = 0 AND b.idx = 0 AND a.checkpoint_id = '1' AND b.checkpoint_id = '0'"
+    )
+
+    assert saver.get_tuple(configs[0]) is not None
+    with pytest.raises(UnreadableValue, match="task 'task', channel 'text'"):
+        saver.get_tuple(configs[1])
+    with pytest.raises(UnreadableValue, match="channel 'messages'"):
+        saver.get_tuple(configs[2])
+
+
+def test_copies_and_histories_of_bound_values_are_read(make: Any) -> None:
+    """The thread is not part of the place, since copies are made on the server; ancestors' values have theirs."""
+    saver = make(EncryptedSerializer(KeyRing.aes(NEW)), require_encryption=True)
+    configs = store(saver)
+    saver.copy_thread("t1", "copy")
+
+    for config in configs:
+        copy = saver.get_tuple(named("copy", config["configurable"]["checkpoint_id"]))
+        assert copy.checkpoint == saver.get_tuple(config).checkpoint
+    history = saver.get_delta_channel_history(config=configs[2], channels=["messages", "long"])
+    assert history["messages"]["seed"] == []
+    assert history["long"]["seed"] == VALUES["long"]
+    assert [value for _, _, value in history["messages"]["writes"]] == [[1]]
+
+
+async def test_what_was_not_bound_is_read_until_it_is_refused(
+    engine: AsyncEngine, make: Any, sql: psycopg.Connection
+) -> None:
+    """After `reencrypt` nothing needs it any more: then an old row that somebody puts back is not opened either."""
+    configs = store(make(aes(OLD)))
+    ring = EncryptedSerializer(KeyRing.aes(NEW, OLD))
+    before = read(make(ring), configs)
+    kept = sql.execute("SELECT channel, version, type, blob FROM checkpoint_blobs").fetchall()
+    strict = EncryptedSerializer(KeyRing.aes(NEW, OLD, bound_only=True))
+    with pytest.raises(UnreadableValue, match="not bound to its place"):
+        make(strict).get_tuple(configs[0])
+
+    done = await reencrypt(engine, ring, ring)
+
+    assert (done.blobs, done.writes, done.current, done.unreadable) == (20, 9, 0, 0)
+    assert types(sql) == {"msgpack+aes-bound", "null+aes-bound", "bytes+aes-bound"}
+    assert read(make(strict), configs) == before
+    again = await reencrypt(engine, ring, ring)
+    assert (again.blobs, again.writes, again.current) == (0, 0, 29)
+    channel, version, kind, blob = kept[0]
+    put_back = "UPDATE checkpoint_blobs SET type = %s, blob = %s WHERE channel = %s AND version = %s"
+    sql.execute(put_back, [kind, blob, channel, version])
+    with pytest.raises(UnreadableValue, match="not bound to its place"):
+        read(make(strict), configs)
+
+
+async def test_the_way_back_is_a_cipher_that_does_not_bind(engine: AsyncEngine, make: Any, url: str) -> None:
+    """After it the stock saver reads what a ring had written."""
+    ring = EncryptedSerializer(KeyRing.aes(NEW))
+    configs = store(make(ring))
+    before = read(make(ring), configs)
+    await reencrypt(engine, ring, aes(NEW))
+
+    assert read(make(aes(NEW)), configs) == before
+    with StockSaver.from_conn_string(url, pipeline=False) as stock:
+        stock.serde = aes(NEW)
+        for config, known in zip(configs, before, strict=True):
+            assert known is not None
+            found = stock.get_tuple(config)
+            assert found is not None
+            assert found.checkpoint["channel_values"] == known.checkpoint["channel_values"]
 
 
 @pytest.mark.parametrize("keys", [(), (b"short",), (b"x" * 32, "x" * 32), (None,)])
@@ -292,12 +415,14 @@ async def test_a_key_is_replaced(engine: AsyncEngine, make: Any, sql: psycopg.Co
     ring = EncryptedSerializer(KeyRing.aes(NEW, OLD))
     done = await reencrypt(engine, ring, ring)
 
-    assert read(make(aes(NEW)), configs) == before
-    assert read(make(aes(NEW)), newer) == read(make(ring), newer)
-    assert (done.blobs, done.writes) == (20, 9)
+    only_new = make(EncryptedSerializer(KeyRing.aes(NEW)))
+    assert read(only_new, configs) == before
+    assert read(only_new, newer) == read(make(ring), newer)
+    # What the new key had encrypted by itself is bound to its place now, too.
+    assert (done.blobs, done.writes) == (40, 18)
     with pytest.raises(UnreadableValue):
         make(aes(OLD)).get_tuple(configs[0])
-    back = await reencrypt(engine, aes(NEW), aes(OLD))
+    back = await reencrypt(engine, ring, aes(OLD))
     assert (back.blobs, back.writes, back.current) == (40, 18, 0)
     assert read(make(aes(OLD)), configs) == before
 
@@ -382,10 +507,10 @@ async def test_a_row_changed_between_reading_and_writing_stays(
     (config,) = store(make(), steps=1)
     again, blobs_of = encryption._Safe.again, encryption._Safe.blobs_of
 
-    def late_write(self: Any, rows: Any) -> Any:
-        if len(rows[0]) == 9:  # writes, which have a longer key than blobs
+    def late_write(self: Any, rows: Any, place: Any) -> Any:
+        if place is encryption._of_write:
             secret.put_writes(config, [("__interrupt__", "asked anew")], "task")
-        return again(self, rows)
+        return again(self, rows, place)
 
     def late_checkpoint(self: Any, rows: Any) -> Any:
         sql.execute("UPDATE checkpoints SET checkpoint = jsonb_set(checkpoint, '{channel_values,number}', '8')")
