@@ -263,6 +263,7 @@ async def test_in_a_callers_transaction_nothing_is_tried_again(engine: AsyncEngi
         assert saver.retries == on_engine.retries == 0
         await conn.rollback()
 
+        saver = on_engine.bind(conn) if bound else AsyncPostgresSaver(conn)
         assert await saver.aget_tuple(CONFIG) is None
         await asyncio.to_thread(execute, url, TERMINATE)
         with pytest.raises(Unavailable):
