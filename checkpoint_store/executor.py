@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select as sockets
 import socket
 import struct
 import weakref
@@ -18,7 +19,7 @@ from sqlalchemy.util import await_only
 
 from checkpoint_store.causes import brief, unfrozen
 from checkpoint_store.errors import InvalidOption, UnusableConnection, WrongThread
-from checkpoint_store.faults import ends_connections
+from checkpoint_store.faults import ends_all_connections, ends_connections
 from checkpoint_store.statements import Statement
 
 Row = Sequence[Any]
@@ -28,6 +29,10 @@ _lent: weakref.WeakKeyDictionary[Pool, set[int]] = weakref.WeakKeyDictionary()
 
 _IN_TRANSACTION = (1, 2, 3)
 """psycopg's `TransactionStatus`: ACTIVE, INTRANS, INERROR."""
+
+
+_ENDS = (b"", b"E", b"\x15")
+"""The end of the stream, an error of the server's, an alert of TLS."""
 
 
 class Executor(ABC):
@@ -111,8 +116,18 @@ class Direct(Executor):
             with suppress(Exception):  # it may be closed
                 _discard_unsent(_socket_of(self._driver))
         # What Connection does: wraps the error, and gives up a connection that is lost or was interrupted.
-        conn = Connection(self._engine, self._pooled)
-        conn._handle_dbapi_exception(self._translated(error), sql, parameters, None, None)
+        conn, translated = Connection(self._engine, self._pooled), self._translated(error)
+        if self._is_lost(translated) and not ends_all_connections(translated):
+            # But it would have all others of the pool replaced too: see `_part_with`.
+            conn.invalidate(brief(translated))
+            conn._is_disconnect = True
+        conn._handle_dbapi_exception(translated, sql, parameters, None, None)
+
+    def _is_lost(self, error: BaseException) -> bool:
+        """Tell whether an error of the DBAPI's has ended the connection."""
+        dialect, adapter = self._engine.dialect, self._pooled.dbapi_connection
+        is_dbapis = adapter is not None and isinstance(error, dialect.loaded_dbapi.Error)
+        return is_dbapis and dialect.is_disconnect(error, adapter, None)  # type: ignore[arg-type]
 
     @abstractmethod
     def _fetch(self, sql: str, parameters: Any) -> Sequence[Row]:
@@ -191,7 +206,7 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
     lent, pooled = _lent.setdefault(pool, set()), None
     try:
         if whole or _is_watched(engine):
-            with engine.connect() as conn:
+            with Connection(engine, _checkout(engine)) as conn:
                 pooled = conn.connection
                 lent.add(id(pooled))
                 if pooler:
@@ -271,12 +286,39 @@ def _checkout(engine: Engine) -> PoolProxiedConnection:
             pooled = engine.raw_connection()
         except engine.dialect.loaded_dbapi.Error as error:
             Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
-        driver: Any = pooled.driver_connection
-        if not (driver.is_closed() if engine.dialect.driver == "asyncpg" else driver.closed):
+        if _is_open(pooled.driver_connection):
             return pooled
         # The server, or something on the way to it, hung up while the connection lay in the pool.
         pooled.invalidate()
         pooled.close()
+
+
+def _is_open(driver: Any) -> bool:
+    """Tell whether a connection that lay in the pool is open, as far as this side can know."""
+    if hasattr(driver, "is_closed"):
+        # asyncpg's, which listens all the time; but the loop may have been busy until now.
+        return not driver.is_closed() and not _has_ended(_socket_of(driver))
+    # psycopg doesn't: what has come meanwhile, as a rule nothing, may be the server's last word.
+    if not driver.closed and hasattr(sockets, "poll"):
+        arrived = sockets.poll()
+        arrived.register(driver.fileno(), sockets.POLLIN)
+        with suppress(Exception):  # raised where it is the end
+            while arrived.poll(0):
+                driver.pgconn.consume_input()
+    return not driver.closed
+
+
+def _has_ended(number: int) -> bool:
+    """Tell whether the next that is to be read from a connection which should be idle is its end, or leads to that."""
+    sock = socket.socket(fileno=number)
+    try:
+        return sock.recv(1, socket.MSG_PEEK) in _ENDS
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        sock.detach()
 
 
 def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) -> NoReturn:
@@ -286,8 +328,11 @@ def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) 
         # The connection has been given up, as after an interruption: the next to have it might wait as long.
         raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
     if pooled.is_valid and ends_connections(error):
-        # As where the driver notices, the other connections of the pool are not tried one after the other.
-        engine.pool._invalidate(pooled, brief(error))  # which the pool logs
+        if ends_all_connections(error):
+            # The other connections of the pool are not tried one after the other.
+            engine.pool._invalidate(pooled, brief(error))  # which the pool logs
+        else:
+            pooled.invalidate(brief(error))
     raise error
 
 

@@ -75,6 +75,10 @@ _STATEMENT_POOLING = "not allowed in statement pooling mode"
 """What PgBouncer says, always in these words, with an SQLSTATE that covers more."""
 
 
+_ENDS_ONE = ("08", "25P03", "57P01", "57P02", "57P05")
+"""SQLSTATEs of what ends a connection so that its socket is closed, as are those of others that it ends."""
+
+
 def fault_of(error: BaseException) -> Fault | None:
     """Tell whether an error is of those that pass, and which.
 
@@ -115,6 +119,30 @@ def ends_connections(error: BaseException) -> bool:
     """Tell whether the connection an error was met on is of no more use, whatever the driver thinks of it."""
     fault = fault_of(error)
     return fault is not None and fault.ends_connections
+
+
+def ends_all_connections(error: BaseException) -> bool:
+    """Tell whether the other connections of the pool are of no more use either, and nothing has told their drivers.
+
+    Where a server stops, crashes or ends one connection, it closes the socket of each that it ends: that is noticed
+    when a connection is taken from the pool. Not so where the server has changed, or the network is silent.
+
+    Args:
+        error: One that `ends_connections`, or that a driver raises for a connection it has lost.
+    """
+    cause: BaseException | None = error.orig if isinstance(error, exc.StatementError) else error
+    if state := _state(cause):
+        silent = False
+        while cause is not None:
+            silent = silent or (isinstance(cause, OSError) and cause.errno in _UNREACHABLE)
+            cause = cause.__cause__
+        return silent or not state.startswith(_ENDS_ONE)
+    if isinstance(cause, (ConnectionError, InterfaceError, InternalClientError)):
+        return False
+    adapted = getattr(cause, "__cause__", None)
+    if isinstance(adapted, (ConnectionError, InterfaceError, InternalClientError)):
+        return False
+    return "server closed the connection" not in str(cause)
 
 
 def is_conflict(error: BaseException | None) -> bool:
