@@ -81,6 +81,19 @@ class OursPipeline(Ours):
     pipeline = True
 
 
+class OursByDefault(AsyncContender):
+    """`AsyncPostgresSaver` from a URL, with no option set."""
+
+    name = "ours, from_conn_string"
+    role = "ours"
+
+    @asynccontextmanager
+    async def open(self, url: str) -> AsyncIterator[Saver]:
+        async with AsyncPostgresSaver.from_conn_string(url) as saver:
+            await saver.setup()
+            yield saver
+
+
 class FloorSaver(AsyncPostgresSaver):
     """Our saver, but its `aput` is nothing except asyncpg running our statement, with what was encoded before."""
 
