@@ -137,17 +137,24 @@ def _store_together(
         if len(passed) > 1:
             return set(), {}  # one by one it shows whose
         return passed, {thread_id: refusal(thread_id, sql.tables.checkpoints) for thread_id in passed}
-    sent = zip(binds["page_thread_ids"], binds["page_digests"], strict=True)
-    if new_pages < len(theirs := [page for page in sent if page[0] in passed]):
+    if new_pages < sum(thread_id in passed for thread_id in binds["page_thread_ids"]):
         # Some were there already, or are hidden.
-        lacking = missing_pages(db, sql, theirs)
+        puts = [change for change in changes if isinstance(change, Put) and change.thread_id in passed]
+        lacking = missing_pages(db, sql, puts)
         return passed, {thread_id: refusal(thread_id, sql.tables.checkpoint_pages) for thread_id in lacking}
     return passed, {}
 
 
-def missing_pages(db: Executor, sql: Statements, pages: Sequence[tuple[str, bytes]]) -> set[str]:
-    """Return the threads that lack any of some pages."""
-    binds = {"thread_ids": [page[0] for page in pages], "digests": [page[1] for page in pages]}
+def missing_pages(db: Executor, sql: Statements, puts: Sequence[Put]) -> set[str]:
+    """Return the threads that lack any page of puts that were stored, unless that was removed since."""
+    names = ("thread_ids", "checkpoint_nss", "channels", "versions", "digests")
+    rows = [
+        (put.thread_id, put.binds["checkpoint_ns"], channel, version, digest)
+        for put in puts
+        for channel, version in zip(put.binds["channels"], put.binds["versions"], strict=True)
+        for digest in put.digests.get((put.binds["checkpoint_ns"], channel), ())
+    ]
+    binds = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     return {row[0] for row in db.fetch(sql.missing_pages, binds)}
 
 
@@ -653,8 +660,7 @@ def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
     if not rows:
         raise Refused(refusal(thread_id, sql.tables.checkpoint_threads))
     [(_, stored, replaced)] = rows
-    digests = binds["page_digests"]
-    if stored < len(digests) and missing_pages(db, sql, [(thread_id, digest) for digest in digests]):
+    if stored < len(binds["page_digests"]) and missing_pages(db, sql, puts):
         raise Refused(refusal(thread_id, sql.tables.checkpoint_pages))
     return int(replaced)
 

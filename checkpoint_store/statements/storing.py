@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, Insert, array, insert
 from sqlalchemy.sql.dml import ReturningInsert
 
-from checkpoint_store.schema import Tables
+from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.statements.clauses import (
     few_rows_of_binds,
     given,
@@ -37,6 +37,7 @@ from checkpoint_store.statements.clauses import (
     member,
     number,
     rows_of_binds,
+    same_blob,
 )
 
 UNGATED, NEEDS, COMPLETE = range(3)
@@ -224,11 +225,18 @@ def known_pages(t: Tables) -> Select[Any]:
 
 
 def missing_pages(t: Tables) -> Select[Any]:
-    """Select the threads of pages that are not there, once for each. Binds, as arrays: `thread_ids`, `digests`."""
-    p, sought = t.checkpoint_pages, rows_of_binds(thread_id=Text, digest=LargeBinary)
-    # A subquery that returns a value is not made a join, so the server never reads all pages for some.
+    """Select the threads of pages that are not there, though the recipe that names them is, once for each.
+
+    Binds, as arrays: the recipe's key, `thread_ids`, `checkpoint_nss`, `channels`, `versions`, and `digests`.
+    """
+    p, b = t.checkpoint_pages, t.checkpoint_blobs
+    sought = rows_of_binds(thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text, digest=LargeBinary)
+    # A subquery that returns a value is not made a join, so the server never reads all rows for some.
     page = select(p.c.digest).where(p.c.thread_id == sought.c.thread_id, p.c.digest == sought.c.digest)
-    return select(sought.c.thread_id).where(page.correlate(sought).scalar_subquery().is_(None))
+    recipe = select(b.c.type).where(b.c.thread_id == sought.c.thread_id, same_blob(b, sought))
+    return select(sought.c.thread_id).where(
+        page.correlate(sought).scalar_subquery().is_(None), recipe.correlate(sought).scalar_subquery() == key(PAGED)
+    )
 
 
 def new_pages(t: Tables, passed: CTE) -> CTE:
