@@ -317,13 +317,14 @@ def test_an_encoding_that_lacks_characters_is_named_once(
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
+@pytest.mark.timeout(900)  # a process takes seconds of CPU to start
 def test_32_processes_set_up_an_empty_database_at_once(empty_url: str) -> None:
     """A deployment of many replicas may call setup() in all of them: each one succeeds."""
     script = (
         "import sys; from checkpoint_store import PostgresSaver\n"
         "with PostgresSaver.from_conn_string(sys.argv[1]) as saver:\n"
         "    sys.stdin.readline()\n"
-        "    saver.setup()\n"
+        "    saver.setup(timeout=600)\n"
     )
     processes = [
         subprocess.Popen(
@@ -335,7 +336,13 @@ def test_32_processes_set_up_an_empty_database_at_once(empty_url: str) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    outcomes = [(process.communicate(timeout=120)[1].splitlines()[-1:], process.returncode) for process in processes]
+    try:
+        outcomes = [
+            (process.communicate(timeout=600)[1].splitlines()[-1:], process.returncode) for process in processes
+        ]
+    finally:
+        for process in processes:
+            process.kill()
 
     assert outcomes == [([], 0)] * 32
     assert alembic("current", url=empty_url).stdout.strip() == f"{schema.HEAD} (head)"
