@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from types import TracebackType
-from typing import NamedTuple
 
+from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.bridge import Bridge
-from checkpoint_store.changes import Change, size_of
+from checkpoint_store.changes import Change
 from checkpoint_store.errors import (
     ONE_CALLS,
     CheckpointStoreError,
     Closed,
+    LimitReached,
     Refused,
     Unavailable,
     UnusableConnection,
 )
 from checkpoint_store.faults import is_conflict
 from checkpoint_store.options import number
+from checkpoint_store.waiting import Call, Store, Suspicion, Waiting
 
 MOST_CALLS = 256
 """How many calls a commit may carry."""
@@ -36,6 +38,9 @@ FLUSHES = 8
 _COHORTS = 2
 """How many of them may be shared by several calls."""
 
+_ALONE = 4
+"""How many more may be of calls that were in one which a limit has ended: each may take as long again."""
+
 _AT_ONCE = 4
 """How many callers are told of their commit before those told get to go on."""
 
@@ -44,19 +49,6 @@ _PATIENCE_SECONDS = 0.02
 
 _IN_VAIN_SECONDS = 1.0
 """From so long on, a commit that could not be made for want of a server speaks for the calls that waited meanwhile."""
-
-Store = Callable[[Sequence[Change]], Awaitable[None]]
-
-
-class _Call(NamedTuple):
-    """A change that waits for a commit."""
-
-    store: Store
-    schema: str | None
-    change: Change
-    outcome: asyncio.Future[None]
-    since: float
-    """When it was made, by the loop's clock."""
 
 
 class AsyncPipeline:
@@ -88,9 +80,8 @@ class AsyncPipeline:
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._waiting: deque[_Call] = deque()
-        self._under_way = self._shared = self._last_size = 0
-        self._busy: set[str] = set()
+        self._waiting = Waiting()
+        self._under_way = self._shared = self._alone = self._last_size = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -115,16 +106,17 @@ class AsyncPipeline:
             raise Closed("this pipeline is closed")
         self._settle()
         few = self._under_way < self._flushes and not self._shared and not self._waiting
-        if few and change.thread_id not in self._busy:
-            self._begin([change])
+        if few and not self._waiting.is_busy(change.thread_id):
+            self._begin()
+            self._waiting.begin(change.thread_id)
             try:
                 await self._commit(store, [change])
             finally:
                 self._end([change])
             return
         loop = asyncio.get_running_loop()
-        call = _Call(store, schema, change, loop.create_future(), loop.time())
-        self._waiting.append(call)
+        call = Call(store, schema, change, loop.create_future(), loop.time())
+        self._waiting.add(call)
         # Not at once: other calls of this turn of the loop may come along.
         loop.call_soon(self._pump)
         await call.outcome
@@ -146,14 +138,13 @@ class AsyncPipeline:
     ) -> None:
         await self.aclose()
 
-    def _begin(self, changes: Sequence[Change]) -> None:
+    def _begin(self) -> None:
         self._under_way += 1
-        self._busy.update(change.thread_id for change in changes)
         self._idle.clear()
 
     def _end(self, changes: Sequence[Change]) -> None:
         self._under_way -= 1
-        self._busy.difference_update(change.thread_id for change in changes)
+        self._waiting.end(changes)
         self._pump()
 
     def _pump(self) -> None:
@@ -162,8 +153,10 @@ class AsyncPipeline:
         A second shared one only when it carries as many calls as the first: so runs that wait for each other's commits
         fall into cohorts, and while the server works for one of them, the other one's values are encoded.
         """
+        while self._send_alone():
+            pass
         while self._waiting and self._under_way < self._flushes and self._shared < _COHORTS:
-            if self._shared and len(self._waiting) < self._last_size:
+            if self._shared and self._waiting.ready < self._last_size:
                 # Not for long: what is under way may itself be waiting for somebody's lock.
                 self._timer = self._timer or asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._push)
                 return
@@ -180,37 +173,28 @@ class AsyncPipeline:
         self._pump()
 
     def _send(self) -> bool:
-        if calls := self._next():
+        if calls := self._waiting.take(MOST_CALLS, MOST_BYTES):
             self._last_size = len(calls)
             self._shared += 1
-            self._begin([call.change for call in calls])
-            task = asyncio.get_running_loop().create_task(self._flush(calls))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._start(calls, alone=False)
         return bool(calls)
 
-    def _next(self) -> list[_Call]:
-        """Take the calls that go together next: none of a thread that is busy, or that has an earlier call left."""
-        taken: list[_Call] = []
-        left: list[_Call] = []
-        passed_over = set(self._busy)
-        size = 0
-        while self._waiting and len(taken) < MOST_CALLS:
-            call = self._waiting.popleft()
-            if call.outcome.done():
-                continue  # its caller was cancelled
-            thread_id, more = call.change.thread_id, size_of(call.change)
-            fits = not taken or (call.schema == taken[0].schema and size + more <= MOST_BYTES)
-            if fits and thread_id not in passed_over:
-                taken.append(call)
-                size += more
-            else:
-                left.append(call)
-                passed_over.add(thread_id)
-        self._waiting.extendleft(reversed(left))
-        return taken
+    def _send_alone(self) -> bool:
+        """Send off a call that goes alone, beside the shared commits: they need not wait for it."""
+        most = max(1, min(_ALONE, self._flushes - _COHORTS))
+        if self._alone >= most or self._under_way >= self._flushes or not (calls := self._waiting.take_alone()):
+            return False
+        self._alone += 1
+        self._start(calls, alone=True)
+        return True
 
-    async def _flush(self, calls: list[_Call]) -> None:
+    def _start(self, calls: list[Call], *, alone: bool) -> None:
+        self._begin()
+        task = asyncio.get_running_loop().create_task(self._flush(calls, alone=alone))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _flush(self, calls: list[Call], *, alone: bool) -> None:
         try:
             outcomes = await self._store(calls)
         except BaseException:
@@ -219,9 +203,12 @@ class AsyncPipeline:
                 call.outcome.cancel()
             raise
         finally:
-            self._shared -= 1
+            if alone:
+                self._alone -= 1
+            else:
+                self._shared -= 1
             self._end([call.change for call in calls])
-        untold = zip(calls, outcomes, strict=True)
+        untold = iter(outcomes)
         try:
             # Those who are told first go on first: what they store next is on its way while others still encode.
             while some := list(islice(untold, _AT_ONCE)):
@@ -230,20 +217,44 @@ class AsyncPipeline:
         finally:
             _tell(untold)  # also if the loop ends meanwhile: it is committed
 
-    async def _store(self, calls: list[_Call]) -> list[Exception | None]:
-        """Store what some calls want stored. Returns what is to be raised for each."""
+    async def _store(self, calls: list[Call]) -> list[tuple[Call, Exception | None]]:
+        """Store what some calls want stored.
+
+        Returns:
+            What is to be raised for each, but for those that wait again, to go alone.
+        """
+        outcomes: list[tuple[Call, Exception | None]] = []
+        parts = deque([calls])
+        while parts:
+            part = parts.popleft()
+            error = await self._error_of(part)
+            is_limit = error is not None and _is_limit(error)
+            first = part[0]
+            if len(part) == 1 and first.suspicion is not None:
+                left = first.suspicion.note(first.change.thread_id, stored=error is None, limited=is_limit)
+                _tell((call, error and _own(error)) for call in left)  # now: they are not to be sent
+            elif error is not None and len(part) > 1 and not _by_thread(error):
+                if is_limit:
+                    # Not in smaller and smaller company: each time it may take as long again.
+                    left = [*part, *chain.from_iterable(parts)]
+                    Suspicion(left)
+                    self._waiting.put_back(left)
+                    break
+                if _may_be_one_calls_fault(error):
+                    # In halves, until whoever it was is alone; each half keeps its order.
+                    half = len(part) // 2
+                    parts.extendleft([part[half:], part[:half]])
+                    continue
+            outcomes += [(call, error and _share_of(error, call.change.thread_id)) for call in part]
+        return outcomes
+
+    async def _error_of(self, calls: list[Call]) -> Exception | None:
+        """Store what some calls want stored, in one commit. Returns what has kept it from being made."""
         try:
             await self._commit(calls[0].store, [call.change for call in calls])
         except Exception as error:
-            if isinstance(error, Refused) and (why := error._by_thread):
-                threads = [call.change.thread_id for call in calls]
-                return [Refused(why[thread_id]) if thread_id in why else None for thread_id in threads]
-            if len(calls) > 1 and _may_be_one_calls_fault(error):
-                # In halves, until whoever it was is alone; each half keeps its order.
-                half = len(calls) // 2
-                return [*await self._store(calls[:half]), *await self._store(calls[half:])]
-            return [_own(error) for _ in calls]
-        return [None] * len(calls)
+            return error
+        return None
 
     async def _commit(self, store: Store, changes: Sequence[Change]) -> None:
         clock = asyncio.get_running_loop().time
@@ -252,15 +263,15 @@ class AsyncPipeline:
             await store(changes)
         except Unavailable as error:
             # It was tried all this time. Calls that have waited as long would wait as long again, and those behind
-            # them longer: they fail with it. Not so where it was in conflict with others' changes.
-            if clock() - begun >= _IN_VAIN_SECONDS and not is_conflict(error.__cause__):
+            # them longer: they fail with it. Not so where it was in conflict with others' changes, or took too long.
+            if clock() - begun >= _IN_VAIN_SECONDS and not (is_conflict(error.__cause__) or _is_limit(error)):
                 for call in self._waiting:
                     if call.since <= begun and not call.outcome.done():
                         call.outcome.set_exception(_own(error))
             raise
 
 
-def _tell(outcomes: Iterable[tuple[_Call, Exception | None]]) -> None:
+def _tell(outcomes: Iterable[tuple[Call, Exception | None]]) -> None:
     """Let callers know what has become of their calls."""
     for call, error in outcomes:
         if call.outcome.done():
@@ -274,6 +285,26 @@ def _tell(outcomes: Iterable[tuple[_Call, Exception | None]]) -> None:
 def _may_be_one_calls_fault(error: Exception) -> bool:
     """Tell whether others might be stored without it: where the server or the tables are missing they are not."""
     return isinstance(error, ONE_CALLS) or type(error) is CheckpointStoreError
+
+
+def _is_limit(error: Exception) -> bool:
+    """Tell whether a limit has ended the statement, of the server's or the driver's."""
+    cause = error.__cause__
+    return isinstance(error, LimitReached) or (
+        isinstance(cause, exc.StatementError) and isinstance(cause.orig, asyncio.TimeoutError)
+    )
+
+
+def _by_thread(error: Exception) -> Mapping[str, str]:
+    """Return which threads an error is about, each with its message, where all others are stored."""
+    return error._by_thread if isinstance(error, Refused) else {}
+
+
+def _share_of(error: Exception, thread_id: str) -> Exception | None:
+    """Return what of an error of several calls is to be raised for one on a thread."""
+    if not (why := _by_thread(error)):
+        return _own(error)
+    return Refused(why[thread_id]) if thread_id in why else None
 
 
 def _own(error: Exception) -> Exception:

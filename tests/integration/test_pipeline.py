@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, operations, pages, pipeline
 from checkpoint_store.changes import Change, Writes
-from checkpoint_store.errors import AccessDenied, Closed, NotSetUp, Refused, Unavailable
+from checkpoint_store.errors import AccessDenied, Closed, LimitReached, NotSetUp, Refused, Unavailable
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 
@@ -630,6 +631,124 @@ async def test_a_refused_call_fails_alone_with_its_own_error(url: str, engine: A
     assert all(f'of table "{table}" refused' in str(refused[number]) for number, table in tables.items())
     assert len(set(map(id, refused.values()))) == 3
     assert [len(await rows(url, table)) for table in TABLES] == [39, 39, 38]
+
+
+SLOW = """
+    CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql
+    AS $$BEGIN IF NEW.channel = 'slow' THEN PERFORM pg_sleep(60); END IF; RETURN NEW; END$$;
+    CREATE TRIGGER be_slow BEFORE INSERT ON checkpoint_writes FOR EACH ROW EXECUTE FUNCTION be_slow();
+"""
+"""Has some rows take longer than anybody waits."""
+
+
+@asynccontextmanager
+async def limited(url: str, limit: float) -> AsyncIterator[AsyncEngine]:
+    """An engine on which no statement may take longer than so many seconds."""
+    settings = {"statement_timeout": f"{limit * 1000:.0f}"}
+    engine = create_async_engine(
+        "postgresql+asyncpg://", connect_args={"dsn": url, "server_settings": settings}, pool_size=5, max_overflow=0
+    )
+    yield engine
+    await engine.dispose()
+
+
+async def timed(call: Awaitable[Any], since: float) -> tuple[float, BaseException | None]:
+    """How long a call took, and what it raised."""
+    error: BaseException | None = None
+    try:
+        await call
+    except Exception as raised:
+        error = raised
+    return asyncio.get_running_loop().time() - since, error
+
+
+@pytest.mark.parametrize("threads", [256, 1], ids=["threads", "one-thread"])
+async def test_a_slow_call_holds_its_batch_mates_up_for_three_times_the_limit_at_most(url: str, threads: int) -> None:
+    """Of 256 that share a commit one takes longer than statement_timeout allows: it fails, the others are stored."""
+    await execute(url, SLOW)
+    limit, slow, loop = 3.0, 100, asyncio.get_running_loop()
+    async with limited(url, limit) as engine:
+        pipe = AsyncPipeline(engine)
+        saver, seen = AsyncPostgresSaver(engine, pipe), statements_on(engine)
+        async with held(pipe):
+            since = loop.time()
+            calls = [
+                put_writes(saver, f"t{number % threads}", f"task-{number}", "slow" if number == slow else "a")
+                for number in range(256)
+            ]
+            tasks = [asyncio.create_task(timed(call, since)) for call in calls]
+            await until(lambda: pipe._under_way == 2)
+            outcomes = await asyncio.gather(*tasks)
+
+    (_, error), *_ = refused = [outcome for outcome in outcomes if outcome[1] is not None]
+    assert [outcomes.index(outcome) for outcome in refused] == [slow]
+    assert isinstance(error, LimitReached)
+    assert max(took for took, error in outcomes if error is None) < 3 * limit
+    assert len(await rows(url, "checkpoint_writes")) == 255
+    # The commit they shared, one more each, and at most one more that those shared who were left.
+    assert len(seen) <= 1 + 256 + 1
+
+
+async def test_where_everything_takes_too_long_each_call_fails_soon(url: str) -> None:
+    """Somebody has locked the table: 100 calls do not wait for 100 limits, one after the other."""
+    async with limited(url, 1.0) as engine:
+        pipe = AsyncPipeline(engine)
+        saver, seen = AsyncPostgresSaver(engine, pipe), statements_on(engine)
+        async with locked(url), held(pipe):
+            calls = [put_writes(saver, f"t{number}", "task") for number in range(100)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert all(isinstance(error, LimitReached) for error in outcomes)
+    # Seven that went straight, the commit that the others shared, and those that speak for them.
+    assert len(seen) <= 7 + 1 + 7
+
+
+async def test_a_thread_that_is_stuck_does_not_hold_up_the_others(url: str) -> None:
+    """Somebody has locked its rows, and it has a hundred calls: the others go on, and it does not wait for each."""
+    async with limited(url, 1.0) as engine:
+        pipe = AsyncPipeline(engine)
+        saver = AsyncPostgresSaver(engine, pipe)
+        for number in range(100):
+            await put_writes(saver, "stuck", f"task-{number}", "__error__")
+        seen = statements_on(engine)
+        conn = await asyncpg.connect(url)
+        async with conn.transaction():
+            await conn.execute("SELECT 1 FROM checkpoint_writes WHERE thread_id = 'stuck' FOR UPDATE")
+            async with held(pipe):
+                calls = [put_writes(saver, "stuck", f"task-{number}", "__error__") for number in range(100)]
+                calls += [put_writes(saver, f"t{number}", "task") for number in range(100)]
+                outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        await conn.close()
+
+    assert all(isinstance(error, LimitReached) for error in outcomes[:100])
+    assert outcomes[100:] == [None] * 100
+    assert len(seen) <= 1 + 100 + 3 + 1
+
+
+async def test_what_a_call_costs_does_not_depend_on_how_many_wait(engine: AsyncEngine) -> None:
+    """Of one thread, so that most of them wait for an earlier one: counted in function calls, not in seconds."""
+    loop = asyncio.get_running_loop()
+
+    async def store(_: Sequence[Change]) -> None:
+        await asyncio.sleep(0)
+
+    async def steps(number: int) -> float:
+        pipe, seen = AsyncPipeline(engine), 0
+
+        def count_one(*_: Any) -> None:
+            nonlocal seen
+            seen += 1
+
+        changes = [Writes({"thread_id": "t", "blobs": [b""]}) for _ in range(number)]
+        calls = [loop.create_task(pipe.submit(store, None, change)) for change in changes]
+        sys.setprofile(count_one)
+        try:
+            await asyncio.gather(*calls)
+        finally:
+            sys.setprofile(None)
+        return seen / number
+
+    assert await steps(8000) < 1.25 * await steps(500)
 
 
 async def test_where_every_call_is_refused_each_has_its_own_error(url: str, engine: AsyncEngine) -> None:
