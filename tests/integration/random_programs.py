@@ -265,7 +265,7 @@ class Side:
         crash = None
         if kind in {"crash", "cancel"}:
             way = "cancel" if kind == "cancel" and not self.blocking else draw.choice(["put", "writes"])
-            crash = (draw.randint(1, 5), way)
+            crash = (draw.choice([1, 1, 2, 3]), way)
         if crash and crash[1] == "cancel" and "durability" in options:
             options["durability"] = "sync"  # so that no node is under way
         if self.is_pruned and method == "stream":
@@ -306,7 +306,7 @@ class Side:
         wants = draw.random()
         if state.interrupts and (kind in {"answer", "restart"} or wants < 0.4):
             return self._answer(draw, state)
-        if kind == "go on" or (kind in {"restart", "travel", "crash", "cancel"} and wants < 0.75):
+        if kind == "go on" or (kind in {"restart", "travel"} and wants < 0.75):
             return None
         channels = self.program.shapes[self.deployment].channels
         chosen = {one: what for one, (what, _) in channels.items() if draw.random() < 0.4}
