@@ -289,11 +289,9 @@ def build(shape: Shape, saver: Any, world: World, *, blocking: bool) -> Any:
     log = next((name for name in shape.channels if name.startswith("log")), "log")
     graph = StateGraph(schema)
 
-    # In threads a node that fails fails alone: which others had finished would be chance.
-    alone = {layer[0].name for layer in shape.layers if len(layer) == 1}
-
     def fails(node: Node) -> int:
-        return node.fails if not blocking or node.name in alone else 0
+        # In threads it would be chance which others of the step have finished: there a node that fails is retried.
+        return node.fails if not blocking else min(node.fails, 1) if node.is_retried else 0
 
     def node_of(node: Node, inner: Any) -> Callable[[Any], Any]:
         def work(state: Any) -> Any:

@@ -263,13 +263,11 @@ class Side:
         config = self.config(draw.choice("aaab"))
         method, args, options = await self._decided(draw, kind, config)
         crash = None
-        # In threads a run that dies leaves it to chance which tasks of its last step have stored their writes.
-        is_chance = any(feature.endswith(("parallel nodes", "send")) for feature in self.program.shapes[0].features)
-        if kind in {"crash", "cancel"} and not (self.blocking and is_chance):
-            way = "cancel" if kind == "cancel" and not self.blocking else draw.choice(["put", "writes"])
-            crash = (draw.choice([1, 1, 2, 3]), way)
-        if crash and crash[1] == "cancel" and "durability" in options:
-            options["durability"] = "sync"  # so that no node is under way
+        if kind in {"crash", "cancel"}:
+            ways = ["put"] if self.blocking else ["cancel"] if kind == "cancel" else ["put", "writes"]
+            crash = (draw.choice([1, 1, 2, 3]), draw.choice(ways))
+            if (self.blocking or kind == "cancel") and "durability" in options:
+                options["durability"] = "sync"  # so that no node is under way
         if self.is_pruned and method == "stream":
             method, options = "invoke", {"durability": options["durability"]}
         return Step(number, kind, method, args, options, self.deployment, crash)
