@@ -312,6 +312,7 @@ def _has_ended(number: int) -> bool:
     """Tell whether the next that is to be read from a connection which should be idle is its end, or leads to that."""
     sock = socket.socket(fileno=number)
     try:
+        sock.setblocking(False)  # as it is; but here a host's socket.setdefaulttimeout() would be waited for
         return sock.recv(1, socket.MSG_PEEK) in _ENDS
     except BlockingIOError:
         return False

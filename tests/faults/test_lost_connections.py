@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -132,3 +133,23 @@ async def test_where_all_are_lost_that_costs_one_try_at_most(url: str, saver: Sa
 def test_what_ends_all_connections(error: Exception, ends_all: bool) -> None:
     """A silent network, and another server."""
     assert ends_all_connections(error) is ends_all
+
+
+async def test_a_hosts_time_limit_for_sockets_is_not_waited_for(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look whether a connection has ended takes no time, also after `socket.setdefaulttimeout()`."""
+    saver = AsyncPostgresSaver(engine)
+    await put(saver)
+    asked = []
+    ready = socket.socket.recv
+    monkeypatch.setattr(
+        socket.socket, "recv", lambda sock, *args: (asked.append(sock.gettimeout()), ready(sock, *args))[1]
+    )
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)
+    try:
+        await put(saver)
+    finally:
+        socket.setdefaulttimeout(before)
+    assert set(asked) == {0.0}
