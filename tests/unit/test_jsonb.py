@@ -92,6 +92,11 @@ def test_nul_is_taken_out_of_metadata_strings_at_any_depth() -> None:
     assert jsonb.document({"a\x00": ["b\x00", {"c": "\x00d"}]}, "metadata") == {"a": ["b", {"c": "d"}]}
 
 
+def test_nul_is_taken_out_of_filters_as_it_is_of_metadata() -> None:
+    """So that a filter finds what was stored with the same text."""
+    assert jsonb.filter_text({"a\x00": "b\x00"}) == '{"a":"b"}'
+
+
 def test_enums_in_metadata_are_stored_as_the_json_they_are() -> None:
     """Metadata is JSON: a str or int by inheritance is stored as a plain one, as the stock saver does."""
     stored = jsonb.document({"colour": Colour.RED, "size": Size.LARGE, "pair": (1, 2)}, "metadata")
