@@ -228,6 +228,10 @@ def _is_plain(error: BaseException, raw: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
+    primary = _told_by_psycopg(error, "message_primary") or (isinstance(error, PostgresError) and error.args[:1])
+    if primary:
+        # A name in it may have lines of its own.
+        return "\\n".join(str(primary if isinstance(primary, str) else primary[0]).splitlines())
     text = str(error).partition(" Original exception was:")[0]
     lines = text.rpartition("Error'>: ")[2].splitlines()  # as SQLAlchemy 2.0 has asyncpg's
     return lines[0] if lines else type(error).__name__

@@ -167,7 +167,7 @@ def _configurable(config: object, name: str) -> Mapping[str, Any]:
     configurable = config.get("configurable") if isinstance(config, Mapping) else None
     if not isinstance(configurable, Mapping):
         raise InvalidConfig(
-            f'{name} is {shown(config)}; it needs a "configurable" dict, '
+            f'{name} is a {type(config).__qualname__}; it needs a "configurable" dict, '
             'such as {"configurable": {"thread_id": "1"}}'
         )
     return configurable

@@ -74,17 +74,16 @@ def document(value: Any, path: str) -> Any:
         text = str.__str__(value).replace("\x00", "")
         if _is_text(text):
             return text
-        raise UnstorableValue(
-            f"{_brief(path)} is {shown(text)}, a string with a lone surrogate, which PostgreSQL can't hold"
-        )
+        raise UnstorableValue(f"{_brief(path)} is a string with a lone surrogate, which PostgreSQL can't hold")
     if issubclass(kind, (int, float)):
         number = int.__int__(value) if issubclass(kind, int) else float.__float__(value)
         if number == 0:
             return abs(number)
         if holds(number):
             return scalar(number)
+        what = "not finite" if isinstance(number, float) else "of more than 4,000 digits"
         raise UnstorableValue(
-            f"{_brief(path)} is {shown(number)}; JSON has no such number. Store it as a string, or leave it out."
+            f"{_brief(path)} is {what}; JSON has no such number. Store it as a string, or leave it out."
         )
     if issubclass(kind, dict):
         items = list(dict.items(value))
@@ -137,7 +136,9 @@ def filter_text(metadata: dict[str, Any] | None) -> str | None:
         InvalidConfig: If it is no dict, or a part of it is not JSON.
     """
     if metadata is not None and not issubclass(type(metadata), dict):
-        raise InvalidConfig(f"filter is {shown(metadata)}; it is a dict of what the metadata must contain, or None")
+        raise InvalidConfig(
+            f"filter must be a dict of what the metadata must contain, or None, not a {type(metadata).__qualname__}"
+        )
     try:
         return text_of(metadata, "filter") if metadata is not None and dict.__len__(metadata) else None
     except UnstorableValue as error:

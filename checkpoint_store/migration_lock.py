@@ -25,6 +25,7 @@ LOCK_SECONDS = 60.0
 """How long to wait for another process that migrates the same schema."""
 
 _POLL_SECONDS = 0.05
+_MOST_MILLISECONDS = 2**31 - 1  # that `lock_timeout` takes
 _HELD = "checkpoint_store_locked"
 """Where a connection's `info` has the keys of the locks that it holds."""
 
@@ -67,7 +68,7 @@ def bounded(conn: Connection, seconds: float, *, local: bool = True) -> Iterator
         seconds: The bound.
         local: Whether it is set for the transaction, which undoes it if it fails, or for the session.
     """
-    most = max(round(seconds * 1000), 1)
+    most = max(round(min(seconds * 1000, _MOST_MILLISECONDS)), 1)
     settings = table("pg_settings", column("name"), column("setting"))
     before = int(conn.scalar(select(settings.c.setting).where(settings.c.name == "lock_timeout")) or 0)
     if 0 < before <= most:

@@ -144,7 +144,7 @@ def stored_members(text: str, what: str) -> dict[str, Any]:
         UnreadableValue: If it is something else.
     """
     if type(members := stored_json(text, what)) is not dict:
-        raise UnreadableValue(f"{what} is {shown(members)}; it has to be a JSON object")
+        raise UnreadableValue(f"{what} must be a JSON object, not a {type(members).__name__}")
     return members
 
 

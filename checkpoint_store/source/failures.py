@@ -161,8 +161,6 @@ def explain(
     said = diagnosis_of(error)
     state = said.state
     message = said.message or (f"the server said {said.name}" if state else type(driver_error(error)).__name__)
-    if t.schema and t.schema.splitlines() != [t.schema]:
-        message = message.replace(t.schema, repr(t.schema)[1:-1])  # the message has lines of its own
     ended = _ENDED if callers else ""
     cause = driver_error(error)
     if isinstance(error, (exc.TimeoutError, TurnTimeout)):

@@ -76,8 +76,9 @@ def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
     }
     insertion = insert(t.checkpoints)
     if kept:
-        thread_id, checkpoint_ns, _, parent = [row[name] for name in own]
-        found = kept_values(t, thread_id, checkpoint_ns, parent, given("kept")).subquery("found")
+        names = {name: row[name] for name in own[:3]}
+        kept_of = kept_values(t, **names, keeps_from=row["parent_checkpoint_id"], kept=given("kept"))
+        found = kept_of.subquery("found")
         row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
         insertion = insertion.from_select([*row], select(*row.values()).select_from(found))
     else:
@@ -88,21 +89,25 @@ def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
 
 def kept_values(
     t: Tables,
+    *,
     thread_id: ColumnElement[str],
     checkpoint_ns: ColumnElement[str],
-    parent_checkpoint_id: ColumnElement[str],
+    checkpoint_id: ColumnElement[str],
+    keeps_from: ColumnElement[str],
     kept: ColumnElement[str],
 ) -> Select[Any]:
     """Select what a checkpoint's parent has inline of some channels, as a JSON object, or NULL: always one row.
 
     A step that does not know a channel leaves its value out and its version as it is. A blob is found by its version
-    again; what is inline has to come along.
+    again; what is inline has to come along. A checkpoint that is there already has brought it along: it is stored once
+    more, and its parent may have been removed since.
 
     Args:
         t: The tables.
         thread_id: The checkpoint's thread.
         checkpoint_ns: Its namespace.
-        parent_checkpoint_id: Its parent.
+        checkpoint_id: Its id.
+        keeps_from: Its parent.
         kept: The versions of those channels, a JSON object as text; a value of another version is not theirs.
     """
     p = t.checkpoints
@@ -111,9 +116,8 @@ def kept_values(
             member(p.c.checkpoint, key("channel_values")).label("inline"),
             member(p.c.checkpoint, key("channel_versions")).label("versions"),
         )
-        .where(
-            p.c.thread_id == thread_id, p.c.checkpoint_ns == checkpoint_ns, p.c.checkpoint_id == parent_checkpoint_id
-        )
+        .where(p.c.thread_id == thread_id, p.c.checkpoint_ns == checkpoint_ns)
+        .where(p.c.checkpoint_id.in_([keeps_from, checkpoint_id]))
         .offset(number(0))  # so that a long one is fetched from its TOAST once, not for every channel
         .correlate_except(p)
         .lateral("parent")
@@ -265,7 +269,7 @@ def new_checkpoints(passed: CTE, t: Tables, *, kept: bool) -> Insert:
     }
     rows: FromClause = new.join(passed, passed.c.thread_id == new.c.thread_id)
     if kept:
-        found = kept_values(t, new.c.thread_id, new.c.checkpoint_ns, new.c.keeps_from, new.c.kept).lateral("found")
+        found = kept_values(t, **{name: new.c[name] for name in (*own[:3], *more)}).lateral("found")
         row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
         rows = rows.join(found, true())
     chosen = select(*row.values()).select_from(rows)

@@ -37,7 +37,7 @@ CALLS: dict[str, Call] = {
     [
         ({"metadata": {}}, r'config is .*; it needs a "configurable" dict'),
         ({"configurable": None}, r'it needs a "configurable" dict'),
-        ("t1", r'config is \'t1\'; it needs a "configurable" dict'),
+        ("t1", r'config is a str; it needs a "configurable" dict'),
         ({"configurable": {"checkpoint_ns": ""}}, r'config\["configurable"\] has no "thread_id"'),
         (
             {"configurable": {"thread_id": 42}},
@@ -107,9 +107,9 @@ async def test_writes_without_a_checkpoint_id_are_refused(saver: AsyncPostgresSa
         ({"limit": -1}, "limit is -1; it is a number of checkpoints"),
         ({"limit": "5"}, "limit is '5'"),
         ({"before": {"configurable": {"thread_id": "t"}}}, 'before.* has no "checkpoint_id"'),
-        ({"before": "x"}, "before is 'x'"),
+        ({"before": "x"}, "before is a str"),
         ({"filter": {"a": {1, 2}}}, r"filter\['a'\] is a set"),
-        ({"filter": {"a": float("nan")}}, r"filter\['a'\] is nan"),
+        ({"filter": {"a": float("nan")}}, r"filter\['a'\] is not finite"),
     ],
 )
 async def test_unusable_list_arguments_are_named(saver: AsyncPostgresSaver, arguments: Any, message: str) -> None:
@@ -278,3 +278,23 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def test_what_is_refused_shows_no_value(saver: AsyncPostgresSaver) -> None:
+    """Neither metadata nor what somebody takes for a config: a message names the place and the kind."""
+    secret = "SSN 078-05-1120"
+    config = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+    calls: list[Awaitable[Any]] = [
+        saver.aput(config, empty_checkpoint(), {"note": f"{secret}\ud800"}, {}),
+        saver.aput(config, empty_checkpoint(), {"number": 78051120 * 10**4000}, {}),
+        saver.aget_tuple({"password": secret}),
+        read_list(saver, {"configurable": secret}),
+    ]
+    for call in calls:
+        with pytest.raises((errors.InvalidConfig, errors.UnstorableValue)) as refused:
+            await call
+        assert "SSN" not in str(refused.value)
+        assert "78051120" not in str(refused.value)
+    with pytest.raises(errors.InvalidConfig) as refused:
+        saver.alist(config, filter=secret)  # type: ignore[arg-type]
+    assert "SSN" not in str(refused.value)

@@ -562,6 +562,21 @@ def test_a_value_whose_channel_a_step_does_not_know_is_kept(sync_saver: Postgres
     assert left_by(stock, stock) == {"orders": [1], "log": 2}
 
 
+def test_a_value_that_was_kept_stays_when_the_parent_is_gone_and_the_put_is_made_again(url: str) -> None:
+    """As after an answer to COMMIT that was lost; by processes that know nothing of each other."""
+    old = {"vip": "1"}
+    parent = {**empty_checkpoint(), "channel_values": {"vip": True}, "channel_versions": old}
+    child = {**empty_checkpoint(), "channel_values": {"log": 1}, "channel_versions": {**old, "log": "1"}}
+    with PostgresSaver.from_conn_string(url) as saver:
+        first = saver.put(config("t", ""), parent, {}, old)
+    for pipeline in (False, True):
+        with PostgresSaver.from_conn_string(url, pipeline=pipeline) as saver:
+            at = saver.put(first, child, {}, {"log": "1"})
+            saver.prune(["t"], keep=1)
+            assert saver.get_tuple(first) is None
+            assert saver.get(at)["channel_values"] == {"vip": True, "log": 1}
+
+
 def test_a_special_write_among_ordinary_ones_replaces_as_in_memory(
     sync_saver: PostgresSaver, stock: StockSaver
 ) -> None:

@@ -598,12 +598,12 @@ def change_second(sql: psycopg.Connection, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("checkpoints SET checkpoint = '[]'", r"the checkpoint is \[\]; it has to be a JSON object"),
+        ("checkpoints SET checkpoint = '[]'", "the checkpoint must be a JSON object, not a list"),
         ("checkpoints SET checkpoint = checkpoint - 'channel_versions'", "are no JSON objects"),
         (merged('{"channel_versions": [1]}'), "channel_versions and channel_values are no JSON objects"),
         (merged('{"channel_values": [1]}'), "channel_versions and channel_values are no JSON objects"),
         ("checkpoints SET checkpoint = jsonb_build_object('n', repeat('9', 5000)::numeric)", "that Python can't hold"),
-        ("checkpoints SET metadata = 'null'", "the metadata is None; it has to be a JSON object"),
+        ("checkpoints SET metadata = 'null'", "the metadata must be a JSON object, not a NoneType"),
         ("checkpoint_writes SET type = NULL", "task 'task', channel 'items'"),
         ("checkpoint_blobs SET blob = NULL", "channel 'items': the stored value of type 'msgpack', .* is missing"),
         ("checkpoint_blobs SET type = 'bytes', blob = NULL", "'bytes', .* is missing"),

@@ -437,7 +437,9 @@ async def test_a_batch_leaves_what_its_calls_leave_one_after_the_other(
             tasks = await queued(pipe, *[make(saver, run, call) for call in batch])
             seen.clear()
         await asyncio.gather(*tasks)
-        assert len(seen) == 1
+        # Where a page was there already, whether it can be seen is asked behind it.
+        assert len([statement for statement in seen if "INSERT" in statement]) == 1
+        assert len(seen) <= 1 + share_pages
         for call in [*before, *batch]:
             await make(plain, run, call)
         for table in TABLES:
