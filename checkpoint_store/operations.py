@@ -701,6 +701,15 @@ def is_adopted(db: Executor, sql: Statements) -> bool:
 
 
 @is_a(Kind.READ)
+def outlives_downgrade(db: Executor, sql: Statements) -> bool:
+    """Tell whether the tables stay when all revisions are undone: as `is_adopted`, and nothing is logged."""
+    schema = sql.tables.schema
+    names = {"stock": qualified(STOCK_TABLE, schema), "version": qualified(VERSION_TABLE, schema)}
+    is_stock, comment, _ = db.fetch(sql.adoption, names)[0]
+    return bool(is_stock) or (comment or "").startswith(ADOPTED)
+
+
+@is_a(Kind.READ)
 def revisions(db: Executor, sql: Statements) -> set[str]:
     """Return the revisions that the database is at, and warn of an encoding that can't hold every text."""
     rows = db.fetch(sql.revision, {})

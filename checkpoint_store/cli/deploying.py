@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checkpoint_store import migrations
+from checkpoint_store import migrations, operations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, connected, on_engine, upgrade_advised
 from checkpoint_store.errors import NotSetUp
@@ -70,8 +70,7 @@ def downgrade(
       checkpoint-store downgrade base --yes
     """
     if not yes:
-        what = "all tables will be dropped, with every checkpoint" if revision == "base" else f"back to {revision}"
-        confirm(f"{what}: go on?")
+        confirm(f"{_undoing(url, schema) if revision == 'base' else f'back to {revision}'}: go on?")
     _migrate(url, schema, revision, timeout, migrations.downgrade)
     output.line(f"at {_current(url, schema) or 'base'}")
 
@@ -133,6 +132,20 @@ def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrat
             await conn.commit()
 
     on_engine(url, schema, work, _ROLLED_BACK)
+
+
+def _undoing(url: str, schema: str | None) -> str:
+    """Say what becomes of the tables when all revisions are undone."""
+
+    async def ask(source: Source) -> bool:
+        return await source.run(operations.outlives_downgrade)
+
+    if connected(url, schema, ask):
+        return (
+            "the tables that were there before, or that langgraph-checkpoint-postgres has set up, stay with every "
+            "checkpoint; what checkpoint_store has added to them will be dropped"
+        )
+    return "all tables will be dropped, with every checkpoint"
 
 
 def _current(url: str, schema: str | None) -> str | None:

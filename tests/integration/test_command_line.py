@@ -348,7 +348,9 @@ def test_a_pipeline_migrates_checks_and_goes_back(
     assert run("upgrade").code == 0
     assert json.loads(run("check", "--json").out)["ready"] is True
 
-    assert run("downgrade", "base").code == 1
+    refused = run("downgrade", "base", answer="n\n")
+    assert refused.code == 1
+    assert "all tables will be dropped, with every checkpoint: go on?" in refused.err
     assert run("check").code == 0
     assert run("downgrade", "cs01_baseline", "--yes").out == "at cs01_baseline\n"
     assert run("downgrade", "base", "--yes").out == "at base\n"
@@ -361,6 +363,25 @@ def test_a_pipeline_migrates_checks_and_goes_back(
     with psycopg.connect(another) as conn:
         conn.execute(printed.out)
     assert run("check", "--url", another).code == 0
+
+
+@pytest.mark.parametrize("comes", ["before us", "after us"])
+def test_going_back_says_which_tables_stay(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, run: Cli, comes: str
+) -> None:
+    """Those of the stock saver do, whether it came before us or after us; the question says so, and it is true."""
+    monkeypatch.setenv("CHECKPOINT_STORE_URL", empty_url)
+    if comes == "after us":
+        assert run("upgrade").code == 0
+    with StockSaver.from_conn_string(empty_url) as stock:
+        stock.setup()
+    assert run("upgrade").code == 0
+
+    asked = run("downgrade", "base", answer="y\n")
+    assert (asked.code, asked.out.strip()) == (0, "at base")
+    assert "has set up, stay with every checkpoint; what checkpoint_store has added" in asked.err
+    assert "all tables" not in asked.err
+    assert count(empty_url) == 0  # which there still is
 
 
 def test_a_schema_of_its_own(run: Cli, url: str) -> None:

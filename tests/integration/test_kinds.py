@@ -49,6 +49,7 @@ READING: dict[str, tuple[Any, ...]] = {
     "lock_number": ("t",),
     "log_position": (),
     "_look": ("count_plain", {}),
+    "outlives_downgrade": (),
     "next_blobs": ("msgpack", ("", "", "", ""), 10),
     "replayed_position": (),
     "revisions": (),
