@@ -24,7 +24,7 @@ from checkpoint_store.errors import (
     UnstorableValue,
     WrongTransaction,
 )
-from checkpoint_store.faults import fault_of, is_conflict, is_statement_pooling
+from checkpoint_store.faults import FAULTS, fault_of, is_conflict, is_statement_pooling
 from checkpoint_store.migrations import access_denied
 from checkpoint_store.schema import Tables
 from checkpoint_store.turns import TurnTimeout
@@ -69,6 +69,12 @@ _KEPT = (
     "while it calls a saver on the same pool waits for itself. Use saver.bind(session), which needs no second "
     "connection, or give the saver an engine of its own."
 )
+_GONE = (
+    "the connection of the transaction was lost, and with it everything done in it. Roll it back, and run it again, as "
+    "a whole."
+)
+_LOST = ("08", "57P01", "57P02", "57P05")
+"""What ends a connection that was there."""
 _ENDED = " Your transaction can only be rolled back now: do that first."
 
 Meaning = tuple[type[CheckpointStoreError], str]
@@ -193,6 +199,10 @@ def explain(
         error.connection_invalidated or (isinstance(error, exc.OperationalError) and not state)
     )
     is_limit = state in ("25P03", "25P04")
+    is_closed = lost or state.startswith(_LOST) or (callers and fault_of(error) == FAULTS["08"])
+    if callers and not is_limit and not said.in_function and is_closed and not _is_connecting(error):
+        # What a driver says that finds its connection closed is about its own classes.
+        return Unavailable(f"{where}: {message + ': ' if state.startswith('57P') else ''}{_GONE}")
     if not is_limit and (
         fault or lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError))
     ):

@@ -711,6 +711,29 @@ def patient(saver: Any) -> Any:
     return saver
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_transaction_that_has_lost_its_connection_is_told_to_begin_anew(url: str, driver: str) -> None:
+    """Not to look whether the server runs, and nothing of the driver's inner life; on the same session it works."""
+    engine = create_async_engine(make_url(url).set(drivername=f"postgresql+{driver}"))
+    async with AsyncSession(engine) as session:
+        saver = AsyncPostgresSaver(engine).bind(session)
+        await put("before")(saver)
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+        execute(url, f"SELECT pg_terminate_backend({pid})")
+        await asyncio.to_thread(wait_for_the_end, url, pid)
+        error = check(await failure(lambda call: call(saver), put()))
+        await session.rollback()
+        again = AsyncPostgresSaver(engine).bind(session)
+        await put()(again)
+        assert [found.config["configurable"]["thread_id"] async for found in again.alist(None)] == ["t"]
+    await engine.dispose()
+
+    assert type(error) is Unavailable
+    assert "the connection of the transaction was lost, and with it everything done in it. Roll it back" in str(error)
+    assert "Check that the server" not in str(error)
+    assert "PreparedStatement" not in str(error)
+
+
 MIGRATING: dict[str, Callable[[Connection], object]] = {
     "current": migrations.current,
     "check": migrations.check,
