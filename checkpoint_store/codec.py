@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
@@ -315,9 +316,18 @@ class Codec:
         except Exception as error:
             raise UnreadableValue(
                 f"{place}, channel {shown(channel)}: {type(self._serde).__name__} can't decode the stored value of "
-                f"type {shown(kind)} ({type(error).__name__}: {shapes.told(error)}). Read it with the serializer "
-                "it was written with."
+                f"type {shown(kind)} ({type(error).__name__}: {shapes.told(error)}). {self._way_out(kind or '')}"
             ) from error
+
+    def _way_out(self, kind: str) -> str:
+        if "+aes" not in kind:
+            return "Read it with the serializer it was written with."
+        if isinstance(self._serde, EncryptedSerializer):
+            return (
+                "It is encrypted. The key that it was written with must be one of the serializer's: "
+                "serde=EncryptedSerializer(KeyRing.aes(new_key, old_key))."
+            )
+        return "It is encrypted: pass serde=EncryptedSerializer(KeyRing.aes(key)), with the key it was written with."
 
 
 def _plain(place: str, channel: str) -> NotEncrypted:
