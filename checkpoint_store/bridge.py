@@ -213,8 +213,8 @@ class Bridge:
                 )
             raise WrongThread(
                 "a sync method was called on the event loop's own thread and would wait for itself forever. "
-                "Use `await graph.ainvoke()`, or the saver's async method (aput, aget_tuple, alist, ...), or call from "
-                "another thread."
+                "Use `await graph.ainvoke()`, or the saver's async method (aput, aget_tuple, alist, ...), `async with "
+                "saver.thread_lock()`, `await acopy_threads()`; or call from another thread."
             )
         self._running()
 

@@ -244,6 +244,15 @@ def kept_by_others(engine: Engine) -> int:
     return pool.checkedout() if is_full and not _lent.get(pool) else 0  # type: ignore[attr-defined]
 
 
+def full_of_others(kept: int) -> str:
+    """Say what it means that a whole pool, of so many connections, is `kept_by_others`."""
+    held = "The only connection of the pool is" if kept == 1 else f"All {kept} connections of the pool are"
+    return (
+        f"{held} held by the application itself: a request that holds a session or a connection while it calls a saver "
+        "on the same pool waits for itself."
+    )
+
+
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
     """Borrow a connection for migrations, which begin and commit their transactions themselves.

@@ -103,7 +103,7 @@ def in_use(
         conn.rollback()
     return MigrationLocked(
         f"{what} waits for transactions that are using the tables: {known or 'see pg_stat_activity'}. "
-        "What it had begun was rolled back."
+        "What it had begun was rolled back. Let them end, and try again."
     )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Dialect, Engine, NullPool, Pool, QueuePool, S
 
 from checkpoint_store import migrations, operations
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
-from checkpoint_store.executor import borrowed, detached, dispose, migrating
+from checkpoint_store.executor import borrowed, detached, dispose, kept_by_others, migrating
 from checkpoint_store.faults import fault_of
 from checkpoint_store.migration_lock import Patience
 from checkpoint_store.process import in_children
@@ -101,6 +101,9 @@ class EngineOrigin(Origin):
 
     def take_lock(self, hold: Hold) -> None:
         """Take a thread's lock until it is dropped; trying again is part of the wait for it."""
+        # Before as well: a connection that is being opened counts as one that somebody has.
+        kept = kept_by_others(self.engine)
+        hold.kept = lambda: min(kept, kept_by_others(self.engine))
         self._insist(self.keeper.take, self._detach, self.sql, hold, hold=hold)
 
     def drop_lock(self, hold: Hold) -> None:

@@ -24,6 +24,7 @@ from checkpoint_store.errors import (
     UnstorableValue,
     WrongTransaction,
 )
+from checkpoint_store.executor import full_of_others
 from checkpoint_store.faults import FAULTS, fault_of, is_conflict, is_statement_pooling
 from checkpoint_store.migrations import access_denied
 from checkpoint_store.schema import Tables
@@ -64,11 +65,7 @@ _STATEMENT_MODE = (
     "The pooler lends each statement another server connection, so that there are no transactions. Set its pool_mode "
     'to transaction, and use pooler="transaction"; or to session.'
 )
-_KEPT = (
-    "All {} connections of the pool are held by the application itself: a request that holds a session or a connection "
-    "while it calls a saver on the same pool waits for itself. Use saver.bind(session), which needs no second "
-    "connection, or give the saver an engine of its own."
-)
+_NO_SECOND = "Use saver.bind(session), which needs no second connection, or give the saver an engine of its own."
 _GONE = (
     "the connection of the transaction was lost, and with it everything done in it. Roll it back, and run it again, as "
     "a whole."
@@ -119,8 +116,8 @@ _MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         ),
         "57014": (
             LimitReached,
-            "the statement was canceled: by statement_timeout, or by who called pg_cancel_backend. Raise the limit for "
-            "the role, or find out what the statement waited for.",
+            "by statement_timeout, or by whoever called pg_cancel_backend. Raise the limit for the role, the session "
+            "or the URL, or find out what the statement waited for.",
         ),
         "58": (Unavailable, "the server's system failed. Look into its log."),
         "72": (Unavailable, "what the statement was to read is gone by now. Try again."),
@@ -171,9 +168,12 @@ def explain(
     cause = driver_error(error)
     if isinstance(error, (exc.TimeoutError, TurnTimeout)):
         told = f"{where}: no connection became free in time ({message})"
-        return Unavailable(f"{told}. {_KEPT.format(kept)}" if kept else told)
+        return Unavailable(f"{told}. {full_of_others(kept)} {_NO_SECOND}" if kept else told)
     if isinstance(error, exc.StatementError) and isinstance(error.orig, asyncio.TimeoutError):
-        return Unavailable(f"{where}: the statement took longer than the engine's command_timeout allows")
+        return Unavailable(
+            f"{where}: the statement took longer than the engine's command_timeout allows. "
+            "Raise it, in the engine or the URL, or find out what the statement waited for."
+        )
     if said.in_function and not state.startswith(_OF_A_FUNCTIONS_OWN):
         return Refused(f"{where}: {_hurdle(said)} refused the statement ({said.name}). {_UNSEEN}{ended}")
     if state in _NO_TABLES:
@@ -191,7 +191,9 @@ def explain(
     fault = None if callers else fault_of(error)
     if fault and tried:
         advice = "" if is_conflict(error) else f" {_ADVICE}"
-        return Unavailable(f"{where}: {message}. Tried again for {tried:g} s (retry_timeout): {fault.reason}.{advice}")
+        return Unavailable(
+            f"{where}: {message}. Tried again for {tried:.3g} s (retry_timeout): {fault.reason}.{advice}"
+        )
     if fault and is_conflict(error):
         return Unavailable(f"{where}: {message}: {fault.reason}. Try again, or set retry_timeout.")
     # psycopg gives no state to what comes from libpq: nobody listens there, or the login was refused.

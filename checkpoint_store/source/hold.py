@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 
 from checkpoint_store.errors import LockLost, ThreadLocked, Unavailable, shown
+from checkpoint_store.executor import full_of_others
 
 SERVER_SECONDS = 1.0
 """How long the server may take to let a lock be asked for, however short the time-out: 0 is to try once."""
@@ -43,6 +44,8 @@ class Hold:
         """Set when nobody wants it any more."""
         self.failure: Exception | None = None
         """What has kept it from being asked for the last time, if it is asked for again."""
+        self.kept: Callable[[], int] = lambda: 0
+        """How many connections, and so all of the pool, the application has, and no call of ours."""
         self._check_open = check_open
         self._owner = weakref.ref(owner)
         self._began = time.monotonic()
@@ -77,17 +80,24 @@ class Hold:
 
     def locked(self) -> ThreadLocked:
         """Return the error for a lock that others had for too long."""
+        waited = f" for the {self.timeout:.3g} s that this one has waited" if self.timeout else ""
         return ThreadLocked(
-            f"thread {shown(self.thread_id, 200)}: another run has had the lock for the {self.timeout or 0:g} s that "
-            "this one has waited. Let it finish, or pass a longer timeout."
+            f"thread {shown(self.thread_id, 200)}: another run {'has had' if waited else 'has'} the lock{waited}. "
+            "Let it finish, or pass a longer timeout."
         )
 
     def silent(self) -> Unavailable:
         """Return the error for a server that could not be asked in time."""
-        return Unavailable(
+        told = (
             f"thread {shown(self.thread_id, 200)}: the lock could not be asked for within "
-            f"{max(self.timeout or 0, SERVER_SECONDS):g} s: the server does not answer, or no connection of the pool "
-            "has become free. Check that the server runs, or pass a longer timeout."
+            f"{max(self.timeout or 0, SERVER_SECONDS):g} s"
+        )
+        if kept := self.kept():
+            way_out = "Take the lock before the session is opened, or on saver.bind(session)."
+            return Unavailable(f"{told}: no connection became free. {full_of_others(kept)} {way_out}")
+        return Unavailable(
+            f"{told}: the server does not answer, or no connection of the pool has become free. Check that the server "
+            "runs, or pass a longer timeout."
         )
 
 

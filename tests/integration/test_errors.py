@@ -372,7 +372,7 @@ RULES: dict[str, tuple[str, type[CheckpointStoreError], str]] = {
         CREATE TRIGGER cancel BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION cancel()
         """,
         LimitReached,
-        "pg_cancel_backend",
+        ": by statement_timeout, or by whoever called pg_cancel_backend. Raise the limit for the role, ",
     ),
     "ended": (
         """
@@ -545,6 +545,39 @@ async def test_a_host_that_waits_for_itself_is_told_so(url: str, driver: str) ->
         assert all("saver.bind(session)" in str(each) for each in outcomes)
         await asyncio.gather(ask(one, bound=True), ask(another, bound=True))
     await engine.dispose()
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_a_host_that_waits_for_itself_with_a_lock_is_told_so(url: str, sync: bool) -> None:
+    """Long before the pool gives up; both ways out work."""
+    name = make_url(url).set(drivername="postgresql+psycopg")
+    if sync:
+        blocking = create_engine(name, pool_size=1, max_overflow=0)
+        plain = PostgresSaver(blocking)
+        with Session(blocking) as session:
+            session.execute(text("SELECT 1"))
+            with pytest.raises(Unavailable) as caught:
+                await asyncio.to_thread(plain.thread_lock("t", timeout=0).__enter__)
+            with plain.bind(session).thread_lock("t", timeout=0):
+                pass
+        with plain.thread_lock("t", timeout=5), Session(blocking) as session:
+            session.execute(text("SELECT 1"))
+        blocking.dispose()
+    else:
+        engine = create_async_engine(name, pool_size=1, max_overflow=0)
+        saver = AsyncPostgresSaver(engine)
+        async with AsyncSession(engine) as waiting:
+            await waiting.execute(text("SELECT 1"))
+            with pytest.raises(Unavailable) as caught:
+                await saver.thread_lock("t", timeout=0).__aenter__()
+            async with saver.bind(waiting).thread_lock("t", timeout=0):
+                pass
+        async with saver.thread_lock("t", timeout=5), AsyncSession(engine) as waiting:
+            await waiting.execute(text("SELECT 1"))
+        await engine.dispose()
+
+    assert "The only connection of the pool is held by the application itself" in str(caught.value)
+    assert "Take the lock before the session is opened, or on saver.bind(session)." in str(caught.value)
 
 
 async def test_a_pool_that_is_busy_with_calls_of_ours_is_no_deadlock(url: str) -> None:
