@@ -192,7 +192,7 @@ def explain(
     if fault and tried:
         advice = "" if is_conflict(error) else f" {_ADVICE}"
         return Unavailable(
-            f"{where}: {message}. Tried again for {tried:.3g} s (retry_timeout): {fault.reason}.{advice}"
+            f"{where}: {message}. Tried again for {round(tried, 3):g} s (retry_timeout): {fault.reason}.{advice}"
         )
     if fault and is_conflict(error):
         return Unavailable(f"{where}: {message}: {fault.reason}. Try again, or set retry_timeout.")

@@ -80,7 +80,7 @@ class Hold:
 
     def locked(self) -> ThreadLocked:
         """Return the error for a lock that others had for too long."""
-        waited = f" for the {self.timeout:.3g} s that this one has waited" if self.timeout else ""
+        waited = f" for the {round(self.timeout, 3):g} s that this one has waited" if self.timeout else ""
         return ThreadLocked(
             f"thread {shown(self.thread_id, 200)}: another run {'has had' if waited else 'has'} the lock{waited}. "
             "Let it finish, or pass a longer timeout."

@@ -40,7 +40,7 @@ from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import InvalidConfig, InvalidOption, NotSetUp, TransferError
+from checkpoint_store.errors import InvalidConfig, InvalidOption, NotSetUp, TransferError, WrongThread
 from checkpoint_store.transfer import TransferReport, acopy_threads, copy_threads
 
 Saver = BaseCheckpointSaver[Any]
@@ -574,6 +574,12 @@ async def test_a_target_that_goes_on_while_the_source_is_read_keeps_what_it_got(
 
     assert await saver.aget_tuple(acknowledged[0]) is not None
     assert len([found async for found in saver.alist(named)]) == 2
+
+
+async def test_on_the_event_loop_the_other_form_is_named(saver: AsyncPostgresSaver) -> None:
+    """Where the sync one would wait for itself."""
+    with pytest.raises(WrongThread, match=r"`await acopy_threads\(\)`"):
+        copy_threads(InMemorySaver(), saver, ["t"])
 
 
 @pytest.mark.parametrize("ahead", ["source", "target"])

@@ -15,6 +15,8 @@ from sqlalchemy import exc
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
 from checkpoint_store.faults import FAULTS, Fault, ends_connections, fault_of, is_conflict, name_of
+from checkpoint_store.schema import Tables
+from checkpoint_store.source.failures import explain
 from checkpoint_store.turns import TurnTimeout
 
 X = asyncpg.exceptions
@@ -143,3 +145,10 @@ def test_the_table_is_frozen_and_documented() -> None:
         name = key if isinstance(key, str) else key.__name__
         assert f"| `{name.partition(' ')[0]}" in page, name
         assert f"{fault.reason} |" in page, name
+
+
+@pytest.mark.parametrize(("tried", "told"), [(0.999324, "0.999 s"), (3600.0004, "3600 s")])
+def test_for_how_long_something_was_tried_is_rounded(tried: float, told: str) -> None:
+    """To milliseconds, and an hour is no power of ten."""
+    error = explain(ConnectionRefusedError("refused"), "here", Tables(), tried=tried)
+    assert f"Tried again for {told} (retry_timeout)" in str(error)
