@@ -308,17 +308,26 @@ def _is_open(driver: Any) -> bool:
         # asyncpg's, which listens all the time; but the loop may have been busy until now.
         return not driver.is_closed() and not _has_ended(_socket_of(driver))
     # psycopg doesn't: what has come meanwhile, as a rule nothing, may be the server's last word.
-    if not driver.closed and hasattr(sockets, "poll"):
-        arrived = sockets.poll()
-        arrived.register(driver.fileno(), sockets.POLLIN)
+    if not driver.closed:
         with suppress(Exception):  # raised where it is the end
-            while arrived.poll(0):
+            while _has_arrived(driver.fileno()):
                 driver.pgconn.consume_input()
     return not driver.closed
 
 
+def _has_arrived(number: int) -> bool:
+    """Tell whether there is something to be read from a connection, or its end."""
+    if not hasattr(sockets, "poll"):
+        return bool(sockets.select((number,), (), (), 0)[0])
+    arrived = sockets.poll()
+    arrived.register(number, sockets.POLLIN)
+    return bool(arrived.poll(0))
+
+
 def _has_ended(number: int) -> bool:
     """Tell whether the next that is to be read from a connection which should be idle is its end, or leads to that."""
+    if not _has_arrived(number):
+        return False
     sock = socket.socket(fileno=number)
     try:
         sock.setblocking(False)  # as it is; but here a host's socket.setdefaulttimeout() would be waited for
