@@ -35,6 +35,8 @@ _KEPT = {
     "server_source_function": "source_function",
 }
 
+_KEPT_NAMES = {theirs: ours for ours, theirs in _KEPT.items()}
+
 # The innermost function; statements, which contexts quote too, may have values in them. Blocks without a name are those
 # of our migrations.
 _FUNCTION = re.compile(r'^(?:PL/\w+|SQL) function "?([\w.$]+)"?', re.MULTILINE)
@@ -192,7 +194,15 @@ def _kept(error: BaseException) -> dict[str, Any]:
         kept |= {name: None for name in ("detail", "hint") if name in there}
     if "_info" in there:
         kept |= {"_info": _info(there["_info"]), "_encoding": there["_encoding"], "_pgconn": None}
-    if diagnosis_of(error).message:
+    said = diagnosis_of(error)
+    if said.in_function:  # a RAISE names what it likes
+        own = ("schema_name", "table_name", "column_name", "data_type_name", "constraint_name")
+        kept = {name: value for name, value in kept.items() if name not in own}
+        if isinstance(info := kept.get("_info"), dict):
+            kept["_info"] = {
+                field: value for field, value in info.items() if _KEPT_NAMES[field.name.lower()] not in own
+            }
+    if said.message:
         kept |= {name: there[name] for name in ("message",) if name in there}
     return kept
 

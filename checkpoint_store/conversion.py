@@ -58,7 +58,7 @@ async def share(
     while rows := await source.run(operations.next_blobs, "msgpack", last, most):
         for _, same_thread in groupby(rows, itemgetter(0)):
             puts = [await asyncio.to_thread(_cut, row, shelf) for row in same_thread]
-            shared = await source.run(operations.share_blobs, puts)
+            shared = await source.transact(operations.share_blobs, puts)
             if shared < len(puts):  # deleted meanwhile: nothing refers to their pages
                 await source.transact(operations.collect_pages, puts[0].thread_id)
             done += shared

@@ -33,7 +33,7 @@ from checkpoint_store.executor import Executor, Row
 from checkpoint_store.kinds import Kind, is_a
 from checkpoint_store.schema import ADOPTED, PAGED, STOCK_TABLE, VERSION_TABLE, qualified
 from checkpoint_store.shelf import Shelf
-from checkpoint_store.statements import Read, Statement, Statements
+from checkpoint_store.statements import Read, Statement, Statements, copying
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def _store(db: Executor, sql: Statements, shelf: Shelf, changes: Sequence[Change
             if not diagnosis_of(error).is_by_policy:
                 raise
             chain(Refused(refusal(thread_id, sql.tables.checkpoint_threads)), error)
-        if not found and not why:
+        if thread_id not in found and not why:
             why = {thread_id: refusal(thread_id, sql.tables.checkpoint_threads)}
         refused |= why
     for put in puts:
@@ -332,18 +332,22 @@ def _store_plain(db: Executor, sql: Statements, change: Change) -> dict[str, str
     return {}
 
 
-def refusal(thread_id: str, table: Table) -> str:
+def refusal(thread_id: str, table: Table, outcome: str | None = None) -> str:
     """Return how errors tell that a row could be stored without an error, and is not there.
 
     Args:
         thread_id: Whose row.
         table: Its table.
+        outcome: What has become of the call; by default what does of a put.
     """
-    outcome = {
-        "checkpoint_threads": "Nothing of the call was stored",
-        "checkpoint_pages": "The value that needs it was stored, but can't be read",
-        "checkpoints": "The checkpoint was not stored",
-    }[table.name]
+    outcome = (
+        outcome
+        or {
+            "checkpoint_threads": "Nothing of the call was stored",
+            "checkpoint_pages": "The value that needs it was stored, but can't be read",
+            "checkpoints": "The checkpoint was not stored",
+        }[table.name]
+    )
     return (
         f"thread {shown(thread_id, 200)}: the database dropped a row of {table.name}, or hides it, without an error. "
         f"{outcome}. The reason is a BEFORE trigger that returns NULL, or a row-level security policy and another "
@@ -538,16 +542,29 @@ def copy_thread(
     # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
     epoch = secrets.randbits(62)
     try:
-        copied: int = db.fetch(sql.copy_thread, {**binds, "epoch": epoch})[0][0]
+        [(copies, stored)] = db.fetch(sql.copy_thread, {**binds, "epoch": epoch})
     except exc.IntegrityError as error:
         _raise_if_there(target, error)
         raise
+    _check_copied(target, copies, stored)
+    copied = sum(copies)
     if not copied:  # deleted just now
         db.fetch(sql.forget_threads, {"thread_ids": [target]})
         raise not_found(source)
     if tried is not None:
         tried[epoch] = copied
     return copied
+
+
+def _check_copied(target: str, copies: Sequence[int], stored: Sequence[int]) -> None:
+    """Check that as many rows were made of each table as there are of the source."""
+    for name, copied, count in zip(copying.TABLES, copies, stored, strict=True):
+        if copied < count:
+            raise Refused(
+                f"thread {shown(target, 200)}: the database dropped rows of {name} without an error, so it was not "
+                "made, and nothing has changed. The reason is a trigger that returns NULL, or a rule: have it keep the "
+                "row."
+            )
 
 
 def _raise_if_there(target: str, error: exc.IntegrityError) -> None:
@@ -650,7 +667,7 @@ def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) 
 
 
 def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
-    """Put recipes in the place of stored blobs of one thread. Returns how many.
+    """Put recipes in the place of stored blobs of one thread; in a transaction. Returns how many.
 
     Raises:
         Refused: If something of the database's hides the rows that it depends on.
@@ -661,7 +678,7 @@ def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
         raise Refused(refusal(thread_id, sql.tables.checkpoint_threads))
     [(_, stored, replaced)] = rows
     if stored < len(binds["page_digests"]) and missing_pages(db, sql, puts):
-        raise Refused(refusal(thread_id, sql.tables.checkpoint_pages))
+        raise Refused(refusal(thread_id, sql.tables.checkpoint_pages, "The thread's values stay as they were"))
     return int(replaced)
 
 

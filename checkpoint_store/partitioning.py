@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection, Dialect, Table, exc
 from sqlalchemy.dialects import postgresql
@@ -110,7 +110,11 @@ def statements(schema: str | None = None, *, partitions: int = PARTITIONS) -> li
     tables = Tables(schema)
     divided = [table for table in tables.all if table is not tables.checkpoint_threads]
     locked = ", ".join(qualified(table.name, schema) for table in divided)
-    script = [f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE", _refuse_partitioned(tables.checkpoints.name, schema)]
+    script = [
+        f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE",
+        _refuse_partitioned(tables.checkpoints.name, schema),
+        _refuse_guarded([table.name for table in divided], schema),
+    ]
     for table in divided:
         script += _divided(table, schema, partitions)
     return script
@@ -148,6 +152,29 @@ def _refuse_partitioned(name: str, schema: str | None) -> str:
         BEGIN
             IF EXISTS (SELECT FROM pg_class WHERE oid = {_table(name, schema)} AND relkind = 'p') THEN
                 RAISE EXCEPTION 'the tables are partitioned already';
+            END IF;
+        END
+        $checkpoint_store$"""
+    )
+
+
+def _refuse_guarded(names: Sequence[str], schema: str | None) -> str:
+    """Return what fails if tables have policies, triggers or rules of a host's: new tables would have none."""
+    oids = ", ".join(_table(name, schema) for name in names)
+    return textwrap.dedent(
+        f"""\
+        DO $checkpoint_store$
+        DECLARE guarded text;
+        BEGIN
+            SELECT string_agg(relname, ', ' ORDER BY relname) INTO guarded FROM pg_class c WHERE oid IN ({oids}) AND (
+                relrowsecurity
+                OR EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid)
+                OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal)
+                OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid)
+            );
+            IF guarded IS NOT NULL THEN
+                RAISE EXCEPTION 'policies, triggers or rules on % would be lost', guarded
+                    USING HINT = 'Drop them, divide the tables, and make them again, while nobody uses the tables.';
             END IF;
         END
         $checkpoint_store$"""

@@ -22,17 +22,19 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    column,
     exists,
     func,
     literal_column,
     null,
     or_,
     select,
+    table,
     true,
     union,
 )
 
-from checkpoint_store.schema import PAGED, Tables
+from checkpoint_store.schema import PAGED, Tables, qualified
 from checkpoint_store.statements.clauses import (
     few_rows_of_binds,
     has_member,
@@ -114,7 +116,25 @@ def _is_leftover(t: Tables, of: FromClause, before: ColumnElement[str]) -> Colum
         return found.correlate(of).scalar_subquery().is_(None)
 
     is_alone = and_(lacks(c), lacks(w, w.c.checkpoint_id >= before))
-    return or_(is_alone, and_(~lacks(p), lacks(b, b.c.type == key(PAGED))))
+    return and_(_sees_all(t), or_(is_alone, and_(~lacks(p), lacks(b, b.c.type == key(PAGED)))))
+
+
+def _sees_all(t: Tables) -> ColumnElement[bool]:
+    """Whether what is not seen is not there: no policy hides rows, and nobody is restoring a backup, table by table."""
+    names = [qualified(one.name, t.schema).replace("'", "''") for one in t.all]
+    hides = [func.row_security_active(key(name), type_=Boolean) for name in names]
+    texts = [column(name, Text) for name in ("application_name", "state")]
+    a = func.pg_stat_get_activity(cast(null(), Integer)).table_valued("datid", "pid", *texts)
+    d = table("pg_database", column("oid"), column("datname"), schema="pg_catalog")
+    here = select(d.c.oid).where(d.c.datname == func.current_database()).scalar_subquery()
+    # psql, of a dump as SQL, while it is at work; and PostgreSQL's own first copy of a subscription.
+    restores = or_(
+        a.c.application_name == key("pg_restore"),
+        and_(a.c.application_name == key("psql"), a.c.state.is_distinct_from(key("idle"))),
+        a.c.application_name.regexp_match(key("^pg_[0-9]+_sync_")),
+    )
+    others = select(true()).where(a.c.datid == here, a.c.pid != func.pg_backend_pid(), restores)
+    return and_(~or_(*hides), others.limit(number(1)).scalar_subquery().is_(None))
 
 
 def blob_graphs(t: Tables) -> Executable:
@@ -218,9 +238,9 @@ def _walk(*tables: Table) -> CTE:
 
     def following(thread_id: ColumnElement[str], walk: FromClause | None = None) -> ColumnElement[Any]:
         firsts = []
-        for table in tables:
-            ordered = select(table.c.thread_id).order_by(table.c.thread_id).limit(number(1))
-            first = ordered.where(table.c.thread_id > thread_id)
+        for one in tables:
+            ordered = select(one.c.thread_id).order_by(one.c.thread_id).limit(number(1))
+            first = ordered.where(one.c.thread_id > thread_id)
             firsts.append((first if walk is None else first.correlate(walk)).scalar_subquery())
         return firsts[0] if len(firsts) == 1 else func.least(*firsts, type_=Text())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, bindparam, case, func, or_, select
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import ARRAY, array, insert
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.statements.clauses import given, key, member_text
@@ -21,8 +21,14 @@ def stored_threads(t: Tables) -> Select[Any]:
     return select(*stored)
 
 
+TABLES = ("checkpoint_pages", "checkpoint_blobs", "checkpoints", "checkpoint_writes")
+"""The tables whose rows are copied, in the order in which `copy_thread` counts them."""
+
+
 def copy_thread(t: Tables) -> Select[Any]:
-    """Insert everything that is stored for a thread under another id. Returns how many rows.
+    """Insert everything that is stored for a thread under another id.
+
+    Returns how many rows it has made of each table, and how many there are: something of a host's may drop some.
 
     It sees the source as of one moment, which each commit of a writer or collector leaves whole, so it locks nothing
     there. The target must have nothing; it gets a row in `checkpoint_threads` whether there are pages or not.
@@ -39,7 +45,9 @@ def copy_thread(t: Tables) -> Select[Any]:
         _copied(t.checkpoint_writes),
     ]
     counts = [select(func.count()).select_from(copy).scalar_subquery() for copy in copies]
-    return select(sum(counts[1:], counts[0])).add_cte(made.cte("made"))
+    tables = (t.checkpoint_pages, t.checkpoint_blobs, t.checkpoints, t.checkpoint_writes)
+    stored = [select(func.count()).where(one.c.thread_id == given("thread_id")).scalar_subquery() for one in tables]
+    return select(array(counts), array(stored)).add_cte(made.cte("made"))
 
 
 def epoch_of(t: Tables) -> Select[Any]:

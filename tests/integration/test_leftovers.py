@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import uuid
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import make_url
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver
 from checkpoint_store.statements import statements_of
@@ -156,6 +158,43 @@ async def test_to_look_for_leftovers_is_a_walk_through_indexes(conn: asyncpg.Con
     nodes = [plan[0]["Plan"]]
     for node in nodes:
         nodes += node.get("Plans", ())
-    kinds = {node["Node Type"] for node in nodes if "Relation Name" in node}
+    kinds = {node["Node Type"] for node in nodes if node.get("Relation Name") in TABLES}
     assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, kinds
     assert not [node for node in nodes if "Hash" in node["Node Type"]]
+
+
+@pytest.mark.parametrize("name", ["pg_restore", "psql", "pg_16389_sync_16385_7"])
+async def test_nothing_is_collected_while_somebody_restores(
+    saver: AsyncPostgresSaver, conn: asyncpg.Connection[Any], url: str, name: str
+) -> None:
+    """A backup comes table by table, values before the checkpoints that need them."""
+    await conn.execute("DELETE FROM checkpoints WHERE thread_id IN ('gone', 'plain')")
+    restoring = await asyncpg.connect(url, server_settings={"application_name": name})
+    async with restoring.transaction():
+        assert not any(await saver.asweep(keep_last=100))
+        await saver.aprune(["gone"])
+        assert await rows_of(conn, "gone") != {}
+
+    await restoring.close()
+    assert any(await saver.asweep(keep_last=100))
+    assert await rows_of(conn, "gone") == {}
+
+
+@pytest.mark.parametrize("tables", [TABLES[:1], TABLES[:3]], ids=["checkpoints", "the stock saver's"])
+async def test_one_tenants_sweep_takes_nothing_of_anothers(
+    saver: AsyncPostgresSaver, conn: asyncpg.Connection[Any], url: str, tables: tuple[str, ...]
+) -> None:
+    """Where policies hide checkpoints, but not all of what belongs to them."""
+    role = f"tenant_{uuid.uuid4().hex}"
+    await conn.execute(f'CREATE ROLE "{role}" LOGIN')
+    try:
+        await conn.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "{role}"')
+        for table in tables:
+            await conn.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+            await conn.execute(f"CREATE POLICY own ON {table} USING (thread_id = 'gone')")
+        tenant = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg", username=role))
+        assert not any(await AsyncPostgresSaver(tenant).asweep(keep_last=100))
+        await tenant.dispose()
+        assert await read(url, config_of("kept")) == await read(url, config_of("kept plain")) == WORDS[:250]
+    finally:
+        await conn.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"')

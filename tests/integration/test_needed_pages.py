@@ -255,6 +255,48 @@ async def test_a_trigger_that_drops_rows_is_an_error(host: Host, conn: asyncpg.C
     await host.close()
 
 
+@pytest.mark.parametrize("host", ["plain", "pipeline"], indirect=True)
+async def test_a_trigger_that_renames_a_thread_is_an_error(host: Host, conn: asyncpg.Connection[Any]) -> None:
+    """What answers then is the row of another thread: nothing of this one is stored."""
+    await conn.execute("""
+        CREATE FUNCTION lower_case() RETURNS trigger LANGUAGE plpgsql
+            AS $$BEGIN NEW.thread_id := lower(NEW.thread_id); RETURN NEW; END$$;
+        CREATE TRIGGER lowering BEFORE INSERT ON checkpoint_threads FOR EACH ROW EXECUTE FUNCTION lower_case()
+    """)
+    with pytest.raises(Refused, match="thread 'User:1'"):
+        await host.put(200, "User:1")
+    await host.close()
+
+
+@pytest.mark.parametrize("table", ["checkpoint_pages", "checkpoint_blobs", "checkpoints"])
+async def test_a_copy_of_which_a_trigger_drops_rows_is_an_error(
+    engine: AsyncEngine, conn: asyncpg.Connection[Any], url: str, table: str
+) -> None:
+    """What was to be replaced is as it was."""
+    saver = AsyncPostgresSaver(engine, share_pages=True)
+    await put(saver, 200, "source")
+    stored = await put(saver, 250, "t")
+    await conn.execute(DROPPING.format(table=table))
+
+    with pytest.raises(Refused, match=f"thread 't': the database dropped rows of {table} "):
+        await saver.acopy_thread("source", "t", replace=True)
+
+    assert await read(url, stored) == WORDS[:250]
+
+
+async def test_a_conversion_whose_pages_a_trigger_drops_changes_nothing(
+    engine: AsyncEngine, conn: asyncpg.Connection[Any], url: str
+) -> None:
+    """The values stay as they were."""
+    stored = await put(AsyncPostgresSaver(engine, share_pages=False), 250)
+    await conn.execute(DROPPING.format(table="checkpoint_pages"))
+
+    with pytest.raises(Refused, match="checkpoint_pages"):
+        await conversion.share(engine)
+
+    assert await read(url, stored) == WORDS[:250]
+
+
 async def test_a_value_that_needs_no_page_is_told_of_too(
     saver: AsyncPostgresSaver, conn: asyncpg.Connection[Any]
 ) -> None:

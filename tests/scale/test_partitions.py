@@ -318,3 +318,23 @@ async def test_every_statement_keeps_to_one_partition(partitioned: AsyncEngine, 
         await conn.rollback()
     assert found <= {touched}
     assert found or operation in {put_plain, put_writes, replace_writes}, "plans that only insert name no partition"
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        "ALTER TABLE checkpoints ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY own ON checkpoint_writes USING (true)",
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$;"
+        "CREATE TRIGGER audit AFTER INSERT ON checkpoint_blobs FOR EACH ROW EXECUTE FUNCTION audit()",
+    ],
+    ids=["row-level security", "policy", "trigger"],
+)
+async def test_policies_and_triggers_are_not_lost_in_silence(engine: AsyncEngine, guard: str) -> None:
+    """The tables are new ones, which have none: so tables that have some are refused."""
+    async with engine.connect() as conn:
+        for statement in guard.split(";CREATE"):
+            await conn.exec_driver_sql(statement if statement.startswith(("CREATE", "ALTER")) else f"CREATE{statement}")
+        await conn.commit()
+        with pytest.raises(MigrationError, match=r"policies, triggers or rules on checkpoint\w* would be lost"):
+            await conn.run_sync(partitioning.partition)
