@@ -411,7 +411,7 @@ def test_a_schema_of_its_own(run: Cli, url: str) -> None:
         (["threads", "--cursor", "x"], 2, "which no list has given"),
         (["threads", "--filter", "[1]"], 2, "JSON object"),
         (["threads", "--order", "size"], 2, "--order is 'size'"),
-        (["threads", "--filter", '{"a": NaN}'], 2, "--filter['a'] is nan"),
+        (["threads", "--filter", '{"a": NaN}'], 2, "--filter['a'] is not finite"),
         (["threads", "--schema", "no such"], 3, "Run `checkpoint-store upgrade --schema 'no such'`."),
         (["check", "--schema", "nope"], 3, "Run `checkpoint-store upgrade --schema nope`."),
         (["sweep", "--keep-last", "1", "--schema", "nope"], 3, "Run `checkpoint-store upgrade --schema nope`."),
