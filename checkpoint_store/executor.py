@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import select as sockets
 import socket
 import struct
@@ -18,7 +19,7 @@ from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection, QueuePoo
 from sqlalchemy.util import await_only
 
 from checkpoint_store.causes import brief, unfrozen
-from checkpoint_store.errors import InvalidOption, UnusableConnection, WrongThread
+from checkpoint_store.errors import InvalidOption, InvalidURL, UnusableConnection, WrongThread
 from checkpoint_store.faults import ends_all_connections, ends_connections
 from checkpoint_store.statements import Statement
 
@@ -30,6 +31,8 @@ _lent: weakref.WeakKeyDictionary[Pool, set[int]] = weakref.WeakKeyDictionary()
 _IN_TRANSACTION = (1, 2, 3)
 """psycopg's `TransactionStatus`: ACTIVE, INTRANS, INERROR."""
 
+
+_UNKNOWN = re.compile(r"^connect\(\) got an unexpected keyword argument ('\w+')$")
 
 _ENDS = (b"", b"E", b"\x15")
 """The end of the stream, an error of the server's, an alert of TLS."""
@@ -295,6 +298,14 @@ def _checkout(engine: Engine) -> PoolProxiedConnection:
             pooled = engine.raw_connection()
         except engine.dialect.loaded_dbapi.Error as error:
             Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
+        except TypeError as error:
+            if (unknown := _UNKNOWN.search(str(error))) is None:
+                raise
+            raise InvalidURL(
+                f"the engine's URL has the parameter {unknown[1]}, which {engine.dialect.driver} does not know by that "
+                "name. checkpoint_store.url.engine_arguments(url) takes libpq's parameters: it returns a URL and "
+                "connect_args for create_async_engine()."
+            ) from None
         if _is_open(pooled.driver_connection):
             return pooled
         # The server, or something on the way to it, hung up while the connection lay in the pool.

@@ -298,3 +298,15 @@ async def test_what_is_refused_shows_no_value(saver: AsyncPostgresSaver) -> None
     with pytest.raises(errors.InvalidConfig) as refused:
         saver.alist(config, filter=secret)  # type: ignore[arg-type]
     assert "SSN" not in str(refused.value)
+
+
+async def test_a_parameter_of_libpqs_in_an_engines_url_is_named_with_the_way_out(url: str) -> None:
+    """The driver's own word for it is a TypeError."""
+    engine = create_async_engine(
+        make_url(url).set(drivername="postgresql+asyncpg").update_query_dict({"sslmode": "allow"})
+    )
+    saver = AsyncPostgresSaver(engine)
+    for call in (saver.setup(), saver.aget_tuple({"configurable": {"thread_id": "t"}})):
+        with pytest.raises(errors.InvalidURL, match=r"parameter 'sslmode'.*engine_arguments\(url\)"):
+            await call
+    await engine.dispose()
