@@ -173,8 +173,9 @@ def _refuse_guarded(names: Sequence[str], schema: str | None) -> str:
                 OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid)
             );
             IF guarded IS NOT NULL THEN
-                RAISE EXCEPTION 'policies, triggers or rules on % would be lost', guarded
-                    USING HINT = 'Drop them, divide the tables, and make them again, while nobody uses the tables.';
+                RAISE EXCEPTION USING
+                    MESSAGE = 'policies, triggers or rules on ' || guarded || ' would be lost',
+                    HINT = 'Drop them, divide the tables, and make them again, while nobody uses the tables.';
             END IF;
         END
         $checkpoint_store$"""
