@@ -1,4 +1,4 @@
-# On a machine with Python 3.10 or newer and make: `make demo`, `make test`. Another Python: `make test PYTHON=python3.13`.
+# On a machine with Python 3.11 or newer and make: `make demo`, `make test`. Another Python: `make test PYTHON=python3.13`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -70,8 +70,8 @@ bench-quick: $(INSTALLED) ## The same in under two minutes, for a first impressi
 
 # A target of its own for each Python, so that another one starts afresh and a changed pyproject.toml only updates.
 $(INSTALLED): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo 'Python 3.10 or newer is needed: make PYTHON=/path/to/python3.12'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo '$(PYTHON) can make no environments; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
 	test -e $(VENV)/bin/python$(VERSION) || $(PYTHON) -m venv --clear $(VENV)

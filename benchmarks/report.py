@@ -9,7 +9,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -165,7 +165,7 @@ def written(document: Mapping[str, Any]) -> str:
 def conditions(settings: Mapping[str, str], *, quick: bool) -> dict[str, Any]:
     """When, where and with what this run was made."""
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": quick,
         "cpus": os.cpu_count(),
         "machine": platform.machine(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -74,7 +74,7 @@ class Chat:
         checkpoint = Checkpoint(
             v=4,
             id=str(uuid6(clock_seq=number)),
-            ts=datetime.now(timezone.utc).isoformat(),
+            ts=datetime.now(UTC).isoformat(),
             channel_values={
                 "messages": self._messages,
                 "topic": "where is my order?",

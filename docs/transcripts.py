@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from os import environ
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from checkpoint_store.embedded import EmbeddedPostgres
 
 PAGE = Path(__file__).parent / "reference" / "command-line.md"
 BLOCK = re.compile(r"^```console\n(.+?)^```$", re.DOTALL | re.MULTILINE)
-START = datetime(2026, 3, 2, 10, tzinfo=timezone.utc)
+START = datetime(2026, 3, 2, 10, tzinfo=UTC)
 
 HOSTILE = msgpack.packb({"order": msgpack.ExtType(0, msgpack.packb(["os", "system", "rm -rf / #\x1b[2J\x07"]))})
 """A map whose value asks LangGraph's serializer to call os.system(), with escapes for the terminal."""

@@ -60,9 +60,8 @@ async def work(ledger: str, hotel: str) -> None:
         begun = await saver.aget_tuple(THREAD) is not None
         wish: Trip = {"messages": [HumanMessage(WISH)]}
         # durability="sync": a step begins only when the checkpoint before it is in the database.
-        # In a thread rather than by ainvoke(): on Python 3.10 LangGraph's interrupt() works in sync runs only.
         graph = travel_desk(saver)
-        trip = await asyncio.to_thread(graph.invoke, None if begun else wish, THREAD, context=desk, durability="sync")
+        trip = await graph.ainvoke(None if begun else wish, THREAD, context=desk, durability="sync")
         if "__interrupt__" in trip:
             say(f"     process {os.getpid()} | approval     asks a person, and exits")
 

@@ -87,14 +87,14 @@ def combinations() -> list[Combination]:
     """Return what there is to run, the corners first."""
     oldest = dict(pin.split("==") for pin in oldest_pins())
     named = [
-        Combination("oldest", SERVERS[0], "3.10", oldest_pins()),
+        Combination("oldest", SERVERS[0], "3.11", oldest_pins()),
         Combination("newest"),
         *[Combination(f"PostgreSQL {server}", server) for server in SERVERS[:-1]],
         Combination("SQLAlchemy 2.0", pins=("sqlalchemy<2.1",)),
         Combination("langgraph-checkpoint oldest", pins=(f"langgraph-checkpoint=={oldest['langgraph-checkpoint']}",)),
         Combination("asyncpg oldest", pins=(f"asyncpg=={oldest['asyncpg']}",), python="3.12"),
     ]
-    pythons = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
+    pythons = ("3.11", "3.12", "3.13", "3.14", "3.15")
     return [*named, *[Combination(f"Python {python}", python=python) for python in pythons]]
 
 
@@ -103,7 +103,7 @@ def interpreters() -> dict[str, str]:
     pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
     folders = [*os.environ["PATH"].split(":"), *map(str, pyenv.glob("versions/*/bin"))]
     found = {}
-    for minor in range(10, 20):
+    for minor in range(11, 20):
         for folder in folders:
             program = Path(folder) / f"python3.{minor}"
             # A shim of pyenv's is there for versions that it then says it hasn't got.

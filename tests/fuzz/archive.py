@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
@@ -11,7 +11,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 
 from tests.integration.histories import id_at
 
-NOW = datetime.now(timezone.utc)
+NOW = datetime.now(UTC)
 AGES = {
     "young": [timedelta(hours=1)],
     "mixed": [timedelta(days=40), timedelta(days=10), timedelta(hours=1)],

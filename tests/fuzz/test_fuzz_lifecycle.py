@@ -6,7 +6,7 @@ import base64
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -124,7 +124,7 @@ def left_by_sweep(older_than: timedelta | None, keep_last: Any, spare_active: bo
 
 
 def is_younger(key: Key, age: timedelta) -> bool:
-    return datetime.now(timezone.utc) - CHECKPOINTS[key].at < timedelta.__add__(timedelta(0), age)
+    return datetime.now(UTC) - CHECKPOINTS[key].at < timedelta.__add__(timedelta(0), age)
 
 
 def test_any_sweep(sync_saver: PostgresSaver, archive: Archive, fuzz: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -121,8 +120,6 @@ def agents(request: pytest.FixtureRequest, setting: Setting) -> Agents:
     Takes a function of a saver that returns the compiled graph; returns our agent and the model's.
     """
     name, api = request.param
-    if api == "async" and sys.version_info < (3, 11):
-        pytest.skip("interrupt() and get_config() in async runs need Python 3.11 (LangGraph's documentation)")
     ours = request.getfixturevalue(name)
 
     def compile_twice(compiled_on: Callable[[BaseCheckpointSaver[str]], Pregel]) -> tuple[Agent, Agent]:

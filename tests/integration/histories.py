@@ -7,7 +7,7 @@ import random
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -60,7 +60,7 @@ class Histories:
         self.checkpoints: dict[Key, Checkpoint] = {}
         self._snapshots: set[tuple[str, str, str, str | None]] = set()
         self._numbers = itertools.count(1)
-        self._now = datetime.now(timezone.utc) - timedelta(days=60)
+        self._now = datetime.now(UTC) - timedelta(days=60)
 
     def grow(self, threads: int, steps: int) -> None:
         """Add threads of about so many steps each."""
@@ -318,6 +318,6 @@ UNREACHABLE = {
 
 def id_at(moment: datetime, chance: random.Random) -> str:
     """A version 6 UUID of a moment, as LangGraph makes checkpoint ids."""
-    ticks = (moment - datetime(1582, 10, 15, tzinfo=timezone.utc)) // timedelta(microseconds=1) * 10
+    ticks = (moment - datetime(1582, 10, 15, tzinfo=UTC)) // timedelta(microseconds=1) * 10
     digits = f"{ticks:015x}"
     return f"{digits[:8]}-{digits[8:12]}-6{digits[12:]}-8{chance.getrandbits(12):03x}-{chance.getrandbits(48):012x}"

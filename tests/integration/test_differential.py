@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta, timezone
+from datetime import UTC, timedelta, timezone
 from itertools import count
 from typing import Any
 
@@ -93,7 +93,7 @@ hashables = scalars | st.binary(max_size=8) | st.uuids()
 objects = (
     st.binary(max_size=20)
     | st.binary(max_size=20).map(bytearray)
-    | st.datetimes(timezones=st.sampled_from([timezone.utc, timezone(timedelta(hours=-5, minutes=-30))]))
+    | st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=-5, minutes=-30))]))
     | st.datetimes()
     | st.dates()
     | st.times()

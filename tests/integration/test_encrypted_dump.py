@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,6 @@ from typing_extensions import TypedDict
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, pages
 from checkpoint_store.embedded import EmbeddedPostgres, _program
 from checkpoint_store.encryption import KeyRing
-
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="interrupt() in async runs needs Python 3.11")
 
 W = [f"planted{number:02}secret{number * 7919 % 1000:03}" for number in range(44)]
 N = [91_000_000_000_007 + 1_111 * number for number in range(6)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from itertools import count
 from operator import add
@@ -77,7 +76,6 @@ async def test_a_run_waits_for_each_answer_in_turn(agents: Callable[..., Any], d
     assert await ours.story(THREAD) == await model.story(THREAD)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="interrupt() in async runs needs Python 3.11")
 async def test_the_answer_may_come_from_another_process(agents: Callable[..., Any], url: str) -> None:
     """A saver that never saw the run resumes it; the one that started it reads the end."""
     ours, _ = agents(asking)

@@ -7,7 +7,7 @@ import enum
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from operator import add
 from typing import Annotated, Any
@@ -248,7 +248,7 @@ class Anything(TypedDict):
         {1: "int key", 2.5: "float key"},
         {"one"},
         frozenset({1}),
-        datetime(2024, 2, 29, 12, 30, 1, 5, tzinfo=timezone.utc),
+        datetime(2024, 2, 29, 12, 30, 1, 5, tzinfo=UTC),
         date(2024, 2, 29),
         timedelta(days=1, microseconds=1),
         Decimal("1.10"),

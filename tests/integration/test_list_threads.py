@@ -7,7 +7,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -72,7 +72,7 @@ def told(summaries: list[ThreadSummary]) -> list[tuple[str, str | None, dict[str
 
 def uuid_at(microsecond: int) -> str:
     """A version 6 UUID so many microseconds after the beginning of 2026."""
-    ticks = (int(datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp()) * 10**6 + microsecond) * 10 + 0x01B21DD213814000
+    ticks = (int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 10**6 + microsecond) * 10 + 0x01B21DD213814000
     text = f"{ticks:015x}"
     return f"{text[:8]}-{text[8:12]}-6{text[12:]}-8000-000000000000"
 
@@ -136,8 +136,8 @@ async def test_both_apis_tell_the_same(
 
     assert listed == list(sync_saver.list_threads())
     assert [one.updated_at for one in listed] == [
-        datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=timezone.utc),
-        datetime(2026, 1, 1, tzinfo=timezone.utc),
+        datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC),
+        datetime(2026, 1, 1, tzinfo=UTC),
         None,
     ]
     assert [(one.checkpoint_id, one.metadata, one.checkpoints) for one in listed][1:] == [
@@ -203,10 +203,10 @@ async def test_a_cursor_belongs_to_its_order(conn: asyncpg.Connection[Any], save
 
 def test_the_time_is_that_of_the_id() -> None:
     """Of LangGraph's ids, to the microsecond; other ids have none."""
-    assert time_of(uuid_at(7)) == datetime(2026, 1, 1, 0, 0, 0, 7, tzinfo=timezone.utc)
+    assert time_of(uuid_at(7)) == datetime(2026, 1, 1, 0, 0, 0, 7, tzinfo=UTC)
     made = time_of(str(uuid6()))
     assert made is not None
-    assert abs(made - datetime.now(timezone.utc)) < timedelta(minutes=1)
+    assert abs(made - datetime.now(UTC)) < timedelta(minutes=1)
     for other in (
         "",
         "000005",

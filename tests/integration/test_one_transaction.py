@@ -29,10 +29,6 @@ from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 
-asks = pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="interrupt() in async runs needs Python 3.11 (LangGraph's documentation)"
-)
-
 THREAD: Any = {"configurable": {"thread_id": "table 7"}}
 
 
@@ -194,7 +190,6 @@ async def test_a_run_that_fails_leaves_the_decision_to_the_request(
     assert state["said"] == ["hello", "order 2", "done"]
 
 
-@asks
 async def test_an_interrupt_is_answered_in_another_transaction(
     engine: AsyncEngine, orders: psycopg.Connection[Any]
 ) -> None:
@@ -223,7 +218,6 @@ async def test_an_interrupt_is_answered_in_another_transaction(
     assert (await graph.aget_state(THREAD)).values["said"] == ["hello", "order 2", "yes", "order 4"]
 
 
-@asks
 async def test_subgraphs_store_in_the_same_transaction(engine: AsyncEngine, orders: psycopg.Connection[Any]) -> None:
     """They get the bound saver from the graph that runs them."""
 
@@ -245,7 +239,6 @@ async def test_subgraphs_store_in_the_same_transaction(engine: AsyncEngine, orde
     assert committed(orders) == (0, 0)
 
 
-@asks
 async def test_the_functional_api_takes_a_bound_saver_too(engine: AsyncEngine, orders: psycopg.Connection[Any]) -> None:
     """An entrypoint is a graph like others."""
     saver = AsyncPostgresSaver(engine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -46,7 +46,7 @@ def sweep(saver: PostgresSaver, made: Histories, chance: random.Random) -> set[K
     options: dict[str, Any] = {"older_than": older_than, "keep_last": keep, "spare_active": spare_active}
     left = made.left_by_rule(
         keep=keep or 1,
-        cutoff=None if older_than is None else datetime.now(timezone.utc) - older_than,
+        cutoff=None if older_than is None else datetime.now(UTC) - older_than,
         whole=keep is None,
         spare_active=spare_active,
     )
@@ -149,7 +149,7 @@ def test_a_sweep_removes_old_writes_of_no_checkpoint(removing: PostgresSaver, ur
     made.grow(threads=1, steps=3)
     [thread_id] = {key[0] for key in made.checkpoints}
     for age in (timedelta(days=2), timedelta(hours=23)):
-        gone = id_at(datetime.now(timezone.utc) - age, random.Random(1))
+        gone = id_at(datetime.now(UTC) - age, random.Random(1))
         for thread in (thread_id, "deleted"):
             late: Any = {"configurable": {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": gone}}
             removing.put_writes(late, [("kept", 1), ("count", 2)], "task")
@@ -168,7 +168,7 @@ def test_writes_stay_as_long_as_a_checkpoint_finds_its_sends_in_them(
     removing: PostgresSaver, url: str, keep: int
 ) -> None:
     """An old format looks for sends by its parent's id, which need not be there; a dry run knows who will be left."""
-    moment = datetime.now(timezone.utc) - timedelta(days=9)
+    moment = datetime.now(UTC) - timedelta(days=9)
     ids = [id_at(moment + timedelta(hours=number), random.Random(2)) for number in range(4)]
     configs: Any = [{"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": one}} for one in ids]
     removing.put_writes(configs[0], [(TASKS, "sent")], "task")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from operator import add
 from typing import Annotated, Any
@@ -22,10 +21,6 @@ from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, pages
 from tests.integration.histories import unreachable
-
-pytestmark = pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="interrupt() in async runs needs Python 3.11 (LangGraph's documentation)"
-)
 
 
 def extend(lines: list[str], added: Sequence[list[str]]) -> list[str]:

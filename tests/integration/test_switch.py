@@ -291,7 +291,6 @@ async def test_runs_on_one_thread_at_once_are_all_there(empty_url: str) -> None:
         assert {state.values["bill"] for state in states} == set(range(-1, 20))
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="interrupt() in async runs needs Python 3.11")
 async def test_async_pods_hand_turns_to_each_other(empty_url: str) -> None:
     """Both async savers on one loop: what one asks, the other answers, and the guest does not notice."""
     script = [("order", "soup"), ("answer", "Port"), ("order", "fish"), ("go back", "cold"), ("answer", "Dão")]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from operator import add
 from typing import Annotated, Any
 
@@ -61,7 +61,7 @@ def waiting(saver: Saver) -> Pregel:
 
     def ask(state: Cellar) -> Any:
         wine = interrupt({"question": "which wine?", "orders": len(state["orders"])})
-        return {"orders": [Order(wine, datetime(2026, 11, 24, tzinfo=timezone.utc))], "log": [f"wine: {wine}"]}
+        return {"orders": [Order(wine, datetime(2026, 11, 24, tzinfo=UTC))], "log": [f"wine: {wine}"]}
 
     def cook(state: Table) -> Any:
         first = len(state["orders"])

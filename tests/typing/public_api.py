@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, assert_type
 
 from alembic.runtime.environment import EnvironmentContext
 from langchain_core.runnables import RunnableConfig
@@ -26,7 +26,6 @@ from langgraph.graph import MessagesState, StateGraph
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
-from typing_extensions import assert_type
 
 from checkpoint_store import (
     AsyncPipeline,
