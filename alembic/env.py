@@ -19,10 +19,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import context
-from checkpoint_store import migrations, revisions
-from checkpoint_store.causes import brief, diagnosis_of
+from checkpoint_store import migrations
+from checkpoint_store.conninfo.driver_errors import brief, diagnosis_of
+from checkpoint_store.database.pool import is_pooled
 from checkpoint_store.errors import CheckpointStoreError
-from checkpoint_store.executor import is_pooled
+from checkpoint_store.migrations import helpers
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
 from checkpoint_store.url import engine_arguments, masked, pooler_options
 
@@ -68,7 +69,7 @@ def run(*, default_schema: str | None = None, **where: Any) -> None:
     )
     with context.begin_transaction():
         if schema is not None and context.get_context().opts["fn"].__name__ == "upgrade":
-            context.execute(revisions.create_schema(schema))
+            context.execute(helpers.create_schema(schema))
         context.run_migrations()
 
 

@@ -19,8 +19,8 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.codec import Codec, ValuedChannels, next_config
-from checkpoint_store.statements import statements_of
+from checkpoint_store.serde.codec import Codec, ValuedChannels, next_config
+from checkpoint_store.sql.statements import statements_of
 
 POOL_SIZE = 10
 # What the stock saver's documentation asks of a connection.

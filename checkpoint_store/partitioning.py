@@ -25,11 +25,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
 from checkpoint_store import migrations
-from checkpoint_store.causes import chain, diagnosis_of
+from checkpoint_store.conninfo.driver_errors import chain, diagnosis_of
 from checkpoint_store.errors import MigrationError
-from checkpoint_store.migration_lock import LOCK_SECONDS, NOT_AVAILABLE, bounded, check_arguments, in_use, patience_of
-from checkpoint_store.options import number
+from checkpoint_store.migrations.lock import LOCK_SECONDS, NOT_AVAILABLE, bounded, check_arguments, in_use, patience_of
 from checkpoint_store.schema import Tables, checked, qualified
+from checkpoint_store.serde.arguments import number
 
 PARTITIONS = 16
 """How many partitions each table is divided into, unless it is said otherwise."""

@@ -29,8 +29,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from checkpoint_store import jsonb
 from checkpoint_store.errors import InvalidOption, shown
+from checkpoint_store.serde import jsonb
 
 VERSION_TABLE = "checkpoint_store_version"
 """Where Alembic notes the revision of this schema, apart from a host's own `alembic_version`."""

@@ -24,17 +24,17 @@ from typing import Any, TypeVar
 
 from sqlalchemy import exc
 
-from checkpoint_store.changes import Change, Put
-from checkpoint_store.contract import Contract
+from checkpoint_store.conninfo.transient_errors import name_of
+from checkpoint_store.database.backend import Backend
+from checkpoint_store.database.engine_provider import EngineProvider
+from checkpoint_store.database.provider import ConnectionProvider
+from checkpoint_store.database.replica_provider import ReplicaProvider
 from checkpoint_store.errors import InvalidOption, NotInstalled
-from checkpoint_store.executor import Executor, Row
-from checkpoint_store.faults import name_of
-from checkpoint_store.kinds import Kind, about
-from checkpoint_store.source import Source
-from checkpoint_store.source.engine import EngineOrigin
-from checkpoint_store.source.origin import Origin
-from checkpoint_store.source.replica import ReplicaOrigin
-from checkpoint_store.statements import Statement
+from checkpoint_store.saver.base import BasePostgresSaver
+from checkpoint_store.sql.compiled import Statement
+from checkpoint_store.sql.executor import Executor, Row
+from checkpoint_store.storage.operation import Kind, about
+from checkpoint_store.storage.write_batch import Change, Put
 
 try:
     from opentelemetry import context, metrics, trace
@@ -50,7 +50,7 @@ _SECONDS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0]
 
 
 def instrument(
-    saver: Contract,
+    saver: BasePostgresSaver,
     *,
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
@@ -69,7 +69,7 @@ def instrument(
     Raises:
         InvalidOption: If it is instrumented already.
     """
-    source = saver._source
+    source = saver._backend
     if source in _observed:
         raise InvalidOption("this saver is instrumented already")
     observation = _Observation(
@@ -82,17 +82,17 @@ def instrument(
     _observed[source] = observation
 
 
-def uninstrument(saver: Contract) -> None:
+def uninstrument(saver: BasePostgresSaver) -> None:
     """Have a saver run as if it had never been instrumented.
 
     Args:
         saver: The saver; it need not have been.
     """
-    if (observation := _observed.pop(saver._source, None)) is not None:
+    if (observation := _observed.pop(saver._backend, None)) is not None:
         observation.end()
 
 
-_observed: weakref.WeakKeyDictionary[Source, _Observation] = weakref.WeakKeyDictionary()
+_observed: weakref.WeakKeyDictionary[Backend, _Observation] = weakref.WeakKeyDictionary()
 
 
 class _Call:
@@ -144,13 +144,13 @@ class _Watching(Executor):
 class _Observation:
     """What is put in front of one source's methods."""
 
-    def __init__(self, source: Source, tracer: trace.Tracer, meter: metrics.Meter, *, thread_ids: bool) -> None:
-        self._source = source
-        self._origins = list(_origins_of(source.origin))
+    def __init__(self, source: Backend, tracer: trace.Tracer, meter: metrics.Meter, *, thread_ids: bool) -> None:
+        self._backend = source
+        self._origins = list(_origins_of(source.provider))
         self._tracer = tracer
         self._thread_ids = thread_ids
         self._database = _database_of(source)
-        self._pool = {**self._database, "db.client.connection.pool.name": source.origin.where}
+        self._pool = {**self._database, "db.client.connection.pool.name": source.provider.where}
         self._shadowed: list[tuple[Any, str]] = []
         self._duration = meter.create_histogram(
             "db.client.operation.duration",
@@ -183,18 +183,18 @@ class _Observation:
     def begin(self) -> None:
         """Put methods in front."""
         # Of its class, not of the object: the source may be copied, and a copy's methods are the copy's.
-        kind: Any = type(self._source)
-        self._source.__class__ = type(kind.__name__, (_Observed, kind), {"observation": self})
-        for origin in self._origins:
-            if isinstance(origin, EngineOrigin):
-                self._shadow(origin, "_borrow", self._borrowed(origin._borrow))
-                self._shadow(origin._retries, "repeat", self._repeated(origin._retries.repeat))
+        kind: Any = type(self._backend)
+        self._backend.__class__ = type(kind.__name__, (_Observed, kind), {"observation": self})
+        for provider in self._origins:
+            if isinstance(provider, EngineProvider):
+                self._shadow(provider, "_borrow", self._borrowed(provider._borrow))
+                self._shadow(provider._retries, "repeat", self._repeated(provider._retries.repeat))
             else:
-                self._shadow(origin, "lend", self._lent(origin.lend))
+                self._shadow(provider, "lend", self._lent(provider.lend))
 
     def end(self) -> None:
         """Take them away again."""
-        self._source.__class__ = type(self._source).__mro__[2]
+        self._backend.__class__ = type(self._backend).__mro__[2]
         for thing, name in self._shadowed:
             delattr(thing, name)
 
@@ -307,7 +307,7 @@ class _Observation:
             self._duration.record(time.perf_counter() - began, attributes)
 
 
-class _Observed(Source):
+class _Observed(Backend):
     """The methods that are put in front of a source's; a class of its own is made of it for each source."""
 
     observation: _Observation
@@ -369,15 +369,15 @@ def _failure(error: BaseException) -> dict[str, Any]:
     cause: BaseException | None = error
     state = None
     while cause is not None and state is None:
-        origin = cause.orig if isinstance(cause, exc.DBAPIError) else cause
-        state = getattr(origin, "sqlstate", None)
+        provider = cause.orig if isinstance(cause, exc.DBAPIError) else cause
+        state = getattr(provider, "sqlstate", None)
         cause = cause.__cause__
     return {"error.type": type(error).__qualname__, **({"db.response.status_code": state} if state else {})}
 
 
-def _database_of(source: Source) -> dict[str, Any]:
+def _database_of(source: Backend) -> dict[str, Any]:
     """Return the attributes that name the database; never a user or a password."""
-    url, schema = source.origin.engine.url, source.sql.tables.schema
+    url, schema = source.provider.engine.url, source.sql.tables.schema
     named = {
         "db.system.name": "postgresql",
         "db.namespace": f"{url.database}|{schema}" if url.database and schema else url.database,
@@ -387,11 +387,11 @@ def _database_of(source: Source) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _origins_of(origin: Origin) -> Iterator[Origin]:
-    if isinstance(origin, ReplicaOrigin):
-        yield from (origin.primary, origin.replica)
+def _origins_of(provider: ConnectionProvider) -> Iterator[ConnectionProvider]:
+    if isinstance(provider, ReplicaProvider):
+        yield from (provider.primary, provider.replica)
     else:
-        yield origin
+        yield provider
 
 
 def _size_of(values: Any) -> int:

@@ -17,9 +17,9 @@ from uuid import uuid4
 
 from sqlalchemy import URL, QueuePool
 
+from checkpoint_store.conninfo.connect import KEEPALIVE, Connector
 from checkpoint_store.errors import InvalidOption, InvalidURL, shown
-from checkpoint_store.hosts import KEEPALIVE, Connector
-from checkpoint_store.options import choice
+from checkpoint_store.serde.arguments import choice
 
 Pooler = Literal["transaction"]
 """What stands between an engine and its server, if anything does: a pooler that pools transactions."""

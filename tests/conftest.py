@@ -28,8 +28,9 @@ from psycopg import sql
 from sqlalchemy import QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, pages
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.embedded import EmbeddedPostgres
+from checkpoint_store.serde import pages
 
 REPOSITORY = Path(__file__).parents[1]
 SERVER = "CHECKPOINT_STORE_TEST_URL"

@@ -37,14 +37,14 @@ NEWEST_PYTHON = "newest"
 
 # Migrations, statements and plans, values, transactions, the contract: what versions of the rest have a say in.
 SLICE = [
-    "tests/unit/test_jsonb.py",
-    "tests/unit/test_routing.py",
-    "tests/unit/test_statements.py",
+    "tests/unit/serde/test_jsonb.py",
+    "tests/unit/sql/test_routing.py",
+    "tests/unit/sql/test_statements.py",
     "tests/conformance",
     "tests/migrations/test_migrations.py",
     "tests/integration/test_delta_history.py",
     "tests/integration/test_plans.py",
-    "tests/integration/test_source.py",
+    "tests/integration/test_backend.py",
     "tests/integration/test_values.py",
 ]
 WHOLE = ["tests", "--ignore=tests/packaging"]

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from alembic import op
-from checkpoint_store.revisions import (
+from checkpoint_store.migrations.helpers import (
     block,
     downgrade_from,
     note_adoption,

@@ -5,7 +5,15 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
-from checkpoint_store.revisions import block, downgrade_from, literal, ours_alone, refuse_foreign, statement, upgrade_to
+from checkpoint_store.migrations.helpers import (
+    block,
+    downgrade_from,
+    literal,
+    ours_alone,
+    refuse_foreign,
+    statement,
+    upgrade_to,
+)
 from checkpoint_store.schema import qualified
 
 revision = "cs02_pages"

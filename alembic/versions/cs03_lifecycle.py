@@ -12,7 +12,13 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from alembic import op
-from checkpoint_store.revisions import downgrade_from, outside_transaction, statement, upgrade_to, waiting_for_snapshots
+from checkpoint_store.migrations.helpers import (
+    downgrade_from,
+    outside_transaction,
+    statement,
+    upgrade_to,
+    waiting_for_snapshots,
+)
 from checkpoint_store.schema import qualified
 
 revision = "cs03_lifecycle"

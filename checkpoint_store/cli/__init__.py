@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
 
-    from checkpoint_store.causes import diagnosis_of
     from checkpoint_store.cli.connection import Interrupted
+    from checkpoint_store.conninfo.driver_errors import diagnosis_of
 
     for stream in (sys.stdout, sys.stderr):
         # Where the terminal can't show a character, its number says more than a traceback.

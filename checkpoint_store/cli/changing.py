@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checkpoint_store import conversion, operations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.clean import counted, size
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, connected, on_engine
-from checkpoint_store.config import copy_of, thread_id
+from checkpoint_store.database.backend import Backend
+from checkpoint_store.database.retry import RETRY_SECONDS
 from checkpoint_store.errors import InvalidOption, ThreadExists
-from checkpoint_store.report import SweepReport
-from checkpoint_store.retention import BATCH_SIZE
-from checkpoint_store.source import RETRY_SECONDS, Source
-from checkpoint_store.threads import ThreadStats, stats_of
+from checkpoint_store.serde.keys import copy_of, thread_id
+from checkpoint_store.storage.report import SweepReport
+from checkpoint_store.storage.sweep import BATCH_SIZE
+from checkpoint_store.storage.thread_list import ThreadStats, stats_of
+from checkpoint_store.storage.threads import copy_thread as copy_thread_rows
+from checkpoint_store.storage.threads import delete_thread as delete_thread_rows
+from checkpoint_store.storage.threads import not_found, thread_stats
+from checkpoint_store.tools import conversion
 
 if TYPE_CHECKING:
-    from checkpoint_store.saver import AsyncPostgresSaver
+    from checkpoint_store.saver.aio import AsyncPostgresSaver
 
 
 class Form(str, Enum):
@@ -51,9 +55,9 @@ def copy(
     """
     pair = copy_of(source, target)
 
-    async def work(at: Source) -> int:
+    async def work(at: Backend) -> int:
         try:
-            return await at.transact(operations.copy_thread, pair, replace, {})
+            return await at.transact(copy_thread_rows, pair, replace, {})
         except ThreadExists:
             raise ThreadExists(
                 f"something is stored for the thread {target!r}: delete it, choose another id, or add --replace"
@@ -80,7 +84,7 @@ def delete(
     """
     threads = list(dict.fromkeys(thread_id(one, "THREAD") for one in threads))
 
-    async def look(source: Source) -> list[ThreadStats]:
+    async def look(source: Backend) -> list[ThreadStats]:
         return [await _stored(source, one) for one in threads]
 
     found = connected(url, schema, look)
@@ -89,9 +93,9 @@ def delete(
             output.note(f"{one.thread_id}: {counted(one.checkpoints, 'checkpoint')}, {size(one.bytes)}")
         confirm(f"Shall {'it' if len(found) == 1 else 'they'} be deleted for good?")
 
-    async def work(source: Source) -> None:
+    async def work(source: Backend) -> None:
         for one in found:
-            await source.transact(operations.delete_thread, one.thread_id)
+            await source.transact(delete_thread_rows, one.thread_id)
             output.line(f"deleted {one.thread_id}: {counted(one.checkpoints, 'checkpoint')}, {size(one.bytes)}")
 
     advice = "threads that were named as deleted are gone, the others are as they were"
@@ -142,7 +146,7 @@ def prune(
     """
     threads = list(dict.fromkeys(thread_id(one, "THREAD") for one in threads))
 
-    async def look(source: Source) -> None:
+    async def look(source: Backend) -> None:
         for one in threads:
             await _stored(source, one)
 
@@ -236,18 +240,18 @@ _AGE = re.compile(
 )
 
 
-async def _stored(source: Source, thread: str) -> ThreadStats:
+async def _stored(source: Backend, thread: str) -> ThreadStats:
     """Return what is stored for a thread, or raise if nothing is."""
-    found = stats_of(thread, *await source.run(operations.thread_stats, thread))
+    found = stats_of(thread, *await source.run(thread_stats, thread))
     if not found.bytes:
-        raise operations.not_found(thread)
+        raise not_found(thread)
     return found
 
 
 def _with_saver(
     url: str, schema: str | None, work: Callable[[AsyncPostgresSaver], Awaitable[SweepReport]], advice: str
 ) -> SweepReport:
-    from checkpoint_store.saver import AsyncPostgresSaver
+    from checkpoint_store.saver.aio import AsyncPostgresSaver
 
     return on_engine(url, schema, lambda engine: work(AsyncPostgresSaver(engine, schema=schema)), advice)
 

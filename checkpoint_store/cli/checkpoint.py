@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from checkpoint_store.cli import values
 from checkpoint_store.cli.clean import clean, moment
-from checkpoint_store.inert import inert
-from checkpoint_store.rows import Row
-from checkpoint_store.statements import TASKS
-from checkpoint_store.threads import time_of
+from checkpoint_store.cli.safe_decode import inert
+from checkpoint_store.serde.records import Row
+from checkpoint_store.sql.read import TASKS
+from checkpoint_store.storage.thread_list import time_of
 
 
 class Checkpoint(NamedTuple):

@@ -12,9 +12,10 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store.cli import output
+from checkpoint_store.database.backend import Backend
+from checkpoint_store.database.factory import engine_backend
 from checkpoint_store.errors import CheckpointStoreError, InvalidURL, NotSetUp
-from checkpoint_store.source import Source, engine_source
-from checkpoint_store.statements import statements_of
+from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.url import engine_arguments, pool_options, pooler_options
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Interrupted(Exception):
 def connected(
     url: str,
     schema: str | None,
-    work: Callable[[Source], Awaitable[T]],
+    work: Callable[[Backend], Awaitable[T]],
     advice: str = NOTHING_CHANGED,
     *,
     retry_timeout: float = 0,
@@ -61,7 +62,7 @@ def connected(
         retry_timeout: For how long, in seconds, something is tried again; who only looks wants to know at once.
     """
     sql = statements_of(schema)
-    return on_engine(url, schema, lambda engine: work(engine_source(engine, sql, None, None, retry_timeout)), advice)
+    return on_engine(url, schema, lambda engine: work(engine_backend(engine, sql, None, None, retry_timeout)), advice)
 
 
 def on_engine(
@@ -77,7 +78,7 @@ def on_engine(
     async def whole() -> T:
         engine = create_async_engine(address, **pool_options({"connect_args": connect_args}))
         try:
-            with engine_source(engine, statements_of(None), None, None).origin.told():
+            with engine_backend(engine, statements_of(None), None, None).provider.told():
                 return await work(engine)
         finally:
             await engine.dispose()

@@ -9,14 +9,15 @@ from typing import Annotated
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checkpoint_store import migrations, operations
+from checkpoint_store import migrations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, connected, on_engine, upgrade_advised
+from checkpoint_store.database.backend import Backend
+from checkpoint_store.database.pool import is_pooled
+from checkpoint_store.database.provider import pause_of
 from checkpoint_store.errors import NotSetUp
-from checkpoint_store.executor import is_pooled
 from checkpoint_store.schema import HEAD
-from checkpoint_store.source import Source
-from checkpoint_store.source.origin import pause_of
+from checkpoint_store.storage import probes
 
 _ROLLED_BACK = "the revision under way was rolled back, those before it stay; the same command goes on"
 
@@ -40,7 +41,7 @@ def upgrade(
       checkpoint-store upgrade --schema agents
     """
 
-    async def bring(source: Source) -> None:
+    async def bring(source: Backend) -> None:
         await source.setup(timeout)
 
     if revision == "head":
@@ -137,8 +138,8 @@ def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrat
 def _undoing(url: str, schema: str | None) -> str:
     """Say what becomes of the tables when all revisions are undone."""
 
-    async def ask(source: Source) -> bool:
-        return await source.run(operations.outlives_downgrade)
+    async def ask(source: Backend) -> bool:
+        return await source.run(probes.outlives_downgrade)
 
     if connected(url, schema, ask):
         return (

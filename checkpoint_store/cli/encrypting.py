@@ -15,9 +15,11 @@ from checkpoint_store.cli import output
 from checkpoint_store.cli.clean import counted
 from checkpoint_store.cli.connection import Json, Schema, Url, on_engine
 from checkpoint_store.errors import InvalidOption, UnreadableValue
+from checkpoint_store.tools import reencryption
 
 if TYPE_CHECKING:
-    from checkpoint_store.encryption import KeyRing, Reencryption, Unencrypted
+    from checkpoint_store.serde.key_ring import KeyRing
+    from checkpoint_store.tools.reencryption import Reencryption, Unencrypted
 
 KEYS = "CHECKPOINT_STORE_KEYS"
 
@@ -46,17 +48,15 @@ def reencrypt(
     async def work(engine: AsyncEngine) -> tuple[Reencryption, Unencrypted]:
         from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-        from checkpoint_store import encryption
-
         serde = EncryptedSerializer(ring)
         with output.progress("rewriting", "values") as told:
-            done = await encryption.reencrypt(
+            done = await reencryption.reencrypt(
                 *(engine, serde, serde),
                 schema=schema,
                 batch_size=batch_size,
                 on_progress=lambda report: told(report.blobs + report.writes + report.scalars + report.current),
             )
-        return done, await encryption.count_unencrypted(engine, schema=schema)
+        return done, await reencryption.count_unencrypted(engine, schema=schema)
 
     done, plain = on_engine(url, schema, work, "what was rewritten stays so; the same command goes on with the rest")
     if as_json:
@@ -82,7 +82,7 @@ def _ring() -> KeyRing:
     Raises:
         InvalidOption: If there are none, or one is none.
     """
-    from checkpoint_store.encryption import KeyRing
+    from checkpoint_store.serde.key_ring import KeyRing
 
     texts = [text.strip() for text in os.environ.get(KEYS, "").split(",") if text.strip()]
     if not texts:

@@ -9,18 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from checkpoint_store import operations
 from checkpoint_store.cli import output, tree, values
 from checkpoint_store.cli.checkpoint import Checkpoint
 from checkpoint_store.cli.clean import clean, counted, moment, short, size
 from checkpoint_store.cli.connection import Json, Schema, Url, connected
-from checkpoint_store.config import Key, plain_text, thread_id
+from checkpoint_store.database.backend import Backend
 from checkpoint_store.errors import InvalidConfig, ThreadNotFound
-from checkpoint_store.rows import Row
-from checkpoint_store.source import Source
-from checkpoint_store.statements.history import ERROR, INTERRUPT
-from checkpoint_store.thread_list import listed
-from checkpoint_store.threads import ThreadSummary, listing_of, stats_of
+from checkpoint_store.saver.threads import listed
+from checkpoint_store.serde.keys import Key, plain_text, thread_id
+from checkpoint_store.serde.records import Row
+from checkpoint_store.sql.history import ERROR, INTERRUPT
+from checkpoint_store.storage.checkpoints import find_checkpoint
+from checkpoint_store.storage.checkpoints import history as history_rows
+from checkpoint_store.storage.thread_list import ThreadSummary, listing_of, stats_of
+from checkpoint_store.storage.threads import largest_threads, not_found, table_sizes, thread_stats
 
 Thread = Annotated[str, typer.Argument(help="The thread's id.", show_default=False)]
 Namespace = Annotated[
@@ -69,7 +71,7 @@ def threads(
     except InvalidConfig as error:
         raise InvalidConfig(f"--{error}") from None
 
-    async def read(source: Source) -> list[ThreadSummary]:
+    async def read(source: Backend) -> list[ThreadSummary]:
         return [summary async for summary in listed(source, listing)]
 
     found = connected(url, schema, read)
@@ -112,13 +114,13 @@ def history(
     """
     thread_id(thread, "THREAD")
 
-    async def read(source: Source) -> Sequence[Any]:
+    async def read(source: Backend) -> Sequence[Any]:
         # One more tells whether there are more.
-        return await source.run(operations.history, thread, limit + 1 if limit else 2**31 - 1)
+        return await source.run(history_rows, thread, limit + 1 if limit else 2**31 - 1)
 
     rows = connected(url, schema, read)
     if not rows:
-        raise operations.not_found(thread)
+        raise not_found(thread)
     more = bool(limit) and len(rows) > limit
     entries = [tree.Entry.of(row) for row in rows[: limit or None]]
     if as_json:
@@ -200,7 +202,7 @@ def diff(
       checkpoint-store diff user-42 1f0c4a3e-0000 1f0c4a40-0000
     """
 
-    async def read(source: Source) -> tuple[Row, Row]:
+    async def read(source: Backend) -> tuple[Row, Row]:
         return await _checkpoint(source, thread, namespace, a), await _checkpoint(source, thread, namespace, b)
 
     one, other = [Checkpoint.of(row, None) for row in connected(url, schema, read)]
@@ -244,12 +246,12 @@ def stats(
         return
     thread_id(thread, "THREAD")
 
-    async def read(source: Source) -> Any:
-        return await source.run(operations.thread_stats, thread)
+    async def read(source: Backend) -> Any:
+        return await source.run(thread_stats, thread)
 
     found = stats_of(thread, *connected(url, schema, read))
     if not found.bytes:
-        raise operations.not_found(thread)
+        raise not_found(thread)
     if as_json:
         tables = {name: table._asdict() for name, table in found.tables.items()}
         channels = [channel._asdict() for channel in found.channels]
@@ -274,9 +276,9 @@ COMMANDS = (threads, history, show, diff, stats)
 
 
 def _all_stats(url: str, schema: str | None, limit: int, as_json: bool) -> None:
-    async def read(source: Source) -> tuple[Any, Any]:
+    async def read(source: Backend) -> tuple[Any, Any]:
         most = limit or 2**31 - 1
-        return await source.run(operations.table_sizes), await source.run(operations.largest_threads, most)
+        return await source.run(table_sizes), await source.run(largest_threads, most)
 
     tables, largest = connected(url, schema, read)
     if as_json:
@@ -301,16 +303,16 @@ def _all_stats(url: str, schema: str | None, limit: int, as_json: bool) -> None:
     )
 
 
-async def _checkpoint(source: Source, thread: str, namespace: str, checkpoint_id: str | None) -> Row:
+async def _checkpoint(source: Backend, thread: str, namespace: str, checkpoint_id: str | None) -> Row:
     key = Key(
         thread_id(thread, "THREAD"),
         plain_text(namespace, "--namespace"),
         plain_text(checkpoint_id, "CHECKPOINT") if checkpoint_id else None,
     )
-    row = await source.run(operations.find_checkpoint, key)
+    row = await source.run(find_checkpoint, key)
     if row is None:
-        if not await source.run(operations.history, thread, 1):
-            raise operations.not_found(thread)
+        if not await source.run(history_rows, thread, 1):
+            raise not_found(thread)
         graph = f"in the namespace {namespace!r}" if namespace else "of the root graph"
         what = f"checkpoint {checkpoint_id!r}" if checkpoint_id else "checkpoint"
         raise ThreadNotFound(f"the thread {thread!r} has no {what} {graph}")

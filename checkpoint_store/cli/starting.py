@@ -66,9 +66,9 @@ def import_from(
       checkpoint-store import-from checkpoints.sqlite
       checkpoint-store import-from postgresql://reader:secret@old-db/app --thread user-42
     """
-    from checkpoint_store.saver import PostgresSaver
-    from checkpoint_store.transfer import copy_threads
-    from checkpoint_store.verbatim import Verbatim
+    from checkpoint_store.saver.sync import PostgresSaver
+    from checkpoint_store.tools.raw_serde import PassthroughSerializer
+    from checkpoint_store.tools.transfer import copy_threads
 
     failed: list[str] = []
 
@@ -79,8 +79,10 @@ def import_from(
     try:
         with (
             upgrade_advised(schema),
-            other_saver(source, Verbatim()) as old,
-            PostgresSaver.from_conn_string(url, pooler="transaction", serde=Verbatim(), schema=schema) as new,
+            other_saver(source, PassthroughSerializer()) as old,
+            PostgresSaver.from_conn_string(
+                url, pooler="transaction", serde=PassthroughSerializer(), schema=schema
+            ) as new,
             output.progress("copying", "threads") as told,
         ):
             report = copy_threads(

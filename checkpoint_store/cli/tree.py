@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from checkpoint_store.cli.clean import clean, counted, moment, short, size
-from checkpoint_store.inert import inert
-from checkpoint_store.statements.history import ERROR, INTERRUPT
-from checkpoint_store.threads import time_of
+from checkpoint_store.cli.safe_decode import inert
+from checkpoint_store.sql.history import ERROR, INTERRUPT
+from checkpoint_store.storage.thread_list import time_of
 
 Key = tuple[str, str]
 """Namespace and id."""

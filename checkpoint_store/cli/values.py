@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkpoint_store.cli.clean import clean, size
-from checkpoint_store.inert import Call, Mapping, Sealed
+from checkpoint_store.cli.safe_decode import Call, Mapping, Sealed
 
 DEEPEST = 40
 """How deep a value is shown."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.faults import matrix
 from tests.faults.bed import has_standbys
 from tests.faults.load import LOADS
-from tests.faults.matrix import FAULTS, Cell, name_of
+from tests.faults.matrix import TRANSIENT_ERRORS, Cell, name_of
 
 ROW = "{:<26} {:<11} {:>10} {:>7} {:>13} {:>5} {:>7} {:>8} {:>10}"
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--operation", action="append", choices=list(LOADS), help="only this one; may be repeated")
     parser.add_argument("--json", type=Path, help="where to write the figures to")
     options = parser.parse_args()
-    chosen = [fault for fault in FAULTS if options.fault is None or name_of(fault) in options.fault]
+    chosen = [fault for fault in TRANSIENT_ERRORS if options.fault is None or name_of(fault) in options.fault]
     if not has_standbys():
         chosen.remove(matrix.failover)
         print("no failover: pg_basebackup is missing", file=sys.stderr)

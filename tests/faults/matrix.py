@@ -234,8 +234,8 @@ def bed_session(bed: Bed) -> Iterator[Any]:
         yield conn
 
 
-Fault = Callable[[Bed, Load], Awaitable[None]]
-FAULTS: tuple[Fault, ...] = (
+TransientError = Callable[[Bed, Load], Awaitable[None]]
+TRANSIENT_ERRORS: tuple[TransientError, ...] = (
     closed_while_idle,
     terminated_in_a_statement,
     connections_cut,
@@ -251,7 +251,7 @@ FAULTS: tuple[Fault, ...] = (
 )
 
 
-def name_of(fault: Fault) -> str:
+def name_of(fault: TransientError) -> str:
     """What a fault is called in a table."""
     return fault.__name__.replace("_", " ")
 
@@ -269,7 +269,7 @@ async def _saver(bed: Bed, operation: str, retry_timeout: float) -> AsyncIterato
         yield saver
 
 
-async def run_cell(bed: Bed, fault: Fault, operation: str, injections: int, retry_timeout: float) -> Cell:
+async def run_cell(bed: Bed, fault: TransientError, operation: str, injections: int, retry_timeout: float) -> Cell:
     """Inject a fault so many times while an operation is under load, each time after the service has resumed."""
     cell = Cell(name_of(fault), operation)
     async with _saver(bed, operation, retry_timeout) as saver:
@@ -283,7 +283,7 @@ async def run_cell(bed: Bed, fault: Fault, operation: str, injections: int, retr
             await load.progress(3 * load.tasks)
             await load.pause()
         cell.retries = saver.retries
-        pool: Any = saver._source.origin.engine.pool
+        pool: Any = saver._backend.provider.engine.pool
         assert pool.checkedout() == 0
     async with AsyncPostgresSaver.from_conn_string(bed.primary.of(DATABASE)) as reader:
         cell.lost = await load.lost(reader)
@@ -293,7 +293,7 @@ async def run_cell(bed: Bed, fault: Fault, operation: str, injections: int, retr
 
 
 def run(
-    faults: Sequence[Fault] = FAULTS,
+    faults: Sequence[TransientError] = TRANSIENT_ERRORS,
     operations: Sequence[str] = tuple(LOADS),
     *,
     injections: int,

@@ -55,7 +55,7 @@ async def test_a_copy_is_there_whichever_server_takes_over(had: str, value: Any,
                 standby.stop()
             before = primary.execute("SELECT txid_current()")[0][0]
 
-            @event.listens_for(saver._source.origin.engine, "commit")
+            @event.listens_for(saver._backend.provider.engine, "commit")
             def deafen(_: object) -> None:
                 if not saver.retries:
                     network.deafen()

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from checkpoint_store import PostgresSaver, pages
-from checkpoint_store.report import SweepReport
+from checkpoint_store import PostgresSaver
+from checkpoint_store.serde import pages
+from checkpoint_store.storage.report import SweepReport
 from tests.conftest import SERVER, database
 from tests.integration.histories import Histories, Key, unreachable
 

@@ -15,8 +15,8 @@ from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.executor import _has_ended
-from checkpoint_store.faults import ends_all_connections
+from checkpoint_store.conninfo.transient_errors import ends_all_connections
+from checkpoint_store.database.pool import _has_ended
 from tests.faults.test_retrying import until
 
 POOL = 10

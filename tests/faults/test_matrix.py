@@ -9,12 +9,12 @@ import pytest
 from tests.faults import matrix
 from tests.faults.bed import has_standbys
 from tests.faults.load import LOADS
-from tests.faults.matrix import FAULTS, Cell, Fault, name_of
+from tests.faults.matrix import TRANSIENT_ERRORS, Cell, TransientError, name_of
 
 # Busy machines take their time; that a call may last longer than it should is no failure of what is tested here.
 RETRY_SECONDS = 60.0
 
-SLICE: list[tuple[Fault, str]] = [
+SLICE: list[tuple[TransientError, str]] = [
     (matrix.closed_while_idle, "put"),
     (matrix.terminated_in_a_statement, "list"),
     (matrix.answers_lost, "pipeline"),
@@ -51,8 +51,8 @@ def test_a_failover_loses_nothing_and_service_resumes_by_itself() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS, ids=name_of)
-def test_every_fault_under_every_load(fault: Fault) -> None:
+@pytest.mark.parametrize("fault", TRANSIENT_ERRORS, ids=name_of)
+def test_every_fault_under_every_load(fault: TransientError) -> None:
     """The whole matrix, two injections in each cell."""
     if fault is matrix.failover and not has_standbys():
         pytest.skip("pg_basebackup is missing")
@@ -73,7 +73,7 @@ def test_three_crashes_and_a_failover_in_one_run_lose_nothing() -> None:
     check(cell)
 
 
-def _in_turn() -> Fault:
+def _in_turn() -> TransientError:
     left = [matrix.failover, matrix.server_crashed, matrix.server_crashed, matrix.server_crashed]
 
     async def next_one(bed: matrix.Bed, load: matrix.Load) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_store.shelf import MOST_BYTES
+from checkpoint_store.storage.page_cache import MOST_BYTES
 from tests.conftest import REPOSITORY
 
 KINDS = ["repetitive threads", "random threads", "zeros", "schemas", "namespaces"]

@@ -100,7 +100,7 @@ FORKS = {
         saver = loop.run_until_complete(main())
         in_child(lambda: asyncio.run(saver.aget_tuple(CONFIG)))
         say("parent:", loop.run_until_complete(saver.aget_tuple(CONFIG)).metadata)
-        loop.run_until_complete(saver._source._engine.dispose())
+        loop.run_until_complete(saver._backend._engine.dispose())
         loop.close()
         """,
         ["child: this saver was made before the process forked", "child ended with 0", "parent: {'step': 1}"],
@@ -139,13 +139,14 @@ FORKS = {
     "a lock that another thread holds": (
         """
         from contextlib import ExitStack
-        from checkpoint_store import bridge, errors, migration_lock, turns
-        from checkpoint_store.source import retrying
+        from checkpoint_store import errors
+        from checkpoint_store.database import event_loop, fair_queue, retry
+        from checkpoint_store.migrations import lock as migration_lock
         logging.getLogger("checkpoint_store").setLevel(logging.ERROR)
         held, forked = threading.Event(), threading.Event()
         def hold():
             with ExitStack() as locks:
-                for lock in (bridge._registry_lock, migration_lock._mutex, retrying._lock, turns._registry_lock):
+                for lock in (event_loop._registry_lock, migration_lock._mutex, retry._lock, fair_queue._registry_lock):
                     locks.enter_context(lock.current)
                 held.set()
                 forked.wait()
@@ -174,7 +175,7 @@ FORKS = {
         engine = create_engine(sync_engine().url, poolclass=StaticPool)
         sync = PostgresSaver(engine)
         sync.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
-        with sync._source.origin.turn():
+        with sync._backend.provider.turn():
             def child():
                 engine.dispose(close=False)
                 return sync.get_tuple(CONFIG).metadata
@@ -191,7 +192,7 @@ FORKS = {
             with PostgresSaver.from_conn_string(URL) as saver:
                 saver.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
             found = sync.get_tuple(CONFIG)
-            sync._source.origin.engine.dispose()
+            sync._backend.provider.engine.dispose()
             return found.metadata
         in_child(child)
         say("parent:", sync.get_tuple(CONFIG).metadata)

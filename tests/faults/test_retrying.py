@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenacity import wait_none
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.database import retry
 from checkpoint_store.errors import Closed, InvalidOption, ThreadExists, Unavailable, WrongTransaction
-from checkpoint_store.source import retrying
 from tests.faults.bed import PATIENCE_SECONDS, Network
 
 CONFIG: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -89,13 +89,13 @@ async def saver_on(url: str, **options: Any) -> AsyncIterator[AsyncPostgresSaver
     """A saver on an engine of its own."""
     async with AsyncPostgresSaver.from_conn_string(url, **options) as saver:
         yield saver
-        assert saver._source.origin.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert saver._backend.provider.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waits between the tries."""
-    monkeypatch.setattr(retrying, "_jittered", wait_none())
+    monkeypatch.setattr(retry, "_jittered", wait_none())
 
 
 # --- what is survived ---
@@ -104,7 +104,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_no_call_fails_for_connections_that_were_lost_in_the_pool(url: str) -> None:
     """Ten connections of the pool are gone: each is replaced when it is asked for."""
     async with saver_on(url, pool_size=10, max_overflow=0) as saver:
-        pool: Any = saver._source.origin.engine.pool
+        pool: Any = saver._backend.provider.engine.pool
         await asyncio.gather(*[put(saver, str(n)) for n in range(10)])
         assert pool.checkedin() == 10
         execute(url, TERMINATE.replace("(pid)", "(pid, 10000)"))  # which waits until they have ended
@@ -120,7 +120,7 @@ async def test_connections_that_are_known_to_be_closed_are_not_even_tried(url: s
     opened: list[Any] = []
     async with saver_on(url, pool_size=10, max_overflow=0, retry_timeout=0) as saver:
         listener = lambda connection, _: opened.append(connection.driver_connection)  # noqa: E731
-        event.listen(saver._source.origin.engine, "connect", listener)
+        event.listen(saver._backend.provider.engine, "connect", listener)
         await asyncio.gather(*[put(saver, str(n)) for n in range(10)])
         await asyncio.to_thread(execute, url, TERMINATE)
         await until(lambda: len(opened) == 10 and all(connection.is_closed() for connection in opened))
@@ -305,7 +305,7 @@ async def test_the_wait_for_a_connection_is_not_begun_anew(url: str) -> None:
 async def test_a_statement_that_took_too_long_is_not_tried_again(url: str, watched: bool) -> None:
     """`command_timeout` is the caller's word; the connection is not used any more, and the next call gets another."""
     async with saver_on(f"{url}&command_timeout=0.3", pool_size=1, max_overflow=0) as saver:
-        engine = saver._source.origin.engine
+        engine = saver._backend.provider.engine
         if watched:
             event.listen(engine, "before_cursor_execute", lambda *_: None)
         assert await saver.aget_tuple(CONFIG) is None
@@ -609,7 +609,7 @@ async def test_a_deletion_whose_commit_was_not_heard_of_is_done_once_more(url: s
     """The answer to COMMIT is what is lost."""
     async with saver_on(network.through(url)) as saver:
         await put(saver, a=[1])
-        engine = saver._source.origin.engine
+        engine = saver._backend.provider.engine
 
         @event.listens_for(engine, "commit")
         def deafen(_: object) -> None:
@@ -630,7 +630,7 @@ async def test_a_copy_whose_commit_was_not_heard_of_is_found_instead_of_refused(
     """The second try finds the target taken, by the first one; somebody else's is refused as ever."""
     async with saver_on(network.through(url)) as saver:
         await put(saver, a=[1])
-        engine = saver._source.origin.engine
+        engine = saver._backend.provider.engine
 
         @event.listens_for(engine, "commit")
         def deafen(_: object) -> None:

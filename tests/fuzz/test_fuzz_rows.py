@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from checkpoint_store import PostgresSaver, pages
+from checkpoint_store import PostgresSaver
 from checkpoint_store.errors import UnreadableValue
+from checkpoint_store.serde import pages
 
 CHANNEL = "items"
 VALUE = ["some", {"kind": "of", "value": list(range(40))}, "that is long enough to have pages" * 20]

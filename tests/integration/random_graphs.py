@@ -24,7 +24,7 @@ class Refusal(Exception):
     """What a node of a program raises."""
 
 
-class World(Protocol):
+class Scheduling(Protocol):
     """What nodes have beside the state."""
 
     seed: str
@@ -283,7 +283,7 @@ def noted(state: Any) -> int:
     return zlib.crc32(repr(sizes).encode())
 
 
-def build(shape: Shape, saver: Any, world: World, *, blocking: bool) -> Any:
+def build(shape: Shape, saver: Any, world: Scheduling, *, blocking: bool) -> Any:
     """Compile a graph whose nodes are functions of the state and the seed alone."""
     schema: Any = TypedDict("State", {name: KINDS[kind](often) for name, (kind, often) in shape.channels.items()})  # type: ignore[operator]
     log = next((name for name in shape.channels if name.startswith("log")), "log")
@@ -402,5 +402,5 @@ def shape_depth(shape: Shape | None) -> int:
     return int(shape.name[-1]) if shape else 0
 
 
-def build_inner(node: Node, world: World, *, blocking: bool) -> Any:
+def build_inner(node: Node, world: Scheduling, *, blocking: bool) -> Any:
     return build(node.inner, True if node.is_stateful else None, world, blocking=blocking) if node.inner else None

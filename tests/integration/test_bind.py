@@ -526,7 +526,7 @@ async def test_a_cancelled_call_has_left_a_sync_connection(sync_engine: Engine, 
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-            assert not saver._source.origin._connection.connection.driver_connection.lock.locked()  # type: ignore[attr-defined]
+            assert not saver._backend.provider._connection.connection.driver_connection.lock.locked()  # type: ignore[attr-defined]
             assert conn.scalar(text("SELECT 1")) == 1
         conn.rollback()
 

@@ -30,11 +30,12 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 
-from checkpoint_store import PostgresSaver, cli, pages, schema
+from checkpoint_store import PostgresSaver, cli, schema
 from checkpoint_store.cli import connection, main
 from checkpoint_store.cli.changing import age_of
 from checkpoint_store.encryption import KeyRing
 from checkpoint_store.errors import InvalidOption
+from checkpoint_store.serde import pages
 
 REPOSITORY = Path(__file__).parents[2]
 

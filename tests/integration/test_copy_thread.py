@@ -22,8 +22,10 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from typing_extensions import TypedDict
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, operations, pages
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import InvalidConfig, ThreadExists, ThreadNotFound
+from checkpoint_store.serde import pages
+from checkpoint_store.storage import shared_pages, threads
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_pages")
 
@@ -127,7 +129,7 @@ async def test_a_target_that_exists_is_refused_or_replaced(
     saver: AsyncPostgresSaver, conn: asyncpg.Connection[Any]
 ) -> None:
     """Refused it is as it was, replaced it has nothing left of its own, in no table."""
-    saver = AsyncPostgresSaver(saver._source._engine, share_pages=True)  # type: ignore[attr-defined]
+    saver = AsyncPostgresSaver(saver._backend._engine, share_pages=True)  # type: ignore[attr-defined]
     await put(saver, "one", [f"message {n} of one" for n in range(2000)])
     old = await put(saver, "two", [f"message {n} of two" for n in range(2000)])
     before = await rows(conn, "two")
@@ -203,7 +205,7 @@ async def test_no_row_travels(engine: AsyncEngine) -> None:
     await put(saver, "one", ["x" * 1_000_000])
     event.listen(engine.sync_engine, "before_cursor_execute", lambda *call: sent.append(call[2:4]))
 
-    copied = await saver._source.transact(operations.copy_thread, ("one", "two"), False)
+    copied = await saver._backend.transact(threads.copy_thread, ("one", "two"), False)
 
     assert copied > 2
     assert 0 < sum(len(repr(parameters)) for _, parameters in sent) < 1000
@@ -309,7 +311,7 @@ async def test_copies_beside_a_writer_and_a_collector_are_whole(engine: AsyncEng
                     "DELETE FROM checkpoint_blobs b WHERE thread_id = 'source' AND NOT EXISTS (SELECT FROM checkpoints"
                     " WHERE thread_id = 'source' AND checkpoint #>> '{channel_versions,messages}' = b.version)"
                 )
-            await collector._source.transact(operations.collect_pages, "source")
+            await collector._backend.transact(shared_pages.collect_pages, "source")
 
     tasks = [asyncio.create_task(write()), asyncio.create_task(collect())]
     copies = 0

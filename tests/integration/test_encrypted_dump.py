@@ -22,9 +22,10 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import create_async_engine
 from typing_extensions import TypedDict
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, pages
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver
 from checkpoint_store.embedded import EmbeddedPostgres, _program
 from checkpoint_store.encryption import KeyRing
+from checkpoint_store.serde import pages
 
 W = [f"planted{number:02}secret{number * 7919 % 1000:03}" for number in range(44)]
 N = [91_000_000_000_007 + 1_111 * number for number in range(6)]

@@ -553,4 +553,4 @@ async def test_what_is_wrong_is_told(engine: AsyncEngine, make_database: Callabl
             await reencrypt(engine, old, new)  # type: ignore[arg-type]
     async with AsyncPostgresSaver.from_conn_string(make_database()) as empty:
         with pytest.raises(NotSetUp):
-            await reencrypt(empty._source._engine, None, aes(NEW))  # type: ignore[attr-defined]
+            await reencrypt(empty._backend._engine, None, aes(NEW))  # type: ignore[attr-defined]

@@ -740,7 +740,7 @@ async def test_what_was_tried_again_in_vain_shows_nothing_either(url: str, way: 
 
 def patient(saver: Any) -> Any:
     within = saver._saver if isinstance(saver, Blocking) else saver
-    within._source.origin._retries.seconds = 0.3
+    within._backend.provider._retries.seconds = 0.3
     return saver
 
 

@@ -47,7 +47,7 @@ async def test_a_sync_call_points_to_a_sync_engine(sync_saver: PostgresSaver, mo
     """All is one thread there, that of the loop too: "another thread" is no advice."""
     gevent = SimpleNamespace(is_module_patched=lambda name: name == "threading")
     monkeypatch.setitem(sys.modules, "gevent.monkey", gevent)  # type: ignore[arg-type]
-    bridge = sync_saver._source.bridge  # type: ignore[attr-defined]
+    bridge = sync_saver._backend.event_loop  # type: ignore[attr-defined]
 
     async def on_its_thread() -> None:
         sync_saver.put(CONFIG, empty_checkpoint(), {}, {})

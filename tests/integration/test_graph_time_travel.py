@@ -18,14 +18,14 @@ from checkpoint_store import PostgresSaver
 THREAD = {"configurable": {"thread_id": "thread"}}
 
 
-class Walk(TypedDict):
+class ThreadCursor(TypedDict):
     path: Annotated[list[str], add]
     direction: str
 
 
 def walking(saver: BaseCheckpointSaver[str]) -> Pregel:
     """Four steps in the direction that the state says, whatever it was before."""
-    graph = StateGraph(Walk)
+    graph = StateGraph(ThreadCursor)
     graph.add_node("step", lambda state: {"path": [state["direction"]]})
     graph.add_node("rest", lambda _: {"path": ["rest"]})
     graph.add_edge(START, "step")

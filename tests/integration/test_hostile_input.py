@@ -18,7 +18,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, codec, partitioning, shapes
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, partitioning
 from checkpoint_store.conversion import share
 from checkpoint_store.encryption import KeyRing, count_unencrypted, reencrypt
 from checkpoint_store.errors import (
@@ -34,6 +34,7 @@ from checkpoint_store.errors import (
     UnusableConnection,
 )
 from checkpoint_store.schema import Tables
+from checkpoint_store.serde import codec, validation
 from checkpoint_store.transfer import copy_threads
 from checkpoint_store.url import pooler_options
 
@@ -526,7 +527,7 @@ def test_values_that_are_too_large_together_are_refused(
     sync_saver: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They travel in one message, and come back in one row; what just fits is stored."""
-    monkeypatch.setattr(shapes, "MOST_BYTES", 3000)
+    monkeypatch.setattr(validation, "MOST_BYTES", 3000)
     fitting = checkpoint_with(dict.fromkeys("abc", b"x" * 1000))
     sync_saver.put(THREAD, fitting, {}, fitting["channel_versions"])
     before = rows(sql)
@@ -552,7 +553,7 @@ def test_a_long_string_is_stored_as_a_blob(url: str, sync_saver: PostgresSaver, 
 
 def test_metadata_past_jsonb_is_refused(sync_saver: PostgresSaver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its text is measured before it is sent."""
-    monkeypatch.setattr("checkpoint_store.jsonb.MOST_BYTES", 1000)
+    monkeypatch.setattr("checkpoint_store.serde.jsonb.MOST_BYTES", 1000)
     with pytest.raises(UnstorableValue, match=r"metadata has 1,\d\d\d bytes as JSON"):
         sync_saver.put(THREAD, empty_checkpoint(), {"a": "x" * 1000}, {})  # type: ignore[typeddict-unknown-key]
 

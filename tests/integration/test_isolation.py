@@ -20,8 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion, encryption
 from checkpoint_store.encryption import KeyRing
 from checkpoint_store.errors import WrongTransaction
-from checkpoint_store.executor import Executor
-from checkpoint_store.statements import Statement, Statements
+from checkpoint_store.sql.compiled import Statement
+from checkpoint_store.sql.executor import Executor
+from checkpoint_store.sql.statements import Statements
 from tests.integration.histories import unreachable
 
 THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -98,7 +99,7 @@ class Host:
 
     async def level(self) -> str:
         """The isolation level of the transactions that the saver removes in."""
-        level: str = await self.saver._source.transact(level_of)
+        level: str = await self.saver._backend.transact(level_of)
         return level
 
     @asynccontextmanager

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver
-from checkpoint_store.statements import statements_of
+from checkpoint_store.sql.statements import statements_of
 from tests.integration.test_needed_pages import WORDS, config_of, conn, put, read
 
 __all__ = ["conn"]

@@ -17,10 +17,12 @@ from sqlalchemy import create_engine
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, pages, threads
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import InvalidConfig
-from checkpoint_store.statements import statements_of
-from checkpoint_store.threads import ThreadSummary, time_of
+from checkpoint_store.serde import pages
+from checkpoint_store.sql.statements import statements_of
+from checkpoint_store.storage import thread_list
+from checkpoint_store.storage.thread_list import ThreadSummary, time_of
 
 Rows = list[tuple[str, str, str, dict[str, Any]]]
 
@@ -36,11 +38,11 @@ async def conn(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every statement looks at a few rows only, so that lists of some threads take many."""
-    monkeypatch.setattr(threads, "PAGE_THREADS", 3)
-    monkeypatch.setattr(threads, "_FEWEST_STEPS", 2)
-    monkeypatch.setattr(threads, "_STEPS_PER_THREAD", 1)
-    monkeypatch.setattr(threads, "MOST_STEPS", 40)
-    monkeypatch.setattr(threads, "_MOST_PASSED", 2)
+    monkeypatch.setattr(thread_list, "PAGE_THREADS", 3)
+    monkeypatch.setattr(thread_list, "_FEWEST_STEPS", 2)
+    monkeypatch.setattr(thread_list, "_STEPS_PER_THREAD", 1)
+    monkeypatch.setattr(thread_list, "MOST_STEPS", 40)
+    monkeypatch.setattr(thread_list, "_MOST_PASSED", 2)
 
 
 async def store(conn: asyncpg.Connection[Any], rows: Rows) -> None:
@@ -286,13 +288,13 @@ async def test_a_thread_with_the_newest_half_is_passed_over(
     """A page takes two statements at most, and is right, though one thread has 20,000 checkpoints in front."""
     saver = AsyncPostgresSaver(engine)
     asked = []
-    run = saver._source.run
+    run = saver._backend.run
 
     async def counted(*arguments: Any) -> Any:
         asked.append(arguments)
         return await run(*arguments)
 
-    saver._source.run = counted  # type: ignore[method-assign]
+    saver._backend.run = counted  # type: ignore[method-assign]
     page = [one.thread_id async for one in saver.alist_threads(limit=20)]
 
     hogs = await filled.fetchval("SELECT count(*) FROM checkpoints WHERE thread_id = 'hog'")

@@ -18,10 +18,10 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, conversion
-from checkpoint_store.changes import merged, paged
 from checkpoint_store.errors import Refused
-from checkpoint_store.shelf import Shelf
-from checkpoint_store.statements import statements_of
+from checkpoint_store.sql.statements import statements_of
+from checkpoint_store.storage.page_cache import PageCache
+from checkpoint_store.storage.write_batch import merged, paged
 
 Config = Any
 THREAD: Config = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -81,7 +81,7 @@ class Storing:
                 "types": ["msgpack"],
                 "blobs": [b"\xc6" + (200_000).to_bytes(4, "big") + random.Random(0).randbytes(200_000)],
             },
-            Shelf(),
+            PageCache(),
         )
 
     async def store(self, known: int | None) -> bool:

@@ -23,9 +23,12 @@ from langgraph.checkpoint.base import empty_checkpoint
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, operations, pages, pipeline
-from checkpoint_store.changes import Change, Writes
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.database import group_commit
 from checkpoint_store.errors import AccessDenied, Closed, LimitReached, NotSetUp, Refused, Unavailable
+from checkpoint_store.serde import pages
+from checkpoint_store.storage import shared_pages
+from checkpoint_store.storage.write_batch import Change, Writes
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 
@@ -324,7 +327,7 @@ class Fray:
         """Delete pages, so that those who count on them have to send them again."""
         while True:
             with suppress(Unavailable):
-                await self.saver._source.transact(operations.collect_pages, f"thread-{random.randrange(40)}")
+                await self.saver._backend.transact(shared_pages.collect_pages, f"thread-{random.randrange(40)}")
             await asyncio.sleep(0.01)
 
 
@@ -524,7 +527,7 @@ async def test_a_checkpoint_keeps_values_of_its_parent_in_the_same_batch(url: st
 async def test_a_lone_call_goes_straight_through(engine: AsyncEngine) -> None:
     """One statement each, the very one that a saver without a pipeline sends, and no task beside the caller's."""
     saver = AsyncPostgresSaver(engine, AsyncPipeline(engine))
-    sql, tasks = saver._source.sql, set()
+    sql, tasks = saver._backend.sql, set()
     seen = statements_on(engine)
     event.listen(engine.sync_engine, "before_cursor_execute", lambda *_: tasks.add(len(asyncio.all_tasks())))
 
@@ -574,7 +577,7 @@ async def test_a_checkpoint_is_never_visible_before_an_earlier_one_of_its_thread
     url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many commits are under way, whoever looks sees the thread as it was after one of the calls."""
-    monkeypatch.setattr(pipeline, "MOST_CALLS", 7)
+    monkeypatch.setattr(group_commit, "MOST_CALLS", 7)
     # Commits take differently long, so that they would overtake each other if they could.
     await execute(
         url,
@@ -1085,7 +1088,7 @@ async def test_a_commit_carries_a_limited_number_of_calls(
     url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest waits for the next one."""
-    monkeypatch.setattr(pipeline, "MOST_CALLS", 10)
+    monkeypatch.setattr(group_commit, "MOST_CALLS", 10)
     pipe = AsyncPipeline(engine, flushes=1)
     saver, seen = AsyncPostgresSaver(engine, pipe), statements_on(engine)
     async with held(pipe):
@@ -1100,7 +1103,7 @@ async def test_a_commit_carries_a_limited_number_of_bytes(
     url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that has more alone goes alone; order within a thread stays."""
-    monkeypatch.setattr(pipeline, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(group_commit, "MOST_BYTES", 10_000)
     pipe = AsyncPipeline(engine, flushes=1)
     saver, seen = AsyncPostgresSaver(engine, pipe), statements_on(engine)
     sizes = [4000, 4000, 4000, 50_000, 1, 9000]

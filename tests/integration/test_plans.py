@@ -12,10 +12,11 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store.changes import Put, merged
-from checkpoint_store.executor import Ordinary
 from checkpoint_store.schema import tables
-from checkpoint_store.statements import Statement, Statements
+from checkpoint_store.sql.compiled import Statement
+from checkpoint_store.sql.executor import ConnectionExecutor
+from checkpoint_store.sql.statements import Statements
+from checkpoint_store.storage.write_batch import Put, merged
 
 SQL = Statements(tables)
 NAMED = {"thread_id": "thread-3", "checkpoint_ns": ""}
@@ -298,7 +299,7 @@ async def test_what_is_not_stored_is_found_by_key(url: str, analyzed: bool, mode
 
 
 def fetch(conn: Connection, statement: Statement, binds: dict[str, Any]) -> Any:
-    return Ordinary(conn).fetch(statement, binds)
+    return ConnectionExecutor(conn).fetch(statement, binds)
 
 
 def rows_of(scan: dict[str, Any]) -> int:

@@ -26,7 +26,7 @@ def connects_of(engine: AsyncEngine) -> list[object]:
 
 
 def engine_of(saver: AsyncPostgresSaver | PostgresSaver) -> AsyncEngine:
-    engine = saver._source._engine  # type: ignore[attr-defined]
+    engine = saver._backend._engine  # type: ignore[attr-defined]
     assert isinstance(engine, AsyncEngine)
     return engine
 
@@ -107,7 +107,7 @@ async def test_a_pool_without_a_limit_has_none_for_calls(url: str) -> None:
     """`pool_size=0`: nobody ever waits for a connection."""
     async with host(url, pool_size=0) as engine:
         saver = AsyncPostgresSaver(engine)
-        assert saver._source.origin.turn is saver._source.origin.long_turn  # type: ignore[attr-defined]
+        assert saver._backend.provider.turn is saver._backend.provider.long_turn  # type: ignore[attr-defined]
         await burst(saver, 20)
 
 

@@ -16,8 +16,9 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, pages
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.encryption import KeyRing
+from checkpoint_store.serde import pages
 from tests.integration.random_graphs import KINDS
 from tests.integration.random_programs import ACTIONS, Model, Mortal, Program, Side, Step, same_ids
 from tests.integration.random_sights import first_difference

@@ -19,8 +19,9 @@ from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypedDict
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, pages
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import Conflict, WrongTransaction
+from checkpoint_store.serde import pages
 
 
 def named(checkpoint_id: str | None = None, thread_id: str = "t1", namespace: str = "") -> RunnableConfig:

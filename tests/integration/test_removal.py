@@ -11,8 +11,9 @@ import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.serde.types import TASKS
 
-from checkpoint_store import PostgresSaver, pages
-from checkpoint_store.report import SweepReport
+from checkpoint_store import PostgresSaver
+from checkpoint_store.serde import pages
+from checkpoint_store.storage.report import SweepReport
 from tests.integration.histories import Histories, Key, id_at, unreachable
 
 

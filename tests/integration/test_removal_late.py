@@ -10,8 +10,9 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checkpoint_store import AsyncPostgresSaver, pages
+from checkpoint_store import AsyncPostgresSaver
 from checkpoint_store.errors import Conflict
+from checkpoint_store.serde import pages
 from tests.integration.histories import unreachable
 
 THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}

@@ -19,7 +19,8 @@ from langgraph.types import Command, Send, interrupt
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from typing_extensions import TypedDict
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, pages
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver
+from checkpoint_store.serde import pages
 from tests.integration.histories import unreachable
 
 

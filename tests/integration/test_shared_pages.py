@@ -21,9 +21,11 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion, migrations, operations, pages
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion, migrations
 from checkpoint_store.errors import UnreadableValue
-from checkpoint_store.statements import statements_of
+from checkpoint_store.serde import pages
+from checkpoint_store.sql.statements import statements_of
+from checkpoint_store.storage import shared_pages
 
 THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 
@@ -60,7 +62,7 @@ async def conn(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
 
 async def test_a_turn_costs_what_the_turn_adds(saver: AsyncPostgresSaver, conn: asyncpg.Connection[Any]) -> None:
     """A list that grows by one message 50 times is stored hardly more than once."""
-    saver = AsyncPostgresSaver(saver._source._engine)  # type: ignore[attr-defined]
+    saver = AsyncPostgresSaver(saver._backend._engine)  # type: ignore[attr-defined]
     whole = messages(600)
     for count in range(550, 600):
         await put(saver, whole[: count + 1])
@@ -181,7 +183,7 @@ async def test_a_stale_memory_is_not_trusted(engine: AsyncEngine, url: str) -> N
 
     async with elsewhere.begin() as conn:
         await conn.exec_driver_sql("DELETE FROM checkpoint_blobs")
-    await AsyncPostgresSaver(elsewhere)._source.transact(operations.collect_pages, "t")
+    await AsyncPostgresSaver(elsewhere)._backend.transact(shared_pages.collect_pages, "t")
     await put(saver, whole)
 
     assert await value_of(saver) == whole
@@ -259,7 +261,7 @@ async def test_collecting_deletes_what_nothing_refers_to(engine: AsyncEngine, co
         kept["configurable"]["checkpoint_id"],
     )
 
-    await saver._source.transact(operations.collect_pages, "t")
+    await saver._backend.transact(shared_pages.collect_pages, "t")
 
     assert 0 < await conn.fetchval("SELECT count(*) FROM checkpoint_pages") < before
     assert await value_of(saver, kept) == messages(200, seed=7)
@@ -359,7 +361,7 @@ def _delete(url: str, seconds: float) -> int:
                         "DELETE FROM checkpoint_blobs WHERE version NOT IN (SELECT checkpoint #>>"
                         " '{channel_versions,messages}' FROM checkpoints ORDER BY checkpoint_id DESC LIMIT 5)"
                     )
-                await saver._source.transact(operations.collect_pages, "t")
+                await saver._backend.transact(shared_pages.collect_pages, "t")
             async for _ in saver.alist(THREAD, limit=3):
                 pass
             count += 1
@@ -385,5 +387,5 @@ async def test_the_hosts_schema_is_known_by_its_statements(engine: AsyncEngine) 
     """Savers on one schema share the statements, and what they compiled."""
     first, second = AsyncPostgresSaver(engine), AsyncPostgresSaver(engine)
 
-    assert first._source.sql is second._source.sql is statements_of(None)
-    assert first._source.shelf.memory is second._source.shelf.memory
+    assert first._backend.sql is second._backend.sql is statements_of(None)
+    assert first._backend.page_cache.memory is second._backend.page_cache.memory

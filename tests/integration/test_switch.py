@@ -34,8 +34,9 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, errors, migrations, operations
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver, errors, migrations
 from checkpoint_store.embedded import _program
+from checkpoint_store.storage import probes
 from checkpoint_store.transfer import copy_threads
 
 HERE = Path(__file__).parent
@@ -338,7 +339,7 @@ def test_a_process_notices_that_the_stock_saver_has_come(
     url: str, share_pages: bool | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It stores whole from then on, unless it was told otherwise, and says so once, with the way out."""
-    monkeypatch.setattr("checkpoint_store.source.base.ASK_SECONDS", 0)
+    monkeypatch.setattr("checkpoint_store.database.backend.ASK_SECONDS", 0)
     with (
         PostgresSaver.from_conn_string(url, share_pages=share_pages) as ours,
         PostgresSaver.from_conn_string(url, share_pages=share_pages) as another,
@@ -364,10 +365,10 @@ def test_the_database_is_asked_once_a_minute_whether_the_stock_saver_has_come(
 ) -> None:
     """And not at every put."""
     now = [1000.0]
-    monkeypatch.setattr("checkpoint_store.source.base.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("checkpoint_store.database.backend.time.monotonic", lambda: now[0])
     asked = []
-    ask = operations.is_adopted
-    monkeypatch.setattr(operations, "is_adopted", lambda *args: asked.append(now[0]) or ask(*args))
+    ask = probes.is_adopted
+    monkeypatch.setattr(probes, "is_adopted", lambda *args: asked.append(now[0]) or ask(*args))
     with PostgresSaver.from_conn_string(url) as saver:
         for seconds in (0, 1, 58, 2, 1):
             now[0] += seconds

@@ -157,7 +157,7 @@ def test_missing_tables_and_rights_are_told_in_our_words(empty_url: str) -> None
     with pytest.raises(AccessDenied, match=r"permission denied for table checkpoints. .*GRANT SELECT"):
         poor.get(THREAD)
     engine.dispose()
-    poor._source.origin.engine.dispose()
+    poor._backend.provider.engine.dispose()
     with psycopg.connect(empty_url, autocommit=True) as admin:
         admin.execute(f"DROP ROLE {role}")
 

@@ -23,7 +23,8 @@ from langgraph.pregel import Pregel
 from sqlalchemy.ext.asyncio import create_async_engine
 from typing_extensions import TypedDict
 
-from checkpoint_store import PostgresSaver, bridge
+from checkpoint_store import PostgresSaver
+from checkpoint_store.database import event_loop
 from checkpoint_store.errors import CheckpointStoreError, Closed
 
 THREAD = {"configurable": {"thread_id": "thread", "checkpoint_ns": ""}}
@@ -293,8 +294,8 @@ def test_a_loop_that_is_slow_to_start_is_waited_for(url: str, monkeypatch: pytes
         time.sleep(0.2)  # the busy machine
         run_forever(loop)
 
-    run_forever = bridge._run_forever
-    monkeypatch.setattr(bridge, "_run_forever", late)
+    run_forever = event_loop._run_forever
+    monkeypatch.setattr(event_loop, "_run_forever", late)
 
     with PostgresSaver.from_conn_string(url) as saver:
         assert saver.get(THREAD) is None
@@ -416,7 +417,7 @@ def test_a_call_that_fails_behind_ctrl_c_makes_no_noise(
         raise KeyboardInterrupt
 
     with PostgresSaver.from_conn_string("postgresql://nobody@127.0.0.1:1/nothing", retry_timeout=0) as saver:
-        monkeypatch.setattr(bridge._Call, "result", interrupt)
+        monkeypatch.setattr(event_loop._Call, "result", interrupt)
         with pytest.raises(KeyboardInterrupt):
             saver.get_tuple({"configurable": {"thread_id": "t1"}})
     gc.collect()

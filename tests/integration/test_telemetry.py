@@ -21,8 +21,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, pages, telemetry
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, telemetry
 from checkpoint_store.errors import InvalidOption, NotSetUp, Unavailable
+from checkpoint_store.serde import pages
 from checkpoint_store.transfer import acopy_threads
 
 GRAPH: Any = {"configurable": {"thread_id": "the-thread", "checkpoint_ns": ""}}
@@ -263,7 +264,7 @@ async def test_sync_savers_have_the_same_spans(telescope: Telescope, url: str, d
 
 async def test_off_is_as_if_it_had_never_been(telescope: Telescope, saver: AsyncPostgresSaver) -> None:
     """Nothing is left in the way, and a saver beside one that is instrumented has nothing in the way either."""
-    untouched = dict(vars(saver._source)), dict(vars(saver._source.origin))
+    untouched = dict(vars(saver._backend)), dict(vars(saver._backend.provider))
     telescope.on(saver)
     with pytest.raises(InvalidOption, match="instrumented already"):
         telescope.on(saver)
@@ -272,7 +273,7 @@ async def test_off_is_as_if_it_had_never_been(telescope: Telescope, saver: Async
     await use(saver)
 
     assert telescope.spans == []
-    assert (dict(vars(saver._source)), dict(vars(saver._source.origin))) == untouched
+    assert (dict(vars(saver._backend)), dict(vars(saver._backend.provider))) == untouched
 
 
 async def test_copies_that_langgraph_makes_are_instrumented_too(

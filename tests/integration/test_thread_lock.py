@@ -23,7 +23,10 @@ from sqlalchemy import Connection, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, bridge, operations, partitioning
+from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, partitioning
+from checkpoint_store.database import event_loop
+from checkpoint_store.database.locks import request as lock_request
+from checkpoint_store.database.locks import session as lock_session
 from checkpoint_store.errors import (
     Closed,
     InvalidConfig,
@@ -35,10 +38,11 @@ from checkpoint_store.errors import (
     WrongThread,
     WrongTransaction,
 )
-from checkpoint_store.executor import Ordinary
-from checkpoint_store.locks import ThreadLock
-from checkpoint_store.source import hold, keeper
-from checkpoint_store.statements import Statement, Statements, statements_of
+from checkpoint_store.saver.thread_lock import ThreadLock
+from checkpoint_store.sql.compiled import Statement
+from checkpoint_store.sql.executor import ConnectionExecutor
+from checkpoint_store.sql.statements import Statements, statements_of
+from checkpoint_store.storage import locks
 
 THREAD: RunnableConfig = {"configurable": {"thread_id": "t1", "checkpoint_ns": ""}}
 
@@ -127,7 +131,7 @@ async def test_locks_take_no_connection_of_the_pool(url: str, sql: psycopg.Conne
 
     assert len(sessions) == 1
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    assert keeper.keeper_of(engine.dialect)._conn is None
+    assert lock_session.lock_session_of(engine.dialect)._conn is None
     await engine.dispose()
     assert sessions_with_locks(sql) == []
 
@@ -165,7 +169,7 @@ async def test_a_block_that_is_cancelled_gives_the_lock_back(
 
     for cancellations in (1, 2, 3):
         running = asyncio.ensure_future(run())
-        while keeper.keeper_of(saver._source.origin.engine.dialect)._conn is None:  # noqa: ASYNC110
+        while lock_session.lock_session_of(saver._backend.provider.engine.dialect)._conn is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for _ in range(cancellations):
             running.cancel()
@@ -231,8 +235,8 @@ async def test_a_server_that_does_not_answer_has_lost_the_lock(
     saver: AsyncPostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that is open and dead is found out by a sign of life that doesn't come."""
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(keeper, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "ANSWER_SECONDS", 0.2)
     async with saver.thread_lock("t0"):
         pass
     with ExitStack() as standing_still, pytest.raises(LockLost):  # noqa: PT012
@@ -246,7 +250,7 @@ async def test_a_lock_is_held_by_a_beating_session(
     saver: AsyncPostgresSaver, other: AsyncPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signs of life do it no harm, nor do others who ask for it meanwhile."""
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.001)
     async with saver.thread_lock("t1") as lock:
         with pytest.raises(ThreadLocked):
             await other.thread_lock("t1", timeout=0.3).__aenter__()
@@ -403,7 +407,7 @@ def test_a_sign_of_life_that_fails_is_told_in_sync_code(
     sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of a run that goes on are refused."""
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
     with pytest.raises(LockLost):  # noqa: SIM117, PT012
         with sync.thread_lock("t1") as lock:
             sql.execute("SELECT pg_terminate_backend(%s)", sessions_with_locks(sql))
@@ -507,7 +511,7 @@ async def test_a_lock_outlives_another_table_of_the_name(
 
 
 def fetch(conn: Connection, statement: Statement, binds: dict[str, Any]) -> Any:
-    return Ordinary(conn).fetch(statement, binds)
+    return ConnectionExecutor(conn).fetch(statement, binds)
 
 
 @pytest.mark.parametrize("kind", ["connection", "session"])
@@ -598,7 +602,7 @@ async def test_what_is_wrong_is_told_on_entering(empty_url: str, saver: AsyncPos
     async with AsyncPostgresSaver.from_conn_string(empty_url) as empty:
         with pytest.raises(NotSetUp, match=r'table "checkpoints" does not exist. Run `setup\(\)`'):
             await empty.thread_lock("t1").__aenter__()
-        async with empty._source._engine.connect() as conn:  # type: ignore[attr-defined]
+        async with empty._backend._engine.connect() as conn:  # type: ignore[attr-defined]
             with pytest.raises(NotSetUp):
                 await empty.bind(conn).thread_lock("t1").__aenter__()
     nothing = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -693,7 +697,7 @@ async def test_a_put_that_waits_for_a_connection_is_refused_once_the_lock_is_los
     saver = AsyncPostgresSaver(engine)
     with pytest.raises(LockLost):  # noqa: PT012
         async with saver.thread_lock("t1") as lock:
-            with saver._source.origin.turn():  # type: ignore[attr-defined]
+            with saver._backend.provider.turn():  # type: ignore[attr-defined]
                 storing = asyncio.ensure_future(put(saver))
                 await lose(lock, sql)
             with pytest.raises(LockLost):
@@ -746,8 +750,8 @@ def test_a_silent_server_has_lost_the_lock(
     sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a thread waits for the sign of life, and with drivers that wait on when they are cancelled."""
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(keeper, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "ANSWER_SECONDS", 0.5)
     with pytest.raises(LockLost), sync.thread_lock("t1") as lock, stopped(sessions_with_locks(sql)):  # noqa: PT012
         pause = threading.Event()
         while not lock.lost:
@@ -758,11 +762,11 @@ def test_nobody_waits_longer_behind_who_waits_for_the_server(
     sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A time-out is one even while another statement of the session is not answered; who holds a lock keeps it."""
-    beats, session_id = threading.Event(), operations.session_id
-    monkeypatch.setattr(operations, "session_id", lambda *args: beats.set() or session_id(*args))
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(keeper, "ANSWER_SECONDS", 60)
-    monkeypatch.setattr(hold, "SERVER_SECONDS", 0.1)
+    beats, session_id = threading.Event(), locks.session_id
+    monkeypatch.setattr(locks, "session_id", lambda *args: beats.set() or session_id(*args))
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "ANSWER_SECONDS", 60)
+    monkeypatch.setattr(lock_request, "SERVER_SECONDS", 0.1)
     with sync.thread_lock("t1") as lock:
         with stopped(sessions_with_locks(sql)):
             beats.clear()
@@ -778,7 +782,7 @@ async def test_the_time_out_holds_while_the_session_is_opened(
     silent: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a server that says nothing, with none, and where the pool has no connection; and one may be cancelled."""
-    monkeypatch.setattr(hold, "SERVER_SECONDS", 0.1)
+    monkeypatch.setattr(lock_request, "SERVER_SECONDS", 0.1)
     for driver in ("asyncpg", "psycopg"):
         engine = create_async_engine(f"postgresql+{driver}:{silent}")
         saver = AsyncPostgresSaver(engine)
@@ -810,7 +814,7 @@ async def test_the_time_out_of_a_thread_holds_while_the_session_is_opened(
     silent: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same on sync engines, for threads and for coroutines; a connection that comes late is closed."""
-    monkeypatch.setattr(hold, "SERVER_SECONDS", 0.1)
+    monkeypatch.setattr(lock_request, "SERVER_SECONDS", 0.1)
     saver = PostgresSaver(create_engine(f"postgresql+psycopg:{silent}", pool_size=1, max_overflow=0))
     with pytest.raises(Unavailable, match=r"could not be asked for.*the server does not answer"):
         saver.thread_lock("t1", timeout=0).__enter__()
@@ -859,7 +863,7 @@ def test_ctrl_c_leaves_no_lock(
     interrupted: str, moment: str, url: str, sync_saver: PostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever it comes while a thread waits for the loop, the lock is free afterwards."""
-    wait = bridge._wait
+    wait = event_loop._wait
 
     def interrupt(call: Any, seconds: float) -> bool:
         monkeypatch.undo()
@@ -871,10 +875,10 @@ def test_ctrl_c_leaves_no_lock(
         for _ in range(5):
             with pytest.raises(KeyboardInterrupt):  # noqa: PT012
                 if interrupted == "taking":
-                    monkeypatch.setattr(bridge, "_wait", interrupt)
+                    monkeypatch.setattr(event_loop, "_wait", interrupt)
                 with sync_saver.thread_lock("t1"):
                     if interrupted == "giving back":
-                        monkeypatch.setattr(bridge, "_wait", interrupt)
+                        monkeypatch.setattr(event_loop, "_wait", interrupt)
             with other.thread_lock("t1", timeout=5):
                 pass
 
@@ -900,7 +904,7 @@ def test_ctrl_c_may_come_as_a_block_begins_to_end(
     url: str, sync: PostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody is left then to give the lock back, so the session does."""
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
     keep_from_giving_back(sync)
     with PostgresSaver.from_conn_string(url) as other, other.thread_lock("t1", timeout=5):
         pass
@@ -911,8 +915,8 @@ def test_ctrl_c_may_come_twice(
     interrupted: str, url: str, sync: PostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the lock has just come, or is being given back, and again when it is given up because of that."""
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
-    source = type(sync._source)
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    source = type(sync._backend)
 
     def interrupt(*args: Any) -> None:
         if interrupted == "take_lock_blocking":
@@ -934,7 +938,7 @@ def test_a_lock_that_was_not_given_back_is_free_at_once_in_its_own_process(
     sync: PostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not before the others of the process for long."""
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 60)
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 60)
     for _ in range(2):
         keep_from_giving_back(sync)
     with sync.thread_lock("t1", timeout=0), pytest.raises(ThreadLocked):
@@ -945,8 +949,8 @@ def test_a_lock_that_was_lost_and_not_given_back_keeps_nobody_from_storing(
     sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is refused is what the block would have stored, and it has ended."""
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
-    held = keeper.keeper_of(sync._source.origin.engine.dialect)
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    held = lock_session.lock_session_of(sync._backend.provider.engine.dialect)
 
     def be_lost() -> None:
         sql.execute("SELECT pg_terminate_backend(%s)", sessions_with_locks(sql))
@@ -966,7 +970,7 @@ async def test_a_lock_that_a_coroutine_has_lost_sight_of_is_given_back(
     saver: AsyncPostgresSaver, other: AsyncPostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others that the session has stay."""
-    monkeypatch.setattr(keeper, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
     async with saver.thread_lock("bystander"):
         await saver.thread_lock("t1").__aenter__()
         async with other.thread_lock("t1", timeout=5):
@@ -980,14 +984,14 @@ async def test_who_is_cancelled_in_another_loop_leaves_no_lock(
 ) -> None:
     """A coroutine that waits for the loop of a sync saver may be cancelled when the lock has just come."""
     with PostgresSaver.from_conn_string(url) as saver:
-        acall = bridge.Bridge.acall
+        acall = event_loop.EventLoop.acall
 
         async def cancelled(*args: Any) -> None:
             monkeypatch.undo()
             await acall(*args)
             raise asyncio.CancelledError
 
-        monkeypatch.setattr(bridge.Bridge, "acall", cancelled)
+        monkeypatch.setattr(event_loop.EventLoop, "acall", cancelled)
         with pytest.raises(asyncio.CancelledError):
             await saver.thread_lock("t1").__aenter__()
         async with other.thread_lock("t1", timeout=5):
@@ -1003,7 +1007,7 @@ async def test_a_saver_that_was_closed_waits_for_no_lock(
         async with AsyncPostgresSaver.from_conn_string(url) as owner:
             savers = (owner, mine, others)
             first, second, third = (asyncio.ensure_future(one.thread_lock("t1").__aenter__()) for one in savers)
-            keepers = [keeper.keeper_of(one._source.origin.engine.dialect) for one in savers]
+            keepers = [lock_session.lock_session_of(one._backend.provider.engine.dialect) for one in savers]
             while not all(one._conn for one in keepers):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await mine.aclose()
@@ -1011,7 +1015,7 @@ async def test_a_saver_that_was_closed_waits_for_no_lock(
             with pytest.raises(Closed):
                 await waiting
         assert len(sessions_with_locks(sql)) == 1
-        assert keeper.keeper_of(owner._source.origin.engine.dialect)._conn is None
+        assert lock_session.lock_session_of(owner._backend.provider.engine.dialect)._conn is None
     await (await third).__aexit__(None, None, None)
 
 

@@ -339,9 +339,9 @@ async def test_a_copy_with_an_allowlist_shares_the_saver(
     saver: AsyncPostgresSaver, monkeypatch: pytest.MonkeyPatch, make_database: Callable[[], str]
 ) -> None:
     """LangGraph copies a saver to narrow its serializer; the copy works on the same engine with the new serializer."""
-    strict = AsyncPostgresSaver(saver._source._engine, serde=JsonPlusSerializer(allowed_msgpack_modules=None))  # type: ignore[attr-defined]
+    strict = AsyncPostgresSaver(saver._backend._engine, serde=JsonPlusSerializer(allowed_msgpack_modules=None))  # type: ignore[attr-defined]
     copy = strict.with_allowlist([(Colour.__module__, "Colour")])
 
     assert copy is not strict
     assert await stored(copy, Colour.RED) == Colour.RED  # type: ignore[arg-type]
-    assert copy._source is strict._source  # type: ignore[attr-defined]
+    assert copy._backend is strict._backend  # type: ignore[attr-defined]

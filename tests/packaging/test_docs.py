@@ -97,7 +97,7 @@ ELSEWHERE = {
 
 NOT_RUN = {
     "```promql": "needs Prometheus; that the metrics have these names is tests/integration/test_telemetry.py",
-    "SELECT create_distributed_table": "needs Citus; that every table is there is tests/unit/test_routing.py",
+    "SELECT create_distributed_table": "needs Citus; that every table is there is tests/unit/sql/test_routing.py",
     "make demo": "that it works on a fresh machine is a job of CI, and so is `make test`",
     "mkdir cafe": "installs; that the wheel can be is tests/packaging/test_wheel.py",
     "python -m checkpoint_store.embedded uvicorn": "serves; the service is called in tests/packaging/test_tutorial.py",

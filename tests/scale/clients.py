@@ -21,7 +21,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from sqlalchemy import event, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, pages
+from checkpoint_store import AsyncPostgresSaver
+from checkpoint_store.serde import pages
 from checkpoint_store.url import pooler_options
 
 KINDS = ["own engine", "host's engine", "watched engine", "pipeline", "psycopg"]

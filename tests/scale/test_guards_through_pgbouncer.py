@@ -46,7 +46,7 @@ def test_a_lock_on_a_sync_engine_does_too(pooled_url: str) -> None:
 async def test_forks_are_refused_through_it(pooled_url: str, shared: bool) -> None:
     """The check is one transaction, so it has a connection of the server's to itself: one of many is stored."""
     async with AsyncPostgresSaver.from_conn_string(pooled_url, pooler="transaction") as saver:
-        engine = saver._source._engine  # type: ignore[attr-defined]
+        engine = saver._backend._engine  # type: ignore[attr-defined]
         pipe = AsyncPipeline(engine) if shared else None
         careful = AsyncPostgresSaver(engine, pipe, refuse_forks=True, pooler="transaction")
         parent = None

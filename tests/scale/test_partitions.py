@@ -23,8 +23,9 @@ from langgraph.checkpoint.conformance.initializer import RegisteredCheckpointer
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, migrations, pages, partitioning, schema
+from checkpoint_store import AsyncPostgresSaver, migrations, partitioning, schema
 from checkpoint_store.errors import InvalidOption, MigrationError, NotSetUp
+from checkpoint_store.serde import pages
 
 REPOSITORY = Path(__file__).parents[2]
 PARTITIONS = 8

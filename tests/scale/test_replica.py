@@ -17,9 +17,9 @@ from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.database import replication_lag
+from checkpoint_store.database.replication_lag import ReplicationLag
 from checkpoint_store.errors import InvalidOption, UnusableConnection
-from checkpoint_store.source import unreplicated
-from checkpoint_store.source.unreplicated import Unreplicated
 from checkpoint_store.transfer import acopy_threads, copy_threads
 
 GRAPH: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -36,7 +36,7 @@ def synchronous(url: str) -> Engine:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the replica is, is asked whenever it matters."""
-    monkeypatch.setattr(unreplicated, "ASK_SECONDS", 0)
+    monkeypatch.setattr(replication_lag, "ASK_SECONDS", 0)
 
 
 class Process:
@@ -252,7 +252,7 @@ async def test_without_the_replica_the_primary_answers(
     assert await numbers(saver) == [1, 0]
     assert await numbers(saver) == [1, 0]
     assert len([record for record in caplog.records if "primary is asked instead" in record.message]) == 1
-    for each in (engine, nowhere, other._source._engine):  # type: ignore[attr-defined]
+    for each in (engine, nowhere, other._backend._engine):  # type: ignore[attr-defined]
         await each.dispose()
 
 
@@ -308,8 +308,8 @@ async def test_an_engine_that_does_not_fit_is_refused(url: str) -> None:
 
 def test_what_is_not_known_to_be_there_is_not_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of writes forgets nothing too early, and does not grow without end."""
-    monkeypatch.setattr(unreplicated, "MOST_THREADS", 3)
-    written = Unreplicated()
+    monkeypatch.setattr(replication_lag, "MOST_THREADS", 3)
+    written = ReplicationLag()
     written.note(["a"])
     written.ask(lambda: 100, lambda: 99)
     written.note(["a", "b"])
@@ -328,8 +328,8 @@ def test_what_is_not_known_to_be_there_is_not_looked_for_there(monkeypatch: pyte
 
 def test_servers_are_not_asked_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """How far the replica is, is asked now and then, not with every read."""
-    monkeypatch.setattr(unreplicated, "ASK_SECONDS", 1000)
-    written, asked = Unreplicated(), []
+    monkeypatch.setattr(replication_lag, "ASK_SECONDS", 1000)
+    written, asked = ReplicationLag(), []
     written.note(["a"])
     for _ in range(5):
         written.ask(lambda: asked.append(1) or 100, lambda: 0)  # type: ignore[func-returns-value]

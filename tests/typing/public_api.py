@@ -39,10 +39,10 @@ from checkpoint_store import (
 )
 from checkpoint_store.embedded import EmbeddedPostgres
 from checkpoint_store.encryption import KeyRing, Reencryption, count_unencrypted, reencrypt
-from checkpoint_store.locks import ThreadLock
-from checkpoint_store.report import SweepReport
+from checkpoint_store.saver.thread_lock import ThreadLock
 from checkpoint_store.schema import Tables, checkpoints, metadata
-from checkpoint_store.threads import ThreadStats, ThreadSummary
+from checkpoint_store.storage.report import SweepReport
+from checkpoint_store.storage.thread_list import ThreadStats, ThreadSummary
 from checkpoint_store.transfer import TransferReport, acopy_threads, copy_threads
 from checkpoint_store.url import pooler_options
 

@@ -1,0 +1,86 @@
+"""How a connection to a URL is made: to one host after the other, and so that it is noticed when that host is gone.
+
+asyncpg has one time limit for all hosts of a URL together, so that one that is switched off uses it up before the next
+is asked. And whether a silent connection is still one it leaves to the system, which finds out after hours. Here
+libpq's parameters mean what they mean there: `connect_timeout` is each host's, and `keepalives`, `keepalives_idle`,
+`keepalives_interval`, `keepalives_count` and `tcp_user_timeout` are set on the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import asyncpg
+
+from checkpoint_store.conninfo.transient_errors import transient_error_of
+
+EACH_SECONDS = 5.0
+"""How long each of several hosts is waited for, by default."""
+
+KEEPALIVE = {
+    "keepalives": 1,
+    # Below the five minutes after which many a firewall forgets a silent connection.
+    "keepalives_idle": 60,
+    "keepalives_interval": 10,
+    "keepalives_count": 5,
+    # In milliseconds. Between two that reach each other an answer of TCP's takes less than one second.
+    "tcp_user_timeout": 30_000,
+}
+"""What is set on sockets where the URL does not say otherwise; 0 is the system's own."""
+
+
+class Connector:
+    """Makes connections to one URL, in the place of `asyncpg.connect`.
+
+    Args:
+        hosts: Names or socket directories, and ports where the URL has them, in the order in which to try them.
+        target: What the URL says of the kind of server, such as `read-write`.
+        settings: Those of `KEEPALIVE` that the URL has.
+    """
+
+    def __init__(
+        self, hosts: Sequence[tuple[str, int | None]], target: str | None, settings: Mapping[str, int]
+    ) -> None:
+        self._hosts = hosts
+        self._target = target
+        self._settings = {**KEEPALIVE, **settings}
+
+    async def __call__(self, **arguments: Any) -> Any:
+        """Connect. Takes and returns what `asyncpg.connect` does, which also raises what is raised."""
+        connection = await (self._one_of_them(**arguments) if len(self._hosts) > 1 else asyncpg.connect(**arguments))
+        self._keep_alive(connection._transport.get_extra_info("socket"))
+        return connection
+
+    async def _one_of_them(self, *, timeout: float = EACH_SECONDS, **arguments: Any) -> Any:
+        # Alone each host is as good as any for whom it is only a preference.
+        targets = ("standby", "any") if self._target == "prefer-standby" else (self._target,)
+        failure: BaseException | None = None
+        for target in targets:
+            for host, port in self._hosts:
+                place = {"host": host, "port": port, "timeout": timeout, "target_session_attrs": target}
+                try:
+                    return await asyncpg.connect(**{**arguments, **place})
+                except (OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+                    # A refused login is one everywhere.
+                    if transient_error_of(error) is None:
+                        raise
+                    failure = error
+        assert failure is not None  # noqa: S101 - there are several hosts
+        raise failure
+
+    def _keep_alive(self, sock: Any) -> None:
+        if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        settings = self._settings
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(bool(settings["keepalives"])))
+        for name, option in (
+            ("keepalives_idle", getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))),
+            ("keepalives_interval", getattr(socket, "TCP_KEEPINTVL", None)),
+            ("keepalives_count", getattr(socket, "TCP_KEEPCNT", None)),
+            ("tcp_user_timeout", getattr(socket, "TCP_USER_TIMEOUT", None)),
+        ):
+            if option is not None and settings[name]:
+                sock.setsockopt(socket.IPPROTO_TCP, option, settings[name])

@@ -1,0 +1,336 @@
+"""Sync callers, and callers on other loops -> the event loop that an engine's connections live on.
+
+asyncpg's connections belong to the loop they were opened on, and so does the pool that holds them. A bridge is that
+loop and the ways to it: straight through for its own coroutines, across threads for everybody else. Where crossing
+would deadlock or never end it raises `WrongThread` instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
+
+from sqlalchemy import Dialect
+
+from checkpoint_store.conninfo.fork import ProcessLock
+from checkpoint_store.errors import Closed, WrongThread
+
+T = TypeVar("T")
+
+_WATCH_SECONDS = 1.0
+"""How often a sync caller that waits makes sure that the loop it waits for still runs."""
+
+_END_SECONDS = 5.0
+"""How long a sync caller that was interrupted waits for its call to end: the driver takes two to close a connection."""
+
+_bridges: weakref.WeakKeyDictionary[Dialect, EventLoop] = weakref.WeakKeyDictionary()
+_registry_lock = ProcessLock()
+
+
+class EventLoop:
+    """The event loop of one engine, or of one connection.
+
+    It is bound to the running loop by `adopt`, or to one in a daemon thread of its own by `start`. When the former has
+    ended, an engine's is bound to the next one that runs: whether connections of the ended one are left in the pool is
+    for the pool's users to find out.
+
+    Args:
+        moves: Whether it is an engine's; a connection has one loop for all its life.
+    """
+
+    def __init__(self, *, moves: bool = True) -> None:
+        self._moves = moves
+        self._starts = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def of(dialect: Dialect) -> EventLoop:
+        """Return the bridge of an engine: savers that share an engine share its loop.
+
+        The engine goes by its dialect, which outlives dispose() and is the same for its execution_options() variants.
+        """
+        with _registry_lock.current:
+            event_loop = _bridges.get(dialect)
+            if event_loop is None or event_loop.is_left_behind or (event_loop.is_ours and event_loop.is_closed):
+                event_loop = _bridges[dialect] = EventLoop()
+                weakref.finalize(dialect, event_loop.stop)
+            return event_loop
+
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether the loop and its connections belong to the process this one was forked from."""
+        return self._pid != os.getpid()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the loop has ended, or was left behind."""
+        return self.is_left_behind or (self._loop is not None and self._loop.is_closed())
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the loop is known."""
+        return self._loop is not None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the loop runs in a thread of our own."""
+        return self._thread is not None
+
+    def adopt(self) -> None:
+        """Bind to the running loop, if there is one and nothing is bound yet, or to a loop that has ended."""
+        with self._lock:
+            if self._loop is None or self._has_ended:
+                self._loop = _running_loop() or self._loop
+
+    def start(self) -> None:
+        """Bind to a loop in a thread of its own, if nothing is bound yet, or to a loop that has ended."""
+        self._starts = True
+        with self._lock:
+            if self._loop is None or self._has_ended:
+                self._loop = asyncio.new_event_loop()
+                runs = threading.Event()
+                self._loop.call_soon(runs.set)
+                self._thread = threading.Thread(
+                    target=_run_forever, args=(self._loop,), name="checkpoint_store", daemon=True
+                )
+                self._thread.start()
+                # On a busy machine the first call may be made before the loop runs, and would be told that it doesn't.
+                runs.wait()
+
+    def stop(self) -> None:
+        """End the loop if it runs in a thread of its own; calls under way are cancelled."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None or self.is_closed:
+            return
+        self._stopped = True
+        loop.call_soon_threadsafe(loop.stop)
+        if thread is not threading.current_thread():
+            thread.join()
+
+    async def acall(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        """Await a coroutine function on the loop, from any coroutine.
+
+        Raises:
+            WrongThread: If the loop is somebody's own and not the one that runs here.
+        """
+        here = asyncio.get_running_loop()
+        if self._loop is not here:
+            self.adopt()
+        if self._loop is here:
+            return await function(*args)
+        self._check_process()
+        if self._thread is None:
+            if self._moves:
+                raise WrongThread(
+                    "this saver's engine belongs to another event loop, which still runs. Make engine and saver on the "
+                    "loop that uses them, or use PostgresSaver, which has a loop of its own."
+                )
+            raise WrongThread(
+                f"this saver's connection belongs to another event loop{', which is closed' * self.is_closed}. Bind a "
+                "saver to a connection or session of the loop that uses it."
+            )
+        is_over = asyncio.Event()
+        call = self._begin(function, args, partial(_tell, here, is_over))
+        try:
+            await is_over.wait()
+        except asyncio.CancelledError:
+            # Not told before it is so: what the caller stores next is newer.
+            call.cancel()
+            await is_over.wait()
+            raise
+        try:
+            return call.result()
+        except asyncio.CancelledError:
+            if self._stopped:
+                raise self._ended() from None
+            raise
+
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        """Run a coroutine function on the loop and wait for it, from a thread that is not the loop's own.
+
+        Raises:
+            WrongThread: If called on the loop's own thread, or if nothing runs the loop.
+        """
+        self.check_sync()
+        under_way = threading.Lock()
+        under_way.acquire()
+        call = self._begin(function, args, under_way.release)
+        try:
+            while not _wait(under_way, _WATCH_SECONDS):
+                if not call.loop.is_running():
+                    raise self._ended()
+            return call.result()
+        except asyncio.CancelledError:
+            raise self._ended() from None
+        finally:
+            # If the wait itself was interrupted, by Ctrl-C for one: not told before it is so.
+            if call.cancel() and call.loop.is_running():
+                under_way.acquire(timeout=_END_SECONDS)
+
+    def send(self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
+        """Run a coroutine function on the loop, from any thread, without waiting for it.
+
+        Raises:
+            WrongThread: If nothing runs the loop.
+        """
+        self._begin(function, args, _tell_nobody)
+
+    def _begin(
+        self, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], tell: Callable[[], object]
+    ) -> _Call[T]:
+        try:
+            return _Call(self._running(), function, args, tell)
+        except WrongThread:
+            raise
+        except RuntimeError:  # closed just now
+            raise self._ended() from None
+
+    def check_sync(self) -> None:
+        """Raise unless a sync call can be made from here.
+
+        Raises:
+            WrongThread: If called on the loop's own thread, or if nothing runs the loop.
+        """
+        if self._loop is None or (self._starts and self._has_ended):
+            self.start()
+        if self._loop is _running_loop():
+            if _has_greenlets_for_threads():
+                raise WrongThread(
+                    "gevent has made greenlets of this process's threads, so none is left for the event loop that an "
+                    "async engine needs. Use PostgresSaver on a sync engine, which works under gevent: "
+                    'PostgresSaver(create_engine("postgresql+psycopg://...")).'
+                )
+            raise WrongThread(
+                "a sync method was called on the event loop's own thread and would wait for itself forever. "
+                "Use `await graph.ainvoke()`, or the saver's async method (aput, aget_tuple, alist, ...), `async with "
+                "saver.thread_lock()`, `await acopy_threads()`; or call from another thread."
+            )
+        self._running()
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the loop was somebody's own and runs no more, so that another one may take its place."""
+        movable = self._moves and self._thread is None and not self.is_left_behind
+        return movable and self._loop is not None and not self._loop.is_running()
+
+    def _check_process(self) -> None:
+        if self.is_left_behind:
+            raise WrongThread(
+                "this saver was made before the process forked; its connections belong to the parent. "
+                "Make engine and saver in the child."
+            )
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        self._check_process()
+        if self._loop is None or not self._loop.is_running():
+            raise WrongThread(
+                "the event loop that this saver was made on does not run, so a sync call would wait forever. "
+                "Use PostgresSaver, which has a loop of its own."
+            )
+        return self._loop
+
+    def _ended(self) -> Closed | WrongThread:
+        if self._stopped:
+            return Closed("this saver was closed while the call was under way; whether it was carried out is unknown")
+        return WrongThread("the event loop ended before the call did; whether it was carried out is unknown")
+
+
+class _Call(Generic[T]):
+    """A call on its way to a loop in another thread, and its outcome on the way back.
+
+    Half of what `asyncio.run_coroutine_threadsafe` costs goes to its two chained futures; here a lock does.
+
+    Args:
+        loop: The loop, running.
+        function: The coroutine function to call there.
+        args: Its arguments.
+        tell: Called there when it is over.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        function: Callable[..., Coroutine[Any, Any, T]],
+        args: tuple[Any, ...],
+        tell: Callable[[], object],
+    ) -> None:
+        self.loop = loop
+        self._function = function
+        self._args = args
+        self._tell = tell
+        self._task: asyncio.Task[T] | None = None
+        loop.call_soon_threadsafe(self._start)
+
+    def result(self) -> T:
+        """Return what the call returned, or raise what it raised; to be asked once it is there."""
+        return cast("asyncio.Task[T]", self._task).result()
+
+    def cancel(self) -> bool:
+        """Cancel the call, if it is still under way; tells whether it is."""
+        is_under_way = (self._task is None or not self._task.done()) and not self.loop.is_closed()
+        if is_under_way:
+            self.loop.call_soon_threadsafe(self._stop)
+        return is_under_way
+
+    def _start(self) -> None:
+        self._task = self.loop.create_task(self._function(*self._args))
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # or asyncio complains, where the wait was interrupted, that nobody has asked for it
+        self._tell()
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+def _wait(under_way: threading.Lock, seconds: float) -> bool:
+    """Wait for a call; tells whether it is over."""
+    return under_way.acquire(timeout=seconds)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, is_over: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # who waited there has ended with the loop
+        loop.call_soon_threadsafe(is_over.set)
+
+
+def _tell_nobody() -> None:
+    pass
+
+
+def _has_greenlets_for_threads() -> bool:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()

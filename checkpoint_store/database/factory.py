@@ -1,0 +1,236 @@
+"""What the caller handed us -> a source: of which kind it is, and whether we can work on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, Engine, delete, exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from checkpoint_store.database.async_backend import AsyncBackend
+from checkpoint_store.database.backend import Backend, PageSharing
+from checkpoint_store.database.engine_provider import EngineProvider
+from checkpoint_store.database.event_loop import EventLoop
+from checkpoint_store.database.group_commit import AsyncPipeline
+from checkpoint_store.database.host_provider import HostConnectionProvider, HostSessionProvider
+from checkpoint_store.database.provider import ConnectionProvider
+from checkpoint_store.database.replica_provider import ReplicaProvider
+from checkpoint_store.database.retry import RETRY_SECONDS
+from checkpoint_store.database.sync_backend import SyncBackend
+from checkpoint_store.errors import InvalidOption, UnusableConnection
+from checkpoint_store.serde.arguments import flag
+from checkpoint_store.sql.statements import Statements, statements_of
+from checkpoint_store.storage.page_cache import PageCache, page_memory_of
+from checkpoint_store.url import check_pooler
+
+_DRIVERS = ("asyncpg", "psycopg")
+
+
+def backend_for(
+    conn: object,
+    pipe: object,
+    schema: str | None,
+    shares_pages: bool | None,
+    retry_timeout: float,
+    *,
+    sync: bool,
+    pooler: str | None = None,
+    read_engine: object = None,
+) -> Backend:
+    """Return a source on what a saver is made with.
+
+    Args:
+        conn: An engine or a connection.
+        pipe: A pipeline or None.
+        schema: The PostgreSQL schema of the tables.
+        shares_pages: See `PageSharing`.
+        retry_timeout: See `EngineProvider`.
+        sync: Whether the saver is for sync code, and so takes what has no event loop too.
+        pooler: What pools the server's connections.
+        read_engine: The engine of a replica, or None.
+
+    Raises:
+        UnusableConnection: If `conn` or `pipe` is something else, or `conn` speaks to another database, or by a driver
+            that we don't know.
+        InvalidOption: If `pipe` can't be used with it, `retry_timeout` is no time, or `pooler` of an unknown kind.
+    """
+    check_pooler(pooler)
+    if isinstance(conn, (AsyncSession, Session, async_scoped_session, scoped_session)):
+        raise UnusableConnection(
+            f"conn is {_named(conn)}. Make the saver on the session's engine, and work in a transaction of the session "
+            "with saver.bind(session)."
+        )
+    if not (isinstance(conn, (AsyncEngine, AsyncConnection)) or (sync and isinstance(conn, (Engine, Connection)))):
+        kinds = "AsyncEngine or open AsyncConnection" + ", or a sync Engine or open Connection," * sync
+        raise UnusableConnection(_unfit("conn", conn, kinds) + " From a connection string, use from_conn_string().")
+    if pipe is not None and not isinstance(pipe, AsyncPipeline):
+        raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it has to be an AsyncPipeline or None")
+    if isinstance(conn, (AsyncEngine, Engine)):
+        return engine_backend(
+            conn, statements_of(schema), pipe, shares_pages, retry_timeout, pooler=pooler, read_engine=read_engine
+        )
+    if read_engine is not None:
+        raise InvalidOption(
+            "read_engine can't be used with a connection: no replica knows of its transaction. Pass the engine."
+        )
+    if pipe is not None:
+        raise InvalidOption(
+            "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."
+        )
+    provider = _connection_provider("conn", conn, statements_of(schema))
+    page_cache = PageCache(page_memory_of(provider.engine.dialect), provider.sql.tables.schema)
+    return _host_backend(provider, page_cache, _sharing(shares_pages))
+
+
+def backend_within(conn: object, source: Backend, bind_arguments: Mapping[str, Any] | None, *, sync: bool) -> Backend:
+    """Return a source like another one, but in a transaction of the caller's.
+
+    Args:
+        conn: A connection or session.
+        source: The other one.
+        bind_arguments: Which of a session's engines has the tables; see `Session.connection`.
+        sync: As for `backend_for`.
+
+    Raises:
+        UnusableConnection: If `conn` is something else, or of an engine that we can't work on.
+        InvalidOption: If `bind_arguments` come with a connection.
+    """
+    if isinstance(conn, (async_scoped_session, scoped_session)):
+        conn = conn()  # the one that is current here: LangGraph calls from other threads and tasks
+    if not (isinstance(conn, (AsyncConnection, AsyncSession)) or (sync and isinstance(conn, (Connection, Session)))):
+        kinds = "AsyncSession or open AsyncConnection" + ", or a sync Session or open Connection," * sync
+        raise UnusableConnection(_unfit("conn_or_session", conn, kinds))
+    provider: ConnectionProvider
+    if isinstance(conn, (AsyncSession, Session)):
+        provider = _session_provider(conn, source, bind_arguments)
+    elif bind_arguments is None:
+        provider = _connection_provider("conn_or_session", conn, source.sql)
+    else:
+        raise InvalidOption("bind_arguments are for a session; a connection is one engine's")
+    bound = _host_backend(provider, source.page_cache, source.page_sharing)
+    if isinstance(bound, AsyncBackend) and isinstance(source, AsyncBackend) and not bound.event_loop.is_bound:
+        bound.event_loop = source.event_loop
+    return bound
+
+
+def engine_backend(
+    engine: AsyncEngine | Engine,
+    sql: Statements,
+    pipe: AsyncPipeline | None,
+    shares_pages: bool | None,
+    retry_timeout: float = RETRY_SECONDS,
+    *,
+    pooler: str | None = None,
+    read_engine: object = None,
+) -> Backend:
+    """Return a source on an engine.
+
+    Raises:
+        UnusableConnection: If an engine speaks to another database, or by a driver that we don't know; or if
+            `read_engine` is not of the same kind.
+        InvalidOption: If `pipe` was made for another engine, or comes with a sync one.
+    """
+    if not isinstance(engine, (AsyncEngine, Engine)):
+        raise UnusableConnection(_unfit("engine", engine, "AsyncEngine or Engine"))
+    _check_dialect("conn", engine, engine.dialect)
+    page_sharing = _sharing(shares_pages)
+    page_cache = PageCache(page_memory_of(engine.dialect), sql.tables.schema)
+    if isinstance(engine, Engine):
+        if pipe is not None:
+            raise InvalidOption(
+                "pipe can't be used with a sync engine, whose calls come from threads and commit for themselves. "
+                "Leave it out, or pass an AsyncEngine."
+            )
+        return SyncBackend(_engine_provider(engine, sql, retry_timeout, pooler, read_engine), page_cache, page_sharing)
+    # Variants made with execution_options() share the dialect.
+    if pipe is not None and pipe.engine.dialect is not engine.dialect:
+        raise InvalidOption("pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine.")
+    provider = _engine_provider(engine, sql, retry_timeout, pooler, read_engine)
+    replica = read_engine if isinstance(read_engine, AsyncEngine) else None
+    return AsyncBackend(
+        *(provider, EventLoop.of(engine.dialect), page_cache, page_sharing), engine=engine, replica=replica, pipe=pipe
+    )
+
+
+def _sharing(shares_pages: bool | None) -> PageSharing:
+    return PageSharing(None if shares_pages is None else flag(shares_pages, "share_pages"))
+
+
+def _engine_provider(
+    engine: AsyncEngine | Engine, sql: Statements, retry_timeout: float, pooler: str | None, read_engine: object
+) -> ConnectionProvider:
+    within = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    primary = EngineProvider(within, sql, retry_timeout, pooler=bool(pooler))
+    if read_engine is None:
+        return primary
+    kind = AsyncEngine if isinstance(engine, AsyncEngine) else Engine
+    if not isinstance(read_engine, kind):
+        raise UnusableConnection(_unfit("read_engine", read_engine, f"{kind.__name__}, as conn is,"))
+    _check_dialect("read_engine", read_engine, read_engine.dialect)
+    replica = read_engine.sync_engine if isinstance(read_engine, AsyncEngine) else read_engine
+    # What fails there is asked of the primary, at once.
+    return ReplicaProvider(primary, EngineProvider(replica, sql, 0, pooler=bool(pooler)))
+
+
+def _host_backend(provider: ConnectionProvider, page_cache: PageCache, page_sharing: PageSharing) -> Backend:
+    if not provider.engine.dialect.is_async:
+        return SyncBackend(provider, page_cache, page_sharing)
+    event_loop = EventLoop(moves=False)
+    event_loop.adopt()
+    return AsyncBackend(provider, event_loop, page_cache, page_sharing)
+
+
+def _connection_provider(name: str, conn: AsyncConnection | Connection, sql: Statements) -> HostConnectionProvider:
+    within = conn.sync_connection if isinstance(conn, AsyncConnection) else conn
+    if within is None or within.closed:
+        block = "async with" if isinstance(conn, AsyncConnection) else "with"
+        raise UnusableConnection(f"{name} is {_named(conn)} that is not open. Use `{block} engine.connect() as conn`.")
+    _check_dialect(name, conn, within.dialect)
+    return HostConnectionProvider(within, sql)
+
+
+def _session_provider(
+    session: AsyncSession | Session, source: Backend, bind_arguments: Mapping[str, Any] | None
+) -> HostSessionProvider:
+    within = session.sync_session if isinstance(session, AsyncSession) else session
+    # By the clause a session that sends readers elsewhere takes us for a writer.
+    arguments = dict(bind_arguments or {"clause": delete(source.sql.tables.checkpoints)})
+    if isinstance(bind := arguments.get("bind"), (AsyncEngine, AsyncConnection)):
+        arguments["bind"] = bind.sync_engine if isinstance(bind, AsyncEngine) else bind.sync_connection
+    try:
+        engine = (arguments.get("bind") or within.get_bind(**arguments)).engine
+    except exc.UnboundExecutionError:
+        if bind_arguments is not None or source.provider.is_callers:
+            raise
+        # It knows engines for its own tables only.
+        engine = source.provider.engine
+        arguments = {"bind": engine}
+    _check_dialect("conn_or_session", session, engine.dialect)
+    return HostSessionProvider(within, engine, source.sql, arguments)
+
+
+def _check_dialect(name: str, conn: object, dialect: Dialect) -> None:
+    if not _is_known(dialect):
+        raise UnusableConnection(
+            f"{name} is {_named(conn)} of {dialect.name}+{dialect.driver}; it has to be an AsyncEngine of "
+            "postgresql+asyncpg or postgresql+psycopg, or for PostgresSaver also an Engine of postgresql+psycopg. "
+            "From a connection string, use from_conn_string()."
+        )
+    if dialect.is_async and not isinstance(conn, (AsyncEngine, AsyncConnection, AsyncSession)):
+        raise UnusableConnection(f"{name} is {_named(conn)}, the inside of an async one. Pass the async one itself.")
+
+
+def _is_known(dialect: Dialect) -> bool:
+    return dialect.name == "postgresql" and dialect.driver in _DRIVERS
+
+
+def _unfit(name: str, value: object, kinds: str) -> str:
+    is_sync = isinstance(value, Session) or (isinstance(value, (Engine, Connection)) and _is_known(value.dialect))
+    way_out = " Use PostgresSaver, which takes it too." if is_sync else ""
+    return f"{name} is {_named(value)}; it has to be an {kinds} of SQLAlchemy.{way_out}"
+
+
+def _named(value: object) -> str:
+    return f"a {type(value).__module__}.{type(value).__qualname__}"

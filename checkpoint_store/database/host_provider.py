@@ -1,0 +1,225 @@
+"""A connection or session of the caller's -> operations in the caller's transaction, one at a time."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, event, exc
+from sqlalchemy.orm import Session
+
+from checkpoint_store import migrations
+from checkpoint_store.database.fair_queue import alone_with, wait_for_others
+from checkpoint_store.database.locks.request import LockRequest
+from checkpoint_store.database.provider import ConnectionProvider, pause_of
+from checkpoint_store.errors import WrongTransaction
+from checkpoint_store.migrations.lock import patience_of
+from checkpoint_store.sql.executor import ConnectionExecutor, Executor
+from checkpoint_store.sql.statements import Statements
+from checkpoint_store.storage import locks
+from checkpoint_store.storage.operation import Kind, about
+
+T = TypeVar("T")
+
+_guarded: weakref.WeakSet[Connection] = weakref.WeakSet()
+_ended: weakref.WeakSet[object] = weakref.WeakSet()
+"""The transactions of connections whose COMMIT or ROLLBACK is on its way, or was."""
+
+
+class HostProvider(ConnectionProvider):
+    """Lends what is the caller's, to one at a time, for as long as the transaction lasts that it is lent for.
+
+    That is the one that is open when the saver is made. A saver made before any has begun may begin the first, and goes
+    on in those that the caller begins; it never begins another, which nobody might end.
+
+    Args:
+        engine: Where the connection comes from.
+        sql: The statements that operations get.
+        shared: The connection or session.
+    """
+
+    is_callers = True
+
+    def __init__(self, engine: Engine, sql: Statements, shared: Connection | Session) -> None:
+        super().__init__(engine, sql)
+        self._shared = shared
+        self._bound_in = shared.get_transaction()
+        self._may_begin = self._bound_in is None
+
+    def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend a connection; the transaction is the caller's."""
+        return self.lend(operation, *args)
+
+    def take_lock(self, request: LockRequest) -> None:
+        """Take a thread's lock until the caller's transaction ends."""
+        super().take_lock(request)
+        request.transaction = self._shared.get_transaction()
+        self.lock_session.within.add(request)
+
+    def drop_lock(self, request: LockRequest) -> None:
+        """Let go of it, but not of the lock; and look whether that was there to the end."""
+        self.lock_session.forget(request)
+        # A savepoint that was rolled back has freed what was taken in it. With the transaction it ends as it should.
+        if request.is_held and not request.given_up.is_set() and self._is_in(request.transaction):
+            with suppress(Exception):
+                request.is_lost = not self._ask(locks.has_lock, request.number)
+        super().drop_lock(request)
+
+    def perform(self, operation: Callable[..., T], db: Executor, args: Sequence[Any]) -> T:
+        """Call an operation; not one that stores for a thread whose lock a savepoint has freed."""
+        if self.lock_session.within and about(operation).kind is Kind.STORE:
+            threads = {change.thread_id for change in args[-1]}
+            for request in [
+                one for one in self.lock_session.within if one.thread_id in threads and self._is_in(one.transaction)
+            ]:
+                if not locks.has_lock(db, self.sql, request.number):
+                    request.is_lost = True
+                    self.lock_session.lost.add(request)
+        return super().perform(operation, db, args)
+
+    def _is_in(self, transaction: object) -> bool:
+        now = self._shared.get_transaction()
+        return now is not None and now is transaction and now not in _ended
+
+    @abstractmethod
+    def _ask(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend the connection as it is: nothing of the caller's is flushed."""
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be alone with what is the caller's, which all savers on it share, in the transaction the call was made in."""
+        called_in = self._shared.get_transaction()
+        with self._alone_with(self._shared):
+            self._check(called_in)
+            yield
+
+    def _check(self, called_in: object) -> None:
+        now = self._shared.get_transaction()
+        if now is None:
+            is_over = not self._may_begin or called_in is not None or getattr(self._shared, "closed", False)
+        else:
+            is_over = now is not (self._bound_in or called_in or now)
+        if is_over:
+            raise _over()
+        self._may_begin = False
+
+    def _alone_with(self, shared: Connection | Session) -> AbstractContextManager[object]:
+        return alone_with(shared, is_async=self.engine.dialect.is_async)
+
+
+class HostConnectionProvider(HostProvider):
+    """Lends a connection of the caller's, in the caller's transaction.
+
+    Args:
+        connection: An open connection: a sync one, or what an async one has inside.
+        sql: The statements that operations get.
+    """
+
+    def __init__(self, connection: Connection, sql: Statements) -> None:
+        super().__init__(connection.engine, sql, connection)
+        self._connection = connection
+
+    def lend(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend the connection when it is free."""
+        with self.told(), self._alone():
+            _guard(self._connection)
+            return self.perform(operation, ConnectionExecutor(self._connection), args)
+
+    _ask = lend
+
+    def setup(self, timeout: float) -> None:
+        """Migrate in the caller's transaction."""
+        with self.told(), self._alone():
+            _guard(self._connection)
+            _migrate(self._connection, self.sql, timeout)
+
+
+class HostSessionProvider(HostProvider):
+    """Lends the connection that a session of the caller's is working on, after a flush.
+
+    Args:
+        session: A sync session, or what an async one has inside.
+        engine: The one of its engines that has the tables.
+        sql: The statements that operations get.
+        bind_arguments: What tells `Session.connection()` which engine that is.
+    """
+
+    def __init__(self, session: Session, engine: Engine, sql: Statements, bind_arguments: Mapping[str, Any]) -> None:
+        super().__init__(engine, sql, session)
+        self._session = session
+        self._bind_arguments = bind_arguments
+        event.listen(session, "before_commit", wait_for_others)
+
+    def lend(self, operation: Callable[..., T], *args: Any) -> T:
+        """Lend the session's connection when it is free."""
+        return self._lend(lambda conn: self.perform(operation, ConnectionExecutor(conn), args))
+
+    def setup(self, timeout: float) -> None:
+        """Migrate in the caller's transaction."""
+        self._lend(lambda conn: _migrate(conn, self.sql, timeout))
+
+    def _ask(self, operation: Callable[..., T], *args: Any) -> T:
+        return self._lend(lambda conn: self.perform(operation, ConnectionExecutor(conn), args), flushes=False)
+
+    def _lend(self, use: Callable[[Connection], T], *, flushes: bool = True) -> T:
+        with self._alone():
+            # Asked for each time: after a commit the session may go on with another one.
+            with self.told():
+                conn = self._session_connection()
+            with self._alone_with(conn):
+                _guard(conn)
+                # What goes wrong here is about the caller's own rows.
+                if flushes:
+                    self._session.flush()
+                with self.told():
+                    return use(conn)
+
+    def _session_connection(self) -> Connection:
+        transaction = self._session.get_transaction()
+        try:
+            return self._session.connection(dict(self._bind_arguments))
+        except exc.InvalidRequestError as error:
+            # The caller is in the middle of ending it. After a flush that failed SQLAlchemy's own word is as good.
+            if transaction is None or transaction.is_active or isinstance(error, exc.PendingRollbackError):
+                raise
+            raise _over() from None
+
+
+def _guard(conn: Connection) -> None:
+    """Have the end of a connection's transaction wait for a call of ours on it; refuse calls that come after.
+
+    Raises:
+        WrongTransaction: If the end is on its way.
+    """
+    if conn.get_transaction() in _ended:
+        raise _over()
+    if conn not in _guarded:
+        _guarded.add(conn)
+        for name in ("commit", "rollback"):
+            event.listen(conn, name, _end)
+
+
+def _end(conn: Connection) -> None:
+    # asyncpg can't do two things at once: a COMMIT that meets a statement fails, and SQLAlchemy takes it for done. The
+    # connection would go back to the pool in the middle of a transaction.
+    wait_for_others(conn)
+    if (transaction := conn.get_transaction()) is not None:
+        _ended.add(transaction)
+
+
+def _over() -> WrongTransaction:
+    return WrongTransaction(
+        "the transaction that this saver was bound to has ended; the call came too late, and nothing was carried out. "
+        "A run or stream that you have left may still make such calls. For your next transaction bind a saver again: "
+        "saver.bind(session)."
+    )
+
+
+def _migrate(conn: Connection, sql: Statements, timeout: float) -> None:
+    # The first statement on a connection begins the caller's transaction, here as everywhere in SQLAlchemy.
+    if not conn.in_transaction() and not getattr(conn.connection.dbapi_connection, "autocommit", False):
+        conn.begin()
+    migrations.bring_to_head(conn, sql, patience_of(timeout), pause_of(conn.dialect))

@@ -1,0 +1,48 @@
+"""Migrations: upgrade, downgrade, check and grants, and the hooks that a host's Alembic environment uses."""
+
+from checkpoint_store.migrations.lock import LOCK_SECONDS, lock_key, lock_key_of, locked
+from checkpoint_store.migrations.runner import (
+    SCHEMA_OPTION,
+    access_denied,
+    bring_to_head,
+    check,
+    check_revisions,
+    config,
+    current,
+    downgrade,
+    grants,
+    insist,
+    is_head,
+    not_ours,
+    offline_sql,
+    schema_option,
+    script_location,
+    told,
+    untranslated,
+    upgrade,
+)
+
+__all__ = [
+    "LOCK_SECONDS",
+    "SCHEMA_OPTION",
+    "access_denied",
+    "bring_to_head",
+    "check",
+    "check_revisions",
+    "config",
+    "current",
+    "downgrade",
+    "grants",
+    "insist",
+    "is_head",
+    "lock_key",
+    "lock_key_of",
+    "locked",
+    "not_ours",
+    "offline_sql",
+    "schema_option",
+    "script_location",
+    "told",
+    "untranslated",
+    "upgrade",
+]

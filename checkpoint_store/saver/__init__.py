@@ -1,0 +1,1 @@
+"""LangGraph's checkpointer interface: signatures, docstrings, encode, run, decode; no SQL."""

@@ -1,0 +1,429 @@
+"""What LangGraph calls, in LangGraph's names: the contract that both savers keep."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from typing_extensions import Self
+
+from checkpoint_store import migrations
+from checkpoint_store.database.backend import Backend
+from checkpoint_store.errors import InvalidOption, shown
+from checkpoint_store.saver.thread_lock import ThreadLock
+from checkpoint_store.saver.threads import ThreadsMixin
+from checkpoint_store.serde import codec, jsonb, validation
+from checkpoint_store.serde.arguments import flag, has_methods
+from checkpoint_store.serde.codec import Codec, ValuedChannels
+from checkpoint_store.serde.keys import Listing, copy_of, key_of, listing_of
+from checkpoint_store.serde.keys import thread_id as checked_thread_id
+from checkpoint_store.serde.records import Ancestor, Row, size_of
+from checkpoint_store.storage import checkpoints, probes, threads, write_batch
+from checkpoint_store.storage.checkpoint_list import Pages
+from checkpoint_store.storage.write_batch import Put, Writes
+
+T = TypeVar("T")
+
+CUT_BYTES = 1024 * 1024
+"""From so many bytes on values are cut into pages in a worker thread."""
+
+
+class BasePostgresSaver(ThreadsMixin):
+    """LangGraph's contract, async and sync, on one source of connections."""
+
+    def __init__(
+        self,
+        source: Backend,
+        serde: SerializerProtocol | None,
+        *,
+        refuse_forks: bool = False,
+        require_encryption: bool = False,
+    ) -> None:
+        is_untyped = serde is not None and not has_methods(serde, "dumps_typed", "loads_typed")
+        if is_untyped and not has_methods(serde, "dumps", "loads"):
+            way_out = (
+                "Wrap the cipher: EncryptedSerializer(cipher), of langgraph.checkpoint.serde.encrypted."
+                if has_methods(serde, "encrypt", "decrypt")
+                else "Leave it out for LangGraph's JsonPlusSerializer()."
+            )
+            raise InvalidOption(
+                f"serde is {shown(serde)}; it has to be a serializer, with dumps_typed and loads_typed. {way_out}"
+            )
+        super().__init__(serde=serde)
+        if flag(require_encryption, "require_encryption") and not isinstance(self.serde, EncryptedSerializer):
+            raise InvalidOption(
+                f"require_encryption needs a serializer that encrypts, and serde is a {type(self.serde).__qualname__}. "
+                "Pass serde=EncryptedSerializer(...), of langgraph.checkpoint.serde.encrypted."
+            )
+        # Everything but `serde` is shared by the copies that LangGraph's with_allowlist() makes.
+        self._backend = source
+        self._refuses_forks = flag(refuse_forks, "refuse_forks")
+        self._requires_encryption = require_encryption
+        self._valued = ValuedChannels()
+
+    def _within(self, source: Backend) -> Self:
+        """Return a copy of this saver on another source."""
+        self._backend.check_open()
+        within = copy.copy(self)
+        within._backend = source
+        return within
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Get one checkpoint: the one that `config` names, or the newest of its thread and namespace.
+
+        Args:
+            config: Needs `configurable.thread_id`; `checkpoint_ns` defaults to the root graph's `""`.
+
+        Returns:
+            The checkpoint with its channel values and its pending writes in the order LangGraph applies them, or None.
+
+        Raises:
+            InvalidConfig: If there is no usable `thread_id`.
+            NotSetUp: If the tables are missing.
+            UnreadableValue: If the serializer can't decode a stored value.
+            Unavailable: If the server can't be reached.
+        """
+        row = await self._backend.run(checkpoints.get_checkpoint, self._backend.page_cache, key_of(config))
+        if row is None:
+            return None
+        return self._noted(made := Row._make(row), await self._decode(made))
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Get one checkpoint, as `aget_tuple`."""
+        row = self._backend.run_blocking(checkpoints.get_checkpoint, self._backend.page_cache, key_of(config))
+        if row is None:
+            return None
+        return self._noted(made := Row._make(row), self._codec.decode_checkpoint(made))
+
+    def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """List checkpoints, newest first.
+
+        They are read in pages, each by a statement of its own: no connection is held while you iterate, no more than
+        one page is in memory, and what is stored meanwhile is not in the list.
+
+        Args:
+            config: Names the thread, and a namespace or checkpoint if it has one; None for all threads.
+            filter: What the metadata must contain (PostgreSQL's `@>`: nested dicts match by their members).
+            before: A config with a `checkpoint_id`: list only smaller ids.
+            limit: How many at most; None for all.
+
+        Returns:
+            An async iterator of checkpoints.
+
+        Raises:
+            InvalidConfig: If an argument can't be used.
+            NotSetUp: If the tables are missing.
+            UnreadableValue: If the serializer can't decode a stored value.
+            Unavailable: If the server can't be reached.
+        """
+        return self._alist(listing_of(config, before, jsonb.filter_text(filter), limit))
+
+    async def _alist(self, listing: Listing) -> AsyncIterator[CheckpointTuple]:
+        pages = Pages(listing)
+        while pages.has_next:
+            rows = await self._backend.run(
+                checkpoints.list_page, self._backend.page_cache, listing, (pages.last, pages.size)
+            )
+            for row in pages.turn([Row._make(row) for row in rows]):
+                yield await self._decode(row)
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """List checkpoints, newest first, as `alist`."""
+        self._backend.check_sync()
+        return self._list(listing_of(config, before, jsonb.filter_text(filter), limit))
+
+    def _list(self, listing: Listing) -> Iterator[CheckpointTuple]:
+        pages = Pages(listing)
+        while pages.has_next:
+            rows = self._backend.run_blocking(
+                checkpoints.list_page, self._backend.page_cache, listing, (pages.last, pages.size)
+            )
+            for row in pages.turn([Row._make(row) for row in rows]):
+                yield self._codec.decode_checkpoint(row)
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint: when this returns it is committed, with all its values or not at all.
+
+        On a connection of the caller's it is committed with the caller's transaction.
+
+        Args:
+            config: Names the thread and namespace; its `checkpoint_id`, if any, becomes the parent.
+            checkpoint: The checkpoint. One that has been stored under its id is replaced.
+            metadata: JSON that lists can be filtered by; strings and numbers of the config's metadata are added to it.
+            new_versions: The channels whose values are new, and their versions. Other channels keep the stored value.
+
+        Returns:
+            The config that names the stored checkpoint.
+
+        Raises:
+            InvalidConfig: If there is no usable `thread_id`.
+            UnstorableValue: If a value fits neither JSONB nor the serializer; nothing has been written.
+            Conflict: With `refuse_forks`, if another checkpoint is the newest; nothing has been written.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        binds = await self._encode(
+            validation.values_of(checkpoint),
+            self._codec.encode_checkpoint,
+            *(config, checkpoint, metadata, new_versions, self._valued),
+        )
+        put = Put(binds, continues=self._refuses_forks)
+        if write_batch.has_large(binds) and await self._shares_pages():
+            is_large = write_batch.size_of(put) > CUT_BYTES
+            put = await _call(is_large, write_batch.paged, binds, self._backend.page_cache, put.continues)
+        await self._backend.store(put)
+        return codec.next_config(binds)
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint, as `aput`."""
+        binds = self._codec.encode_checkpoint(config, checkpoint, metadata, new_versions, self._valued)
+        put = Put(binds, continues=self._refuses_forks)
+        if write_batch.has_large(binds) and self._shares_pages_blocking():
+            put = write_batch.paged(binds, self._backend.page_cache, put.continues)
+        self._backend.store_blocking(put)
+        return codec.next_config(binds)
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store what a task produced after a checkpoint: when this returns it is committed, all of it or nothing.
+
+        Args:
+            config: Names the checkpoint; needs `checkpoint_id`.
+            writes: Pairs of channel and value. A write to one of LangGraph's special channels (errors, interrupts,
+                resumes) replaces the task's earlier one to it; any other write stays as it was first stored.
+            task_id: The task that made them.
+            task_path: Where the task stands in its step; it decides the order in which writes are applied.
+
+        Raises:
+            InvalidConfig: If the config names no checkpoint.
+            UnstorableValue: If the serializer can't hold a value; nothing has been written.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        writes = validation.pairs_of(writes)
+        encoded = await self._encode(
+            (value for _, value in writes), self._codec.encode_writes, config, writes, task_id, task_path
+        )
+        if writes:
+            await self._backend.store(Writes(encoded))
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store what a task produced after a checkpoint, as `aput_writes`."""
+        writes = validation.pairs_of(writes)
+        encoded = self._codec.encode_writes(config, writes, task_id, task_path)
+        if writes:
+            self._backend.store_blocking(Writes(encoded))
+        else:
+            self._backend.check_sync()
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete everything stored for a thread, in all its namespaces, atomically.
+
+        Args:
+            thread_id: The thread; it need not exist.
+
+        Raises:
+            InvalidConfig: If it can't be a thread id.
+            WrongTransaction: If the transaction does not see what others have stored since it began, or there is none.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        await self._backend.transact(threads.delete_thread, checked_thread_id(thread_id))
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Delete everything stored for a thread, as `adelete_thread`."""
+        self._backend.transact_blocking(threads.delete_thread, checked_thread_id(thread_id))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
+        """Copy everything stored for a thread to another one, in all its namespaces, atomically and on the server.
+
+        The source may be in use: the copy is what it was at one moment. Ids of checkpoints and runs stay the same, so
+        `delete_for_runs` removes a run from the copy too.
+
+        Args:
+            source_thread_id: The thread to copy.
+            target_thread_id: The thread to make; nothing else should store to it meanwhile.
+            replace: Whether what is stored for the target is deleted first; otherwise it is refused.
+
+        Raises:
+            InvalidConfig: If either can't be a thread id, or both are the same.
+            ThreadNotFound: If nothing is stored for the source.
+            ThreadExists: If something is stored for the target, and `replace` is not given.
+            WrongTransaction: With `replace` as for `adelete_thread`; also where there is no transaction.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        pair = copy_of(source_thread_id, target_thread_id)
+        await self._backend.transact(threads.copy_thread, pair, flag(replace, "replace"), {})
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
+        """Copy everything stored for a thread to another one, as `acopy_thread`."""
+        pair = copy_of(source_thread_id, target_thread_id)
+        self._backend.transact_blocking(threads.copy_thread, pair, flag(replace, "replace"), {})
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Get what a checkpoint's ancestors contribute to delta channels, by following parents.
+
+        Args:
+            config: Names the checkpoint, or with no `checkpoint_id` the newest of its thread and namespace.
+            channels: Channel names.
+
+        Returns:
+            For each channel its writes, oldest first, back to the nearest ancestor that has a value for it, and that
+            value as `seed`; no `seed` where none has.
+
+        Raises:
+            InvalidConfig: If there is no usable `thread_id`.
+            NotSetUp: If the tables are missing.
+            UnreadableValue: If the serializer can't decode a stored value.
+            Unavailable: If the server can't be reached.
+        """
+        if not (channels := validation.names_of(channels)):
+            return {}
+        key = key_of(config)
+        rows = [Ancestor._make(row) for row in await self._backend.run(checkpoints.delta_history, key, channels)]
+        is_large = sum(size_of(row.writes, row.value_blobs) for row in rows) > codec.LARGE_BYTES
+        return await _call(is_large, self._codec.decode_history, key, channels, rows)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Get what a checkpoint's ancestors contribute to delta channels, as `aget_delta_channel_history`."""
+        if not (channels := validation.names_of(channels)):
+            self._backend.check_sync()
+            return {}
+        key = key_of(config)
+        rows = [Ancestor._make(row) for row in self._backend.run_blocking(checkpoints.delta_history, key, channels)]
+        return self._codec.decode_history(key, channels, rows)
+
+    def thread_lock(self, thread_id: str, *, timeout: float | None = 60.0) -> ThreadLock:
+        """Make a lock that has the runs of a thread wait for each other, in all processes: for `async with` or `with`.
+
+        It is held by the database, in a session of its own that all locks of an engine share, so the pool's
+        connections stay free; and it is free again when the process that holds it dies. A lock that was lost, since
+        its session was, is told: nothing more is stored for the thread in the block, which ends with `LockLost`.
+
+        Args:
+            thread_id: The thread; it need not exist.
+            timeout: How long to wait for others, in seconds; 0 to try once, None for as long as it takes.
+
+        Returns:
+            The lock, free as yet.
+
+        Raises:
+            InvalidConfig: If it can't be a thread id.
+            InvalidOption: If `timeout` is no such time.
+            WrongTransaction: On entering, in AUTOCOMMIT, or in a transaction that is not READ COMMITTED.
+            ThreadLocked: On entering, if another run has had it for so long.
+            UnusableConnection: On entering, if the engine connects through a pooler such as PgBouncer.
+            NotSetUp: On entering, if the tables are missing.
+            Unavailable: On entering, if the server can't be reached.
+            LockLost: At the end of the block, and by `put` and `put_writes` in it, if the lock was lost.
+        """
+        return ThreadLock(self._backend, checked_thread_id(thread_id), timeout)
+
+    def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the contract's
+        """Return the version that follows a channel's current one, as the stock saver makes it."""
+        return codec.next_version(current)
+
+    @property
+    def retries(self) -> int:
+        """How many times this saver has made a call again that had failed by something that passes."""
+        return self._backend.provider.retries
+
+    async def acheck(self) -> None:
+        """Raise unless the tables are what this version works on; for readiness probes.
+
+        One statement, which needs no right but to read `checkpoint_store_version`. Tables that a newer version has
+        migrated pass, with a warning in the log.
+
+        Raises:
+            NotSetUp: If the tables are missing or older.
+            AccessDenied: If the role may not read them.
+            Unavailable: If the server can't be reached.
+        """
+        await self._backend.run(migrations.check_revisions)
+
+    def check(self) -> None:
+        """Raise unless the tables are what this version works on, as `acheck`."""
+        self._backend.run_blocking(migrations.check_revisions)
+
+    async def aclose(self) -> None:
+        """Close the saver: an engine made from a URL is disposed, one that was handed in is left as it is."""
+        await self._backend.close()
+
+    async def _shares_pages(self) -> bool:
+        page_sharing = self._backend.page_sharing
+        if (decided := page_sharing.decided) is None:
+            return page_sharing.found(await self._backend.run(probes.is_adopted))
+        return decided
+
+    def _shares_pages_blocking(self) -> bool:
+        page_sharing = self._backend.page_sharing
+        if (decided := page_sharing.decided) is None:
+            return page_sharing.found(self._backend.run_blocking(probes.is_adopted))
+        return decided
+
+    @property
+    def _codec(self) -> Codec:
+        # LangGraph replaces `serde` on copies of a saver, so nothing may be derived from it for long.
+        return Codec(self.serde, encrypted_only=self._requires_encryption)
+
+    async def _encode(self, values: Any, encode: Callable[..., T], *args: Any) -> T:
+        return await _call(codec.is_large(values), encode, *args)
+
+    def _noted(self, row: Row, found: CheckpointTuple) -> CheckpointTuple:
+        self._valued.note(row, row.checkpoint_id, found.checkpoint["channel_values"])
+        return found
+
+    async def _decode(self, row: Row) -> CheckpointTuple:
+        is_large = size_of(row.blobs, row.writes) > codec.LARGE_BYTES
+        return await _call(is_large, self._codec.decode_checkpoint, row)
+
+
+async def _call(is_large: bool, function: Callable[..., T], *args: Any) -> T:
+    """Call a function that encodes or decodes, in a worker thread if it would hold up the event loop."""
+    return await asyncio.to_thread(function, *args) if is_large else function(*args)

@@ -1,0 +1,200 @@
+"""How checkpoints are removed: LangGraph's methods for it, and retention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from checkpoint_store.errors import InvalidConfig, InvalidOption, shown
+from checkpoint_store.saver.base import BasePostgresSaver
+from checkpoint_store.serde.arguments import callback, choice, flag, positive
+from checkpoint_store.serde.keys import plain_text
+from checkpoint_store.serde.keys import thread_id as checked_thread_id
+from checkpoint_store.serde.validation import members_of
+from checkpoint_store.storage import sweep
+from checkpoint_store.storage.deletion_plan import Rule, first_id_of
+from checkpoint_store.storage.report import Progress, SweepReport
+from checkpoint_store.storage.sweep import BATCH_SIZE, Work
+
+STRATEGIES = ("keep_latest", "delete")
+
+
+class RetentionMixin(BasePostgresSaver):
+    """Removes checkpoints, with everything that only they need."""
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> SweepReport:  # type: ignore[override]
+        """Delete the checkpoints of runs with their pending writes, from each thread atomically.
+
+        A checkpoint is of the run whose id is `run_id` in its metadata. Those of other runs read as before; one whose
+        parent is gone has the nearest ancestor that is left as its parent. What delta channels of theirs are rebuilt
+        from stays.
+
+        Args:
+            run_ids: The runs. None of them should be going on.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            InvalidConfig: If one can't be a run's id.
+            WrongTransaction: If the transaction does not see what others have stored since it began, or there is none.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        return await self._do(sweep.delete_for_runs(_ids(run_ids, "run_ids")))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> SweepReport:  # type: ignore[override]
+        """Delete the checkpoints of runs, as `adelete_for_runs`."""
+        return self._do_blocking(sweep.delete_for_runs(_ids(run_ids, "run_ids")))
+
+    async def aprune(  # type: ignore[override]
+        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
+    ) -> SweepReport:
+        """Remove all but the newest checkpoints of threads, or the threads, each atomically.
+
+        What is kept is kept whole: pending writes, values, and what delta channels are rebuilt from, which may be
+        further checkpoints. The call of a subgraph goes with the checkpoint that called it. Runs may be going on: none
+        loses a write or its newest checkpoint.
+
+        Args:
+            thread_ids: The threads; they need not exist.
+            strategy: "keep_latest", or "delete" for everything stored for the threads.
+            keep: How many checkpoints to keep of each namespace; for "keep_latest".
+
+        Returns:
+            What was removed.
+
+        Raises:
+            InvalidConfig: If an argument can't be used.
+            WrongTransaction: If the transaction does not see what others have stored since it began, or there is none.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        return await self._do(_pruning(thread_ids, strategy, keep))
+
+    def prune(  # type: ignore[override]
+        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
+    ) -> SweepReport:
+        """Remove all but the newest checkpoints of threads, or the threads, as `aprune`."""
+        return self._do_blocking(_pruning(thread_ids, strategy, keep))
+
+    async def asweep(
+        self,
+        *,
+        older_than: timedelta | None = None,
+        keep_last: int | None = None,
+        spare_active: bool = False,
+        dry_run: bool = False,
+        batch_size: int = BATCH_SIZE,
+        on_progress: Progress | None = None,
+    ) -> SweepReport:
+        """Remove from all threads what is too old, or more than so many.
+
+        A checkpoint stays if either asks for it: if it is younger than `older_than`, or one of the `keep_last` newest
+        of its namespace. With `older_than` alone a thread goes altogether once everything in it is older; as long as
+        something is younger, the newest of each namespace stays.
+
+        Each batch is a transaction: who is interrupted can call again, and finds only what is left to do. Any number of
+        sweeps, and runs, may be going on at the same time.
+
+        Args:
+            older_than: The age, by the time in the checkpoint's id. One whose id has no time (it is no version 6 UUID,
+                as LangGraph's are) is never too old, and its thread never goes altogether.
+            keep_last: How many checkpoints of each namespace stay, whatever their age.
+            spare_active: Whether threads that have anything younger than `older_than` are left alone.
+            dry_run: Whether nothing is removed, only counted.
+            batch_size: How many checkpoints go in one transaction; what is removed of a thread is split only where
+                what is left is whole.
+            on_progress: Called after each batch with what was removed so far.
+
+        Returns:
+            What was removed, or would be.
+
+        Raises:
+            InvalidOption: If neither `older_than` nor `keep_last` is given, or an option can't be used.
+            WrongTransaction: If the transaction does not see what others have stored since it began, or there is none.
+            NotSetUp: If the tables are missing.
+            Unavailable: If the server can't be reached.
+        """
+        rule = _rule(older_than, keep_last, spare_active)
+        return await self._do(_sweeping(rule, batch_size, dry_run, on_progress))
+
+    def sweep(
+        self,
+        *,
+        older_than: timedelta | None = None,
+        keep_last: int | None = None,
+        spare_active: bool = False,
+        dry_run: bool = False,
+        batch_size: int = BATCH_SIZE,
+        on_progress: Progress | None = None,
+    ) -> SweepReport:
+        """Remove from all threads what is too old, or more than so many, as `asweep`."""
+        rule = _rule(older_than, keep_last, spare_active)
+        return self._do_blocking(_sweeping(rule, batch_size, dry_run, on_progress))
+
+    async def _do(self, work: Work) -> SweepReport:
+        outcome: Any = None
+        while True:
+            try:
+                operation, args = work.send(outcome)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            outcome = await self._backend.transact(operation, *args)
+
+    def _do_blocking(self, work: Work) -> SweepReport:
+        outcome: Any = None
+        while True:
+            try:
+                operation, args = work.send(outcome)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            outcome = self._backend.transact_blocking(operation, *args)
+
+
+def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Work:
+    threads = [checked_thread_id(one, "an id in thread_ids") for one in _ids(thread_ids, "thread_ids")]
+    strategy = choice(strategy, "strategy", STRATEGIES)
+    rule = Rule(keep=positive(keep, "keep"))
+    if strategy == "delete" and rule.keep != 1:
+        raise InvalidOption(f"keep is {shown(keep)}, and strategy 'delete' keeps nothing; they don't go together")
+    return sweep.prune(rule, threads) if strategy == "keep_latest" else sweep.delete_threads(threads)
+
+
+def _sweeping(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | None) -> Work:
+    callback(on_progress, "on_progress")
+    return sweep.sweep(rule, positive(batch_size, "batch_size"), flag(dry_run, "dry_run"), on_progress)
+
+
+def _rule(older_than: timedelta | None, keep_last: int | None, spare_active: bool) -> Rule:
+    if older_than is None and keep_last is None:
+        raise InvalidOption("sweep() needs older_than or keep_last, or both: without them everything stays")
+    if flag(spare_active, "spare_active") and older_than is None:
+        raise InvalidOption("spare_active needs older_than, which says since when a thread is active")
+    keep = 1 if keep_last is None else positive(keep_last, "keep_last")
+    before = None if older_than is None else first_id_of(_before_now(_age(older_than)))
+    return Rule(keep, before, whole=keep_last is None, spares_active=spare_active)
+
+
+def _age(older_than: object) -> timedelta:
+    if not issubclass(type(older_than), timedelta):
+        raise InvalidOption(f"older_than is {shown(older_than)}; it is a timedelta, such as timedelta(days=30)")
+    age = timedelta.__add__(timedelta(0), older_than)  # type: ignore[operator]
+    if age < timedelta(0):
+        raise InvalidOption(f"older_than is {age!r}, a time to come; it is 0 or more")
+    return age
+
+
+def _before_now(age: timedelta) -> datetime:
+    try:
+        return datetime.now(timezone.utc) - age
+    except OverflowError:
+        return datetime.min.replace(tzinfo=timezone.utc)
+
+
+def _ids(values: Sequence[str], name: str) -> list[str]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InvalidConfig(f"{name} is {shown(values)}; it is a list of ids, such as [{shown(values)}]")
+    ids = members_of(values, name, InvalidConfig)
+    return list(dict.fromkeys(plain_text(value, f"an id in {name}") for value in ids))

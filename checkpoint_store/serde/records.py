@@ -1,0 +1,50 @@
+"""What statements select of checkpoints: rows by the names of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """What `statements.checkpoints` selects; arrays are None where nothing is stored."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_checkpoint_id: str | None
+    checkpoint: str
+    metadata: str
+    blob_channels: Sequence[str] | None
+    blob_types: Sequence[str] | None
+    blobs: Sequence[bytes | None] | None
+    write_task_ids: Sequence[str] | None
+    write_channels: Sequence[str] | None
+    write_types: Sequence[str | None] | None
+    writes: Sequence[bytes] | None
+    send_types: Sequence[str | None] | None
+    sends: Sequence[bytes] | None
+
+
+class Ancestor(NamedTuple):
+    """What `ancestry.delta_history` selects; arrays are None where nothing is stored."""
+
+    checkpoint_id: str
+    parent_checkpoint_id: str | None
+    first: bool
+    sound: bool
+    """Whether the checkpoint has channel values and versions as it should."""
+    write_task_ids: Sequence[str] | None
+    write_channels: Sequence[str] | None
+    write_types: Sequence[str | None] | None
+    writes: Sequence[bytes] | None
+    value_channels: Sequence[str] | None
+    value_versions: Sequence[str | None] | None
+    value_types: Sequence[str | None] | None
+    value_blobs: Sequence[bytes | None] | None
+    value_inlines: Sequence[str | None] | None
+
+
+def size_of(*arrays: Sequence[bytes | None] | None) -> int:
+    """Return how many bytes blobs have together."""
+    return sum(len(blob or b"") for array in arrays for blob in array or ())

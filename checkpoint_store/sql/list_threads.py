@@ -1,0 +1,170 @@
+"""The statements that list threads, some rows of an index at a time; no I/O.
+
+No row says that it is its thread's newest, so a list walks through an index and looks for each thread it meets whether
+there is a newer checkpoint. A statement looks at no more rows than it is told; whoever lists goes on from where it
+ended. Threads with very many rows there are named to the next statement, which passes over them within the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    func,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from checkpoint_store.schema import Tables
+from checkpoint_store.sql.expressions import arrays, int_literal, param, text_literal
+
+MOST_STEPS = 4096
+"""How many rows of an index a statement may look at."""
+
+MANY = 16
+"""A thread with so many rows in one look is passed over in the next."""
+
+
+def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
+    """Select the threads whose newest root checkpoint is among the next ones of all threads, newest first.
+
+    One row: how many checkpoints were looked at, the id and thread of the last of them, the threads with `MANY` of
+    them, and what was found as arrays, as `_found` has it.
+
+    Binds: `passed` (array of threads to pass over), `steps` (how many checkpoints to look at), `wanted` (how many
+    threads), and those of the conditions.
+
+    Args:
+        t: The tables.
+        conditions: Some of `after` (binds `last_checkpoint_id`, `last_thread_id`), `prefix`, `filter` (JSON text of
+            what the metadata must contain), `count`, which says that checkpoints are counted.
+    """
+    c = t.checkpoints.c
+    # As in the index.
+    is_root = c.checkpoint_ns.like(text_literal(""))
+    wanted = [is_root, c.thread_id != func.all(bindparam("passed", type_=ARRAY(Text)))]
+    if "after" in conditions:
+        position = tuple_(param("last_checkpoint_id"), param("last_thread_id"))
+        wanted.append(tuple_(c.checkpoint_id, c.thread_id) < position)
+    if "prefix" in conditions:
+        wanted.append(_has_prefix(c.thread_id))
+    # The planner is told the most there can be first, as in `reading.list_page`.
+    most = select(c.checkpoint_id, c.thread_id).where(*wanted)
+    most_rows = (
+        most.order_by(c.checkpoint_id.desc(), c.thread_id.desc()).limit(int_literal(MOST_STEPS)).subquery("most")
+    )
+    part = (
+        select(most_rows)
+        .order_by(most_rows.c.checkpoint_id.desc(), most_rows.c.thread_id.desc())
+        .limit(select(bindparam("steps", type_=Integer)).scalar_subquery())
+        .cte("part")
+    )
+    met = (
+        select(part.c.thread_id, func.max(part.c.checkpoint_id).label("checkpoint_id"), func.count().label("rows"))
+        .group_by(part.c.thread_id)
+        .cte("met")
+    )
+    # Sorted before the lookups, which then end with the last thread that is wanted.
+    sought = select(met).order_by(met.c.checkpoint_id.desc(), met.c.thread_id.desc()).subquery("sought")
+    newest = _newest(t, sought)
+    found = (
+        select(sought.c.thread_id, newest.c.checkpoint_id, newest.c.metadata)
+        .select_from(sought.join(newest, newest.c.checkpoint_id == sought.c.checkpoint_id))
+        .order_by(sought.c.checkpoint_id.desc(), sought.c.thread_id.desc())
+    )
+    last = select(part).order_by(part.c.checkpoint_id, part.c.thread_id).limit(int_literal(1)).subquery("last")
+    seen = select(func.count().label("steps")).select_from(part).subquery("seen")
+    many = select(func.array_agg(met.c.thread_id).label("many")).where(met.c.rows >= int_literal(MANY)).subquery("many")
+    result = _found(t, found, conditions, lambda rows: [rows.c.checkpoint_id.desc(), rows.c.thread_id.desc()])
+    return select(seen.c.steps, last.c.checkpoint_id, last.c.thread_id, many.c.many, *result.c).select_from(
+        seen.outerjoin(last, true()).join(many, true()).join(result, true())
+    )
+
+
+def threads_by_id(t: Tables, conditions: Set[str]) -> Select[Any]:
+    """Select the next threads in the order of their ids, by a walk that jumps from one to the next in the index.
+
+    The columns and the binds are those of `newest_threads`, without `passed`; what is looked at are threads.
+
+    Args:
+        t: The tables.
+        conditions: Those of `newest_threads` (`after` binds `last_thread_id` alone), and `rootless`, which says that
+            only threads without a root checkpoint are wanted.
+    """
+    c = t.checkpoints.c
+    ordered = select(c.thread_id).order_by(c.thread_id).limit(int_literal(1))
+    first = ordered.where(c.thread_id > param("last_thread_id")) if "after" in conditions else ordered
+    walk = select(first.scalar_subquery().label("thread_id"), int_literal(1).label("place")).cte("walk", recursive=True)
+    following = ordered.where(c.thread_id > walk.c.thread_id).correlate(walk).scalar_subquery()
+    walk = walk.union_all(
+        select(following, walk.c.place + int_literal(1)).where(
+            walk.c.thread_id.is_not(None), walk.c.place < bindparam("steps", type_=Integer)
+        )
+    )
+    newest = _newest(t, walk)
+    found = select(walk.c.thread_id, newest.c.checkpoint_id, newest.c.metadata)
+    found = found.select_from(walk.outerjoin(newest, true())).where(walk.c.thread_id.is_not(None))
+    if "prefix" in conditions:
+        found = found.where(_has_prefix(walk.c.thread_id))
+    if "rootless" in conditions:
+        found = found.where(newest.c.checkpoint_id.is_(None))
+    last = select(func.max(walk.c.thread_id).label("thread_id"), func.count(walk.c.thread_id).label("steps"))
+    seen = last.select_from(walk).subquery("seen")
+    nothing = cast(None, Text)
+    result = _found(t, found.order_by(walk.c.thread_id), conditions, lambda rows: [rows.c.thread_id])
+    return select(
+        seen.c.steps, nothing.label("checkpoint_id"), seen.c.thread_id, nothing.label("many"), *result.c
+    ).select_from(seen.join(result, true()))
+
+
+def _newest(t: Tables, threads: FromClause) -> Any:
+    """The newest root checkpoint of a thread."""
+    n = t.checkpoints.alias("n")
+    return (
+        select(n.c.checkpoint_id, n.c.metadata)
+        .where(n.c.thread_id == threads.c.thread_id, n.c.checkpoint_ns == text_literal(""))
+        .order_by(n.c.checkpoint_id.desc())
+        .limit(int_literal(1))
+        .correlate(threads)
+        .lateral("newest")
+    )
+
+
+def _found(
+    t: Tables, ordered: Select[Any], conditions: Set[str], order: Callable[[FromClause], list[Any]]
+) -> FromClause:
+    """As many threads as are wanted: id, newest root checkpoint, its metadata as JSON text, number of checkpoints."""
+    if "filter" in conditions:
+        metadata = ordered.selected_columns["metadata"]
+        ordered = ordered.where(metadata.op("@>", return_type=Boolean)(cast(param("filter"), JSONB)))
+    rows = ordered.limit(select(bindparam("wanted", type_=Integer)).scalar_subquery()).subquery("rows")
+    count: ColumnElement[Any] = cast(None, Integer)
+    if "count" in conditions:
+        own = t.checkpoints.alias("own")
+        counted = select(func.count()).select_from(own).where(own.c.thread_id == rows.c.thread_id)
+        count = counted.correlate(rows).scalar_subquery()
+    columns = [
+        rows.c.thread_id,
+        rows.c.checkpoint_id,
+        cast(rows.c.metadata, Text).label("metadata"),
+        count.label("count"),
+    ]
+    return select(*arrays(columns, "found", *order(rows))).subquery("found")
+
+
+def _has_prefix(thread_id: ColumnElement[str]) -> ColumnElement[bool]:
+    # As a number, of which the planner expects a third: of a prefix that it does not know it would expect so few rows
+    # that it would rather sort them all than walk.
+    return cast(func.starts_with(thread_id, param("prefix"), type_=Boolean()), Integer) > int_literal(0)

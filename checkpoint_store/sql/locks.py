@@ -1,0 +1,192 @@
+"""The statements by which writers of one thread keep out of each other's way; no I/O.
+
+Advisory locks go by a number. Ours are hashes of the thread with the name of the schema that has the `checkpoints`
+table, as the catalog has it: the same for all who use that table, whatever they call its schema, and others in every
+other schema. Not with the table's oid, which is another one after a restore, or once the tables are partitioned: then
+two could hold the lock of one thread. Two threads may have one number; then one waits for the other, which does no
+harm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Integer,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import OID
+
+from checkpoint_store.schema import Tables
+from checkpoint_store.sql.expressions import int_literal, param, rows_of_binds, same_graph, text_literal
+
+_CATALOG = MetaData(schema="pg_catalog")
+_CLASS = Table("pg_class", _CATALOG, Column("oid", OID), Column("relnamespace", OID))
+_NAMESPACE = Table("pg_namespace", _CATALOG, Column("oid", OID), Column("nspname", Text))
+_LOCKS = Table(
+    "pg_locks",
+    _CATALOG,
+    Column("locktype", Text),
+    Column("classid", OID),
+    Column("objid", OID),
+    Column("objsubid", Integer),
+    Column("pid", Integer),
+    Column("granted", Boolean),
+)
+
+
+def lock_number() -> Select[Any]:
+    """Select the number that a thread's lock goes by, NULL if there is no such table.
+
+    Binds: `thread_id`, `table` (the qualified name of `checkpoints`).
+    """
+    return select(_of_thread(param("thread_id")).label("number"))
+
+
+def take_lock() -> Select[Any]:
+    """Try to take a lock for this session: whether nobody else has it. Binds: `number`."""
+    return select(func.pg_try_advisory_lock(bindparam("number", type_=BigInteger)))
+
+
+def drop_lock() -> Select[Any]:
+    """Give a lock back: whether this session had it. Binds: `number`."""
+    return select(func.pg_advisory_unlock(bindparam("number", type_=BigInteger)))
+
+
+def take_lock_in_transaction() -> Select[Any]:
+    """Try to take a thread's lock until the end of the transaction.
+
+    Selects its number, NULL if there is no such table, whether nobody else has it, and the transaction's isolation
+    level. Binds: those of `lock_number`.
+    """
+    # The OFFSET has the number computed once.
+    lock = lock_number().offset(int_literal(0)).subquery("lock").c.number
+    return select(lock, func.pg_try_advisory_xact_lock(lock), _level())
+
+
+def has_lock() -> Select[Any]:
+    """Select whether this session has a lock. Binds: `number`."""
+    lock, halves = bindparam("number", type_=BigInteger), 4_294_967_295
+    # As the view has it: https://www.postgresql.org/docs/current/view-pg-locks.html
+    upper = cast(lock.op(">>")(int_literal(32)).op("&")(int_literal(halves)), OID)
+    lower = cast(lock.op("&")(int_literal(halves)), OID)
+    is_it = and_(_LOCKS.c.classid == upper, _LOCKS.c.objid == lower, _LOCKS.c.objsubid == int_literal(1))
+    is_ours = and_(
+        _LOCKS.c.pid == func.pg_backend_pid(), _LOCKS.c.locktype == text_literal("advisory"), _LOCKS.c.granted
+    )
+    return select(exists().where(is_it, is_ours))
+
+
+def begin_session() -> Select[Any]:
+    """Change what settings of this session the server has; fails on a standby, whose locks exclude nobody who writes.
+
+    A session that was begun on one would keep a lock through its promotion, beside who has it on the old primary.
+
+    Binds: `names` and `values`, arrays of equal length.
+    """
+    new = rows_of_binds(name=Text, value=Text)
+    known = func.current_setting(new.c.name, true()).is_not(None)
+    # A standby refuses this as it refuses to write, which is tried again.
+    no_standby = cast(func.pg_current_xact_id(), Text)
+    return select(func.set_config(new.c.name, new.c.value, false()), no_standby).where(known)
+
+
+def session_id() -> Select[Any]:
+    """Select the id of the server's process that this session talks to."""
+    return select(func.pg_backend_pid())
+
+
+def lock_graphs() -> Select[Any]:
+    """Wait until nobody else is about to continue some namespaces, and keep others from it until the transaction ends.
+
+    Returns the transaction's isolation level, once for each. Binds: `table`, and as arrays `thread_ids` and
+    `checkpoint_nss`.
+    """
+    new = rows_of_binds(thread_id=Text, checkpoint_ns=Text)
+    of_thread = func.hashtextextended(new.c.thread_id.collate("C"), _seed("graph"), type_=BigInteger)
+    return _take_all(func.hashtextextended(new.c.checkpoint_ns.collate("C"), of_thread))
+
+
+def lock_removal() -> Select[Any]:
+    """Wait until nobody else removes anything of some threads, and keep others from it until the transaction ends.
+
+    Those who only store don't notice; it is another lock than that of a run, who may remove something in its block.
+
+    Returns the transaction's isolation level, once for each. Binds: `thread_ids`, and `table`, the checkpoints' name
+    with its schema.
+    """
+    thread_id = func.unnest(bindparam("thread_ids", type_=ARRAY(Text))).column_valued("thread_id")
+    return _take_all(func.hashtextextended(thread_id.collate("C"), _seed("removal")))
+
+
+def continuations(t: Tables) -> Select[Any]:
+    """Select for some checkpoints whether each continues the newest of its namespace, or is stored already as it is.
+
+    To be executed after `lock_graphs`, in the same transaction: its snapshot then has all that was stored before.
+
+    Returns thread, namespace, id, parent, the newest id, and whether the checkpoint continues it. Binds, as arrays:
+    `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `parent_checkpoint_ids`.
+    """
+    c = t.checkpoints
+    new = rows_of_binds(thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_checkpoint_id=Text)
+    newest = (
+        select(c.c.checkpoint_id)
+        .where(same_graph(c, new))
+        .order_by(c.c.checkpoint_id.desc())
+        .limit(int_literal(1))
+        .correlate(new)
+        .lateral("newest")
+    )
+    stored = c.alias("stored")
+    is_stored = exists().where(
+        same_graph(stored, new),
+        stored.c.checkpoint_id == new.c.checkpoint_id,
+        stored.c.parent_checkpoint_id.is_not_distinct_from(new.c.parent_checkpoint_id),
+    )
+    is_next = or_(newest.c.checkpoint_id.is_(None), new.c.checkpoint_id > newest.c.checkpoint_id)
+    continues = and_(newest.c.checkpoint_id.is_not_distinct_from(new.c.parent_checkpoint_id), is_next)
+    return select(*new.c, newest.c.checkpoint_id, or_(is_stored, continues)).select_from(new.outerjoin(newest, true()))
+
+
+def _take_all(lock: ColumnElement[int]) -> Select[Any]:
+    """Take locks, all in one order so that no two wait for each other, and select the isolation level for each."""
+    lock = lock.label("lock")
+    locks = select(lock).distinct().order_by(lock).offset(int_literal(0)).subquery("locks")
+    return select(_level(), func.pg_advisory_xact_lock(locks.c.lock))
+
+
+def _of_thread(thread_id: ColumnElement[str]) -> ColumnElement[int]:
+    return func.hashtextextended(thread_id.collate("C"), _seed("run"), type_=BigInteger)
+
+
+def _seed(purpose: str) -> ColumnElement[int]:
+    """What locks of one purpose in one schema have in common; NULL if there is no table of checkpoints."""
+    oid = cast(func.to_regclass(param("table")), OID)
+    schema = (
+        select(_NAMESPACE.c.nspname.collate("C"))
+        .join(_CLASS, _CLASS.c.relnamespace == _NAMESPACE.c.oid)
+        .where(_CLASS.c.oid == oid)
+        .scalar_subquery()
+    )
+    return func.hashtextextended(text_literal(purpose), func.hashtextextended(schema, int_literal(0)), type_=BigInteger)
+
+
+def _level() -> ColumnElement[str]:
+    return func.current_setting(text_literal("transaction_isolation"), type_=Text)

@@ -1,0 +1,81 @@
+"""The statements that turn stored values into shared pages, and back; no I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    Integer,
+    LargeBinary,
+    Select,
+    Text,
+    Update,
+    bindparam,
+    func,
+    select,
+    tuple_,
+    update,
+)
+
+from checkpoint_store.schema import PAGED, Tables
+from checkpoint_store.sql.expressions import int_literal, param, rows_of_binds, same_blob, text_literal, value_of
+from checkpoint_store.sql.write import claimed_threads, new_pages
+
+
+def next_blobs(t: Tables) -> Select[Any]:
+    """Select the blobs of a type that follow a key, with the bytes stored: a recipe as it is.
+
+    Binds: `type`, `least` (bytes that they have at least), `most` (how many), and the key to start after: `thread_id`,
+    `checkpoint_ns`, `channel`, `version`.
+    """
+    b = t.checkpoint_blobs
+    keys = list(b.primary_key)
+    return (
+        select(*keys, b.c.blob)
+        .where(tuple_(*keys) > tuple_(*[param(column.name) for column in keys]))
+        .where(b.c.type == param("type"), func.octet_length(b.c.blob) >= bindparam("least", type_=Integer))
+        .order_by(*keys)
+        .limit(bindparam("most", type_=Integer))
+    )
+
+
+def share_blobs(t: Tables) -> Select[Any]:
+    """Put recipes in the place of plain blobs of one thread, and store all their pages; see `claimed_threads`.
+
+    Returns the thread if it passed, how many pages were written, and how many blobs were replaced. Binds: those of
+    `store` for gates, pages and blobs.
+    """
+    passed, b = claimed_threads(t), t.checkpoint_blobs
+    pages = new_pages(t, passed)
+    new = rows_of_binds(
+        "blob_", thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text, type=Text, blob=LargeBinary
+    )
+    replaced = (
+        update(b)
+        .values(type=new.c.type, blob=new.c.blob)
+        .where(same_blob(b, new), b.c.type != text_literal(PAGED), passed.c.thread_id == new.c.thread_id)
+        .returning(int_literal(1))
+        .cte("replaced_blobs")
+    )
+    counts = [select(func.count()).select_from(rows).scalar_subquery() for rows in (pages, replaced)]
+    return select(passed.c.thread_id, *counts)
+
+
+def inline_blobs(t: Tables) -> Update:
+    """Put their values in the place of recipes, except where a page is missing.
+
+    Binds: the blobs' keys as arrays, `blob_thread_ids`, `blob_checkpoint_nss`, `blob_channels`, `blob_versions`.
+    """
+    b = t.checkpoint_blobs
+    paged = b.alias("paged")
+    new = rows_of_binds("blob_", thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text)
+    kind, value = value_of(t, paged)
+    whole = select(*[paged.c[column.name] for column in b.primary_key], kind, value)
+    whole = whole.select_from(new.join(paged, same_blob(paged, new))).where(paged.c.type == text_literal(PAGED))
+    found = whole.cte("found")
+    return (
+        update(b)
+        .values(type=found.c.type, blob=found.c.blob)
+        .where(same_blob(b, found), found.c.blob.is_not(None))
+        .returning(b.c.thread_id)
+    )

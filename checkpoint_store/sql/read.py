@@ -1,0 +1,197 @@
+"""The statements that read checkpoints whole, one or a page of them; no I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    Boolean,
+    Integer,
+    Numeric,
+    Select,
+    Subquery,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.selectable import LateralFromClause
+
+from checkpoint_store.schema import Tables
+from checkpoint_store.sql.expressions import (
+    Thread,
+    applied,
+    arrays,
+    int_literal,
+    is_a,
+    member,
+    member_text,
+    param,
+    same_graph,
+    text_literal,
+    value_of,
+)
+
+TASKS = "__pregel_tasks"
+"""LangGraph's channel of pending sends (`langgraph.checkpoint.serde.types.TASKS`, not imported: see `schema`)."""
+
+MOST_ROWS = 128
+"""How many rows a page of a list may have."""
+
+
+def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool, thread: Thread = None) -> Select[Any]:
+    """Select checkpoints whole: with the blobs of their channels, their pending writes and old-style pending sends.
+
+    The columns are those of `rows.Row`. What belongs to a checkpoint comes as parallel arrays from LATERAL subqueries,
+    the shape that a distributed PostgreSQL takes too.
+
+    Args:
+        t: The tables.
+        chosen: Which rows of `checkpoints`, ordered and limited as wanted. It is a subquery of its own, so that the
+            LATERAL parts run for these rows only, and only after sorting and limiting.
+        joined: Whether pages are joined to values.
+        thread: The thread that they all belong to, if it is known.
+    """
+    c = chosen.subquery("c")
+    blobs, writes, sends = _blobs(t, c, thread, joined=joined), _writes(t, c, thread), _sends(t, c, thread)
+    return select(
+        c.c.thread_id,
+        c.c.checkpoint_ns,
+        c.c.checkpoint_id,
+        c.c.parent_checkpoint_id,
+        cast(c.c.checkpoint, Text),
+        cast(c.c.metadata, Text),
+        *blobs.c,
+        *writes.c,
+        *sends.c,
+    ).select_from(c.join(blobs, true()).join(writes, true()).join(sends, true()))
+
+
+def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[Any]:
+    """Select one page of checkpoints, newest first.
+
+    Binds: `page_size`, at most `MOST_ROWS`, and one for each condition.
+
+    Args:
+        t: The tables.
+        conditions: Any of `thread_id`, `checkpoint_ns`, `checkpoint_id`, `filter` (JSON text that the metadata must
+            contain), `before` (a checkpoint id) and `after_row`, which says that the page begins after the row with
+            `last_checkpoint_id`, `last_thread_id` and `last_checkpoint_ns`.
+        joined: Whether pages are joined to values.
+    """
+    c = t.checkpoints.c
+    across = "thread_id" in conditions and "checkpoint_ns" not in conditions
+    wanted = [c[name] == param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id") if name in conditions]
+    if "filter" in conditions:
+        wanted.append(c.metadata.op("@>", return_type=Boolean)(cast(param("filter"), JSONB)))
+    if "before" in conditions:
+        wanted.append(c.checkpoint_id < param("before"))
+    # Ids are unique only within a thread and namespace; what the conditions leave open completes the order.
+    names = ["checkpoint_id", *(name for name in ("thread_id", "checkpoint_ns") if name not in conditions)]
+    if "after_row" in conditions:
+        last = [param(f"last_{name}") for name in names]
+        wanted.append(tuple_(*[c[name] for name in names]) < tuple_(*last) if len(names) > 1 else c[names[0]] < last[0])
+    page = (
+        select(t.checkpoints).where(*wanted).order_by(*[c[name].desc() for name in names]).limit(int_literal(MOST_ROWS))
+    )
+    if across:
+        # Namespace by namespace each part of the page comes from the index in order. Otherwise every page would read
+        # and sort the whole thread: its index has the namespace before the checkpoint.
+        namespaces = _namespaces(t)
+        part = page.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces).lateral("part")
+        page = select(part).select_from(namespaces.join(part, true()))
+        page = page.order_by(*[part.c[name].desc() for name in names]).limit(int_literal(MOST_ROWS))
+    # A limit that is a parameter tells the planner nothing: it would plan for a tenth of the thread, and compile the
+    # plan of a long one (JIT), which takes longer than running it. So it is told the most there can be first.
+    most = page.subquery("page")
+    ordered = select(most).order_by(*[most.c[name].desc() for name in names])
+    size = select(bindparam("page_size", type_=Integer)).scalar_subquery()
+    thread = param("thread_id") if "thread_id" in conditions else None
+    whole = checkpoints(t, ordered.limit(size), joined=joined, thread=thread)
+    return whole.order_by(*[whole.selected_columns[name].desc() for name in names])
+
+
+def inventory(t: Tables) -> Select[Any]:
+    """Select the checkpoints of a thread, once for each task that has pending writes: its path and how many it has.
+
+    Binds: `thread_id`.
+    """
+    c, w = t.checkpoints, t.checkpoint_writes
+    keys = [c.c.checkpoint_ns, c.c.checkpoint_id, w.c.task_id]
+    return (
+        select(*keys, func.max(w.c.task_path), func.count(w.c.idx))
+        .select_from(c.outerjoin(w, and_(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id)))
+        .where(c.c.thread_id == param("thread_id"))
+        .group_by(*keys)
+    )
+
+
+def _namespaces(t: Tables) -> CTE:
+    """The namespaces of a thread, by a walk that jumps from one to the next in the index."""
+    c = t.checkpoints.c
+    ordered = (
+        select(c.checkpoint_ns).where(c.thread_id == param("thread_id")).order_by(c.checkpoint_ns).limit(int_literal(1))
+    )
+    found = select(ordered.scalar_subquery().label("checkpoint_ns")).cte("namespaces", recursive=True)
+    following = ordered.where(c.checkpoint_ns > found.c.checkpoint_ns).correlate(found).scalar_subquery()
+    return found.union_all(select(following).where(found.c.checkpoint_ns.is_not(None)))
+
+
+def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFromClause:
+    b = t.checkpoint_blobs
+    # What somebody wrote by hand may be no object, and must not fail the whole list.
+    versions = member(c.c.checkpoint, text_literal("channel_versions"))
+    pairs = func.jsonb_each_text(case((is_a("object", versions), versions))).table_valued("key", "value")
+    # A SELECT of its own: a distributed PostgreSQL can't plan the set-returning function in the join itself.
+    current = select(pairs.c.key.label("channel"), pairs.c.value.label("version")).correlate(c).subquery("current")
+    # The limit has the primary key looked up for each channel. Otherwise the planner, which takes every checkpoint to
+    # have 100 channels, would rather read all blobs of a thread and hash them.
+    found = (
+        select(*(value_of(t, b, thread) if joined else (b.c.type, b.c.blob)))
+        .where(same_graph(b, c, thread), b.c.channel == current.c.channel, b.c.version == current.c.version)
+        .where(b.c.type != text_literal("empty"))
+        .limit(int_literal(1))
+        .correlate(c, current)
+        .lateral("found")
+    )
+    return (
+        select(*arrays([current.c.channel, found.c.type, found.c.blob], "blob"))
+        .select_from(current.join(found, true()))
+        .correlate(c)
+        .lateral("blobs")
+    )
+
+
+def _writes(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
+    w = t.checkpoint_writes
+    return (
+        select(*arrays([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *applied(w)))
+        .where(same_graph(w, c, thread), w.c.checkpoint_id == c.c.checkpoint_id)
+        .correlate(c)
+        .lateral("writes")
+    )
+
+
+def _sends(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
+    """Before format 4 a step's sends were writes of the parent, in its own thread and namespace."""
+    w = t.checkpoint_writes
+    is_number = is_a("number", member(c.c.checkpoint, text_literal("v")))
+    old = case((is_number, cast(member_text(c.c.checkpoint, text_literal("v")), Numeric) < int_literal(4)))
+    return (
+        select(*arrays([w.c.type, w.c.blob], "send", *applied(w)))
+        .where(
+            same_graph(w, c, thread),
+            w.c.checkpoint_id == c.c.parent_checkpoint_id,
+            w.c.channel == text_literal(TASKS),
+            old,
+        )
+        .correlate(c)
+        .lateral("sends")
+    )

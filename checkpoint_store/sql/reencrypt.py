@@ -1,0 +1,223 @@
+"""The statements that encrypt what is stored, or encrypt it anew; no I/O.
+
+Each rewrites a row only if it is still what was read, going by the SHA-256 of its bytes: whoever wrote to it meanwhile
+is not overwritten.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    FromClause,
+    Integer,
+    LargeBinary,
+    Select,
+    Table,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    select,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
+
+from checkpoint_store.schema import Tables
+from checkpoint_store.sql.expressions import (
+    arrays,
+    int_literal,
+    is_a,
+    member,
+    member_text,
+    rows_of_binds,
+    same_graph,
+    text_literal,
+    value_of,
+)
+
+
+def next_blob_values(t: Tables) -> Select[Any]:
+    """Select the blobs that follow a key: see `_page`; of those that are paged, the value that they make.
+
+    Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_channel`, `last_version`, and `most`.
+    """
+    b = t.checkpoint_blobs
+    kind, value = value_of(t, b)
+    return _page(b, kind, value).where(b.c.type != text_literal("empty"))
+
+
+def next_write_values(t: Tables) -> Select[Any]:
+    """Select the pending writes that follow a key: see `_page`.
+
+    Binds: the key to start after, `last_thread_id` to `last_idx`, and `most`.
+    """
+    w = t.checkpoint_writes
+    return _page(w, w.c.type, w.c.blob)
+
+
+def next_inline_values(t: Tables) -> Select[Any]:
+    """Select the checkpoints that follow a key and have values inline: key, values as JSON, and what is inline.
+
+    That is, as arrays: the channel, its value as JSON, its version, and of the blob of that version, if there is one,
+    its type; and its bytes where the value is true, which may be the mark of a snapshot.
+
+    Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_checkpoint_id`, and `most`.
+    """
+    b = t.checkpoint_blobs
+    chosen = _after(t.checkpoints).where(_has_inline(t.checkpoints)).subquery("c")
+    one = _members(chosen)
+    version = member_text(member(chosen.c.checkpoint, text_literal("channel_versions")), one.c.channel)
+    kind, blob = value_of(t, b)
+    maybe = case((one.c.value == cast(text_literal("true"), JSONB), blob)).label("blob")
+    found = (
+        select(kind, maybe)
+        .where(_is_value(b, chosen, one.c.channel))
+        .limit(int_literal(1))
+        .correlate(chosen, one)
+        .lateral("found")
+    )
+    columns = [
+        one.c.channel,
+        cast(one.c.value, Text).label("value"),
+        version.label("version"),
+        found.c.type,
+        found.c.blob,
+    ]
+    inline = select(*arrays(columns, "inline")).select_from(one.outerjoin(found, true())).correlate(chosen).lateral()
+    keys = [chosen.c[column.name] for column in t.checkpoints.primary_key]
+    values = cast(member(chosen.c.checkpoint, text_literal("channel_values")), Text)
+    return select(*keys, values, *inline.c).select_from(chosen.join(inline, true())).order_by(*keys)
+
+
+def rewrite_blobs(t: Tables) -> Update:
+    """Put other bytes in the place of stored ones. Returns a thread for each. Binds: see `_rewrite`."""
+    return _rewrite(t.checkpoint_blobs)
+
+
+def rewrite_writes(t: Tables) -> Update:
+    """Put other bytes in the place of stored ones. Returns a thread for each. Binds: see `_rewrite`."""
+    return _rewrite(t.checkpoint_writes)
+
+
+def move_inline(t: Tables) -> Select[Any]:
+    """Store values as blobs, and leave them out of their checkpoints. Returns the keys of the checkpoints.
+
+    Binds, as arrays: of checkpoints `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `befores` and `afters` (their
+    inline values as JSON text); of values `value_thread_ids`, `value_checkpoint_nss`, `value_checkpoint_ids`,
+    `value_channels`, `value_versions`, `value_types`, `value_blobs`.
+    """
+    c, b = t.checkpoints, t.checkpoint_blobs
+    new = rows_of_binds(thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, before=Text, after=Text)
+    name = cast(text_literal("{channel_values}"), ARRAY(Text))
+    moved = (
+        update(c)
+        .values(checkpoint=func.jsonb_set(c.c.checkpoint, name, cast(new.c.after, JSONB)))
+        .where(_same(c, new, [column.name for column in c.primary_key]))
+        .where(member(c.c.checkpoint, text_literal("channel_values")) == cast(new.c.before, JSONB))
+        .returning(*c.primary_key)
+        .cte("moved")
+    )
+    value = rows_of_binds(
+        "value_",
+        thread_id=Text,
+        checkpoint_ns=Text,
+        checkpoint_id=Text,
+        channel=Text,
+        version=Text,
+        type=Text,
+        blob=LargeBinary,
+    )
+    names = [column.name for column in b.columns]
+    chosen = (
+        select(*[value.c[column] for column in names])
+        .select_from(value.join(moved, _same(value, moved, [column.name for column in c.primary_key])))
+        .order_by(*[value.c[column.name] for column in b.primary_key])
+    )
+    values = insert(b).from_select(names, chosen)
+    # What is there already is what the version stands for, unless it only says that there is nothing.
+    values = values.on_conflict_do_update(
+        index_elements=list(b.primary_key),
+        set_={"type": values.excluded.type, "blob": values.excluded.blob},
+        where=b.c.type == text_literal("empty"),
+    )
+    return select(*moved.c).add_cte(values.cte("new_blobs"))
+
+
+def count_plain(t: Tables) -> Select[Any]:
+    """Count what is not encrypted: blobs, pending writes, and values inline."""
+    b, w, c = t.checkpoint_blobs, t.checkpoint_writes, t.checkpoints
+    plain = [
+        func.strpos(func.coalesce(table.c.type, text_literal("")), text_literal("+")) == int_literal(0)
+        for table in (b, w)
+    ]
+    one = _members(c)
+    inline = select(func.count()).select_from(c.join(one, true())).where(~_is_blob(t, c, one.c.channel))
+    return select(
+        select(func.count()).select_from(b).where(b.c.type != text_literal("empty"), plain[0]).scalar_subquery(),
+        select(func.count()).select_from(w).where(plain[1]).scalar_subquery(),
+        inline.scalar_subquery(),
+    )
+
+
+def _page(table: Table, kind: ColumnElement[Any], value: ColumnElement[Any]) -> Select[Any]:
+    """Key, channel, SHA-256 and type of what is stored, type and bytes of the value."""
+    keys = [*table.primary_key, table.c.channel.label("of_channel")]
+    stored = (func.sha256(table.c.blob).label("digest"), table.c.type.label("stored_type"))
+    return _after(table).with_only_columns(*keys, *stored, kind, value)
+
+
+def _after(table: Table) -> Select[Any]:
+    keys: list[Column[Any]] = list(table.primary_key)
+    last = [bindparam(f"last_{column.name}", type_=column.type) for column in keys]
+    return select(table).where(tuple_(*keys) > tuple_(*last)).order_by(*keys).limit(bindparam("most", type_=Integer))
+
+
+def _rewrite(table: Table) -> Update:
+    """Binds: the rows' keys as arrays, and `digests` (of what they hold), `types` and `blobs`."""
+    keys = {column.name: type(column.type) for column in table.primary_key}
+    new = rows_of_binds(**keys, digest=LargeBinary, type=Text, blob=LargeBinary)
+    return (
+        update(table)
+        .values(type=new.c.type, blob=new.c.blob)
+        .where(_same(table, new, [*keys]), func.sha256(table.c.blob) == new.c.digest)
+        .returning(table.c.thread_id)
+    )
+
+
+def _members(c: FromClause) -> FromClause:
+    values = member(c.c.checkpoint, text_literal("channel_values"))
+    return (
+        func.jsonb_each(case((is_a("object", values), values)))
+        .table_valued(Column("channel", Text), Column("value", JSONB))
+        .render_derived("one")
+    )
+
+
+def _has_inline(c: FromClause) -> ColumnElement[bool]:
+    values = member(c.c.checkpoint, text_literal("channel_values"))
+    return and_(is_a("object", values), values != cast(text_literal("{}"), JSONB))
+
+
+def _is_blob(t: Tables, c: FromClause, channel: Any) -> ColumnElement[bool]:
+    """Whether there is a blob for a channel of a checkpoint: it wins over what is inline."""
+    return exists().where(_is_value(t.checkpoint_blobs, c, channel)).correlate(c, channel.table)
+
+
+def _is_value(b: Table, c: FromClause, channel: Any) -> ColumnElement[bool]:
+    """The condition that a blob is the value of a channel at a checkpoint."""
+    version = member_text(member(c.c.checkpoint, text_literal("channel_versions")), channel)
+    return and_(same_graph(b, c), b.c.channel == channel, b.c.version == version, b.c.type != text_literal("empty"))
+
+
+def _same(one: FromClause, other: FromClause, names: list[str]) -> ColumnElement[bool]:
+    return and_(*[one.c[name] == other.c[name] for name in names])

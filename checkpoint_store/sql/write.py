@@ -1,0 +1,342 @@
+"""The statements that store checkpoints, blobs, pages and pending writes: one call's, or many at once; no I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    BigInteger,
+    Column,
+    ColumnElement,
+    FromClause,
+    Integer,
+    LargeBinary,
+    Select,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    false,
+    func,
+    select,
+    true,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import JSONB, Insert, array, insert
+from sqlalchemy.sql.dml import ReturningInsert
+
+from checkpoint_store.schema import PAGED, Tables
+from checkpoint_store.sql.expressions import (
+    few_rows_of_binds,
+    int_literal,
+    member,
+    param,
+    rows_of_binds,
+    same_blob,
+    text_literal,
+)
+
+UNGATED, NEEDS, COMPLETE = range(3)
+"""Whether a thread's rows depend on its pages: not at all, on those that do not come along, or they all do."""
+
+
+_GATE = {"thread_id": Text, "kind": Integer, "epoch": BigInteger, "first": Integer, "last": Integer}
+"""The threads: of which kind each is, the epoch that it gets if it has none, and which pages are needed of it.
+
+Those from the first to the last among the digests of all threads.
+"""
+
+
+def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
+    """Upsert a checkpoint together with the blobs that are new in it: one statement, so atomic on its own.
+
+    Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `parent_checkpoint_id`, `checkpoint` and `metadata` (JSON
+    text), and the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`; with `kept`, which
+    is for checkpoints that have something to keep, that too: see `kept_values`.
+
+    Returns a row, unless a trigger drops the checkpoint.
+    """
+    new = rows_of_binds(channel=Text, version=Text, type=Text, blob=LargeBinary)
+    blobs = keeping(
+        insert(t.checkpoint_blobs).from_select(
+            ["thread_id", "checkpoint_ns", "channel", "version", "type", "blob"],
+            select(param("thread_id"), param("checkpoint_ns"), new.c.channel, new.c.version, new.c.type, new.c.blob),
+        )
+    )
+    own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
+    row: dict[str, ColumnElement[Any]] = {
+        **{name: param(name) for name in own},
+        # JSON travels as text, so that the host's json_serializer can't change it.
+        "checkpoint": cast(param("checkpoint"), JSONB),
+        "metadata": cast(param("metadata"), JSONB),
+    }
+    insertion = insert(t.checkpoints)
+    if kept:
+        names = {name: row[name] for name in own[:3]}
+        kept_of = kept_values(t, **names, keeps_from=row["parent_checkpoint_id"], kept=param("kept"))
+        found = kept_of.subquery("found")
+        row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
+        insertion = insertion.from_select([*row], select(*row.values()).select_from(found))
+    else:
+        insertion = insertion.values(row)
+    stored = replacing(insertion, "checkpoint", "metadata").add_cte(blobs.cte("new_blobs"))
+    return stored.returning(int_literal(1))
+
+
+def kept_values(
+    t: Tables,
+    *,
+    thread_id: ColumnElement[str],
+    checkpoint_ns: ColumnElement[str],
+    checkpoint_id: ColumnElement[str],
+    keeps_from: ColumnElement[str],
+    kept: ColumnElement[str],
+) -> Select[Any]:
+    """Select what a checkpoint's parent has inline of some channels, as a JSON object, or NULL: always one row.
+
+    A step that does not know a channel leaves its value out and its version as it is. A blob is found by its version
+    again; what is inline has to come along. A checkpoint that is there already has brought it along: it is stored once
+    more, and its parent may have been removed since.
+
+    Args:
+        t: The tables.
+        thread_id: The checkpoint's thread.
+        checkpoint_ns: Its namespace.
+        checkpoint_id: Its id.
+        keeps_from: Its parent.
+        kept: The versions of those channels, a JSON object as text; a value of another version is not theirs.
+    """
+    p = t.checkpoints
+    parent = (
+        select(
+            member(p.c.checkpoint, text_literal("channel_values")).label("inline"),
+            member(p.c.checkpoint, text_literal("channel_versions")).label("versions"),
+        )
+        .where(p.c.thread_id == thread_id, p.c.checkpoint_ns == checkpoint_ns)
+        .where(p.c.checkpoint_id.in_([keeps_from, checkpoint_id]))
+        .offset(int_literal(0))  # so that a long one is fetched from its TOAST once, not for every channel
+        .correlate_except(p)
+        .lateral("parent")
+    )
+    each = (
+        func.jsonb_each(cast(kept, JSONB))
+        .table_valued(Column("channel", Text), Column("version", JSONB))
+        .render_derived("kept")
+    )
+    value = member(parent.c.inline, each.c.channel)
+    return (
+        select(func.jsonb_object_agg(each.c.channel, value, type_=JSONB).label("inline"))
+        .select_from(parent.join(each, true()))
+        .where(value.is_not(None), member(parent.c.versions, each.c.channel) == each.c.version)
+        .correlate_except(parent, each)
+    )
+
+
+def _with_values(checkpoint: ColumnElement[Any], inline: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A checkpoint with some more channel values inline, if there are any."""
+    values = member(checkpoint, text_literal("channel_values")).op("||")(inline)
+    path = array([text_literal("channel_values")])
+    return case((inline.is_(None), checkpoint), else_=func.jsonb_set(checkpoint, path, values, type_=JSONB))
+
+
+def put_writes(t: Tables) -> Insert:
+    """Store the pending writes of one task; see `replacing_special` for those that are there already.
+
+    Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `task_id`, `task_path`, and the writes as four arrays of equal
+    length, `idxs`, `channels`, `types`, `blobs`, with no `idx` twice.
+    """
+    new = rows_of_binds(idx=Integer, channel=Text, type=Text, blob=LargeBinary)
+    own = ["thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path"]
+    return replacing_special(
+        insert(t.checkpoint_writes).from_select(
+            [*own, "idx", "channel", "type", "blob"],
+            select(*[param(name) for name in own], new.c.idx, new.c.channel, new.c.type, new.c.blob),
+        )
+    )
+
+
+def replacing(insertion: Insert, *columns: str, where: ColumnElement[bool] | None = None) -> Insert:
+    """An insert that replaces some columns of the rows that are there already, or of some of them."""
+    table: Any = insertion.table
+    return insertion.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_={name: insertion.excluded[name] for name in columns}, where=where
+    )
+
+
+def replacing_special(insertion: Insert) -> Insert:
+    """An insert of pending writes, decided row by row as LangGraph's `InMemorySaver` does.
+
+    A write to a special channel, whose `idx` is negative, replaces the one that is there; an ordinary write stays as it
+    was first stored.
+    """
+    return replacing(
+        insertion, "channel", "type", "blob", "task_path", where=insertion.excluded["idx"] < int_literal(0)
+    )
+
+
+def keeping(insertion: Insert) -> Insert:
+    """An insert that leaves the rows that are there already as they are, and locks them.
+
+    Without the lock, whoever deletes a row that nothing refers to would not notice the one who is about to.
+    """
+    table: Any = insertion.table
+    return insertion.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_={"type": table.c.type}, where=false()
+    )
+
+
+def store(t: Tables, *, insisting: bool = False, simple: bool = False) -> Select[Any]:
+    """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
+
+    What is stored of a thread whose rows refer to pages depends on `passed_threads`; of one that does not pass nothing
+    is. Returns the threads that pass, and beside each how many rows were written of all together: writes, checkpoints,
+    blobs and pages. Not counted is what was there already, but for checkpoints and special writes.
+
+    Args:
+        t: The tables.
+        insisting: Whether it is for a single thread, all of whose pages come along: see `claimed_threads`.
+        simple: Whether there are no pending writes, and no checkpoint keeps anything of its parent's.
+
+    Binds: arrays by the names of `changes.merged`.
+    """
+    passed = claimed_threads(t) if insisting else passed_threads(t)
+    graph = {"checkpoint_ns": Text}
+    write = {**graph, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
+    value = {"channel": Text, "type": Text, "blob": LargeBinary}
+    blobs = keeping(
+        new_rows(passed, "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary)
+    )
+    checkpoints = new_checkpoints(passed, t, kept=not simple)
+    new_writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
+    stored = replacing(checkpoints, "checkpoint", "metadata")
+    # The counts are computed in this order: it is the one in which everybody locks rows (see `removing`).
+    rows = [
+        *([] if simple else [new_writes.returning(int_literal(1)).cte("new_writes")]),
+        stored.returning(int_literal(1)).cte("new_checkpoints"),
+        blobs.returning(int_literal(1)).cte("new_blobs"),
+        new_pages(t, passed),
+    ]
+    return select(passed.c.thread_id, *[select(func.count()).select_from(one).scalar_subquery() for one in rows])
+
+
+def known_pages(t: Tables) -> Select[Any]:
+    """Select which of some pages a thread has. Binds: `thread_id`, `digests` (array of bytes)."""
+    p = t.checkpoint_pages
+    is_one = p.c.digest == func.any(bindparam("digests", type_=ARRAY(LargeBinary)))
+    return select(p.c.digest).where(p.c.thread_id == param("thread_id"), is_one)
+
+
+def missing_pages(t: Tables) -> Select[Any]:
+    """Select the threads of pages that are not there, though the recipe that names them is, once for each.
+
+    Binds, as arrays: the recipe's key, `thread_ids`, `checkpoint_nss`, `channels`, `versions`, and `digests`.
+    """
+    p, b = t.checkpoint_pages, t.checkpoint_blobs
+    sought = rows_of_binds(thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text, digest=LargeBinary)
+    # A subquery that returns a value is not made a join, so the server never reads all rows for some.
+    page = select(p.c.digest).where(p.c.thread_id == sought.c.thread_id, p.c.digest == sought.c.digest)
+    recipe = select(b.c.type).where(b.c.thread_id == sought.c.thread_id, same_blob(b, sought))
+    return select(sought.c.thread_id).where(
+        page.correlate(sought).scalar_subquery().is_(None),
+        recipe.correlate(sought).scalar_subquery() == text_literal(PAGED),
+    )
+
+
+def new_pages(t: Tables, passed: CTE) -> CTE:
+    """Insert the pages that come as arrays, of the threads that passed, as far as they are not there."""
+    pages = new_rows(passed, "page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary)
+    return pages.on_conflict_do_nothing().returning(int_literal(1)).cte("new_pages")
+
+
+def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
+    """Insert rows that come as arrays, of the threads that passed."""
+    new, names = rows_of_binds(prefix, thread_id=Text, **columns), ["thread_id", *columns]
+    chosen = select(*[new.c[name] for name in names])
+    chosen = chosen.select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
+    return insert(target).from_select(names, chosen.order_by(*_in_order(target, new)))
+
+
+def new_checkpoints(passed: CTE, t: Tables, *, kept: bool) -> Insert:
+    """Insert checkpoints that come as arrays, of the threads that passed, each with what it keeps of its parent's."""
+    own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
+    more = ["keeps_from", "kept"] if kept else []
+    new = rows_of_binds("checkpoint_", **dict.fromkeys([*own, "checkpoint", "metadata", *more], Text))
+    row: dict[str, ColumnElement[Any]] = {
+        **{name: new.c[name] for name in own},
+        "checkpoint": cast(new.c.checkpoint, JSONB),
+        "metadata": cast(new.c.metadata, JSONB),
+    }
+    rows: FromClause = new.join(passed, passed.c.thread_id == new.c.thread_id)
+    if kept:
+        found = kept_values(t, **{name: new.c[name] for name in (*own[:3], *more)}).lateral("found")
+        row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
+        rows = rows.join(found, true())
+    chosen = select(*row.values()).select_from(rows)
+    return insert(t.checkpoints).from_select([*row], chosen.order_by(*_in_order(t.checkpoints, new)))
+
+
+def _in_order(target: Table, new: FromClause) -> list[ColumnElement[Any]]:
+    """The order in which everybody locks rows: by key, as Python sorts strings."""
+    keys = [new.c[column.key] for column in target.primary_key]
+    return [column.collate("C") if isinstance(column.type, Text) else column for column in keys]
+
+
+def passed_threads(t: Tables) -> CTE:
+    """The threads whose rows may be stored. Binds: the gates and the needed pages of `changes.merged`.
+
+    A thread of which not all pages come along passes if the others are there, and nobody deletes pages of it before
+    this is committed: who does has locked its row in `checkpoint_threads`, and gives it another epoch. Having waited
+    for that lock, a statement goes on with the snapshot that it began with, except for the locked row itself: so the
+    row is joined twice, as it is when it is locked and as it was in the snapshot in which the pages were seen.
+
+    A thread whose pages all come along passes if its row could be made, or was there and could be locked. That may fail
+    only where somebody else makes or deletes the row at the same time.
+    """
+    threads, seen, p = t.checkpoint_threads, t.checkpoint_threads.alias("seen"), t.checkpoint_pages
+    made = _new_threads(t).on_conflict_do_nothing().returning(threads.c.thread_id).cte("made")
+    # Few, whatever their number: a plan for just these would seem so much cheaper that the server makes one each time.
+    gate = few_rows_of_binds("gate_", **_GATE)
+    # In one scan of the key's index, which skips from page to page: to look each up takes three times as long.
+    needed = select(bindparam("needed_digests", type_=ARRAY(LargeBinary))).scalar_subquery()
+    theirs = needed[slice(gate.c.first, gate.c.last)]
+    found = select(func.count()).where(p.c.thread_id == gate.c.thread_id, p.c.digest == func.any(theirs))
+    has_all = found.correlate(gate).scalar_subquery() == gate.c.last - gate.c.first + int_literal(1)
+    is_whole = and_(threads.c.epoch == seen.c.epoch, has_all)
+    held = (
+        select(threads.c.thread_id)
+        .select_from(
+            gate.join(threads, threads.c.thread_id == gate.c.thread_id).join(seen, seen.c.thread_id == gate.c.thread_id)
+        )
+        # Not by OR, of which the server would also check what concerns the gate alone beforehand: the pages twice.
+        .where(case((gate.c.kind == int_literal(NEEDS), is_whole), else_=gate.c.kind == int_literal(COMPLETE)))
+        .order_by(threads.c.thread_id)
+        .with_for_update(read=True, of=threads)
+        .cte("held")
+    )
+    each = rows_of_binds("gate_", **_GATE)
+    ungated = select(each.c.thread_id).where(each.c.kind == int_literal(UNGATED))
+    return union_all(ungated, select(made), select(held)).cte("passed")
+
+
+def claimed_threads(t: Tables) -> CTE:
+    """The same for one thread whose pages all come along: no matter what others do, it passes.
+
+    It has to write to the row to be told of one that has come since its snapshot. Unless there is none it can be told
+    of: then something of the database's keeps it from being made, or hides it.
+    """
+    threads = t.checkpoint_threads
+    claimed = _new_threads(t).on_conflict_do_update(
+        index_elements=list(threads.primary_key), set_={"epoch": threads.c.epoch}
+    )
+    return claimed.returning(threads.c.thread_id).cte("passed")
+
+
+def _new_threads(t: Tables) -> Insert:
+    """Insert rows for the threads whose pages all come along."""
+    gate = rows_of_binds("gate_", **_GATE)
+    new = select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == int_literal(COMPLETE)).order_by(gate.c.thread_id)
+    return insert(t.checkpoint_threads).from_select(["thread_id", "epoch"], new)

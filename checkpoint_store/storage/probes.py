@@ -1,0 +1,96 @@
+"""One function per unit of work, on an `Executor`.
+
+They are written in sync style: SQLAlchemy's greenlets run them on an async engine, a sync engine runs them as they are.
+Where it doesn't say otherwise each is one statement, so it is atomic on its own and needs no transaction around it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import func, select
+
+from checkpoint_store.schema import ADOPTED, STOCK_TABLE, VERSION_TABLE, qualified
+from checkpoint_store.sql.compiled import Statement
+from checkpoint_store.sql.executor import Executor
+from checkpoint_store.sql.statements import Statements
+from checkpoint_store.storage.operation import Kind, is_a
+
+_warned: set[tuple[str, str]] = set()
+"""What was warned of, a database and its encoding or a schema: once in a process is enough."""
+
+log = logging.getLogger("checkpoint_store")
+
+_ROLE = Statement(select(func.current_user()))
+
+
+def role(db: Executor, sql: Statements) -> str:  # noqa: ARG001 - as all operations
+    """Return the database role that statements run as."""
+    return str(db.fetch(_ROLE, {})[0][0])
+
+
+def checkpoints_of(sql: Statements) -> str:
+    """Return how the table of checkpoints is named in SQL text."""
+    return qualified(sql.tables.checkpoints.name, sql.tables.schema)
+
+
+@is_a(Kind.READ)
+def is_adopted(db: Executor, sql: Statements) -> bool:
+    """Tell whether the stock saver may read the tables: it has set them up, or we did not make them."""
+    schema = sql.tables.schema
+    names = {"stock": qualified(STOCK_TABLE, schema), "version": qualified(VERSION_TABLE, schema)}
+    is_stock, comment, database = db.fetch(sql.adoption, names)[0]
+    was_found = (comment or "").startswith(ADOPTED)
+    if is_stock and not was_found and (database, schema or "") not in _warned:
+        _warned.add((database, schema or ""))
+        log.warning(
+            'database "%s": the stock saver has set up the tables, so it may read them, and can\'t read shared pages. '
+            "Large values are stored whole. Pass share_pages=True if it doesn't, share_pages=False to leave it so.",
+            database,
+        )
+    return bool(is_stock) or was_found
+
+
+@is_a(Kind.READ)
+def outlives_downgrade(db: Executor, sql: Statements) -> bool:
+    """Tell whether the tables stay when all revisions are undone: as `is_adopted`, and nothing is logged."""
+    schema = sql.tables.schema
+    names = {"stock": qualified(STOCK_TABLE, schema), "version": qualified(VERSION_TABLE, schema)}
+    is_stock, comment, _ = db.fetch(sql.adoption, names)[0]
+    return bool(is_stock) or (comment or "").startswith(ADOPTED)
+
+
+@is_a(Kind.READ)
+def revisions(db: Executor, sql: Statements) -> set[str]:
+    """Return the revisions that the database is at, and warn of an encoding that can't hold every text."""
+    rows = db.fetch(sql.revision, {})
+    for _, database, encoding in rows:
+        if encoding != "UTF8" and (database, encoding) not in _warned:
+            _warned.add((database, encoding))
+            log.warning(
+                'database "%s" has the encoding %s, not UTF8: a checkpoint that has a character which it lacks is '
+                "refused. Move, by pg_dump and pg_restore, to a database made with CREATE DATABASE ... ENCODING 'UTF8' "
+                "TEMPLATE template0.",
+                database,
+                encoding,
+            )
+    return {row[0] for row in rows}
+
+
+@is_a(Kind.READ)
+def log_position(db: Executor, sql: Statements) -> int:
+    """Return where the write-ahead log ends, in bytes."""
+    return _position(db.fetch(sql.log_position, {})[0][0])
+
+
+@is_a(Kind.READ)
+def replayed_position(db: Executor, sql: Statements) -> int | None:
+    """Return how much of its primary's write-ahead log a replica has replayed, in bytes; None of what is no replica."""
+    position = db.fetch(sql.replayed_position, {})[0][0]
+    return position and _position(position)
+
+
+def _position(text: str) -> int:
+    # Two hexadecimal numbers of 32 bits: https://www.postgresql.org/docs/current/datatype-pg-lsn.html
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)

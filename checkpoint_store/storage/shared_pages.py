@@ -1,0 +1,86 @@
+"""One function per unit of work, on an `Executor`.
+
+They are written in sync style: SQLAlchemy's greenlets run them on an async engine, a sync engine runs them as they are.
+Where it doesn't say otherwise each is one statement, so it is atomic on its own and needs no transaction around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from checkpoint_store.errors import (
+    Refused,
+)
+from checkpoint_store.schema import PAGED
+from checkpoint_store.serde import pages
+from checkpoint_store.sql.executor import Executor, Row
+from checkpoint_store.sql.statements import Statements
+from checkpoint_store.storage.checks import refusal
+from checkpoint_store.storage.locks import lock_threads
+from checkpoint_store.storage.operation import Kind, is_a
+from checkpoint_store.storage.write_batch import Put, merged
+
+Blob = tuple[str, str, str, str]
+"""Thread, namespace, channel and version."""
+
+
+def missing_pages(db: Executor, sql: Statements, puts: Sequence[Put]) -> set[str]:
+    """Return the threads that lack any page of puts that were stored, unless that was removed since."""
+    names = ("thread_ids", "checkpoint_nss", "channels", "versions", "digests")
+    rows = [
+        (put.thread_id, put.binds["checkpoint_ns"], channel, version, digest)
+        for put in puts
+        for channel, version in zip(put.binds["channels"], put.binds["versions"], strict=True)
+        for digest in put.digests.get((put.binds["checkpoint_ns"], channel), ())
+    ]
+    binds = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return {row[0] for row in db.fetch(sql.missing_pages, binds)}
+
+
+@is_a(Kind.OTHER, thread_of=lambda thread_id: thread_id)
+def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
+    """Delete the pages of a thread that nothing refers to; in a transaction."""
+    if paged := lock_threads(db, sql, [thread_id]):
+        delete_pages(db, sql, paged)
+
+
+def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tuple[int, int]:
+    """Delete the pages of threads that nothing refers to, and what is known of those that have none; under their lock.
+
+    Returns:
+        How many, and their bytes.
+    """
+    binds = {"thread_ids": list(thread_ids)}
+    [(pages, size)] = db.fetch(sql.delete_pages, binds)
+    db.fetch(sql.forget_threads, binds)
+    return pages, size
+
+
+@is_a(Kind.READ)
+def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) -> Sequence[Row]:
+    """Return the blobs of a type that follow another one, key and bytes; plain ones only if they are large."""
+    names = ("thread_id", "checkpoint_ns", "channel", "version")
+    least = 0 if kind == PAGED else pages.LARGE_BYTES
+    return db.fetch(sql.next_blobs, {**dict(zip(names, last, strict=True)), "type": kind, "least": least, "most": most})
+
+
+def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
+    """Put recipes in the place of stored blobs of one thread; in a transaction. Returns how many.
+
+    Raises:
+        Refused: If something of the database's hides the rows that it depends on.
+    """
+    binds, thread_id = merged(puts, {}), puts[0].thread_id
+    rows = db.fetch(sql.share_blobs, binds)
+    if not rows:
+        raise Refused(refusal(thread_id, sql.tables.checkpoint_threads))
+    [(_, stored, replaced)] = rows
+    if stored < len(binds["page_digests"]) and missing_pages(db, sql, puts):
+        raise Refused(refusal(thread_id, sql.tables.checkpoint_pages, "The thread's values stay as they were"))
+    return int(replaced)
+
+
+def inline_blobs(db: Executor, sql: Statements, keys: Sequence[Blob]) -> int:
+    """Put values in the place of recipes. Returns how many."""
+    columns = zip(("thread_id", "checkpoint_ns", "channel", "version"), zip(*keys, strict=True), strict=True)
+    return len(db.fetch(sql.inline_blobs, {f"blob_{name}s": list(column) for name, column in columns}))

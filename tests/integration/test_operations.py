@@ -1,0 +1,109 @@
+"""What operations note of themselves is true: those that are said to read write nothing."""
+
+from __future__ import annotations
+
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+import pytest
+from sqlalchemy import NullPool, create_engine, make_url, text
+
+from checkpoint_store.database.replication_lag import ReplicationLag
+from checkpoint_store.migrations import runner
+from checkpoint_store.serde.keys import Key, Listing
+from checkpoint_store.sql.executor import ConnectionExecutor
+from checkpoint_store.sql.statements import statements_of
+from checkpoint_store.storage import checkpoints, checks, deletion, locks, probes, shared_pages, threads
+from checkpoint_store.storage.deletion_plan import Rule
+from checkpoint_store.storage.operation import Kind, about
+from checkpoint_store.storage.page_cache import PageCache
+from checkpoint_store.tools import reencryption
+
+MODULES: list[ModuleType] = [checkpoints, checks, locks, probes, shared_pages, threads, runner, deletion, reencryption]
+KEY = Key("t", "", "1")
+RULE = Rule(keep=1)
+
+READING: dict[str, tuple[Any, ...]] = {
+    "check_removal": (),
+    "check_revisions": (),
+    "count": (RULE, ["t"]),
+    "count_leftovers": (["t"],),
+    "count_strays": ([],),
+    "delta_history": (KEY, ["a"]),
+    "drop_lock": (1,),
+    "find_by_run": (["r"],),
+    "find_checkpoint": (KEY,),
+    "find_given": (["t"],),
+    "find_given_leftovers": (["t"],),
+    "find_leftovers": ("", 10, None),
+    "find_next": (RULE, "", 10),
+    "find_strays": (["t"], "1", RULE),
+    "find_writers": ("", 10),
+    "get_checkpoint": (PageCache(), KEY),
+    "get_settled": (PageCache(), KEY),
+    "has_lock": (1,),
+    "history": ("t", 1),
+    "is_adopted": (),
+    "largest_threads": (1,),
+    "list_page": (PageCache(), Listing("t", None, None, None, None, None), (None, 10)),
+    "list_threads": None,  # type: ignore[dict-item]
+    "lock_number": ("t",),
+    "log_position": (),
+    "_look": ("count_plain", {}),
+    "outlives_downgrade": (),
+    "next_blobs": ("msgpack", ("", "", "", ""), 10),
+    "replayed_position": (),
+    "revisions": (),
+    "session_id": (),
+    "table_sizes": (),
+    "take_inventory": ("t",),
+    "take_lock": (1,),
+    "take_lock_in_transaction": ("t",),
+    "thread_stats": ("t",),
+}
+"""All of them, and arguments."""
+
+
+def noted(kind: Kind) -> dict[str, Any]:
+    found = [vars(module) for module in MODULES]
+    functions = {name: thing for names in found for name, thing in names.items() if callable(thing)}
+    return {name: thing for name, thing in functions.items() if hasattr(thing, "about") and about(thing).kind is kind}
+
+
+def test_all_that_read_are_tried_here() -> None:
+    """One that is new has to be added to the table above."""
+    assert noted(Kind.READ).keys() == READING.keys()
+
+
+@pytest.mark.parametrize("name", [name for name, args in READING.items() if args is not None])
+def test_what_is_noted_to_read_writes_nothing(url: str, name: str) -> None:
+    """It works in a transaction that is READ ONLY."""
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
+    with engine.connect() as conn:
+        conn.execute(text("SET TRANSACTION READ ONLY"))
+        noted(Kind.READ)[name](ConnectionExecutor(conn), statements_of(None), *READING[name])
+
+
+def test_what_was_written_is_noted_for_its_thread_alone() -> None:
+    """A replica is asked for threads that this process has not written; reading them changes nothing of that."""
+    written = ReplicationLag()
+    for name, args in READING.items():
+        written.note_call(noted(Kind.READ)[name], args or ())
+    assert not written.has("t")
+    written.note_call(threads.delete_thread, ("a",))
+    assert (written.has("a"), written.has("t")) == (True, False)
+    written.note_call(threads.copy_thread, (("a", "b"), False, {}))
+    assert written.has("t")
+
+
+def test_what_wraps_an_operation_is_the_same_to_all() -> None:
+    """As telemetry does."""
+
+    @wraps(checkpoints.store_continuing)
+    def wrapper() -> None:
+        pass
+
+    assert about(wrapper) == about(checkpoints.store_continuing)
+    assert about(wrapper).kind is Kind.STORE
+    assert about(lambda: None).kind is Kind.OTHER

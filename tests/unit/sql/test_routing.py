@@ -1,0 +1,146 @@
+"""Every statement of the hot path names the thread for each table it touches: one partition or shard can take it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import BindParameter, Delete, FromClause, Insert, Join, Select, Table, Update
+from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy.sql import operators, visitors
+from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
+
+from checkpoint_store.schema import Tables
+from checkpoint_store.sql.compiled import Read, Statement
+from checkpoint_store.sql.statements import Statements
+
+SQL = Statements(Tables())
+OF_ONE_THREAD = {"thread_id", "checkpoint_ns", "checkpoint_id", "before", "after_row", "filter"}
+
+HOT = {
+    "put_checkpoint": SQL.put_checkpoint,
+    "put_checkpoint_keeping": SQL.put_checkpoint_keeping,
+    "put_writes": SQL.put_writes,
+    "store": SQL.store,
+    "store_simple": SQL.store_simple,
+    "store_alone": SQL.store_alone,
+    "known_pages": SQL.known_pages,
+    "get_latest": SQL.get_latest,
+    "get_checkpoint": SQL.get_checkpoint,
+    "list of a namespace": SQL.list_page(frozenset({"thread_id", "checkpoint_ns"})),
+    "list of a thread": SQL.list_page(frozenset({"thread_id"})),
+    "list by everything": SQL.list_page(frozenset(OF_ONE_THREAD)),
+    "delta_history": SQL.delta_history,
+    "has_newer": SQL.has_newer,
+}
+# Of many calls at once: each row names its own thread, so a server can route rows, not the whole.
+OF_MANY_THREADS = {"store", "store_simple", "store_alone"}
+
+
+def forms(statement: Statement | Read) -> list[Statement]:
+    return [statement.plain, statement.joined] if isinstance(statement, Read) else [statement]
+
+
+def tables_in(clause: FromClause) -> Iterator[FromClause]:
+    """The tables of a FROM, and not what is inside of its subqueries."""
+    if isinstance(clause, Join):
+        yield from tables_in(clause.left)
+        yield from tables_in(clause.right)
+    elif isinstance(clause, Table) or isinstance(getattr(clause, "element", None), Table):
+        yield clause
+
+
+def equalities(*clauses: Any) -> Iterator[tuple[Any, Any]]:
+    """What must be equal for a row to be found: the parts of conditions that are joined by AND."""
+    for clause in clauses:
+        if isinstance(clause, BooleanClauseList) and clause.operator is operators.and_:
+            yield from equalities(*clause.clauses)
+        elif isinstance(clause, BinaryExpression) and clause.operator is operators.eq:
+            yield clause.left, clause.right
+
+
+def joins(clause: FromClause) -> Iterator[Any]:
+    if isinstance(clause, Join):
+        yield clause.onclause
+        yield from joins(clause.left)
+        yield from joins(clause.right)
+
+
+def is_thread(value: Any, *, rows: bool) -> bool:
+    """Whether it is the thread that came with the call; or, for many threads, with the row."""
+    if isinstance(value, BindParameter):
+        return value.key == "thread_id"
+    return rows and getattr(value, "name", None) == "thread_id"
+
+
+def thread_of(insertion: Insert) -> Any:
+    """What a row that is inserted gets as its thread."""
+    if insertion.select is None:
+        return {getattr(key, "name", key): value for key, value in (insertion._values or {}).items()}["thread_id"]
+    return dict(zip(insertion._select_names or (), insertion.select.selected_columns, strict=True))["thread_id"]
+
+
+def froms_of(part: Select[Any]) -> list[FromClause]:
+    """What `get_final_froms` returns, which takes the SQL for that of no database: that has no slices of arrays."""
+    compiler = asyncpg.dialect().statement_compiler(asyncpg.dialect(), part)
+    return part._compile_state_factory(part, compiler)._get_display_froms()
+
+
+def unrouted(construct: Any, *, rows: bool) -> set[str]:
+    """The tables of a statement and its parts that are read or written without naming the thread."""
+    missing = set()
+    # In a condition on the rows that a statement changes, their table is that of the row, not one to be read.
+    changed = {part.table for part in visitors.iterate(construct) if isinstance(part, (Update, Delete))}
+    for part in visitors.iterate(construct):
+        if isinstance(part, Insert):
+            if not is_thread(thread_of(part), rows=rows):
+                missing.add(f"Insert of {part.table.name}")
+            continue
+        if isinstance(part, Select):
+            froms, conditions = froms_of(part), [part.whereclause]
+            conditions += [onclause for clause in froms for onclause in joins(clause)]
+            known = {*part._correlate, *changed}
+            touched = [table for clause in froms for table in tables_in(clause) if table not in known]
+        elif isinstance(part, (Update, Delete)):
+            touched, conditions = [part.table], list(part._where_criteria)
+        else:
+            continue
+        for table in touched:
+            own = table.c.thread_id
+            sides = [other for pair in equalities(*conditions) for one, other in (pair, pair[::-1]) if one is own]
+            if not any(is_thread(side, rows=rows) for side in sides):
+                missing.add(f"{type(part).__name__} of {table.name}")
+    return missing
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_every_table_is_asked_for_the_thread(name: str) -> None:
+    """An equality of its own for each table, with the thread that came with the call, not by way of another table."""
+    for statement in forms(HOT[name]):
+        found = {table for table in visitors.iterate(statement.construct) if isinstance(table, Table)}
+        assert found, "the walk sees tables"
+        assert unrouted(statement.construct, rows=name in OF_MANY_THREADS) == set()
+
+
+def test_one_that_does_not_name_the_thread_is_seen() -> None:
+    """A list of all threads touches them all, and the walk says so of every table."""
+    missing = unrouted(SQL.list_page(frozenset()).joined.construct, rows=False)
+
+    assert {each.rpartition(" ")[2] for each in missing} == {
+        "checkpoints",
+        "checkpoint_blobs",
+        "checkpoint_writes",
+        "checkpoint_pages",
+    }
+
+
+def test_the_page_on_citus_distributes_every_table() -> None:
+    """The calls it has to be made with are there for each table, by the column that statements name."""
+    page = (Path(__file__).parents[3] / "docs/how-to/citus.md").read_text()
+    calls = re.findall(r"^SELECT create_distributed_table\('(\w+)', 'thread_id'(.*)\);$", page, re.MULTILINE)
+
+    assert [name for name, _ in calls] == [table.name for table in Tables().all]
+    assert [rest for _, rest in calls] == ["", *[", colocate_with => 'checkpoints'"] * (len(calls) - 1)]
