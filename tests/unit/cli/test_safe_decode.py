@@ -317,7 +317,7 @@ def test_any_bytes_can_be_shown(blob: bytes) -> None:
 def test_looking_imports_no_langgraph() -> None:
     """Nor anything else that a value names."""
     code = (
-        "import sys, msgpack; from checkpoint_store.cli import values; from checkpoint_store.cli.safe_decode import inert;"
+        "import sys, msgpack; from checkpoint_store.cli import safe_decode, values; inert = safe_decode.inert;"
         "call = msgpack.packb(['langchain_core.messages.human', 'HumanMessage', {}, '']);"
         "b = msgpack.packb(msgpack.ExtType(5, call));"
         "print(values.lines(inert('msgpack', b), values.WHOLE));"
