@@ -104,6 +104,7 @@ NOT_RUN = {
     "export CHECKPOINT_STORE_URL=postgresql://postgres:secret@localhost/cafe": "serves, too",
     "python -m benchmarks  ": "takes a quarter of an hour",
     "python -m benchmarks.hot_path": "a profiler's output is for people",
+    "python -m benchmarks.frames": "counts are for people, and it starts a server of its own",
 }
 """By how they begin, with the reason."""
 
