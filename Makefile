@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ENVIRONMENT := $(VENV)/bin/python$(VERSION)
 INSTALLED := $(VENV)/installed-$(VERSION)
+INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help check types fix test test-slow test-matrix faults fuzz demo docs migration wheel bench bench-quick
+.PHONY: help check types fix hooks test test-slow test-matrix coverage faults fuzz demo docs migration lock wheel bench bench-quick
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +21,7 @@ check: $(INSTALLED) ## Lint, formatting, types, direction of imports
 	$(VENV)/bin/lint-imports
 
 types: $(INSTALLED) ## What mypy and pyright make of the public API
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,types]'
+	$(INSTALL) '.[dev,types]'
 	$(VENV)/bin/mypy tests/typing
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
@@ -27,11 +29,20 @@ fix: $(INSTALLED) ## Let ruff repair what it can, and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
+hooks: $(INSTALLED) ## Have git check each commit: ruff, mypy, direction of imports
+	$(VENV)/bin/pre-commit install
+
 test: $(INSTALLED) ## Run the tests, on CHECKPOINT_STORE_TEST_URL or an embedded server; ARGS="-k sweep" narrows them
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED) ## Run all tests, the slow ones too
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 $(ARGS)
+
+coverage: $(INSTALLED) ## Run the tests and report which lines and branches none of them reaches
+	$(VENV)/bin/coverage erase
+	$(VENV)/bin/coverage run -m pytest -n logical --maxprocesses 8 -m "not slow" $(ARGS)
+	$(VENV)/bin/coverage combine --quiet
+	$(VENV)/bin/coverage report
 
 faults: $(INSTALLED) ## Inject faults under load: a table of what was tried, acknowledged and lost
 	$(VENV)/bin/python -m tests.faults
@@ -46,7 +57,7 @@ demo: $(INSTALLED) ## Kill an agent in the middle of a step, and watch another p
 	$(VENV)/bin/python examples/survive_kill.py
 
 docs: $(INSTALLED) ## Build the documentation into site/, warnings are errors
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,docs]'
+	$(INSTALL) '.[dev,docs]'
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 migration: $(INSTALLED) ## Write a revision from what changed in schema.py: make migration m="what it does"
@@ -54,8 +65,13 @@ migration: $(INSTALLED) ## Write a revision from what changed in schema.py: make
 	PATH="$(VENV)/bin:$$PATH" python -m checkpoint_store.embedded \
 		sh -c 'alembic upgrade head && alembic revision --autogenerate -m "$$m" && ruff format alembic/versions'
 
+lock: $(ENVIRONMENT) ## Lock what pyproject.toml asks for in constraints.txt; ARGS=--upgrade takes the newest of everything
+	$(VENV)/bin/python -m pip install --quiet 'uv>=0.7'
+	UV_CUSTOM_COMPILE_COMMAND='make lock' $(VENV)/bin/uv pip compile --quiet --no-config --universal \
+		--python-version 3.11 --all-extras --annotation-style line --output-file constraints.txt pyproject.toml $(ARGS)
+
 wheel: $(INSTALLED) ## Build the sdist and the wheel into dist/, install each in an environment of its own, and try it
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,release]'
+	$(INSTALL) '.[dev,release]'
 	rm -rf dist
 	$(VENV)/bin/python -m build
 	$(VENV)/bin/python -m twine check --strict dist/*
@@ -68,13 +84,15 @@ bench: $(INSTALLED) ## Measure against the stock saver, on one server, and draw 
 bench-quick: $(INSTALLED) ## The same in under two minutes, for a first impression
 	$(VENV)/bin/python -m benchmarks --quick
 
-# A target of its own for each Python, so that another one starts afresh and a changed pyproject.toml only updates.
-$(INSTALLED): pyproject.toml
+# A target of its own for each Python, so that another one starts afresh and changed requirements only update.
+$(INSTALLED): pyproject.toml constraints.txt | $(ENVIRONMENT)
+	@echo 'Installing what is needed into $(VENV): this takes about a minute.'
+	$(INSTALL) '.[dev]'
+	@touch $@
+
+$(ENVIRONMENT):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo '$(PYTHON) can make no environments; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
-	test -e $(VENV)/bin/python$(VERSION) || $(PYTHON) -m venv --clear $(VENV)
-	@echo 'Installing what is needed into $(VENV): this takes about a minute.'
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
-	@touch $@
+	$(PYTHON) -m venv --clear $(VENV)
