@@ -155,19 +155,27 @@ SET_UP = "Run `setup()` once, or `checkpoint-store upgrade` or `alembic upgrade 
 """What `NotSetUp` advises."""
 
 
-def shown(value: object, most: int = 60) -> str:
-    """Return how messages show a value that may be of any size, or may not want to be shown.
+def short_repr(value: object, limit: int = 60) -> str:
+    """Return a short repr of a value that may be of any size, or have a broken `__repr__`.
 
     Args:
         value: Anything.
-        most: How many characters to show of it.
+        limit: The largest number of characters to show.
     """
-    if type(value) is str and len(value) <= most:
+    if type(value) is str and len(value) <= limit:
         return repr(value)
     brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = brief.maxlong = most
+    brief.maxstring = brief.maxother = brief.maxlong = limit
     try:
         text = brief.repr(value)
     except Exception:
         text = f"<{type(value).__qualname__}>"
-    return text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[-most // 6 :]}"
+    return text if len(text) <= limit else f"{text[: limit * 2 // 3]}...{text[-limit // 6 :]}"
+
+
+def safe_str(error: BaseException) -> str:
+    """Return the start of an exception's message, whatever its `__str__` does."""
+    try:
+        return str(error)[:500]
+    except Exception:
+        return "no message"

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from checkpoint_store.errors import InvalidOption, shown
+from checkpoint_store.errors import InvalidOption, short_repr
 from checkpoint_store.serde import jsonb
 
 VERSION_TABLE = "checkpoint_store_version"
@@ -65,7 +65,7 @@ class Tables:
 
     def __init__(self, schema: str | None = None, *, metadata: MetaData | None = None) -> None:
         if metadata is not None and not isinstance(metadata, MetaData):
-            raise InvalidOption(f"metadata is {shown(metadata)}; it has to be a MetaData of SQLAlchemy's, or None")
+            raise InvalidOption(f"metadata is {short_repr(metadata)}; it has to be a MetaData of SQLAlchemy's, or None")
         self.schema = checked(schema)
         self.metadata = MetaData() if metadata is None else metadata
         # A schema that the host's MetaData has by default is not meant for these.
@@ -175,11 +175,11 @@ def _name(schema: object) -> str:
     size = len(name.encode("utf-8", "surrogatepass"))
     if size > MOST_BYTES:
         raise InvalidOption(
-            f"schema is {shown(name)}, of {size:,} bytes; PostgreSQL cuts names to {MOST_BYTES}, so that two could "
-            "become one. Use a shorter one."
+            f"schema is {short_repr(name)}, of {size:,} bytes; PostgreSQL cuts names to {MOST_BYTES}, so that two "
+            "could become one. Use a shorter one."
         )
     if not name or not jsonb.holds(name):
-        raise InvalidOption(f"schema is {shown(schema)}; it has to be the name of a PostgreSQL schema, or None")
+        raise InvalidOption(f"schema is {short_repr(schema)}; it has to be the name of a PostgreSQL schema, or None")
     return name
 
 

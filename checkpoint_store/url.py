@@ -18,7 +18,7 @@ from uuid import uuid4
 from sqlalchemy import URL, QueuePool
 
 from checkpoint_store.conninfo.connect import KEEPALIVE, Connector
-from checkpoint_store.errors import InvalidOption, InvalidURL, shown
+from checkpoint_store.errors import InvalidOption, InvalidURL, short_repr
 from checkpoint_store.serde.arguments import choice
 
 Pooler = Literal["transaction"]
@@ -79,7 +79,7 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     scheme = conn_string.partition("://")[0]
     if scheme not in _SCHEMES:
         raise InvalidURL(
-            f"{masked(conn_string)!r} names the driver {shown(scheme)}; use postgresql://, postgres:// or "
+            f"{masked(conn_string)!r} names the driver {short_repr(scheme)}; use postgresql://, postgres:// or "
             "postgresql+asyncpg:// (the saver brings its own driver, asyncpg)"
         )
     place, _, rest = conn_string.partition("://")[2].partition("/")
@@ -151,7 +151,7 @@ def _sorted(query: list[tuple[str, str]], conn_string: str) -> tuple[dict[str, A
                 if not math.isfinite(number) or number < 0:
                     raise ValueError
             except (ValueError, OverflowError):
-                raise InvalidURL(f"{masked(conn_string)!r}: {name} is {shown(value)}; it takes a number") from None
+                raise InvalidURL(f"{masked(conn_string)!r}: {name} is {short_repr(value)}; it takes a number") from None
             arguments[name.removeprefix("connect_")] = number
         elif name in KEEPALIVE:
             pass  # see `connector`
@@ -203,7 +203,7 @@ def _place(text: str) -> tuple[str, str]:
 
 def _number(conn_string: str, name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
-        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {shown(text)}; it takes a whole number")
+        raise InvalidURL(f"{masked(conn_string)!r}: {name} is {short_repr(text)}; it takes a whole number")
     if name == "port":
         _check_port(conn_string, text)
     return int(text)
@@ -267,8 +267,8 @@ def check_pooler(pooler: object) -> None:
     """
     if pooler is not None and not (type(pooler) is str and pooler == "transaction"):
         raise InvalidOption(
-            f"pooler is {shown(pooler)}; it is 'transaction' for a pooler in transaction mode. One in session mode is "
-            "no different from the server itself: leave it out."
+            f"pooler is {short_repr(pooler)}; it is 'transaction' for a pooler in transaction mode. One in session "
+            "mode is no different from the server itself: leave it out."
         )
 
 

@@ -17,7 +17,7 @@ from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, con
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.retry import RETRY_SECONDS
 from checkpoint_store.errors import InvalidOption, ThreadExists
-from checkpoint_store.serde.keys import copy_of, thread_id
+from checkpoint_store.serde.keys import checked_thread_id, copy_of
 from checkpoint_store.storage.report import SweepReport
 from checkpoint_store.storage.sweep import BATCH_SIZE
 from checkpoint_store.storage.thread_list import ThreadStats, stats_of
@@ -82,7 +82,7 @@ def delete(
       checkpoint-store delete user-42
       checkpoint-store delete --yes user-42 user-43
     """
-    threads = list(dict.fromkeys(thread_id(one, "THREAD") for one in threads))
+    threads = list(dict.fromkeys(checked_thread_id(one, "THREAD") for one in threads))
 
     async def look(source: Backend) -> list[ThreadStats]:
         return [await _stored(source, one) for one in threads]
@@ -144,7 +144,7 @@ def prune(
       checkpoint-store prune user-42 user-43
       checkpoint-store prune user-42 --keep 10
     """
-    threads = list(dict.fromkeys(thread_id(one, "THREAD") for one in threads))
+    threads = list(dict.fromkeys(checked_thread_id(one, "THREAD") for one in threads))
 
     async def look(source: Backend) -> None:
         for one in threads:

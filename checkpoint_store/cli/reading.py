@@ -16,7 +16,7 @@ from checkpoint_store.cli.connection import Json, Schema, Url, connected
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.errors import InvalidConfig, ThreadNotFound
 from checkpoint_store.saver.threads import listed
-from checkpoint_store.serde.keys import Key, plain_text, thread_id
+from checkpoint_store.serde.keys import Key, checked_thread_id, plain_text
 from checkpoint_store.serde.records import Row
 from checkpoint_store.sql.history import ERROR, INTERRUPT
 from checkpoint_store.storage.checkpoints import find_checkpoint
@@ -112,7 +112,7 @@ def history(
     Example:
       checkpoint-store history user-42
     """
-    thread_id(thread, "THREAD")
+    checked_thread_id(thread, "THREAD")
 
     async def read(source: Backend) -> Sequence[Any]:
         # One more tells whether there are more.
@@ -244,7 +244,7 @@ def stats(
     if thread is None:
         _all_stats(url, schema, limit, as_json)
         return
-    thread_id(thread, "THREAD")
+    checked_thread_id(thread, "THREAD")
 
     async def read(source: Backend) -> Any:
         return await source.run(thread_stats, thread)
@@ -305,7 +305,7 @@ def _all_stats(url: str, schema: str | None, limit: int, as_json: bool) -> None:
 
 async def _checkpoint(source: Backend, thread: str, namespace: str, checkpoint_id: str | None) -> Row:
     key = Key(
-        thread_id(thread, "THREAD"),
+        checked_thread_id(thread, "THREAD"),
         plain_text(namespace, "--namespace"),
         plain_text(checkpoint_id, "CHECKPOINT") if checkpoint_id else None,
     )

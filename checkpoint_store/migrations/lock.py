@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnClause, ColumnElement, Connection, Select, column, extract, func, or_, select, table
 
 from checkpoint_store.conninfo.fork import ProcessLock
-from checkpoint_store.errors import MigrationLocked, UnusableConnection, shown
+from checkpoint_store.errors import MigrationLocked, UnusableConnection, short_repr
 from checkpoint_store.schema import VERSION_TABLE, Tables, qualified
 from checkpoint_store.serde import arguments
 
@@ -136,7 +136,7 @@ def those_in_the_way(conn: Connection, schema: str | None, *, snapshots: bool) -
         .limit(10)
     )
     return "; ".join(
-        f"process {pid} (application_name {shown(application)}, {state or 'state unknown'}"
+        f"process {pid} (application_name {short_repr(application)}, {state or 'state unknown'}"
         + (")" if seconds is None else f", its transaction {seconds:.0f} s old)")
         for pid, application, state, seconds in found
     )

@@ -21,14 +21,13 @@ from typing_extensions import Self
 
 from checkpoint_store import migrations
 from checkpoint_store.database.backend import Backend
-from checkpoint_store.errors import InvalidOption, shown
+from checkpoint_store.errors import InvalidOption, short_repr
 from checkpoint_store.saver.thread_lock import ThreadLock
 from checkpoint_store.saver.threads import ThreadsMixin
 from checkpoint_store.serde import codec, jsonb, validation
 from checkpoint_store.serde.arguments import flag, has_methods
 from checkpoint_store.serde.codec import Codec, ValuedChannels
-from checkpoint_store.serde.keys import Listing, copy_of, key_of, listing_of
-from checkpoint_store.serde.keys import thread_id as checked_thread_id
+from checkpoint_store.serde.keys import Listing, checked_thread_id, copy_of, key_of, listing_of
 from checkpoint_store.serde.records import Ancestor, Row, size_of
 from checkpoint_store.storage import checkpoints, probes, threads, write_batch
 from checkpoint_store.storage.checkpoint_list import Pages
@@ -59,7 +58,7 @@ class BasePostgresSaver(ThreadsMixin):
                 else "Leave it out for LangGraph's JsonPlusSerializer()."
             )
             raise InvalidOption(
-                f"serde is {shown(serde)}; it has to be a serializer, with dumps_typed and loads_typed. {way_out}"
+                f"serde is {short_repr(serde)}; it has to be a serializer, with dumps_typed and loads_typed. {way_out}"
             )
         super().__init__(serde=serde)
         if flag(require_encryption, "require_encryption") and not isinstance(self.serde, EncryptedSerializer):

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from checkpoint_store.errors import InvalidConfig, InvalidOption, shown
+from checkpoint_store.errors import InvalidConfig, InvalidOption, short_repr
 from checkpoint_store.saver.base import BasePostgresSaver
 from checkpoint_store.serde.arguments import callback, choice, flag, positive
-from checkpoint_store.serde.keys import plain_text
-from checkpoint_store.serde.keys import thread_id as checked_thread_id
+from checkpoint_store.serde.keys import checked_thread_id, plain_text
 from checkpoint_store.serde.validation import members_of
 from checkpoint_store.storage import sweep
 from checkpoint_store.storage.deletion_plan import Rule, first_id_of
@@ -158,7 +157,7 @@ def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Work:
     strategy = choice(strategy, "strategy", STRATEGIES)
     rule = Rule(keep=positive(keep, "keep"))
     if strategy == "delete" and rule.keep != 1:
-        raise InvalidOption(f"keep is {shown(keep)}, and strategy 'delete' keeps nothing; they don't go together")
+        raise InvalidOption(f"keep is {short_repr(keep)}, and strategy 'delete' keeps nothing; they don't go together")
     return sweep.prune(rule, threads) if strategy == "keep_latest" else sweep.delete_threads(threads)
 
 
@@ -179,7 +178,7 @@ def _rule(older_than: timedelta | None, keep_last: int | None, spare_active: boo
 
 def _age(older_than: object) -> timedelta:
     if not issubclass(type(older_than), timedelta):
-        raise InvalidOption(f"older_than is {shown(older_than)}; it is a timedelta, such as timedelta(days=30)")
+        raise InvalidOption(f"older_than is {short_repr(older_than)}; it is a timedelta, such as timedelta(days=30)")
     age = timedelta.__add__(timedelta(0), older_than)  # type: ignore[operator]
     if age < timedelta(0):
         raise InvalidOption(f"older_than is {age!r}, a time to come; it is 0 or more")
@@ -195,6 +194,6 @@ def _before_now(age: timedelta) -> datetime:
 
 def _ids(values: Sequence[str], name: str) -> list[str]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InvalidConfig(f"{name} is {shown(values)}; it is a list of ids, such as [{shown(values)}]")
+        raise InvalidConfig(f"{name} is {short_repr(values)}; it is a list of ids, such as [{short_repr(values)}]")
     ids = members_of(values, name, InvalidConfig)
     return list(dict.fromkeys(plain_text(value, f"an id in {name}") for value in ids))

@@ -8,7 +8,7 @@ from typing import Any
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from checkpoint_store.database.backend import Backend
-from checkpoint_store.serde.keys import thread_id as checked_thread_id
+from checkpoint_store.serde.keys import checked_thread_id
 from checkpoint_store.storage import threads
 from checkpoint_store.storage.thread_list import (
     Order,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from numbers import Integral
 
-from checkpoint_store.errors import CheckpointStoreError, InvalidOption, shown
+from checkpoint_store.errors import CheckpointStoreError, InvalidOption, short_repr
 
 _MOST_ROWS = 2**30
 """As good as any higher number, where statements count in 32 bits: of some things up to twice as many."""
@@ -20,7 +20,7 @@ def flag(value: object, name: str, refusal: type[CheckpointStoreError] = Invalid
         CheckpointStoreError: A `refusal`, if it is neither.
     """
     if type(value) is not bool:
-        raise refusal(f"{name} is {shown(value)}; it is True or False")
+        raise refusal(f"{name} is {short_repr(value)}; it is True or False")
     return value
 
 
@@ -33,11 +33,11 @@ def choice(
         CheckpointStoreError: A `refusal`, if it is none.
     """
     if not issubclass(type(value), str) or (text := str.__str__(value)) not in choices:
-        raise refusal(f"{name} is {shown(value)}; it is {' or '.join(map(repr, choices))}")
+        raise refusal(f"{name} is {short_repr(value)}; it is {' or '.join(map(repr, choices))}")
     return text
 
 
-def whole(value: object) -> int | None:
+def as_int(value: object) -> int | None:
     """Return a whole number, Python's or such as NumPy's, as a plain one; None if it is none, and for True."""
     kind = type(value)
     if issubclass(kind, int):
@@ -54,10 +54,10 @@ def number(value: object, name: str, least: int, most: int | None = None) -> int
     Raises:
         InvalidOption: If it is none, or out of range.
     """
-    found = whole(value)
+    found = as_int(value)
     if found is None or found < least or (most is not None and found > most):
         wanted = f"a number, {least} or more" if most is None else f"a number from {least} to {most}"
-        raise InvalidOption(f"{name} is {shown(value)}; it is {wanted}")
+        raise InvalidOption(f"{name} is {short_repr(value)}; it is {wanted}")
     return found
 
 
@@ -81,10 +81,10 @@ def seconds(value: object, name: str, wanted: str = "0 or more") -> float:
     Raises:
         InvalidOption: If it is none, or has no end.
     """
-    found = float.__float__(value) if issubclass(type(value), float) else whole(value)  # type: ignore[arg-type]
+    found = float.__float__(value) if issubclass(type(value), float) else as_int(value)  # type: ignore[arg-type]
     # Compared before it becomes a float: a whole number may be too large for one.
     if found is None or not 0 <= found <= sys.float_info.max:
-        raise InvalidOption(f"{name} is {shown(value)}; it is a time in seconds, {wanted}")
+        raise InvalidOption(f"{name} is {short_repr(value)}; it is a time in seconds, {wanted}")
     return float(found)
 
 
@@ -95,7 +95,7 @@ def callback(value: object, name: str) -> None:
         InvalidOption: If it can't.
     """
     if value is not None and not callable(value):
-        raise InvalidOption(f"{name} is {shown(value)}; it is a function, or None")
+        raise InvalidOption(f"{name} is {short_repr(value)}; it is a function, or None")
 
 
 def has_methods(value: object, *names: str) -> bool:

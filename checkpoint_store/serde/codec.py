@@ -22,7 +22,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
-from checkpoint_store.errors import InvalidConfig, NotEncrypted, UnreadableValue, UnstorableValue, shown
+from checkpoint_store.errors import InvalidConfig, NotEncrypted, UnreadableValue, UnstorableValue, safe_str, short_repr
 from checkpoint_store.serde import associated_data, jsonb, validation
 from checkpoint_store.serde.keys import Key, check_key, key_of, plain_text
 from checkpoint_store.serde.records import Ancestor, Row
@@ -122,8 +122,8 @@ class Codec:
             version = checkpoint["channel_versions"].get(channel) if version is None else version
             if version is None:
                 raise UnstorableValue(
-                    f"{place}, channel {shown(channel)}: neither new_versions nor channel_versions has a version for "
-                    "it, so nothing could find the value again"
+                    f"{place}, channel {short_repr(channel)}: neither new_versions nor channel_versions has a version "
+                    "for it, so nothing could find the value again"
                 )
             text = validation.version_text(version, place, channel)
             at = associated_data.of_value(key.checkpoint_ns, channel, text)
@@ -166,7 +166,7 @@ class Codec:
             raise InvalidConfig('config["configurable"] has no "checkpoint_id"; writes belong to a checkpoint')
         task_id = plain_text(task_id, "task_id")
         check_key(**key._asdict(), task_id=task_id)
-        place = f"{_place(key)}, task {shown(task_id, 200)}"
+        place = f"{_place(key)}, task {short_repr(task_id, 200)}"
         rows = {
             WRITES_IDX_MAP.get(channel, idx): (
                 channel,
@@ -196,7 +196,7 @@ class Codec:
             UnreadableValue: If the serializer can't decode a value.
         """
         try:
-            return self._decoded(row, f"{_place(row)}, checkpoint {shown(row.checkpoint_id, 200)}")
+            return self._decoded(row, f"{_place(row)}, checkpoint {short_repr(row.checkpoint_id, 200)}")
         except UnreadableValue as error:
             error.config = cast("dict[str, Any]", _config(row, row.checkpoint_id))
             raise
@@ -223,7 +223,7 @@ class Codec:
                 task_id,
                 channel,
                 self._load(
-                    *(kind, blob, f"{place}, task {shown(task_id, 200)}", channel),
+                    *(kind, blob, f"{place}, task {short_repr(task_id, 200)}", channel),
                     associated_data.of_write(row.checkpoint_ns, row.checkpoint_id, channel),
                 ),
             )
@@ -255,7 +255,7 @@ class Codec:
             ancestors.setdefault(row.checkpoint_id, row)
             start = row.checkpoint_id if row.first else start
         while (ancestor := ancestors.pop(start, None) if start else None) is not None:
-            place = f"{_place(key)}, checkpoint {shown(ancestor.checkpoint_id, 200)}"
+            place = f"{_place(key)}, checkpoint {short_repr(ancestor.checkpoint_id, 200)}"
             if not ancestor.sound:
                 raise UnreadableValue(f"{place}: channel_versions and channel_values are no JSON objects")
             writes = [
@@ -263,7 +263,7 @@ class Codec:
                     task_id,
                     channel,
                     self._load(
-                        *(kind, blob, f"{place}, task {shown(task_id, 200)}", channel),
+                        *(kind, blob, f"{place}, task {short_repr(task_id, 200)}", channel),
                         associated_data.of_write(key.checkpoint_ns, ancestor.checkpoint_id, channel),
                     ),
                 )
@@ -281,7 +281,7 @@ class Codec:
                 if kind is None and self._encrypted_only:
                     raise _plain(place, channel)
                 stored = (
-                    validation.stored_json(inline, f"{place}, channel {shown(channel)}")
+                    validation.stored_json(inline, f"{place}, channel {short_repr(channel)}")
                     if kind is None
                     else self._load(
                         kind, blob, place, channel, associated_data.of_value(key.checkpoint_ns, channel, version)
@@ -300,12 +300,14 @@ class Codec:
             )
         except Exception as error:
             raise UnstorableValue(
-                f"{place}, channel {shown(channel)}: {type(value).__name__} is not serializable by "
-                f"{type(self._serde).__name__} ({validation.told(error)}). Store a plain value, or pass a serializer "
+                f"{place}, channel {short_repr(channel)}: {type(value).__name__} is not serializable by "
+                f"{type(self._serde).__name__} ({safe_str(error)}). Store a plain value, or pass a serializer "
                 "that takes it, such as serde=JsonPlusSerializer(pickle_fallback=True)."
             ) from error
         if not jsonb.holds(channel):
-            raise UnstorableValue(f"{place}: channel {shown(channel)} has a name that PostgreSQL's text can't hold")
+            raise UnstorableValue(
+                f"{place}: channel {short_repr(channel)} has a name that PostgreSQL's text can't hold"
+            )
         return kind, blob if type(blob) is bytes else bytes(blob)
 
     def _load(self, kind: str | None, blob: bytes | None, place: str, channel: str, at: associated_data.Place) -> Any:
@@ -313,16 +315,16 @@ class Codec:
             raise _plain(place, channel)
         if blob is None and kind != "null":
             raise UnreadableValue(
-                f"{place}, channel {shown(channel)}: the stored value of type {shown(kind)}, or a page of it, is "
-                "missing. Rows of checkpoint_pages were deleted, or not restored from a backup."
+                f"{place}, channel {short_repr(channel)}: the stored value of type {short_repr(kind)}, or a page of "
+                "it, is missing. Rows of checkpoint_pages were deleted, or not restored from a backup."
             )
         try:
             stored = (cast("str", kind), cast("bytes", blob))
             return associated_data.loads(self._serde, *stored, at) if self._binds else self._serde.loads_typed(stored)
         except Exception as error:
             raise UnreadableValue(
-                f"{place}, channel {shown(channel)}: {type(self._serde).__name__} can't decode the stored value of "
-                f"type {shown(kind)} ({type(error).__name__}: {validation.told(error)}). {self._way_out(kind or '')}"
+                f"{place}, channel {short_repr(channel)}: {type(self._serde).__name__} can't decode the stored value "
+                f"of type {short_repr(kind)} ({type(error).__name__}: {safe_str(error)}). {self._way_out(kind or '')}"
             ) from error
 
     def _way_out(self, kind: str) -> str:
@@ -338,8 +340,9 @@ class Codec:
 
 def _plain(place: str, channel: str) -> NotEncrypted:
     return NotEncrypted(
-        f"{place}, channel {shown(channel)}: the stored value is not encrypted, and require_encryption refuses it. "
-        "encryption.reencrypt() encrypts what was stored before; what was stored since, somebody has stored in clear."
+        f"{place}, channel {short_repr(channel)}: the stored value is not encrypted, and require_encryption refuses "
+        "it. encryption.reencrypt() encrypts what was stored before; what was stored since, somebody has stored in "
+        "clear."
     )
 
 
@@ -353,7 +356,7 @@ def next_version(current: str | int | float | None) -> str:
     try:
         number = 0 if current is None else int(current.split(".")[0] if isinstance(current, str) else current)
     except ValueError:
-        raise UnreadableValue(f"{shown(current)} is no version of a channel; it begins with a number") from None
+        raise UnreadableValue(f"{short_repr(current)} is no version of a channel; it begins with a number") from None
     return f"{number + 1:032}.{random.random():016}"
 
 
@@ -383,7 +386,7 @@ def _merged(config: RunnableConfig, metadata: CheckpointMetadata, place: str) ->
         return get_serializable_checkpoint_metadata(config, metadata)
     except Exception as error:
         raise UnstorableValue(
-            f"{place}: metadata can't be merged with the config's ({type(error).__name__}: {validation.told(error)}); "
+            f"{place}: metadata can't be merged with the config's ({type(error).__name__}: {safe_str(error)}); "
             "both have to be dicts with strings as keys"
         ) from error
 
@@ -435,7 +438,7 @@ def _versions_text(versions: ChannelVersions) -> str:
 
 
 def _place(key: Key | Row) -> str:
-    return f"thread {shown(key.thread_id, 200)}, namespace {shown(key.checkpoint_ns, 200)}"
+    return f"thread {short_repr(key.thread_id, 200)}, namespace {short_repr(key.checkpoint_ns, 200)}"
 
 
 def _config(key: Key | Row, checkpoint_id: str) -> RunnableConfig:

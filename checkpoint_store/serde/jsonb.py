@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from checkpoint_store.errors import InvalidConfig, UnstorableValue, shown
+from checkpoint_store.errors import InvalidConfig, UnstorableValue, short_repr
 
 # Past 64 bits orjson reads an integer as a float; where JSONB's text may hold such a number, Python's parser reads it.
 # Three patterns that begin with one character each: a single one with alternatives takes ten times as long.
@@ -90,9 +90,9 @@ def document(value: Any, path: str) -> Any:
         for key, _ in items:
             if not issubclass(type(key), str):
                 raise UnstorableValue(
-                    f"{_brief(path)} has the key {shown(key)} ({type(key).__name__}); JSON keys are strings"
+                    f"{_brief(path)} has the key {short_repr(key)} ({type(key).__name__}); JSON keys are strings"
                 )
-        return {document(key, path): document(item, f"{path}[{shown(key)}]") for key, item in items}
+        return {document(key, path): document(item, f"{path}[{short_repr(key)}]") for key, item in items}
     if issubclass(kind, (list, tuple)):
         parts = list(list.__iter__(value) if issubclass(kind, list) else tuple.__iter__(value))
         return [document(item, f"{path}[{place}]") for place, item in enumerate(parts)]

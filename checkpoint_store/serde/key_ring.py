@@ -14,7 +14,7 @@ from typing import Any
 from langgraph.checkpoint.serde.base import CipherProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from checkpoint_store.errors import InvalidOption, NotInstalled, shown
+from checkpoint_store.errors import InvalidOption, NotInstalled, short_repr
 from checkpoint_store.serde.arguments import flag, has_methods
 
 KEY_BYTES = (16, 24, 32)
@@ -44,7 +44,7 @@ class KeyRing:
         for cipher in ciphers:
             if not has_methods(cipher, "encrypt", "decrypt"):
                 raise InvalidOption(
-                    f"{shown(cipher)} is no cipher: it needs encrypt and decrypt, as KeyRing.aes() makes"
+                    f"{short_repr(cipher)} is no cipher: it needs encrypt and decrypt, as KeyRing.aes() makes"
                 )
         self._ciphers = ciphers
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from checkpoint_store.errors import InvalidConfig, shown
-from checkpoint_store.serde.arguments import whole
+from checkpoint_store.errors import InvalidConfig, short_repr
+from checkpoint_store.serde.arguments import as_int
 
 KEY_BYTES = 2600
 """How much text the columns of a primary key may hold together, in bytes of UTF-8.
@@ -47,9 +47,9 @@ def key_of(config: Mapping[str, Any]) -> Key:
         )
     namespace = configurable.get("checkpoint_ns")
     return Key(
-        thread_id(configurable["thread_id"], 'config["configurable"]["thread_id"]'),
+        checked_thread_id(configurable["thread_id"], 'config["configurable"]["thread_id"]'),
         "" if namespace is None else plain_text(namespace, 'config["configurable"]["checkpoint_ns"]'),
-        checkpoint_id(configurable, "config"),
+        _checkpoint_id(configurable, "config"),
     )
 
 
@@ -73,7 +73,7 @@ def listing_of(
         if config["configurable"].get("checkpoint_ns") is None:
             namespace = None
     if before is not None:
-        earlier = checkpoint_id(_configurable(before, "before"), "before")
+        earlier = _checkpoint_id(_configurable(before, "before"), "before")
         if earlier is None:
             raise InvalidConfig('before["configurable"] has no "checkpoint_id"; it names the checkpoint to list before')
     if limit is not None:
@@ -87,8 +87,8 @@ def limit_of(limit: object, things: str) -> int:
     Raises:
         InvalidConfig: If it is no such number.
     """
-    if (found := whole(limit)) is None or found < 0:
-        raise InvalidConfig(f"limit is {shown(limit)}; it is a number of {things}, 0 or more, or None for all")
+    if (found := as_int(limit)) is None or found < 0:
+        raise InvalidConfig(f"limit is {short_repr(limit)}; it is a number of {things}, 0 or more, or None for all")
     return found
 
 
@@ -98,13 +98,13 @@ def copy_of(source: object, target: object) -> tuple[str, str]:
     Raises:
         InvalidConfig: If either can't be a thread id, or both are the same.
     """
-    pair = thread_id(source, "source_thread_id"), thread_id(target, "target_thread_id")
+    pair = checked_thread_id(source, "source_thread_id"), checked_thread_id(target, "target_thread_id")
     if pair[0] == pair[1]:
-        raise InvalidConfig(f"source and target are both the thread {shown(pair[0])}; a copy needs another id")
+        raise InvalidConfig(f"source and target are both the thread {short_repr(pair[0])}; a copy needs another id")
     return pair
 
 
-def thread_id(value: object, name: str = "thread_id") -> str:
+def checked_thread_id(value: object, name: str = "thread_id") -> str:
     """Return a thread id if it can be one.
 
     Raises:
@@ -112,14 +112,15 @@ def thread_id(value: object, name: str = "thread_id") -> str:
     """
     if not issubclass(type(value), str):
         raise InvalidConfig(
-            f"{name} is {shown(value)} ({type(value).__name__}); thread ids are non-empty strings. Use str(thread_id)."
+            f"{name} is {short_repr(value)} ({type(value).__name__}); thread ids are non-empty strings. Use "
+            "str(thread_id)."
         )
     if not (text := plain_text(value, name)):
         raise InvalidConfig(f"{name} is empty; thread ids are non-empty strings")
     return text
 
 
-def checkpoint_id(configurable: Mapping[str, Any], name: str) -> str | None:
+def _checkpoint_id(configurable: Mapping[str, Any], name: str) -> str | None:
     """Return the checkpoint id in a config's `configurable`, or None where there is none."""
     value = configurable.get("checkpoint_id")
     return None if value is None else plain_text(value, f'{name}["configurable"]["checkpoint_id"]') or None
@@ -133,7 +134,7 @@ def plain_text(value: object, name: str) -> str:
     """
     kind = type(value)
     if not issubclass(kind, str):
-        raise InvalidConfig(f"{name} is {shown(value)} ({kind.__name__}); it has to be a string")
+        raise InvalidConfig(f"{name} is {short_repr(value)} ({kind.__name__}); it has to be a string")
     text: str = value if kind is str else str.__str__(value)  # type: ignore[assignment]
     try:
         if len(text) * 4 > KEY_BYTES:
@@ -143,7 +144,7 @@ def plain_text(value: object, name: str) -> str:
             return text
     except UnicodeEncodeError:
         pass
-    raise InvalidConfig(f"{name} is {shown(text)}; PostgreSQL's text holds neither NUL nor lone surrogates")
+    raise InvalidConfig(f"{name} is {short_repr(text)}; PostgreSQL's text holds neither NUL nor lone surrogates")
 
 
 def check_key(**columns: str) -> None:
@@ -158,7 +159,7 @@ def check_key(**columns: str) -> None:
     if sum(sizes.values()) > KEY_BYTES:
         longest = max(sizes, key=sizes.__getitem__)
         raise InvalidConfig(
-            f"{longest} {shown(columns[longest])} has {sizes[longest]:,} bytes; {', '.join(columns)} may have "
+            f"{longest} {short_repr(columns[longest])} has {sizes[longest]:,} bytes; {', '.join(columns)} may have "
             f"{KEY_BYTES:,} together, which is what PostgreSQL's index holds. Use a shorter one, such as a hash of it."
         )
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from checkpoint_store.errors import CheckpointStoreError, InvalidConfig, UnreadableValue, UnstorableValue, shown
+from checkpoint_store.errors import (
+    CheckpointStoreError,
+    InvalidConfig,
+    UnreadableValue,
+    UnstorableValue,
+    safe_str,
+    short_repr,
+)
 from checkpoint_store.serde import jsonb
 from checkpoint_store.serde.keys import plain_text
 
@@ -26,7 +33,9 @@ def check_checkpoint(checkpoint: object, new_versions: object, place: str) -> No
         if not isinstance(part := checkpoint.get(name), Mapping):
             raise UnstorableValue(f"{place}: checkpoint[{name!r}] is no dict by channel ({type(part).__qualname__})")
         if odd := [channel for channel in part if not issubclass(type(channel), str)]:
-            raise UnstorableValue(f"{place}: checkpoint[{name!r}] has the key {shown(odd[0])}; channels have names")
+            raise UnstorableValue(
+                f"{place}: checkpoint[{name!r}] has the key {short_repr(odd[0])}; channels have names"
+            )
     if not isinstance(new_versions, Mapping):
         raise UnstorableValue(f"{place}: new_versions is no dict by channel ({type(new_versions).__qualname__})")
 
@@ -41,8 +50,9 @@ def check_size(blobs: Sequence[tuple[str, bytes]], place: str) -> None:
     if size > MOST_BYTES:
         channel, largest = max(blobs, key=lambda blob: len(blob[1]))
         raise UnstorableValue(
-            f"{place}, channel {shown(channel)}: its value has {len(largest):,} bytes, and all that is to be stored at "
-            f"once {size:,}; PostgreSQL takes {MOST_BYTES:,}. Store it elsewhere, and in the channel where it is."
+            f"{place}, channel {short_repr(channel)}: its value has {len(largest):,} bytes, and all that is to be "
+            f"stored at once {size:,}; PostgreSQL takes {MOST_BYTES:,}. Store it elsewhere, and in the channel where "
+            "it is."
         )
 
 
@@ -78,7 +88,7 @@ def names_of(channels: object) -> list[str]:
         InvalidConfig: If they are none.
     """
     if not isinstance(channels, Iterable) or isinstance(channels, str):
-        raise InvalidConfig(f"channels are {shown(channels)}; pass a list of names")
+        raise InvalidConfig(f"channels are {short_repr(channels)}; pass a list of names")
     return [plain_text(channel, "channel") for channel in members_of(channels, "channels", InvalidConfig)]
 
 
@@ -106,7 +116,8 @@ def version_text(version: object, place: str, channel: str) -> str:
         return plain_text(version, "version")
     if not issubclass(type(version), (int, float)):
         raise UnstorableValue(
-            f"{place}, channel {shown(channel)}: its version is {shown(version)}; versions are strings or numbers"
+            f"{place}, channel {short_repr(channel)}: its version is {short_repr(version)}; versions are strings or "
+            "numbers"
         )
     return jsonb.text_of(version, "version")
 
@@ -133,7 +144,7 @@ def stored_json(text: str | None, what: str) -> Any:
         return jsonb.decode(text or "")
     except (ValueError, RecursionError) as error:
         raise UnreadableValue(
-            f"{what} is JSON that Python can't hold ({type(error).__name__}: {told(error)})"
+            f"{what} is JSON that Python can't hold ({type(error).__name__}: {safe_str(error)})"
         ) from error
 
 
@@ -146,11 +157,3 @@ def stored_members(text: str, what: str) -> dict[str, Any]:
     if type(members := stored_json(text, what)) is not dict:
         raise UnreadableValue(f"{what} must be a JSON object, not a {type(members).__name__}")
     return members
-
-
-def told(error: BaseException) -> str:
-    """Return the message of somebody else's exception, as far as it has one."""
-    try:
-        return str(error)[:500]
-    except Exception:
-        return "no message"

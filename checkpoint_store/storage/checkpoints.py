@@ -16,7 +16,7 @@ from checkpoint_store.errors import (
     Conflict,
     InvalidConfig,
     Refused,
-    shown,
+    short_repr,
 )
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde.keys import Key, Listing
@@ -182,15 +182,16 @@ def _check_continuations(db: Executor, sql: Statements, changes: Sequence[Change
         thread_id, checkpoint_ns, checkpoint_id, parent, newest, continues = row
         if not continues:
             why = (
-                f"continues {shown(parent)}, but the newest is {shown(newest)}"
+                f"continues {short_repr(parent)}, but the newest is {short_repr(newest)}"
                 if parent != newest
-                else f"has an id that does not sort behind that of {shown(parent)}, which it continues: readers would "
+                else f"has an id that does not sort behind that of {short_repr(parent)}, which it continues: readers "
+                "would "
                 "not find it. The clocks of two machines may differ"
             )
             raise Conflict(
-                f"thread {shown(thread_id, 200)}, namespace {shown(checkpoint_ns, 200)}: checkpoint "
-                f"{shown(checkpoint_id)} {why}. Nothing was written. Another run has written to the thread meanwhile: "
-                "load its state and run again, and see saver.thread_lock() to have runs wait for each other."
+                f"thread {short_repr(thread_id, 200)}, namespace {short_repr(checkpoint_ns, 200)}: checkpoint "
+                f"{short_repr(checkpoint_id)} {why}. Nothing was written. Another run has written to the thread "
+                "meanwhile: load its state and run again, and see saver.thread_lock() to have runs wait for each other."
             )
 
 
@@ -292,7 +293,7 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
         begun = db.fetch(sql.matching, {**key._asdict(), "start": key.checkpoint_id})
         if len(begun) > 1:
             raise InvalidConfig(
-                f"several checkpoints have ids that begin with {shown(key.checkpoint_id)}; give more of it"
+                f"several checkpoints have ids that begin with {short_repr(key.checkpoint_id)}; give more of it"
             )
         if not begun:
             return None

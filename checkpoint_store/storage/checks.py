@@ -6,7 +6,7 @@ from sqlalchemy import Table
 
 from checkpoint_store.errors import (
     WrongTransaction,
-    shown,
+    short_repr,
 )
 from checkpoint_store.sql.executor import Executor
 
@@ -61,7 +61,8 @@ def refusal(thread_id: str, table: Table, outcome: str | None = None) -> str:
         }[table.name]
     )
     return (
-        f"thread {shown(thread_id, 200)}: the database dropped a row of {table.name}, or hides it, without an error. "
-        f"{outcome}. The reason is a BEFORE trigger that returns NULL, or a row-level security policy and another "
-        "tenant that has used the thread id. Have the trigger return the row; give each tenant thread ids of its own."
+        f"thread {short_repr(thread_id, 200)}: the database dropped a row of {table.name}, or hides it, without an "
+        f"error. {outcome}. The reason is a BEFORE trigger that returns NULL, or a row-level security policy and "
+        "another tenant that has used the thread id. Have the trigger return the row; give each tenant thread ids of "
+        "its own."
     )

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, NamedTuple, cast
 from uuid import UUID
 
-from checkpoint_store.errors import InvalidConfig, shown
+from checkpoint_store.errors import InvalidConfig, short_repr
 from checkpoint_store.serde import jsonb, validation
 from checkpoint_store.serde.arguments import choice, flag
 from checkpoint_store.serde.keys import limit_of, plain_text
@@ -234,7 +234,7 @@ class ThreadCursor:
 
 def _metadata(thread_id: str, text: str | None) -> dict[str, Any]:
     """Return the members of metadata; of what somebody wrote by hand and is no object there are none."""
-    found = validation.stored_json(text, f"thread {shown(thread_id, 200)}: the metadata") if text else {}
+    found = validation.stored_json(text, f"thread {short_repr(thread_id, 200)}: the metadata") if text else {}
     return found if type(found) is dict else {}
 
 
@@ -257,5 +257,5 @@ def _position(cursor: object) -> tuple[str, str | None, str]:
         return stage, checkpoint_id, plain_text(thread_id, "thread_id")
     except (ValueError, TypeError, RecursionError, binascii.Error):
         raise InvalidConfig(
-            f"cursor is {shown(cursor)}, which no list has given; it is the `cursor` of a thread listed before"
+            f"cursor is {short_repr(cursor)}, which no list has given; it is the `cursor` of a thread listed before"
         ) from None

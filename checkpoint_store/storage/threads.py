@@ -18,7 +18,7 @@ from checkpoint_store.errors import (
     Refused,
     ThreadExists,
     ThreadNotFound,
-    shown,
+    short_repr,
 )
 from checkpoint_store.schema import qualified
 from checkpoint_store.sql import copy_thread as copying
@@ -97,7 +97,7 @@ def copy_thread(
         raise not_found(source)
     if is_taken and not replace:
         raise ThreadExists(
-            f"target_thread_id is {shown(target, 200)}, for which something is stored. "
+            f"target_thread_id is {short_repr(target, 200)}, for which something is stored. "
             "Delete it first, choose another id, or pass replace=True."
         )
     if replace:
@@ -126,9 +126,9 @@ def _check_copied(target: str, copies: Sequence[int], stored: Sequence[int]) -> 
     for name, copied, count in zip(copying.TABLES, copies, stored, strict=True):
         if copied < count:
             raise Refused(
-                f"thread {shown(target, 200)}: the database dropped rows of {name} without an error, so it was not "
-                "made, and nothing has changed. The reason is a trigger that returns NULL, or a rule: have it keep the "
-                "row."
+                f"thread {short_repr(target, 200)}: the database dropped rows of {name} without an error, so it was "
+                "not made, and nothing has changed. The reason is a trigger that returns NULL, or a rule: have it keep "
+                "the row."
             )
 
 
@@ -137,15 +137,15 @@ def _raise_if_there(target: str, error: exc.IntegrityError) -> None:
     said = diagnosis_of(error)
     if said.state == "23505" and (said.constraint or "").endswith("_pkey"):
         exists = ThreadExists(
-            f"target_thread_id is {shown(target, 200)}, for which something was stored while it was to be made. Stop "
-            "what stores to it, or choose another id."
+            f"target_thread_id is {short_repr(target, 200)}, for which something was stored while it was to be made. "
+            "Stop what stores to it, or choose another id."
         )
         chain(exists, error)
 
 
 def not_found(thread_id: str) -> ThreadNotFound:
     """Return the error for a thread that has to be there and isn't."""
-    return ThreadNotFound(f"nothing is stored for the thread {shown(thread_id, 200)}")
+    return ThreadNotFound(f"nothing is stored for the thread {short_repr(thread_id, 200)}")
 
 
 @is_a(Kind.READ)

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.factory import engine_backend
-from checkpoint_store.errors import InvalidOption, shown
+from checkpoint_store.errors import InvalidOption, short_repr
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde import associated_data, jsonb, validation
 from checkpoint_store.serde.arguments import callback, positive
@@ -104,7 +104,7 @@ async def reencrypt(
     """
     for name, serde in (("old", old), ("new", new)):
         if not isinstance(serde, EncryptedSerializer) and not (serde is None and name == "old"):
-            raise InvalidOption(f"{name} is {shown(serde)}; it has to be an EncryptedSerializer of LangGraph's")
+            raise InvalidOption(f"{name} is {short_repr(serde)}; it has to be an EncryptedSerializer of LangGraph's")
     callback(on_progress, "on_progress")
     most = positive(batch_size, "batch_size")
     sql = statements_of(schema)

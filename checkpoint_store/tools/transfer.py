@@ -36,12 +36,13 @@ from checkpoint_store.errors import (
     Unavailable,
     WrongThread,
     WrongTransaction,
-    shown,
+    safe_str,
+    short_repr,
 )
 from checkpoint_store.saver.base import BasePostgresSaver
 from checkpoint_store.serde import validation
 from checkpoint_store.serde.arguments import callback, has_methods
-from checkpoint_store.serde.keys import thread_id as checked_thread_id
+from checkpoint_store.serde.keys import checked_thread_id
 from checkpoint_store.storage.threads import delete_threads, take_inventory
 from checkpoint_store.tools.saver_calls import Awaiting, Calling, Calls
 from checkpoint_store.tools.task_paths import PathsAt, paths_at
@@ -137,7 +138,7 @@ class _Transfer:
 
     def __init__(self, source: BaseCheckpointSaver[Any], target: BasePostgresSaver, calls: Calls) -> None:
         if not (has_methods(source, "list") or has_methods(source, "alist")):
-            raise InvalidOption(f"source is {shown(source)}; it has to be a LangGraph saver, with list or alist")
+            raise InvalidOption(f"source is {short_repr(source)}; it has to be a LangGraph saver, with list or alist")
         if not isinstance(target, BasePostgresSaver):
             raise InvalidOption(
                 f"target is a {type(target).__module__}.{type(target).__qualname__}; it has to be an "
@@ -173,7 +174,9 @@ class _Transfer:
         """Return the threads to copy, each with how many checkpoints it has at least."""
         if thread_ids is not None:
             if isinstance(thread_ids, str) or not isinstance(thread_ids, Iterable):
-                raise InvalidConfig(f"thread_ids is {shown(thread_ids)}; it has to be a list of thread ids, or None")
+                raise InvalidConfig(
+                    f"thread_ids is {short_repr(thread_ids)}; it has to be a list of thread ids, or None"
+                )
             given = validation.members_of(thread_ids, "thread_ids", InvalidConfig)
             names = [_name_of(one) for one in given]  # all of them, before anything is copied
             return {name if issubclass(type(one), str) else one: 1 for one, name in zip(given, names, strict=True)}
@@ -190,7 +193,7 @@ class _Transfer:
         """Copy one thread, in one transaction, unless it is there."""
         config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
         name = _name_of(thread_id)
-        told = shown(name, 200)
+        told = short_repr(name, 200)
         with self._transaction() as target:
             there, _ = self._inventory(target, name)
             if there:
@@ -229,7 +232,7 @@ class _Transfer:
         # Counted as well, for what was committed since it was looked at again.
         if again != there or checkpoints != _counts(there)[0]:
             raise TransferError(
-                f"thread {shown(name, 200)} has gone on in the target while the source was read. Nothing was "
+                f"thread {short_repr(name, 200)} has gone on in the target while the source was read. Nothing was "
                 "changed: stop what writes to it, and copy it again."
             )
 
@@ -298,8 +301,10 @@ class _Transfer:
         except _HOPELESS:
             raise
         except Exception as error:
-            whose = "all threads" if config is None else f"thread {shown(config['configurable']['thread_id'], 200)}"
-            where = "" if last is None else f", after checkpoint {shown(last.checkpoint['id'], 200)}"
+            whose = (
+                "all threads" if config is None else f"thread {short_repr(config['configurable']['thread_id'], 200)}"
+            )
+            where = "" if last is None else f", after checkpoint {short_repr(last.checkpoint['id'], 200)}"
             _fail(f"{type(self._source).__name__} can't list {whose}{where}", error)
 
     def _paths(self, config: RunnableConfig) -> PathsAt:
@@ -416,13 +421,16 @@ def _told(inventory: Inventory) -> str:
 
 
 def _place(name: str, namespace: str, checkpoint_id: str) -> str:
-    return f"thread {shown(name, 200)}, namespace {shown(namespace, 200)}, checkpoint {shown(checkpoint_id, 200)}"
+    return (
+        f"thread {short_repr(name, 200)}, namespace {short_repr(namespace, 200)}, checkpoint "
+        f"{short_repr(checkpoint_id, 200)}"
+    )
 
 
 def _first(inventory: Inventory) -> str:
     namespace, checkpoint_id, *task_id = min(inventory)
-    task = f", writes of task {shown(task_id[0], 200)}" if task_id else ""
-    return f"namespace {shown(namespace, 200)}, checkpoint {shown(checkpoint_id, 200)}{task}"
+    task = f", writes of task {short_repr(task_id[0], 200)}" if task_id else ""
+    return f"namespace {short_repr(namespace, 200)}, checkpoint {short_repr(checkpoint_id, 200)}{task}"
 
 
 def _fail(what: str, error: Exception) -> NoReturn:
@@ -431,4 +439,4 @@ def _fail(what: str, error: Exception) -> NoReturn:
     if is_foreign(error):
         said = diagnosis_of(error)
         chain(TransferError(f"{what}: {kind}: {said.message or said.name}"), error)
-    raise TransferError(f"{what}: {kind}: {validation.told(error)}") from error
+    raise TransferError(f"{what}: {kind}: {safe_str(error)}") from error

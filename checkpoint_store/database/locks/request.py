@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 
 from checkpoint_store.database.pool import full_of_others
-from checkpoint_store.errors import LockLost, ThreadLocked, Unavailable, shown
+from checkpoint_store.errors import LockLost, ThreadLocked, Unavailable, short_repr
 
 SERVER_SECONDS = 1.0
 """How long the server may take to let a lock be asked for, however short the time-out: 0 is to try once."""
@@ -82,14 +82,14 @@ class LockRequest:
         """Return the error for a lock that others had for too long."""
         waited = f" for the {round(self.timeout, 3):g} s that this one has waited" if self.timeout else ""
         return ThreadLocked(
-            f"thread {shown(self.thread_id, 200)}: another run {'has had' if waited else 'has'} the lock{waited}. "
+            f"thread {short_repr(self.thread_id, 200)}: another run {'has had' if waited else 'has'} the lock{waited}. "
             "Let it finish, or pass a longer timeout."
         )
 
     def silent(self) -> Unavailable:
         """Return the error for a server that could not be asked in time."""
         told = (
-            f"thread {shown(self.thread_id, 200)}: the lock could not be asked for within "
+            f"thread {short_repr(self.thread_id, 200)}: the lock could not be asked for within "
             f"{max(self.timeout or 0, SERVER_SECONDS):g} s"
         )
         if kept := self.kept():
@@ -107,6 +107,6 @@ def lost(request: LockRequest) -> LockLost:
     if request.transaction is not None:
         why = "the savepoint that it was taken in was rolled back. Take it before the savepoint"
     return LockLost(
-        f"thread {shown(request.thread_id, 200)}: the lock was lost, because {why}. Others may have written to the "
-        "thread since. With refuse_forks=True neither could have written past the other."
+        f"thread {short_repr(request.thread_id, 200)}: the lock was lost, because {why}. Others may have written to "
+        "the thread since. With refuse_forks=True neither could have written past the other."
     )
