@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import START, StateGraph
-from typing_extensions import TypedDict
 
 from benchmarks.bench import Bench, undisturbed
 from benchmarks.contenders import OursByDefault, Saver, StockPool

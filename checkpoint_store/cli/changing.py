@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from checkpoint_store.saver.aio import AsyncPostgresSaver
 
 
-class Form(str, Enum):
+class Form(StrEnum):
     """How large values are stored."""
 
     share = "share"

@@ -8,7 +8,6 @@ libpq's parameters mean what they mean there: `connect_timeout` is each host's, 
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,7 +62,7 @@ class Connector:
                 place = {"host": host, "port": port, "timeout": timeout, "target_session_attrs": target}
                 try:
                     return await asyncpg.connect(**{**arguments, **place})
-                except (OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+                except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
                     # A refused login is one everywhere.
                     if transient_error_of(error) is None:
                         raise

@@ -7,7 +7,6 @@ the pool. Behind those there is load, and more tries would be more of it.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 from collections.abc import Mapping
@@ -52,9 +51,7 @@ TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingPr
         # By class, for what has no SQLSTATE because no server was there to give it.
         ConnectionError: TransientError("the connection was refused or cut; the server may be starting", _ENDS),
         FileNotFoundError: TransientError("the server's socket is not there; the server may be starting", _ENDS),
-        asyncio.TimeoutError: TransientError(
-            "no answer while connecting; another attempt may reach another host", _ENDS
-        ),
+        TimeoutError: TransientError("no answer while connecting; another attempt may reach another host", _ENDS),
         socket.gaierror: TransientError("the host's name could not be resolved; a name may be moving", _ENDS),
         TargetServerAttributeNotMatched: TransientError("no host of the URL takes writes; one may be about to", _ENDS),
         InternalClientError: TransientError(
@@ -108,7 +105,7 @@ def transient_error_of(error: BaseException) -> TransientError | None:
     closed = isinstance(cause, InterfaceError) and "connection is closed" in str(cause)
     if closed or (isinstance(error, exc.DBAPIError) and error.connection_invalidated):
         return TRANSIENT_ERRORS["08"]
-    if cause is not error and isinstance(cause, asyncio.TimeoutError):
+    if cause is not error and isinstance(cause, TimeoutError):
         return None  # of a statement, by a limit of the caller's
     # A host with several addresses, each with a failure of its own, comes as one OSError without a number.
     several = type(cause) is OSError and cause.errno is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -51,7 +50,6 @@ FOREIGN = (
     InternalClientError,
     OSError,
     UnicodeError,
-    asyncio.TimeoutError,
     CheckoutTimeout,
 )
 """What comes from below us, to be told in our words; beside what the dialect's driver raises."""
@@ -174,7 +172,7 @@ def explain(
     if isinstance(error, (exc.TimeoutError, CheckoutTimeout)):
         told = f"{where}: no connection became free in time ({message})"
         return Unavailable(f"{told}. {full_of_others(kept)} {_NO_SECOND}" if kept else told)
-    if isinstance(error, exc.StatementError) and isinstance(error.orig, asyncio.TimeoutError):
+    if isinstance(error, exc.StatementError) and isinstance(error.orig, TimeoutError):
         return Unavailable(
             f"{where}: the statement took longer than the engine's command_timeout allows. "
             "Raise it, in the engine or the URL, or find out what the statement waited for."
@@ -210,9 +208,7 @@ def explain(
     if callers and not is_limit and not said.in_function and is_closed and not _is_connecting(error):
         # What a driver says that finds its connection closed is about its own classes.
         return Unavailable(f"{where}: {message + ': ' if state.startswith('57P') else ''}{_GONE}")
-    if not is_limit and (
-        fault or lost or state.startswith(_NO_SERVER) or isinstance(error, (OSError, asyncio.TimeoutError))
-    ):
+    if not is_limit and (fault or lost or state.startswith(_NO_SERVER) or isinstance(error, OSError)):
         return Unavailable(f"{where}: {message}. {_ADVICE}")
     return _by_state(error, said, f"{where}: ", message, ended)
 

@@ -291,7 +291,7 @@ def _is_limit(error: Exception) -> bool:
     """Tell whether a limit has ended the statement, of the server's or the driver's."""
     cause = error.__cause__
     return isinstance(error, LimitReached) or (
-        isinstance(cause, exc.StatementError) and isinstance(cause.orig, asyncio.TimeoutError)
+        isinstance(cause, exc.StatementError) and isinstance(cause.orig, TimeoutError)
     )
 
 

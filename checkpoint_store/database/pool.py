@@ -175,7 +175,7 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
                 try:
                     with _nothing_late(pooled.driver_connection), _committed(conn, whole=whole) as db:
                         yield db
-                except (exc.StatementError, asyncio.TimeoutError) as error:
+                except (TimeoutError, exc.StatementError) as error:
                     _part_with(engine, pooled, error)
             return
         pooled = _checkout(engine)
@@ -185,7 +185,7 @@ def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> It
                 _check_forgets(pooled)
             with _direct(engine, pooled) as db:
                 yield db
-        except (exc.StatementError, asyncio.TimeoutError) as error:
+        except (TimeoutError, exc.StatementError) as error:
             _part_with(engine, pooled, error)
         finally:
             pooled.close()
@@ -311,7 +311,7 @@ def _has_ended(number: int) -> bool:
 
 def _part_with(engine: Engine, pooled: PoolProxiedConnection, error: Exception) -> NoReturn:
     """Raise an error, and part with the connection if it is of no more use, whatever its driver thinks of it."""
-    if isinstance(error, asyncio.TimeoutError):
+    if isinstance(error, TimeoutError):
         # The caller's limit for statements, not to be taken for a server that did not answer when it was connected to.
         # The connection has been given up, as after an interruption: the next to have it might wait as long.
         raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
@@ -383,7 +383,7 @@ def _nothing_late(driver: Any) -> Iterator[None]:
 
 def _is_interruption(error: BaseException) -> bool:
     """Tell whether it is not known what becomes of a statement: nobody waits for the answer any more."""
-    return not isinstance(error, Exception) or isinstance(error, asyncio.TimeoutError)
+    return not isinstance(error, Exception) or isinstance(error, TimeoutError)
 
 
 def _socket_of(driver: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from checkpoint_store.errors import InvalidConfig, InvalidOption, short_repr
@@ -187,9 +187,9 @@ def _age(older_than: object) -> timedelta:
 
 def _before_now(age: timedelta) -> datetime:
     try:
-        return datetime.now(timezone.utc) - age
+        return datetime.now(UTC) - age
     except OverflowError:
-        return datetime.min.replace(tzinfo=timezone.utc)
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def _ids(values: Sequence[str], name: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import Connection, Engine
@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import (
     async_scoped_session,
 )
 from sqlalchemy.orm import Session, scoped_session
-from typing_extensions import Self
 
 from checkpoint_store.database.async_backend import AsyncBackend
 from checkpoint_store.database.closing import closing_blocking

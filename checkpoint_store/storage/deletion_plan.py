@@ -19,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from checkpoint_store.sql.read import TASKS
@@ -27,7 +27,7 @@ from checkpoint_store.sql.read import TASKS
 _UUID6 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 # Where the time in a UUID begins (https://www.rfc-editor.org/rfc/rfc9562#section-5.1).
-_BEGINNING = datetime(1582, 10, 15, tzinfo=timezone.utc)
+_BEGINNING = datetime(1582, 10, 15, tzinfo=UTC)
 
 Victims = dict[str, set[str]]
 """Checkpoint ids by namespace."""

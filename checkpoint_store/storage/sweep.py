@@ -6,7 +6,7 @@ So it is the same for sync and async, and nothing here does any I/O.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from checkpoint_store.sql.executor import Row
@@ -76,7 +76,7 @@ def sweep(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | No
                 tally.add((yield Call(deletion.count, (rule, batch))))
             else:
                 yield from _remove(rule, batch, batch_size, tally)
-    after, settled = "", first_id_of(datetime.now(timezone.utc) - _SETTLED)
+    after, settled = "", first_id_of(datetime.now(UTC) - _SETTLED)
     while rows := (yield Call(deletion.find_writers, (after, _LOOK_THREADS))):
         after = rows[-1][0]
         # Found without a lock first: nearly always there are none.

@@ -7,7 +7,7 @@ import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, cast
 from uuid import UUID
 
@@ -29,7 +29,7 @@ _MOST_PASSED = 64
 """How many threads are passed over at once; each costs a comparison for every row."""
 
 # 1582-10-15, where the time of a uuid begins (https://www.rfc-editor.org/rfc/rfc9562#section-5.1).
-_EPOCH = datetime(1582, 10, 15, tzinfo=timezone.utc)
+_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
 
 
 @dataclass(frozen=True)

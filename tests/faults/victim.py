@@ -14,11 +14,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.pregel import Pregel
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 

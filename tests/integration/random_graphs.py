@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import add
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypedDict
 
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
 from langgraph.channels import EphemeralValue, LastValueAfterFinish, Topic, UntrackedValue
@@ -15,7 +15,6 @@ from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import REMOVE_ALL_MESSAGES, _messages_delta_reducer, add_messages
 from langgraph.types import Command, Overwrite, RetryPolicy, Send, interrupt
-from typing_extensions import TypedDict
 
 Draw = random.Random
 

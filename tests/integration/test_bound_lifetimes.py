@@ -8,7 +8,7 @@ import operator
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
@@ -23,7 +23,6 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.orm import Session
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import WrongTransaction

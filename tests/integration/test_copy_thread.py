@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
 import asyncpg
@@ -20,7 +20,6 @@ from langgraph.pregel import Pregel
 from langgraph.types import Command, interrupt
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import InvalidConfig, ThreadExists, ThreadNotFound

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
@@ -20,7 +20,6 @@ from langgraph.types import Command, Overwrite, Send, interrupt
 from psycopg import sql
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import create_async_engine
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver
 from checkpoint_store.embedded import EmbeddedPostgres, _program

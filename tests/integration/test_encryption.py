@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import ormsgpack
 import psycopg
@@ -20,7 +20,6 @@ from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 from langgraph.graph import START, StateGraph
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion, encryption
 from checkpoint_store.encryption import KeyRing, Reencryption, Unencrypted, count_unencrypted, reencrypt

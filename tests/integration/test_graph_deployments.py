@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import START, StateGraph
 from langgraph.pregel import Pregel
-from typing_extensions import TypedDict
 
 from tests.integration.conftest import Agent
 

@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Callable
 from itertools import count
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import START, StateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import Command, interrupt
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver
 

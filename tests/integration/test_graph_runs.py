@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
@@ -22,7 +22,6 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.pregel import Pregel
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncEngine
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 

@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.graph import START, StateGraph
 from langgraph.pregel import Pregel
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver
 from checkpoint_store.errors import WrongThread

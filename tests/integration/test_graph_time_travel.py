@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import StateSnapshot, StateUpdate
-from typing_extensions import TypedDict
 
 from checkpoint_store import PostgresSaver
 

@@ -7,7 +7,7 @@ import gc
 import operator
 import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
@@ -15,7 +15,6 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.graph import START, StateGraph
 from sqlalchemy import NullPool, StaticPool, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import WrongThread

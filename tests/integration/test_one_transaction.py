@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextvars import ContextVar
 from itertools import takewhile
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
@@ -25,7 +25,6 @@ from langgraph.types import Command, interrupt
 from sqlalchemy import Engine, create_engine, event, func, make_url, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 

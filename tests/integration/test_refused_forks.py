@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import psycopg
 import pytest
@@ -17,7 +17,6 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.graph import START, StateGraph
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import Conflict, WrongTransaction

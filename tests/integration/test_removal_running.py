@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import asyncpg
 import pytest
@@ -17,7 +17,6 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import Command, Send, interrupt
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from typing_extensions import TypedDict
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver
 from checkpoint_store.serde import pages

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.graph import START, StateGraph
-from typing_extensions import TypedDict
+from typing import TypedDict
 from checkpoint_store import PostgresSaver
 
 class State(TypedDict):

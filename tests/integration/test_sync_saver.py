@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
@@ -21,7 +21,6 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.graph import START, StateGraph
 from langgraph.pregel import Pregel
 from sqlalchemy.ext.asyncio import create_async_engine
-from typing_extensions import TypedDict
 
 from checkpoint_store import PostgresSaver
 from checkpoint_store.database import event_loop

@@ -283,7 +283,7 @@ RUNNER = """
 import asyncio, sys
 from contextlib import nullcontext
 from langgraph.graph import START, StateGraph
-from typing_extensions import TypedDict
+from typing import TypedDict
 from checkpoint_store import AsyncPostgresSaver
 
 class State(TypedDict):

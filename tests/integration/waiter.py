@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import add
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.channels.delta import DeltaChannel
@@ -24,7 +24,6 @@ from langgraph.pregel import Pregel
 from langgraph.types import Command, Send, interrupt
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
-from typing_extensions import TypedDict
 
 from checkpoint_store import PostgresSaver
 

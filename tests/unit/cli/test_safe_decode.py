@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -65,7 +65,7 @@ class Bomb:
         ({1: "a", (2, 3): "b"}, "{1: 'a', [2, 3]: 'b'}"),
         (b"\x00\x01\xff", "<3 B of bytes: 00 01 ff>"),
         (UUID(int=7), "uuid.UUID('00000000000000000000000000000007')"),
-        (datetime(2026, 3, 2, tzinfo=timezone.utc), "datetime.datetime.fromisoformat('2026-03-02T00:00:00+00:00')"),
+        (datetime(2026, 3, 2, tzinfo=UTC), "datetime.datetime.fromisoformat('2026-03-02T00:00:00+00:00')"),
         (timedelta(days=3), "datetime.timedelta(3, 0, 0)"),
         (Decimal("1.50"), "decimal.Decimal('1.50')"),
         ({"x"}, "set(['x'])"),

@@ -67,7 +67,7 @@ PASSES: dict[str, tuple[BaseException, Any]] = {
     "timed out": (TimeoutError(errno.ETIMEDOUT, "timed out"), ConnectionError),
     "several addresses": (OSError("Multiple exceptions: [Errno 111] ..., [Errno 111] ..."), ConnectionError),
     "no socket": (FileNotFoundError(errno.ENOENT, "no such file"), FileNotFoundError),
-    "no answer": (asyncio.TimeoutError(), asyncio.TimeoutError),
+    "no answer": (TimeoutError(), TimeoutError),
     "no address": (socket.gaierror(socket.EAI_AGAIN, "again"), socket.gaierror),
     "no primary": (X.TargetServerAttributeNotMatched("read-write"), X.TargetServerAttributeNotMatched),
     "protocol torn": (exc.StatementError("", "", None, X.InternalClientError("state 12")), X.InternalClientError),
@@ -78,7 +78,7 @@ PASSES: dict[str, tuple[BaseException, Any]] = {
 STAYS: dict[str, BaseException] = {
     "the pool is used up": exc.TimeoutError("QueuePool limit"),
     "our queue for it too": CheckoutTimeout("waited for 30 s"),
-    "a statement's time is up": exc.StatementError("", "", None, asyncio.TimeoutError()),
+    "a statement's time is up": exc.StatementError("", "", None, TimeoutError()),
     "by the server": told_by_the_server("57014"),
     "a transaction's": told_by_the_server("25P04"),
     "a lock's": told_by_the_server("55P03"),
