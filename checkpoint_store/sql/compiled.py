@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self
 
-from sqlalchemy import (
-    Dialect,
-    Executable,
-)
+from sqlalchemy import Dialect, Executable
+
+from checkpoint_store.schema import Tables
+
+P = ParamSpec("P")
 
 
 class Statement:
@@ -33,15 +35,15 @@ class Statement:
         return binds if order is None else tuple([binds[name] for name in order])
 
     def _for(self, dialect: Dialect) -> tuple[str, tuple[str, ...] | None]:
-        text_literal = (dialect.name, dialect.driver, dialect.paramstyle)
-        if (known := self._compiled.get(text_literal)) is None:
+        key = (dialect.name, dialect.driver, dialect.paramstyle)
+        if (known := self._compiled.get(key)) is None:
             compiled = self.construct.compile(dialect=dialect)  # type: ignore[attr-defined]
             order = tuple(compiled.positiontup) if compiled.positional else None
             sql = compiled.string
             if dialect.driver == "psycopg":
                 # As text, which psycopg would choose, an array of bytes is twice as long, and takes long to escape.
                 sql = sql.replace(")s::BYTEA[]", ")b::BYTEA[]")
-            known = self._compiled[text_literal] = (sql, order)
+            known = self._compiled[key] = (sql, order)
         return known
 
 
@@ -57,6 +59,18 @@ class Read(NamedTuple):
     """Returns their values."""
 
     @classmethod
-    def of(cls, build: Callable[[bool], Executable]) -> Read:
-        """Build both from a function of whether pages are joined."""
-        return cls(Statement(build(False)), Statement(build(True)))
+    def of(cls, build: Callable[..., Executable], *args: Any) -> Self:
+        """Build both forms by a function that takes `joined`, whether recipes are joined to their values."""
+        return cls(Statement(build(*args, joined=False)), Statement(build(*args, joined=True)))
+
+
+def compiled(
+    build: Callable[Concatenate[Tables, P], Executable], *args: P.args, **options: P.kwargs
+) -> cached_property[Statement]:
+    """Return an attribute of `Statements`: the statement that a function builds on its tables, once it is needed."""
+    return cached_property(lambda sql: Statement(build(sql.tables, *args, **options)))
+
+
+def compiled_read(build: Callable[..., Executable]) -> cached_property[Read]:
+    """Return an attribute of `Statements`: both forms of the statement that a function builds; see `Read.of`."""
+    return cached_property(lambda sql: Read.of(build, sql.tables))

@@ -22,10 +22,10 @@ def stored_threads(t: Tables) -> Select[Any]:
 
 
 TABLES = ("checkpoint_pages", "checkpoint_blobs", "checkpoints", "checkpoint_writes")
-"""The tables whose rows are copied, in the order in which `copy_thread` counts them."""
+"""The tables whose rows are copied, in the order in which `copy_rows` counts them."""
 
 
-def copy_thread(t: Tables) -> Select[Any]:
+def copy_rows(t: Tables) -> Select[Any]:
     """Insert everything that is stored for a thread under another id.
 
     Returns how many rows it has made of each table, and how many there are: something of a host's may drop some.

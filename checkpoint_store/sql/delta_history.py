@@ -45,7 +45,7 @@ from checkpoint_store.sql.expressions import (
 )
 
 
-def delta_history(t: Tables) -> Select[Any]:
+def ancestors(t: Tables) -> Select[Any]:
     """Select the ancestors of a checkpoint with what they contribute to some channels.
 
     A row is an ancestor: its id, its parent's id, whether the walk starts there, its writes to the channels still

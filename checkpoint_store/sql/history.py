@@ -25,7 +25,7 @@ INTERRUPT, ERROR = "__interrupt__", "__error__"
 """LangGraph's channels of questions to a person and of tasks that failed."""
 
 
-def history(t: Tables) -> Select[Any]:
+def summaries(t: Tables) -> Select[Any]:
     """Select the newest checkpoints of a thread in all its namespaces, and what each of them added.
 
     A row is a namespace, an id, its parent's id, the metadata as JSON text, the bytes that came with it (the

@@ -37,6 +37,11 @@ MANY = 16
 """A thread with so many rows in one look is passed over in the next."""
 
 
+def list_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
+    """Select one part of a list of threads: `newest_threads` if the conditions have `newest`, else `threads_by_id`."""
+    return newest_threads(t, conditions) if "newest" in conditions else threads_by_id(t, conditions)
+
+
 def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
     """Select the threads whose newest root checkpoint is among the next ones of all threads, newest first.
 

@@ -52,36 +52,37 @@ _LOCKS = Table(
 )
 
 
-def lock_number() -> Select[Any]:
+def lock_number(_: Tables) -> Select[Any]:
     """Select the number that a thread's lock goes by, NULL if there is no such table.
 
     Binds: `thread_id`, `table` (the qualified name of `checkpoints`).
     """
-    return select(_of_thread(param("thread_id")).label("number"))
+    number = func.hashtextextended(param("thread_id").collate("C"), _seed("run"), type_=BigInteger)
+    return select(number.label("number"))
 
 
-def take_lock() -> Select[Any]:
+def take_lock(_: Tables) -> Select[Any]:
     """Try to take a lock for this session: whether nobody else has it. Binds: `number`."""
     return select(func.pg_try_advisory_lock(bindparam("number", type_=BigInteger)))
 
 
-def drop_lock() -> Select[Any]:
+def drop_lock(_: Tables) -> Select[Any]:
     """Give a lock back: whether this session had it. Binds: `number`."""
     return select(func.pg_advisory_unlock(bindparam("number", type_=BigInteger)))
 
 
-def take_lock_in_transaction() -> Select[Any]:
+def take_lock_in_transaction(t: Tables) -> Select[Any]:
     """Try to take a thread's lock until the end of the transaction.
 
     Selects its number, NULL if there is no such table, whether nobody else has it, and the transaction's isolation
     level. Binds: those of `lock_number`.
     """
     # The OFFSET has the number computed once.
-    lock = lock_number().offset(int_literal(0)).subquery("lock").c.number
+    lock = lock_number(t).offset(int_literal(0)).subquery("lock").c.number
     return select(lock, func.pg_try_advisory_xact_lock(lock), _level())
 
 
-def has_lock() -> Select[Any]:
+def has_lock(_: Tables) -> Select[Any]:
     """Select whether this session has a lock. Binds: `number`."""
     lock, halves = bindparam("number", type_=BigInteger), 4_294_967_295
     # As the view has it: https://www.postgresql.org/docs/current/view-pg-locks.html
@@ -94,7 +95,7 @@ def has_lock() -> Select[Any]:
     return select(exists().where(is_it, is_ours))
 
 
-def begin_session() -> Select[Any]:
+def begin_session(_: Tables) -> Select[Any]:
     """Change what settings of this session the server has; fails on a standby, whose locks exclude nobody who writes.
 
     A session that was begun on one would keep a lock through its promotion, beside who has it on the old primary.
@@ -108,12 +109,12 @@ def begin_session() -> Select[Any]:
     return select(func.set_config(new.c.name, new.c.value, false()), no_standby).where(known)
 
 
-def session_id() -> Select[Any]:
+def session_id(_: Tables) -> Select[Any]:
     """Select the id of the server's process that this session talks to."""
     return select(func.pg_backend_pid())
 
 
-def lock_graphs() -> Select[Any]:
+def lock_graphs(_: Tables) -> Select[Any]:
     """Wait until nobody else is about to continue some namespaces, and keep others from it until the transaction ends.
 
     Returns the transaction's isolation level, once for each. Binds: `table`, and as arrays `thread_ids` and
@@ -124,7 +125,7 @@ def lock_graphs() -> Select[Any]:
     return _take_all(func.hashtextextended(new.c.checkpoint_ns.collate("C"), of_thread))
 
 
-def lock_removal() -> Select[Any]:
+def lock_removal(_: Tables) -> Select[Any]:
     """Wait until nobody else removes anything of some threads, and keep others from it until the transaction ends.
 
     Those who only store don't notice; it is another lock than that of a run, who may remove something in its block.
@@ -170,10 +171,6 @@ def _take_all(lock: ColumnElement[int]) -> Select[Any]:
     lock = lock.label("lock")
     locks = select(lock).distinct().order_by(lock).offset(int_literal(0)).subquery("locks")
     return select(_level(), func.pg_advisory_xact_lock(locks.c.lock))
-
-
-def _of_thread(thread_id: ColumnElement[str]) -> ColumnElement[int]:
-    return func.hashtextextended(thread_id.collate("C"), _seed("run"), type_=BigInteger)
 
 
 def _seed(purpose: str) -> ColumnElement[int]:

@@ -33,6 +33,7 @@ from checkpoint_store.sql.expressions import (
     is_a,
     member,
     member_text,
+    named,
     param,
     same_graph,
     text_literal,
@@ -72,6 +73,28 @@ def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool, thread: Thread 
         *writes.c,
         *sends.c,
     ).select_from(c.join(blobs, true()).join(writes, true()).join(sends, true()))
+
+
+def get_checkpoint(t: Tables, *, joined: bool) -> Select[Any]:
+    """Select the checkpoint with an id; see `checkpoints`. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
+    chosen = select(t.checkpoints).where(named(t, "checkpoint_id"))
+    return checkpoints(t, chosen, joined=joined, thread=param("thread_id"))
+
+
+def get_latest(t: Tables, *, joined: bool) -> Select[Any]:
+    """Select the newest checkpoint of a namespace; see `checkpoints`. Binds: `thread_id`, `checkpoint_ns`."""
+    newest = t.checkpoints.c.checkpoint_id.desc()
+    chosen = select(t.checkpoints).where(named(t)).order_by(newest).limit(int_literal(1))
+    return checkpoints(t, chosen, joined=joined, thread=param("thread_id"))
+
+
+def has_newer(t: Tables) -> Select[Any]:
+    """Select whether a namespace has a checkpoint newer than one.
+
+    Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`.
+    """
+    newer = select(t.checkpoints).where(named(t), t.checkpoints.c.checkpoint_id > param("checkpoint_id"))
+    return select(newer.exists())
 
 
 def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[Any]:

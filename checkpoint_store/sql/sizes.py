@@ -105,7 +105,7 @@ def largest_threads(t: Tables) -> Select[Any]:
     )
 
 
-def table_sizes() -> Select[Any]:
+def table_sizes(_: Tables) -> Select[Any]:
     """Select how many rows tables have, as the server last counted, and what they occupy with all that belongs to them.
 
     A row is a name, the rows, and the bytes; of a partitioned table those of its partitions. Binds: `names`.

@@ -276,7 +276,7 @@ def _made(row: Row, page_cache: PageCache) -> Row | None:
 @is_a(Kind.READ, thread_of=lambda thread_id, _: thread_id)
 def history(db: Executor, sql: Statements, thread_id: str, most: int) -> Sequence[Row]:
     """Return the newest checkpoints of a thread without their values; see `statements.history`."""
-    return db.fetch(sql.history, {"thread_id": thread_id, "most": most})
+    return db.fetch(sql.summaries, {"thread_id": thread_id, "most": most})
 
 
 @is_a(Kind.READ, thread_of=lambda key: key.thread_id)
@@ -305,4 +305,4 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
 @is_a(Kind.READ, name="get_delta_channel_history", thread_of=lambda key, _: key.thread_id)
 def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[str]) -> Sequence[Row]:
     """Return the ancestors of a checkpoint with what they contribute to some channels."""
-    return db.fetch(sql.delta_history, {**key._asdict(), "channels": list(channels)})
+    return db.fetch(sql.ancestors, {**key._asdict(), "channels": list(channels)})

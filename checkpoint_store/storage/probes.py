@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from sqlalchemy import func, select
-
 from checkpoint_store.schema import ADOPTED, STOCK_TABLE, VERSION_TABLE, qualified
-from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, is_a
@@ -21,12 +18,10 @@ _warned: set[tuple[str, str]] = set()
 
 log = logging.getLogger("checkpoint_store")
 
-_ROLE = Statement(select(func.current_user()))
 
-
-def role(db: Executor, sql: Statements) -> str:  # noqa: ARG001 - as all operations
+def role(db: Executor, sql: Statements) -> str:
     """Return the database role that statements run as."""
-    return str(db.fetch(_ROLE, {})[0][0])
+    return str(db.fetch(sql.role, {})[0][0])
 
 
 def checkpoints_of(sql: Statements) -> str:

@@ -107,7 +107,7 @@ def copy_thread(
     # Whoever remembers pages of a thread that had this id before remembers them of another epoch.
     epoch = secrets.randbits(62)
     try:
-        [(copies, stored)] = db.fetch(sql.copy_thread, {**binds, "epoch": epoch})
+        [(copies, stored)] = db.fetch(sql.copy_rows, {**binds, "epoch": epoch})
     except exc.IntegrityError as error:
         _raise_if_there(target, error)
         raise

@@ -107,7 +107,7 @@ STATEMENTS: dict[str, tuple[Statement, dict[str, Any]]] = {
     "page before": (SQL.list_page(frozenset({*NAMED, "before"})).joined, {**PAGE, "before": "005000"}),
     "page by id": (SQL.list_page(frozenset({*NAMED, "checkpoint_id"})).joined, {**PAGE, "checkpoint_id": "005000"}),
     "page of a thread": (SQL.list_page(frozenset({"thread_id"})).joined, {"thread_id": "thread-3", "page_size": 20}),
-    "delta history": (SQL.delta_history, {**NAMED, "checkpoint_id": "005000", "channels": ["messages"]}),
+    "delta history": (SQL.ancestors, {**NAMED, "checkpoint_id": "005000", "channels": ["messages"]}),
 }
 PLAIN = {
     "get latest, plain": (SQL.get_latest.plain, NAMED),
@@ -258,8 +258,8 @@ async def test_a_walk_costs_its_distance_and_not_the_thread(url: str, analyzed: 
             await conn.execute(text("VACUUM" + " ANALYZE" * analyzed))
             named = {"thread_id": "thread-0", "checkpoint_ns": "", "checkpoint_id": f"{length // 2 + 1:06}"}
             binds = {**named, "channels": ["messages", "files"]}
-            assert len(await conn.run_sync(fetch, SQL.delta_history, binds)) == 51
-            nodes = await conn.run_sync(explain, SQL.delta_history, binds, mode, "ANALYZE, BUFFERS, ")
+            assert len(await conn.run_sync(fetch, SQL.ancestors, binds)) == 51
+            nodes = await conn.run_sync(explain, SQL.ancestors, binds, mode, "ANALYZE, BUFFERS, ")
             scans = [node for node in nodes if "Relation Name" in node]
             assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
             assert nodes[0]["Total Cost"] < JIT_ABOVE_COST

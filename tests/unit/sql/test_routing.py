@@ -33,7 +33,7 @@ HOT = {
     "list of a namespace": SQL.list_page(frozenset({"thread_id", "checkpoint_ns"})),
     "list of a thread": SQL.list_page(frozenset({"thread_id"})),
     "list by everything": SQL.list_page(frozenset(OF_ONE_THREAD)),
-    "delta_history": SQL.delta_history,
+    "ancestors": SQL.ancestors,
     "has_newer": SQL.has_newer,
 }
 # Of many calls at once: each row names its own thread, so a server can route rows, not the whole.

@@ -15,9 +15,9 @@ from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
 import checkpoint_store
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql import statements
 from checkpoint_store.sql.compiled import Read, Statement
 from checkpoint_store.sql.history import ERROR, INTERRUPT
+from checkpoint_store.sql.read import TASKS
 from checkpoint_store.sql.statements import Statements
 
 DIALECTS: list[Dialect] = [asyncpg.dialect(), psycopg.dialect()]
@@ -71,7 +71,7 @@ def test_cache_keys_are_stable() -> None:
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.driver)
 def test_values_travel_as_parameters_only(dialect: Dialect) -> None:
     """No literal in any text but our own JSON keys and constants."""
-    own = {"channel_versions", "channel_values", "v", "empty", "pages", "msgpack", statements.TASKS, "{}", ""}
+    own = {"channel_versions", "channel_values", "v", "empty", "pages", "msgpack", TASKS, "{}", ""}
     own |= {"thread_id", "run_id", "object", ":[^|]*", "g", INTERRUPT, ERROR, *Tables().metadata.tables}
     own |= {"run_id", "parents", "counters_since_delta_snapshot", "true", "__", "branch:", ":"}
     own |= {"$.channel_values.* ? (@ == true)"}
