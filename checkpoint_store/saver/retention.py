@@ -1,10 +1,13 @@
-"""How checkpoints are removed: LangGraph's methods for it, and retention."""
+"""The savers' methods that remove checkpoints: LangGraph's own, and retention."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
+
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from checkpoint_store.errors import InvalidConfig, InvalidOption, short_repr
 from checkpoint_store.saver.base import BasePostgresSaver
@@ -14,9 +17,11 @@ from checkpoint_store.serde.validation import members_of
 from checkpoint_store.storage import sweep
 from checkpoint_store.storage.deletion_plan import Rule, first_id_of
 from checkpoint_store.storage.report import Progress, SweepReport
-from checkpoint_store.storage.sweep import BATCH_SIZE, Work
+from checkpoint_store.storage.sweep import BATCH_SIZE, Run
 
 STRATEGIES = ("keep_latest", "delete")
+
+Removal = Callable[[Run], SweepReport]
 
 
 class RetentionMixin(BasePostgresSaver):
@@ -41,11 +46,11 @@ class RetentionMixin(BasePostgresSaver):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        return await self._do(sweep.delete_for_runs(_ids(run_ids, "run_ids")))
+        return await greenlet_spawn(sweep.delete_for_runs, self._run_awaiting, _ids(run_ids, "run_ids"))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> SweepReport:  # type: ignore[override]
         """Delete the checkpoints of runs, as `adelete_for_runs`."""
-        return self._do_blocking(sweep.delete_for_runs(_ids(run_ids, "run_ids")))
+        return sweep.delete_for_runs(self._backend.transact_blocking, _ids(run_ids, "run_ids"))
 
     async def aprune(  # type: ignore[override]
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
@@ -70,13 +75,13 @@ class RetentionMixin(BasePostgresSaver):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        return await self._do(_pruning(thread_ids, strategy, keep))
+        return await greenlet_spawn(_pruning(thread_ids, strategy, keep), self._run_awaiting)
 
     def prune(  # type: ignore[override]
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
     ) -> SweepReport:
         """Remove all but the newest checkpoints of threads, or the threads, as `aprune`."""
-        return self._do_blocking(_pruning(thread_ids, strategy, keep))
+        return _pruning(thread_ids, strategy, keep)(self._backend.transact_blocking)
 
     async def asweep(
         self,
@@ -117,7 +122,7 @@ class RetentionMixin(BasePostgresSaver):
             Unavailable: If the server can't be reached.
         """
         rule = _rule(older_than, keep_last, spare_active)
-        return await self._do(_sweeping(rule, batch_size, dry_run, on_progress))
+        return await greenlet_spawn(_sweeping(rule, batch_size, dry_run, on_progress), self._run_awaiting)
 
     def sweep(
         self,
@@ -131,39 +136,27 @@ class RetentionMixin(BasePostgresSaver):
     ) -> SweepReport:
         """Remove from all threads what is too old, or more than so many, as `asweep`."""
         rule = _rule(older_than, keep_last, spare_active)
-        return self._do_blocking(_sweeping(rule, batch_size, dry_run, on_progress))
+        return _sweeping(rule, batch_size, dry_run, on_progress)(self._backend.transact_blocking)
 
-    async def _do(self, work: Work) -> SweepReport:
-        outcome: Any = None
-        while True:
-            try:
-                operation, args = work.send(outcome)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            outcome = await self._backend.transact(operation, *args)
-
-    def _do_blocking(self, work: Work) -> SweepReport:
-        outcome: Any = None
-        while True:
-            try:
-                operation, args = work.send(outcome)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            outcome = self._backend.transact_blocking(operation, *args)
+    def _run_awaiting(self, operation: Callable[..., Any], *args: Any) -> Any:
+        return await_only(self._backend.transact(operation, *args))
 
 
-def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Work:
+def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Removal:
     threads = [checked_thread_id(one, "an id in thread_ids") for one in _ids(thread_ids, "thread_ids")]
     strategy = choice(strategy, "strategy", STRATEGIES)
     rule = Rule(keep=positive(keep, "keep"))
     if strategy == "delete" and rule.keep != 1:
         raise InvalidOption(f"keep is {short_repr(keep)}, and strategy 'delete' keeps nothing; they don't go together")
-    return sweep.prune(rule, threads) if strategy == "keep_latest" else sweep.delete_threads(threads)
+    if strategy == "delete":
+        return partial(sweep.delete_threads, thread_ids=threads)
+    return partial(sweep.prune, rule=rule, thread_ids=threads)
 
 
-def _sweeping(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | None) -> Work:
+def _sweeping(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | None) -> Removal:
     callback(on_progress, "on_progress")
-    return sweep.sweep(rule, positive(batch_size, "batch_size"), flag(dry_run, "dry_run"), on_progress)
+    batch_size, dry_run = positive(batch_size, "batch_size"), flag(dry_run, "dry_run")
+    return partial(sweep.sweep, rule=rule, batch_size=batch_size, dry_run=dry_run, on_progress=on_progress)
 
 
 def _rule(older_than: timedelta | None, keep_last: int | None, spare_active: bool) -> Rule:
