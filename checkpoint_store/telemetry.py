@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from sqlalchemy import exc
@@ -33,7 +33,7 @@ from checkpoint_store.errors import InvalidOption, NotInstalled
 from checkpoint_store.saver.base import BasePostgresSaver
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import Executor, Row
-from checkpoint_store.storage.operation import Kind, about
+from checkpoint_store.storage.operation import Kind, Operation
 from checkpoint_store.storage.write_batch import Change, Put
 
 try:
@@ -190,7 +190,7 @@ class _Observation:
                 self._shadow(provider, "_borrow", self._borrowed(provider._borrow))
                 self._shadow(provider._retries, "repeat", self._repeated(provider._retries.repeat))
             else:
-                self._shadow(provider, "lend", self._lent(provider.lend))
+                self._shadow(provider, "run", self._lent(provider.run))
 
     def end(self) -> None:
         """Take them away again."""
@@ -203,10 +203,9 @@ class _Observation:
         setattr(thing, name, method)
 
     def _borrowed(self, method: Callable[..., Any]) -> Any:
-        def observed(whole: bool, operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        def observed(operation: Operation[..., Any], args: tuple[Any, ...]) -> Any:
             began = time.perf_counter()
 
-            @wraps(operation)
             def watched(executor: Executor, sql: Any, *given: Any) -> Any:
                 waited = time.perf_counter() - began
                 self._wait.record(waited, self._pool)
@@ -214,17 +213,16 @@ class _Observation:
                     call.waited += waited
                 return self._execute(operation, executor, sql, given)
 
-            return method(whole, watched, args)
+            return method(replace(operation, function=watched), args)
 
         return observed
 
     def _lent(self, method: Callable[..., Any]) -> Any:
-        def observed(operation: Callable[..., Any], *args: Any) -> Any:
-            @wraps(operation)
+        def observed(operation: Operation[..., Any], *args: Any) -> Any:
             def watched(executor: Executor, sql: Any, *given: Any) -> Any:
                 return self._execute(operation, executor, sql, given)
 
-            return method(watched, *args)
+            return method(replace(operation, function=watched), *args)
 
         return observed
 
@@ -242,11 +240,11 @@ class _Observation:
 
         return observed
 
-    def _execute(self, operation: Callable[..., Any], executor: Executor, sql: Any, args: tuple[Any, ...]) -> Any:
+    def _execute(self, operation: Operation[..., Any], executor: Executor, sql: Any, args: tuple[Any, ...]) -> Any:
         """Run an operation on an executor, and count what goes there and comes back."""
         taken, call = _Call(), _call.get()
         try:
-            return operation(_Watching(executor, taken), sql, *args)
+            return operation.function(_Watching(executor, taken), sql, *args)
         finally:
             if call is not None:
                 call.statements += taken.statements
@@ -254,7 +252,7 @@ class _Observation:
                 call.received += taken.received
             self._bytes.add(taken.sent, {**self._database, "network.io.direction": "transmit"})
             self._bytes.add(taken.received, {**self._database, "network.io.direction": "receive"})
-            if about(operation).kind is Kind.STORE:
+            if operation.kind is Kind.STORE:
                 self._count_pages(args[-1], taken.pages_sent)
 
     def _count_pages(self, changes: Sequence[Change], sent: int) -> None:
@@ -320,14 +318,6 @@ class _Observed(Backend):
         with self.observation.measured(*_asked(*args)):
             return super().run_blocking(*args, **options)
 
-    async def transact(self, *args: Any, **options: Any) -> Any:
-        with self.observation.measured(*_asked(*args)):
-            return await super().transact(*args, **options)
-
-    def transact_blocking(self, *args: Any, **options: Any) -> Any:
-        with self.observation.measured(*_asked(*args)):
-            return super().transact_blocking(*args, **options)
-
     async def store(self, change: Change) -> None:
         with self.observation.measured(*_stored(change)):
             await super().store(change)  # type: ignore[safe-super]
@@ -354,10 +344,9 @@ class _Observed(Backend):
             await super()._store_all(changes)  # type: ignore[misc]
 
 
-def _asked(operation: Callable[..., Any], *args: Any) -> Described:
+def _asked(operation: Operation[..., Any], *args: Any) -> Described:
     """Describe an operation: its name, and the thread it is about."""
-    noted = about(operation)
-    return noted.name, noted.thread(args), None
+    return operation.name, operation.thread(args), None
 
 
 def _stored(change: Change) -> Described:

@@ -57,7 +57,7 @@ def copy(
 
     async def work(at: Backend) -> int:
         try:
-            return await at.transact(copy_thread_rows, pair, replace, {})
+            return await at.run(copy_thread_rows, pair, replace, {})
         except ThreadExists:
             raise ThreadExists(
                 f"something is stored for the thread {target!r}: delete it, choose another id, or add --replace"
@@ -95,7 +95,7 @@ def delete(
 
     async def work(source: Backend) -> None:
         for one in found:
-            await source.transact(delete_thread_rows, one.thread_id)
+            await source.run(delete_thread_rows, one.thread_id)
             output.line(f"deleted {one.thread_id}: {counted(one.checkpoints, 'checkpoint')}, {size(one.bytes)}")
 
     advice = "threads that were named as deleted are gone, the others are as they were"

@@ -8,21 +8,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.scheduling import to_the_end
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.errors import Closed, Refused, WrongThread
-from checkpoint_store.sql.executor import Executor
-from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import checkpoints
+from checkpoint_store.storage.operation import Operation
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.storage.write_batch import Change
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Operation = Callable[Concatenate[Executor, Statements, P], T]
 
 
 ASK_SECONDS = 60.0
@@ -77,25 +75,13 @@ class Backend(ABC):
     async def run(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation, from any coroutine."""
         self.check_open()
-        result: T = await self._await(self._lend, operation, *args)
+        result: T = await self._await(self._run, operation, *args)
         return result
 
     def run_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation and wait for it, from a thread other than the loop's."""
         self.check_open()
-        result: T = self._call(self._lend, operation, *args)
-        return result
-
-    async def transact(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
-        """Run an operation of several statements in a transaction, from any coroutine."""
-        self.check_open()
-        result: T = await self._await(self._lend_transaction, operation, *args)
-        return result
-
-    def transact_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
-        """Run an operation of several statements in a transaction and wait for it."""
-        self.check_open()
-        result: T = self._call(self._lend_transaction, operation, *args)
+        result: T = self._call(self._run, operation, *args)
         return result
 
     async def setup(self, timeout: float) -> None:
@@ -171,11 +157,10 @@ class Backend(ABC):
         """Store changes in one commit; with a look at what is there first, where one of them is to continue that."""
         if self.provider.lock_session.lost:
             self.provider.lock_session.check(self.sql, changes)  # here already: there may be no server
-        lend, operation = self.provider.lend, checkpoints.store
-        if any(change.continues for change in changes):
-            lend, operation = self.provider.lend_transaction, checkpoints.store_continuing
+        continues = any(change.continues for change in changes)
+        operation = checkpoints.store_continuing if continues else checkpoints.store
         # Raised here, once all else is committed.
-        if refused := lend(operation, self.page_cache, changes):
+        if refused := self.provider.run(operation, self.page_cache, changes):
             error = Refused(" ".join(refused.values()))
             error._by_thread = refused
             raise error
@@ -188,10 +173,6 @@ class Backend(ABC):
     def _call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function of the origin's and wait for it."""
 
-    def _lend(self, operation: Callable[..., T], *args: Any) -> T:
+    def _run(self, operation: Operation[..., T], *args: Any) -> T:
         self.check_open()  # still: the call may have been on its way for a while
-        return self.provider.lend(operation, *args)
-
-    def _lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
-        self.check_open()
-        return self.provider.lend_transaction(operation, *args)
+        return self.provider.run(operation, *args)

@@ -23,6 +23,7 @@ from checkpoint_store.errors import Closed, NotSetUp, WrongThread
 from checkpoint_store.migrations.lock import Patience
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import probes
+from checkpoint_store.storage.operation import Operation
 
 T = TypeVar("T")
 
@@ -73,13 +74,14 @@ class EngineProvider(ConnectionProvider):
         if not self._lends:
             raise Closed("this saver was closed before the call got a connection; nothing was carried out")
 
-    def lend(self, operation: Callable[..., T], *args: Any) -> T:
-        """Lend a connection on which each statement commits itself."""
-        return self._lend(False, operation, args)
-
-    def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
-        """Lend a connection in a transaction."""
-        return self._lend(True, operation, args)
+    def run(self, operation: Operation[..., T], *args: Any) -> T:
+        """Run an operation on a connection of the pool."""
+        try:
+            result: T = self._insist(self._borrow, operation, args)
+        finally:
+            if self.written.is_asked:
+                self.written.note_call(operation, args)
+        return result
 
     def setup(self, timeout: float) -> None:
         """Migrate on a connection of the pool, unless the database is at head."""
@@ -87,7 +89,7 @@ class EngineProvider(ConnectionProvider):
 
     def _setup(self, timeout: float) -> None:
         try:
-            if migrations.is_head(self.lend(probes.revisions)):
+            if migrations.is_head(self.run(probes.revisions)):
                 return
         except NotSetUp:
             pass
@@ -115,21 +117,13 @@ class EngineProvider(ConnectionProvider):
     def role(self) -> str | None:
         """Return the database role that our statements run as: on another connection, since an error may end one."""
         with suppress(Exception):
-            return self._borrow(False, probes.role, ())
+            return self._borrow(probes.role, ())
         return None
 
     def _detach(self) -> Connection:
         with self.turn():
             self.check_lends()
             return detached(self.engine)
-
-    def _lend(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
-        try:
-            result: T = self._insist(self._borrow, whole, operation, args)
-        finally:
-            if self.written.is_asked:
-                self.written.note_call(operation, args)
-        return result
 
     def _insist(self, function: Callable[..., T], *args: Any, request: LockRequest | None = None) -> T:
         """Call a function that borrows connections, and again if what keeps it from succeeding is likely to pass.
@@ -152,7 +146,7 @@ class EngineProvider(ConnectionProvider):
             with self.told(seconds):
                 return self._retries.repeat(fault, error, function, *args, seconds=seconds)
 
-    def _borrow(self, whole: bool, operation: Callable[..., T], args: tuple[Any, ...]) -> T:
+    def _borrow(self, operation: Operation[..., T], args: tuple[Any, ...]) -> T:
         if self._parents_pool is self.engine.pool:
             raise WrongThread(
                 "this saver's engine was used before the process forked; its connections belong to the parent. "
@@ -161,7 +155,7 @@ class EngineProvider(ConnectionProvider):
         try:
             with self.turn():
                 self.check_lends()
-                with borrowed(self.engine, whole=whole, pooler=self.pooler) as db:
+                with borrowed(self.engine, whole=operation.in_transaction, pooler=self.pooler) as db:
                     return self.perform(operation, db, args)
         finally:
             if not self._keeps:

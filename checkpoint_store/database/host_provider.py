@@ -20,7 +20,7 @@ from checkpoint_store.migrations.lock import patience_of
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks
-from checkpoint_store.storage.operation import Kind, about
+from checkpoint_store.storage.operation import Kind, Operation
 
 T = TypeVar("T")
 
@@ -49,10 +49,6 @@ class HostProvider(ConnectionProvider):
         self._bound_in = shared.get_transaction()
         self._may_begin = self._bound_in is None
 
-    def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
-        """Lend a connection; the transaction is the caller's."""
-        return self.lend(operation, *args)
-
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock until the caller's transaction ends."""
         super().take_lock(request)
@@ -68,9 +64,9 @@ class HostProvider(ConnectionProvider):
                 request.is_lost = not self._ask(locks.has_lock, request.number)
         super().drop_lock(request)
 
-    def perform(self, operation: Callable[..., T], db: Executor, args: Sequence[Any]) -> T:
+    def perform(self, operation: Operation[..., T], db: Executor, args: Sequence[Any]) -> T:
         """Call an operation; not one that stores for a thread whose lock a savepoint has freed."""
-        if self.lock_session.within and about(operation).kind is Kind.STORE:
+        if self.lock_session.within and operation.kind is Kind.STORE:
             threads = {change.thread_id for change in args[-1]}
             for request in [
                 one for one in self.lock_session.within if one.thread_id in threads and self._is_in(one.transaction)
@@ -85,7 +81,7 @@ class HostProvider(ConnectionProvider):
         return now is not None and now is transaction and now not in _ended
 
     @abstractmethod
-    def _ask(self, operation: Callable[..., T], *args: Any) -> T:
+    def _ask(self, operation: Operation[..., T], *args: Any) -> T:
         """Lend the connection as it is: nothing of the caller's is flushed."""
 
     @contextmanager
@@ -122,13 +118,13 @@ class HostConnectionProvider(HostProvider):
         super().__init__(connection.engine, sql, connection)
         self._connection = connection
 
-    def lend(self, operation: Callable[..., T], *args: Any) -> T:
+    def run(self, operation: Operation[..., T], *args: Any) -> T:
         """Lend the connection when it is free."""
         with self.told(), self._alone():
             _guard(self._connection)
             return self.perform(operation, ConnectionExecutor(self._connection), args)
 
-    _ask = lend
+    _ask = run
 
     def setup(self, timeout: float) -> None:
         """Migrate in the caller's transaction."""
@@ -153,7 +149,7 @@ class HostSessionProvider(HostProvider):
         self._bind_arguments = bind_arguments
         event.listen(session, "before_commit", wait_for_others)
 
-    def lend(self, operation: Callable[..., T], *args: Any) -> T:
+    def run(self, operation: Operation[..., T], *args: Any) -> T:
         """Lend the session's connection when it is free."""
         return self._lend(lambda conn: self.perform(operation, ConnectionExecutor(conn), args))
 
@@ -161,7 +157,7 @@ class HostSessionProvider(HostProvider):
         """Migrate in the caller's transaction."""
         self._lend(lambda conn: _migrate(conn, self.sql, timeout))
 
-    def _ask(self, operation: Callable[..., T], *args: Any) -> T:
+    def _ask(self, operation: Operation[..., T], *args: Any) -> T:
         return self._lend(lambda conn: self.perform(operation, ConnectionExecutor(conn), args), flushes=False)
 
     def _lend(self, use: Callable[[Connection], T], *, flushes: bool = True) -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, TypeVar, cast
 
@@ -14,6 +13,7 @@ from checkpoint_store.database.pool import borrowed
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.replica_provider import ReplicaProvider
 from checkpoint_store.sql.executor import Executor
+from checkpoint_store.storage.operation import Operation
 
 T = TypeVar("T")
 
@@ -50,14 +50,10 @@ class PinnedProvider(ConnectionProvider):
         finally:
             self.written.note(None)
 
-    def lend(self, operation: Callable[..., T], *args: Any) -> T:
-        """Lend the connection."""
+    def run(self, operation: Operation[..., T], *args: Any) -> T:
+        """Run an operation on the connection."""
         with self._pool.told():
             return self.perform(operation, cast("Executor", self._db), args)
-
-    def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
-        """Lend the connection; it is in a transaction."""
-        return self.lend(operation, *args)
 
     def setup(self, timeout: float) -> None:
         """Not here: migrations have transactions of their own."""

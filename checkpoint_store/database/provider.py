@@ -22,7 +22,7 @@ from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks
-from checkpoint_store.storage.operation import Kind, about
+from checkpoint_store.storage.operation import Kind, Operation
 
 T = TypeVar("T")
 
@@ -52,28 +52,24 @@ class ConnectionProvider(ABC):
         return 0
 
     @abstractmethod
-    def lend(self, operation: Callable[..., T], *args: Any) -> T:
-        """Call an operation with an executor, the statements and the arguments."""
-
-    @abstractmethod
-    def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
-        """The same, with an executor in a transaction, which is committed unless the operation raises."""
+    def run(self, operation: Operation[..., T], *args: Any) -> T:
+        """Run an operation on a connection."""
 
     @abstractmethod
     def setup(self, timeout: float) -> None:
         """Bring the schema to head, waiting so many seconds for others that do."""
 
-    def perform(self, operation: Callable[..., T], db: Executor, args: Sequence[Any]) -> T:
+    def perform(self, operation: Operation[..., T], db: Executor, args: Sequence[Any]) -> T:
         """Call an operation, at last; not one that stores for a thread whose lock was lost while the call waited."""
-        if self.lock_session.lost and about(operation).kind is Kind.STORE:
+        if self.lock_session.lost and operation.kind is Kind.STORE:
             self.lock_session.check(self.sql, args[-1], db)
-        return operation(db, self.sql, *args)
+        return operation.function(db, self.sql, *args)
 
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock until the caller's transaction ends."""
         pause = pause_of(self.engine.dialect)
         # Each try by itself: who waits in the server holds up the connection, which others may share.
-        while (number := self.lend(locks.take_lock_in_transaction, request.thread_id)) is None:
+        while (number := self.run(locks.take_lock_in_transaction, request.thread_id)) is None:
             if request.left == 0:
                 raise request.locked()
             pause(POLL_SECONDS)

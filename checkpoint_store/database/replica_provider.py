@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from sqlalchemy import exc
 
@@ -22,12 +21,10 @@ from checkpoint_store.database.engine_provider import EngineProvider
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.errors import CheckpointStoreError
-from checkpoint_store.serde.keys import Key, Listing
-from checkpoint_store.storage import checkpoints, probes
-from checkpoint_store.storage.operation import about
+from checkpoint_store.storage import probes
+from checkpoint_store.storage.operation import Operation
 
 T = TypeVar("T")
-Operation = Callable[..., Any]
 
 log = logging.getLogger("checkpoint_store")
 
@@ -68,16 +65,13 @@ class ReplicaProvider(ConnectionProvider):
         self.primary.keep_nothing()
         self.replica.keep_nothing()
 
-    def lend(self, operation: Callable[..., T], *args: Any) -> T:
-        """Lend a connection of either."""
-        if (read := _READS.get(about(operation).name)) is not None:
-            found = read(self, operation, *args)
-            return self.primary.lend(operation, *args) if found is None else cast("T", found)
-        return self.primary.lend(operation, *args)
-
-    def lend_transaction(self, operation: Callable[..., T], *args: Any) -> T:
-        """Lend a connection of the primary."""
-        return self.primary.lend_transaction(operation, *args)
+    def run(self, operation: Operation[..., T], *args: Any) -> T:
+        """Run an operation on a connection of either."""
+        if operation.may_lag is not None and operation.may_lag(*args):
+            found: T | None = self._ask(operation.thread(args), operation.on_replica or operation, args)
+            if found is not None:
+                return found
+        return self.primary.run(operation, *args)
 
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock, which is one of the primary's."""
@@ -91,23 +85,7 @@ class ReplicaProvider(ConnectionProvider):
         """Migrate the primary; the replica follows."""
         self.primary.setup(timeout)
 
-    def _get(self, _: Operation, page_cache: Any, key: Key) -> Any:
-        return self._ask(key.thread_id, checkpoints.get_settled, page_cache, key) if key.checkpoint_id else None
-
-    def _list(self, operation: Operation, page_cache: Any, listing: Listing, after: Any) -> Any:
-        return self._ask(listing.thread_id, operation, page_cache, listing, after)
-
-    def _history(self, operation: Operation, key: Key, channels: Any) -> Any:
-        # No row: the checkpoint is not there yet, or has no parent.
-        return (self._ask(key.thread_id, operation, key, channels) or None) if key.checkpoint_id else None
-
-    def _across(self, operation: Operation, *args: Any) -> Any:
-        return self._ask(None, operation, *args)
-
-    def _of_thread(self, operation: Operation, thread_id: str) -> Any:
-        return self._ask(thread_id, operation, thread_id)
-
-    def _ask(self, thread_id: str | None, operation: Operation, *args: Any) -> Any:
+    def _ask(self, thread_id: str | None, operation: Operation[..., T], args: tuple[Any, ...]) -> T | None:
         """Return what the replica answers; None if it is not to be asked, or fails."""
         if time.monotonic() < self._rests_until:
             return None
@@ -117,7 +95,7 @@ class ReplicaProvider(ConnectionProvider):
                 written.ask(self._position, self._replayed)
                 if written.has(thread_id):
                     return None
-            return self.replica.lend(operation, *args)
+            return self.replica.run(operation, *args)
         except (CheckpointStoreError, exc.SQLAlchemyError) as error:
             # Whatever it is: it can't be reached, it has not got the tables yet, the read stood in the way of what it
             # replays. If it is the call's own fault, the primary says so too.
@@ -129,17 +107,7 @@ class ReplicaProvider(ConnectionProvider):
             return None
 
     def _position(self) -> int | None:
-        return self.primary.lend(probes.log_position)
+        return self.primary.run(probes.log_position)
 
     def _replayed(self) -> int | None:
-        return self.replica.lend(probes.replayed_position)
-
-
-_READS: Mapping[str, Callable[..., Any]] = {
-    "get_tuple": ReplicaProvider._get,
-    "list": ReplicaProvider._list,
-    "get_delta_channel_history": ReplicaProvider._history,
-    "list_threads": ReplicaProvider._across,
-    "get_thread_stats": ReplicaProvider._of_thread,
-}
-"""What may be read from a replica, by name."""
+        return self.replica.run(probes.replayed_position)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Dialect
 
-from checkpoint_store.storage.operation import Kind, about
+from checkpoint_store.storage.operation import Kind, Operation
 
 MOST_THREADS = 10_000
 """How many threads are remembered as written; when there are more, all threads count as such for a while."""
@@ -45,13 +45,12 @@ class ReplicationLag:
                 self._everything = self._last
                 self._threads.clear()
 
-    def note_call(self, operation: Callable[..., Any], args: Sequence[Any]) -> None:
-        """Note what an operation has written, as far as that is known."""
-        noted = about(operation)
-        if noted.kind is Kind.STORE:
+    def note_call(self, operation: Operation[..., Any], args: Sequence[Any]) -> None:
+        """Note the threads that an operation may have written."""
+        if operation.kind is Kind.STORE:
             self.note({change.thread_id for change in args[-1]})
-        elif noted.kind is not Kind.READ:
-            thread_id = noted.thread(args)
+        elif operation.kind is not Kind.READ:
+            thread_id = operation.thread(args)
             self.note(None if thread_id is None else [thread_id])
 
     def has(self, thread_id: str) -> bool:

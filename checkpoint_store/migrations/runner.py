@@ -35,7 +35,7 @@ from checkpoint_store.schema import HEAD, STOCK_TABLE, VERSION_TABLE, Tables, id
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor
 from checkpoint_store.sql.statements import Statements, statements_of
 from checkpoint_store.storage import probes
-from checkpoint_store.storage.operation import Kind, is_a
+from checkpoint_store.storage.operation import Kind, operation
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -150,7 +150,7 @@ def check(conn: Connection, schema: str | None = None) -> None:
     _judge(revisions, schema)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def check_revisions(db: Executor, sql: Statements) -> None:
     """Do what `check` does, as an operation."""
     _judge(probes.revisions(db, sql), sql.tables.schema)

@@ -267,11 +267,11 @@ class BasePostgresSaver(ThreadsMixin):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        await self._backend.transact(threads.delete_thread, checked_thread_id(thread_id))
+        await self._backend.run(threads.delete_thread, checked_thread_id(thread_id))
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete everything stored for a thread, as `adelete_thread`."""
-        self._backend.transact_blocking(threads.delete_thread, checked_thread_id(thread_id))
+        self._backend.run_blocking(threads.delete_thread, checked_thread_id(thread_id))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
         """Copy everything stored for a thread to another one, in all its namespaces, atomically and on the server.
@@ -293,12 +293,12 @@ class BasePostgresSaver(ThreadsMixin):
             Unavailable: If the server can't be reached.
         """
         pair = copy_of(source_thread_id, target_thread_id)
-        await self._backend.transact(threads.copy_thread, pair, flag(replace, "replace"), {})
+        await self._backend.run(threads.copy_thread, pair, flag(replace, "replace"), {})
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
         """Copy everything stored for a thread to another one, as `acopy_thread`."""
         pair = copy_of(source_thread_id, target_thread_id)
-        self._backend.transact_blocking(threads.copy_thread, pair, flag(replace, "replace"), {})
+        self._backend.run_blocking(threads.copy_thread, pair, flag(replace, "replace"), {})
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

@@ -16,6 +16,7 @@ from checkpoint_store.serde.keys import checked_thread_id, plain_text
 from checkpoint_store.serde.validation import members_of
 from checkpoint_store.storage import sweep
 from checkpoint_store.storage.deletion_plan import Rule, first_id_of
+from checkpoint_store.storage.operation import Operation
 from checkpoint_store.storage.report import Progress, SweepReport
 from checkpoint_store.storage.sweep import BATCH_SIZE, Run
 
@@ -50,7 +51,7 @@ class RetentionMixin(BasePostgresSaver):
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> SweepReport:  # type: ignore[override]
         """Delete the checkpoints of runs, as `adelete_for_runs`."""
-        return sweep.delete_for_runs(self._backend.transact_blocking, _ids(run_ids, "run_ids"))
+        return sweep.delete_for_runs(self._backend.run_blocking, _ids(run_ids, "run_ids"))
 
     async def aprune(  # type: ignore[override]
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
@@ -81,7 +82,7 @@ class RetentionMixin(BasePostgresSaver):
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
     ) -> SweepReport:
         """Remove all but the newest checkpoints of threads, or the threads, as `aprune`."""
-        return _pruning(thread_ids, strategy, keep)(self._backend.transact_blocking)
+        return _pruning(thread_ids, strategy, keep)(self._backend.run_blocking)
 
     async def asweep(
         self,
@@ -136,10 +137,10 @@ class RetentionMixin(BasePostgresSaver):
     ) -> SweepReport:
         """Remove from all threads what is too old, or more than so many, as `asweep`."""
         rule = _rule(older_than, keep_last, spare_active)
-        return _sweeping(rule, batch_size, dry_run, on_progress)(self._backend.transact_blocking)
+        return _sweeping(rule, batch_size, dry_run, on_progress)(self._backend.run_blocking)
 
-    def _run_awaiting(self, operation: Callable[..., Any], *args: Any) -> Any:
-        return await_only(self._backend.transact(operation, *args))
+    def _run_awaiting(self, operation: Operation[..., Any], *args: Any) -> Any:
+        return await_only(self._backend.run(operation, *args))
 
 
 def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Removal:

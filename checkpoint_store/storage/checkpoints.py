@@ -24,7 +24,7 @@ from checkpoint_store.sql.compiled import Read, Statement
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.checks import check_transaction, refusal
-from checkpoint_store.storage.operation import Kind, is_a
+from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.storage.probes import checkpoints_of
 from checkpoint_store.storage.shared_pages import missing_pages
@@ -41,7 +41,7 @@ Last = tuple[str, str, str]
 """Thread, namespace and id of the last row of a page."""
 
 
-@is_a(Kind.STORE)
+@operation(Kind.STORE)
 def store(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequence[Change]) -> dict[str, str]:
     """Store changes made one after the other, all in one commit.
 
@@ -135,7 +135,7 @@ def _by_thread(changes: Iterable[Change]) -> dict[str, list[Change]]:
     return threads
 
 
-@is_a(Kind.STORE)
+@operation(Kind.STORE, in_transaction=True)
 def store_continuing(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequence[Change]) -> dict[str, str]:
     """Store changes of which some have to continue the newest checkpoint of their namespace; in a transaction.
 
@@ -212,7 +212,22 @@ def _known(db: Executor, sql: Statements, page_cache: PageCache, put: Put) -> Co
     return {row[0] for row in rows} or None
 
 
-@is_a(Kind.READ, name="get_tuple", thread_of=lambda _, key: key.thread_id)
+@operation(Kind.READ, name="get_tuple", thread_of=lambda _, key: key.thread_id)
+def get_settled(db: Executor, sql: Statements, page_cache: PageCache, key: Key) -> Row | None:
+    """Return the checkpoint that a key names if there is a newer one of its thread and namespace; otherwise None."""
+    # Asked for first: what is there then was written when no newer one was, and there may have been more to come.
+    if not db.fetch(sql.has_newer, key._asdict())[0][0]:
+        return None
+    return next(iter(_read(db, sql.get_checkpoint, page_cache, key._asdict())), None)
+
+
+@operation(
+    Kind.READ,
+    name="get_tuple",
+    thread_of=lambda _, key: key.thread_id,
+    may_lag=lambda _, key: bool(key.checkpoint_id),
+    on_replica=get_settled,
+)
 def get_checkpoint(db: Executor, sql: Statements, page_cache: PageCache, key: Key) -> Row | None:
     """Return the checkpoint that a key names, or the newest of its thread and namespace, or None."""
     binds = key._asdict()
@@ -225,16 +240,12 @@ def get_checkpoint(db: Executor, sql: Statements, page_cache: PageCache, key: Ke
     return next(iter(_read(db, sql.get_checkpoint if key.checkpoint_id else sql.get_latest, page_cache, binds)), None)
 
 
-@is_a(Kind.READ, name="get_tuple", thread_of=lambda _, key: key.thread_id)
-def get_settled(db: Executor, sql: Statements, page_cache: PageCache, key: Key) -> Row | None:
-    """Return the checkpoint that a key names if there is a newer one of its thread and namespace; otherwise None."""
-    # Asked for first: what is there then was written when no newer one was, and there may have been more to come.
-    if not db.fetch(sql.has_newer, key._asdict())[0][0]:
-        return None
-    return next(iter(_read(db, sql.get_checkpoint, page_cache, key._asdict())), None)
-
-
-@is_a(Kind.READ, name="list", thread_of=lambda _, listing, __: listing.thread_id)
+@operation(
+    Kind.READ,
+    name="list",
+    thread_of=lambda _, listing, __: listing.thread_id,
+    may_lag=lambda *_: True,
+)
 def list_page(
     db: Executor, sql: Statements, page_cache: PageCache, listing: Listing, after: tuple[Last | None, int]
 ) -> Sequence[Row]:
@@ -273,13 +284,13 @@ def _made(row: Row, page_cache: PageCache) -> Row | None:
     return columns
 
 
-@is_a(Kind.READ, thread_of=lambda thread_id, _: thread_id)
+@operation(Kind.READ, thread_of=lambda thread_id, _: thread_id)
 def history(db: Executor, sql: Statements, thread_id: str, most: int) -> Sequence[Row]:
     """Return the newest checkpoints of a thread without their values; see `statements.history`."""
     return db.fetch(sql.summaries, {"thread_id": thread_id, "most": most})
 
 
-@is_a(Kind.READ, thread_of=lambda key: key.thread_id)
+@operation(Kind.READ, thread_of=lambda key: key.thread_id)
 def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
     """Return the checkpoint whose id is that of a key or the only one that begins so, or the newest, whole.
 
@@ -302,7 +313,19 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
     return rows[0] if rows else None
 
 
-@is_a(Kind.READ, name="get_delta_channel_history", thread_of=lambda key, _: key.thread_id)
+@operation(Kind.READ, name="get_delta_channel_history", thread_of=lambda key, _: key.thread_id)
+def settled_history(db: Executor, sql: Statements, key: Key, channels: Sequence[str]) -> Sequence[Row] | None:
+    """Return the same as `delta_history`; None if there is none: a replica may not have the checkpoint yet."""
+    return db.fetch(sql.ancestors, {**key._asdict(), "channels": list(channels)}) or None
+
+
+@operation(
+    Kind.READ,
+    name="get_delta_channel_history",
+    thread_of=lambda key, _: key.thread_id,
+    may_lag=lambda key, _: bool(key.checkpoint_id),
+    on_replica=settled_history,
+)
 def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[str]) -> Sequence[Row]:
     """Return the ancestors of a checkpoint with what they contribute to some channels."""
     return db.fetch(sql.ancestors, {**key._asdict(), "channels": list(channels)})

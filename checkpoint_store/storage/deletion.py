@@ -17,7 +17,7 @@ from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks, shared_pages, threads
 from checkpoint_store.storage.deletion_plan import DeletionPlan, Node, Rule, Trace, Victims, is_older
-from checkpoint_store.storage.operation import Kind, is_a
+from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.report import SweepReport
 
 Binds = dict[str, Any]
@@ -59,32 +59,32 @@ class Rest:
     """Those that stay though their parent goes, and who is the nearest of their ancestors that is still there."""
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def find_next(db: Executor, sql: Statements, rule: Rule, after: str, most: int) -> Sequence[Row]:
     """Return the threads that follow one, and how many checkpoints they have, None if there is nothing to remove."""
     keep = 0 if rule.whole else rule.keep
     return db.fetch(sql.next_threads, {"after": after, "most": most, "keep": keep, "before": rule.before})
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def find_given(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[Row]:
     """Return those of some threads that have checkpoints, and how many."""
     return db.fetch(sql.given_threads, {"thread_ids": list(thread_ids)})
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def find_by_run(db: Executor, sql: Statements, run_ids: Sequence[str]) -> Sequence[Row]:
     """Return the threads that some runs have left checkpoints in, and how many."""
     return db.fetch(sql.threads_of_runs, {"run_ids": list(run_ids)})
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def find_writers(db: Executor, sql: Statements, after: str, most: int) -> Sequence[Row]:
     """Return the threads that follow one among those that have pending writes."""
     return db.fetch(sql.next_writers, {"after": after, "most": most})
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def find_strays(
     db: Executor, sql: Statements, thread_ids: Sequence[str], before: str, counting: Rule | None = None
 ) -> Sequence[Key]:
@@ -109,6 +109,7 @@ def find_strays(
     return sorted(keys)
 
 
+@operation(Kind.WRITE, in_transaction=True)
 def remove_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepReport:
     """Delete the writes of checkpoints that aren't there."""
     locks.lock_removal(db, sql, sorted({key[0] for key in keys}))
@@ -116,14 +117,14 @@ def remove_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepRe
     return SweepReport(writes=writes, bytes=size)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def count_strays(db: Executor, sql: Statements, keys: Sequence[Key]) -> SweepReport:
     """Return what `remove_strays` would delete."""
     [((writes, size), _)] = db.fetch(sql.count_checkpoints, _binds(keys))
     return SweepReport(writes=writes, bytes=size)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def find_leftovers(
     db: Executor, sql: Statements, after: str, most: int, before: str | None
 ) -> Sequence[tuple[str, bool]]:
@@ -140,12 +141,13 @@ def find_leftovers(
     return [(thread_id, is_leftover) for thread_id, is_leftover in rows]
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def find_given_leftovers(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[str]:
     """Return those of some threads of which something is left that no checkpoint needs."""
     return [thread_id for (thread_id,) in db.fetch(sql.given_leftovers, {"thread_ids": list(thread_ids)})]
 
 
+@operation(Kind.WRITE, in_transaction=True)
 def remove_leftovers(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> SweepReport:
     """Delete the values and pages of some threads that no checkpoint needs; others may store meanwhile."""
     locks.lock_removal(db, sql, thread_ids)
@@ -158,7 +160,7 @@ def remove_leftovers(db: Executor, sql: Statements, thread_ids: Sequence[str]) -
     return SweepReport(blobs=blobs, pages=pages, bytes=blob_bytes + page_bytes)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def count_leftovers(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> SweepReport:
     """Return what `remove_leftovers` would delete."""
     binds = _whole_graphs(db, sql, thread_ids)
@@ -174,12 +176,14 @@ def _whole_graphs(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> B
     return {**_columns("graph", names, [(*graph, 1, 0) for graph in graphs]), "victim_ids": []}
 
 
+@operation(Kind.WRITE, in_transaction=True)
 def delete_whole(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> SweepReport:
     """Delete everything stored for some threads."""
     (writes, checkpoints, blobs, pages), sizes = zip(*threads.delete_threads(db, sql, thread_ids), strict=True)
     return SweepReport(0, checkpoints, writes, blobs, pages, sum(sizes))
 
 
+@operation(Kind.WRITE, in_transaction=True)
 def remove(
     db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str], most: int | None
 ) -> tuple[SweepReport, Rest | None]:
@@ -208,6 +212,7 @@ def remove(
     return _take_out(db, sql, _keys_of(chosen), mended), rest
 
 
+@operation(Kind.WRITE, in_transaction=True)
 def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[SweepReport, Rest | None]:
     """Go on with a thread that had too much for one transaction.
 
@@ -225,7 +230,7 @@ def remove_rest(db: Executor, sql: Statements, rest: Rest, most: int) -> tuple[S
     return _take_first(db, sql, rest, most)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def count(db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str]) -> SweepReport:
     """Return what `remove` would remove, all of it."""
     chosen = _choose(db, sql, rule, thread_ids, None)

@@ -16,13 +16,13 @@ from checkpoint_store.errors import (
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.checks import check_transaction
-from checkpoint_store.storage.operation import Kind, is_a
+from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.probes import checkpoints_of
 
 T = TypeVar("T")
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
     """Return the number that a thread's lock goes by.
 
@@ -34,19 +34,19 @@ def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
     return _known_table(number, table)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def take_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Try to take a lock for the session; tells whether nobody else has it."""
     return bool(db.fetch(sql.take_lock, {"number": number})[0][0])
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def drop_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Give a lock of the session back; tells whether it had it."""
     return bool(db.fetch(sql.drop_lock, {"number": number})[0][0])
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ, in_transaction=True)
 def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> int | None:
     """Try to take a thread's lock until the transaction ends; returns its number, or None if somebody else has it.
 
@@ -61,7 +61,7 @@ def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> i
     return number if taken else None
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def has_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Tell whether the session has a lock."""
     return bool(db.fetch(sql.has_lock, {"number": number})[0][0])
@@ -78,7 +78,7 @@ def begin_session(db: Executor, sql: Statements, settings: Mapping[str, str]) ->
     db.fetch(sql.begin_session, {"names": list(settings), "values": list(settings.values())})
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def session_id(db: Executor, sql: Statements) -> int:
     """Return the id of the server's process that the session talks to."""
     return db.fetch(sql.session_id, {})[0][0]  # type: ignore[no-any-return]
@@ -104,7 +104,7 @@ def lock_removal(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> No
         check_transaction(db, "A removal", rows[0][0])
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ, in_transaction=True)
 def check_removal(db: Executor, sql: Statements) -> None:
     """Check, before work that ends with a removal, that this one would not be refused; in a transaction.
 

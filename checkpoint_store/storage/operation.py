@@ -1,58 +1,81 @@
-"""What an operation is: noted on its function where that is defined, for whoever has to tell one from another."""
+"""An operation: a unit of work in the database, and the declaration that backends, replicas and observers go by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-F = TypeVar("F", bound=Callable[..., Any])
+from checkpoint_store.sql.executor import Executor
+from checkpoint_store.sql.statements import Statements
+
+P = ParamSpec("P")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Kind(Enum):
-    """What an operation does to what is stored."""
+    """The effect of an operation on the tables."""
 
     READ = "read"
-    """It writes nothing."""
+    """Writes nothing."""
     STORE = "store"
-    """It stores changes, which are its last argument: those of `put` and `put_writes`."""
-    OTHER = "other"
-    """It may write anything, of its thread if it has one."""
+    """Stores changes, those of `put` and `put_writes`; they are its last argument."""
+    WRITE = "write"
+    """May write anything: of its thread, if it has one, or of any."""
 
 
-class About(NamedTuple):
-    """What is known of an operation."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Operation(Generic[P, T_co]):
+    """A unit of work in the database; made by the decorator `operation`, where its function is defined.
 
-    kind: Kind = Kind.OTHER
-    name: str = ""
-    """What the method of the saver's is called, for those who watch."""
-    thread_of: Callable[..., str | None] | None = None
-    """Takes its arguments, and returns the thread that it is about."""
+    The function is in sync style: SQLAlchemy's greenlets run it on an async engine, a sync engine runs it as it is.
+    """
 
-    def thread(self, args: Iterable[Any]) -> str | None:
-        """Return the thread that a call is about, None for several or any."""
+    function: Callable[Concatenate[Executor, Statements, P], T_co]
+    kind: Kind
+    name: str
+    """The saver's method, for observers."""
+    in_transaction: bool
+    """Whether its statements share a transaction. Otherwise each commits itself."""
+    thread_of: Callable[..., str | None] | None
+    """Takes the arguments, and returns the id of the one thread that a call is about."""
+    may_lag: Callable[..., bool] | None
+    """Takes the arguments, and returns whether a replica may answer the call; None if it never may."""
+    on_replica: Operation[..., Any] | None
+    """The operation to run there, if it is another one; where it returns None, the primary is asked."""
+
+    def __call__(self, db: Executor, sql: Statements, *args: P.args, **options: P.kwargs) -> T_co:
+        """Call the function, as part of another operation."""
+        return self.function(db, sql, *args, **options)
+
+    def thread(self, args: Sequence[Any]) -> str | None:
+        """Return the id of the thread that a call is about, None for several or any."""
         return None if self.thread_of is None else self.thread_of(*args)
 
 
-def is_a(
-    kind: Kind, *, name: str | None = None, thread_of: Callable[..., str | None] | None = None
-) -> Callable[[F], F]:
-    """Note of a function what operation it is; what wraps it by `functools.wraps` is the same.
+def operation(
+    kind: Kind,
+    *,
+    name: str = "",
+    in_transaction: bool = False,
+    thread_of: Callable[..., str | None] | None = None,
+    may_lag: Callable[..., bool] | None = None,
+    on_replica: Operation[..., Any] | None = None,
+) -> Callable[[Callable[Concatenate[Executor, Statements, P], T_co]], Operation[P, T_co]]:
+    """Make a function an operation.
 
     Args:
-        kind: What it does.
-        name: What the method of the saver's is called; by default as the function is.
-        thread_of: Takes its arguments but executor and statements, and returns the thread that it is about.
+        kind: Its effect on the tables.
+        name: The saver's method; by default the function's name.
+        in_transaction: Whether its statements share a transaction.
+        thread_of: Takes the arguments after the statements, and returns the id of the one thread that a call is about.
+        may_lag: Takes the same, and returns whether a replica may answer the call; without it a replica never may.
+        on_replica: The operation to run there, if it is another one.
     """
 
-    def note(operation: F) -> F:
-        operation.about = About(kind, name or operation.__name__, thread_of)  # type: ignore[attr-defined]
-        return operation
+    def declare(function: Callable[Concatenate[Executor, Statements, P], T_co]) -> Operation[P, T_co]:
+        of = name or function.__name__.lstrip("_")
+        return Operation(function, kind, of, in_transaction, thread_of, may_lag, on_replica)
 
-    return note
-
-
-def about(operation: Callable[..., Any]) -> About:
-    """Return what is known of an operation: of one that notes nothing, that it may write anything."""
-    noted = getattr(operation, "about", None)
-    return noted if isinstance(noted, About) else About(name=getattr(operation, "__name__", "call").lstrip("_"))
+    return declare

@@ -11,7 +11,7 @@ import logging
 from checkpoint_store.schema import ADOPTED, STOCK_TABLE, VERSION_TABLE, qualified
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
-from checkpoint_store.storage.operation import Kind, is_a
+from checkpoint_store.storage.operation import Kind, operation
 
 _warned: set[tuple[str, str]] = set()
 """What was warned of, a database and its encoding or a schema: once in a process is enough."""
@@ -19,6 +19,7 @@ _warned: set[tuple[str, str]] = set()
 log = logging.getLogger("checkpoint_store")
 
 
+@operation(Kind.READ)
 def role(db: Executor, sql: Statements) -> str:
     """Return the database role that statements run as."""
     return str(db.fetch(sql.role, {})[0][0])
@@ -29,7 +30,7 @@ def checkpoints_of(sql: Statements) -> str:
     return qualified(sql.tables.checkpoints.name, sql.tables.schema)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def is_adopted(db: Executor, sql: Statements) -> bool:
     """Tell whether the stock saver may read the tables: it has set them up, or we did not make them."""
     schema = sql.tables.schema
@@ -46,7 +47,7 @@ def is_adopted(db: Executor, sql: Statements) -> bool:
     return bool(is_stock) or was_found
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def outlives_downgrade(db: Executor, sql: Statements) -> bool:
     """Tell whether the tables stay when all revisions are undone: as `is_adopted`, and nothing is logged."""
     schema = sql.tables.schema
@@ -55,7 +56,7 @@ def outlives_downgrade(db: Executor, sql: Statements) -> bool:
     return bool(is_stock) or (comment or "").startswith(ADOPTED)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def revisions(db: Executor, sql: Statements) -> set[str]:
     """Return the revisions that the database is at, and warn of an encoding that can't hold every text."""
     rows = db.fetch(sql.revision, {})
@@ -72,13 +73,13 @@ def revisions(db: Executor, sql: Statements) -> set[str]:
     return {row[0] for row in rows}
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def log_position(db: Executor, sql: Statements) -> int:
     """Return where the write-ahead log ends, in bytes."""
     return _position(db.fetch(sql.log_position, {})[0][0])
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def replayed_position(db: Executor, sql: Statements) -> int | None:
     """Return how much of its primary's write-ahead log a replica has replayed, in bytes; None of what is no replica."""
     position = db.fetch(sql.replayed_position, {})[0][0]

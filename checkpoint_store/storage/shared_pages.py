@@ -17,7 +17,7 @@ from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.checks import refusal
 from checkpoint_store.storage.locks import lock_threads
-from checkpoint_store.storage.operation import Kind, is_a
+from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.write_batch import Put, merged
 
 Blob = tuple[str, str, str, str]
@@ -37,7 +37,7 @@ def missing_pages(db: Executor, sql: Statements, puts: Sequence[Put]) -> set[str
     return {row[0] for row in db.fetch(sql.missing_pages, binds)}
 
 
-@is_a(Kind.OTHER, thread_of=lambda thread_id: thread_id)
+@operation(Kind.WRITE, in_transaction=True, thread_of=lambda thread_id: thread_id)
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete the pages of a thread that nothing refers to; in a transaction."""
     if paged := lock_threads(db, sql, [thread_id]):
@@ -56,7 +56,7 @@ def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tu
     return pages, size
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) -> Sequence[Row]:
     """Return the blobs of a type that follow another one, key and bytes; plain ones only if they are large."""
     names = ("thread_id", "checkpoint_ns", "channel", "version")
@@ -64,6 +64,7 @@ def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) 
     return db.fetch(sql.next_blobs, {**dict(zip(names, last, strict=True)), "type": kind, "least": least, "most": most})
 
 
+@operation(Kind.WRITE, in_transaction=True)
 def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
     """Put recipes in the place of stored blobs of one thread; in a transaction. Returns how many.
 
@@ -80,6 +81,7 @@ def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
     return int(replaced)
 
 
+@operation(Kind.WRITE)
 def inline_blobs(db: Executor, sql: Statements, keys: Sequence[Blob]) -> int:
     """Put values in the place of recipes. Returns how many."""
     columns = zip(("thread_id", "checkpoint_ns", "channel", "version"), zip(*keys, strict=True), strict=True)

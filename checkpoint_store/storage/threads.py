@@ -26,7 +26,7 @@ from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.checks import check_holds, check_transaction
 from checkpoint_store.storage.locks import lock_pages, lock_removal, take_removal_lock
-from checkpoint_store.storage.operation import Kind, is_a
+from checkpoint_store.storage.operation import Kind, operation
 
 
 def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[tuple[int, int]]:
@@ -53,12 +53,13 @@ def claim_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> N
     lock_pages(db, sql, thread_ids)
 
 
-@is_a(Kind.OTHER, thread_of=lambda thread_id: thread_id)
+@operation(Kind.WRITE, in_transaction=True, thread_of=lambda thread_id: thread_id)
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete everything stored for a thread; in a transaction."""
     delete_threads(db, sql, [thread_id])
 
 
+@operation(Kind.WRITE, in_transaction=True)
 def copy_thread(
     db: Executor, sql: Statements, copy: tuple[str, str], replace: bool, tried: dict[int, int] | None = None
 ) -> int:
@@ -148,26 +149,26 @@ def not_found(thread_id: str) -> ThreadNotFound:
     return ThreadNotFound(f"nothing is stored for the thread {short_repr(thread_id, 200)}")
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ, may_lag=lambda *_: True)
 def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
     """Return the next part of a list of threads, as `statements.threads` has it."""
     return db.fetch(sql.list_threads(conditions), binds)[0]
 
 
-@is_a(Kind.READ, name="get_thread_stats", thread_of=lambda thread_id: thread_id)
+@operation(Kind.READ, name="get_thread_stats", thread_of=lambda thread_id: thread_id, may_lag=lambda _: True)
 def thread_stats(db: Executor, sql: Statements, thread_id: str) -> tuple[Sequence[Row], Sequence[Row]]:
     """Return what a thread occupies, by table and by channel."""
     binds = {"thread_id": thread_id}
     return db.fetch(sql.thread_tables, binds), db.fetch(sql.thread_channels, binds)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def largest_threads(db: Executor, sql: Statements, most: int) -> Sequence[Row]:
     """Return the threads that have most, their checkpoints and bytes; reads every row."""
     return db.fetch(sql.largest_threads, {"most": most})
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def table_sizes(db: Executor, sql: Statements) -> Sequence[Row]:
     """Return about how many rows the tables have, and what they occupy on disk."""
     names = {qualified(name, sql.tables.schema): name for name in (t.name for t in sql.tables.metadata.sorted_tables)}
@@ -175,7 +176,7 @@ def table_sizes(db: Executor, sql: Statements) -> Sequence[Row]:
     return sorted(((names[name], rows, size) for name, rows, size in rows), key=itemgetter(2), reverse=True)
 
 
-@is_a(Kind.READ, thread_of=lambda thread_id: thread_id)
+@operation(Kind.READ, thread_of=lambda thread_id: thread_id)
 def take_inventory(db: Executor, sql: Statements, thread_id: str) -> Sequence[Row]:
     """Return the checkpoints of a thread, and of each the tasks that have pending writes, with their number."""
     return db.fetch(sql.inventory, {"thread_id": thread_id})

@@ -53,14 +53,14 @@ async def share(
     """
     most = _batch(batch_size, on_progress)
     source, shelf = engine_backend(engine, statements_of(schema), None, True), PageCache()
-    await source.transact(locks.check_removal)
+    await source.run(locks.check_removal)
     done, last = 0, _FIRST
     while rows := await source.run(shared_pages.next_blobs, "msgpack", last, most):
         for _, same_thread in groupby(rows, itemgetter(0)):
             puts = [await asyncio.to_thread(_cut, row, shelf) for row in same_thread]
-            shared = await source.transact(shared_pages.share_blobs, puts)
+            shared = await source.run(shared_pages.share_blobs, puts)
             if shared < len(puts):  # deleted meanwhile: nothing refers to their pages
-                await source.transact(shared_pages.collect_pages, puts[0].thread_id)
+                await source.run(shared_pages.collect_pages, puts[0].thread_id)
             done += shared
         last = tuple(rows[-1][:4])
         if on_progress:
@@ -97,12 +97,12 @@ async def inline(
     """
     most = _batch(batch_size, on_progress)
     source = engine_backend(engine, statements_of(schema), None, False)
-    await source.transact(locks.check_removal)
+    await source.run(locks.check_removal)
     done, last = 0, _FIRST
     while rows := await source.run(shared_pages.next_blobs, PAGED, last, most):
         done += await source.run(shared_pages.inline_blobs, [tuple(row[:4]) for row in rows])
         for thread_id in dict.fromkeys(row[0] for row in rows):
-            await source.transact(shared_pages.collect_pages, thread_id)
+            await source.run(shared_pages.collect_pages, thread_id)
         last = tuple(rows[-1][:4])
         if on_progress:
             on_progress(done)

@@ -28,7 +28,7 @@ from checkpoint_store.serde.key_ring import KeyRing, _is_current
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements, statements_of
 from checkpoint_store.storage import locks, shared_pages
-from checkpoint_store.storage.operation import Kind, is_a
+from checkpoint_store.storage.operation import Kind, operation
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ async def reencrypt(
     most = positive(batch_size, "batch_size")
     sql = statements_of(schema)
     source = engine_backend(engine, sql, None, False)
-    await source.transact(locks.check_removal)
+    await source.run(locks.check_removal)
     rewriting = _Rewriting(source, _Safe(old, new), most, on_progress)
     await rewriting.values("blobs", sql.tables.checkpoint_blobs, "next_blob_values", "rewrite_blobs", _of_value)
     await rewriting.values("writes", sql.tables.checkpoint_writes, "next_write_values", "rewrite_writes", _of_write)
@@ -155,7 +155,7 @@ class _Rewriting:
             names = [f"{key}s" for key in [*keys, "digest", "type", "blob"]]
             done = len(await self._backend.run(_fetch, rewrite, _arrays(names, rewritten))) if rewritten else 0
             for thread_id in dict.fromkeys(row[0] for row in rows if row[-3] == PAGED):
-                await self._backend.transact(shared_pages.collect_pages, thread_id)
+                await self._backend.run(shared_pages.collect_pages, thread_id)
             self._note(**{name: done}, current=current, unreadable=unreadable, busy=len(rewritten) - done)
 
     async def scalars(self, table: Table) -> None:
@@ -265,11 +265,12 @@ class _Safe:
         return f"{kind}+{name}", bytes(blob)
 
 
+@operation(Kind.WRITE)
 def _fetch(db: Executor, sql: Statements, statement: str, binds: Mapping[str, Any]) -> Sequence[Row]:
     return db.fetch(getattr(sql, statement), binds)
 
 
-@is_a(Kind.READ)
+@operation(Kind.READ)
 def _look(db: Executor, sql: Statements, statement: str, binds: Mapping[str, Any]) -> Sequence[Row]:
     return _fetch(db, sql, statement, binds)
 

@@ -204,7 +204,7 @@ async def test_no_row_travels(engine: AsyncEngine) -> None:
     await put(saver, "one", ["x" * 1_000_000])
     event.listen(engine.sync_engine, "before_cursor_execute", lambda *call: sent.append(call[2:4]))
 
-    copied = await saver._backend.transact(threads.copy_thread, ("one", "two"), False)
+    copied = await saver._backend.run(threads.copy_thread, ("one", "two"), False)
 
     assert copied > 2
     assert 0 < sum(len(repr(parameters)) for _, parameters in sent) < 1000
@@ -310,7 +310,7 @@ async def test_copies_beside_a_writer_and_a_collector_are_whole(engine: AsyncEng
                     "DELETE FROM checkpoint_blobs b WHERE thread_id = 'source' AND NOT EXISTS (SELECT FROM checkpoints"
                     " WHERE thread_id = 'source' AND checkpoint #>> '{channel_versions,messages}' = b.version)"
                 )
-            await collector._backend.transact(shared_pages.collect_pages, "source")
+            await collector._backend.run(shared_pages.collect_pages, "source")
 
     tasks = [asyncio.create_task(write()), asyncio.create_task(collect())]
     copies = 0

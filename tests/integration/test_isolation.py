@@ -23,6 +23,7 @@ from checkpoint_store.errors import WrongTransaction
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
+from checkpoint_store.storage.operation import Kind, operation
 from tests.integration.histories import unreachable
 
 THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -99,7 +100,7 @@ class Host:
 
     async def level(self) -> str:
         """The isolation level of the transactions that the saver removes in."""
-        level: str = await self.saver._backend.transact(level_of)
+        level: str = await self.saver._backend.run(level_of)
         return level
 
     @asynccontextmanager
@@ -128,6 +129,7 @@ class Host:
             self.engine.dispose()
 
 
+@operation(Kind.READ, in_transaction=True)
 def level_of(db: Executor, _: Statements) -> str:
     level: str = db.fetch(Statement(select(func.current_setting(literal_column("'transaction_isolation'")))), {})[0][0]
     return level

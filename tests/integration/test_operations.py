@@ -1,8 +1,8 @@
-"""What operations note of themselves is true: those that are said to read write nothing."""
+"""Declarations of operations are true: those that are said to read write nothing."""
 
 from __future__ import annotations
 
-from functools import wraps
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +16,7 @@ from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.storage import checkpoints, checks, deletion, locks, probes, shared_pages, threads
 from checkpoint_store.storage.deletion_plan import Rule
-from checkpoint_store.storage.operation import Kind, about
+from checkpoint_store.storage.operation import Kind, Operation
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.tools import reencryption
 
@@ -55,7 +55,9 @@ READING: dict[str, tuple[Any, ...]] = {
     "next_blobs": ("msgpack", ("", "", "", ""), 10),
     "replayed_position": (),
     "revisions": (),
+    "role": (),
     "session_id": (),
+    "settled_history": (KEY, ["a"]),
     "table_sizes": (),
     "take_inventory": ("t",),
     "take_lock": (1,),
@@ -65,31 +67,31 @@ READING: dict[str, tuple[Any, ...]] = {
 """All of them, and arguments."""
 
 
-def noted(kind: Kind) -> dict[str, Any]:
+def declared(kind: Kind) -> dict[str, Operation[..., Any]]:
     found = [vars(module) for module in MODULES]
-    functions = {name: thing for names in found for name, thing in names.items() if callable(thing)}
-    return {name: thing for name, thing in functions.items() if hasattr(thing, "about") and about(thing).kind is kind}
+    operations = {name: thing for names in found for name, thing in names.items() if isinstance(thing, Operation)}
+    return {name: thing for name, thing in operations.items() if thing.kind is kind}
 
 
 def test_all_that_read_are_tried_here() -> None:
     """One that is new has to be added to the table above."""
-    assert noted(Kind.READ).keys() == READING.keys()
+    assert declared(Kind.READ).keys() == READING.keys()
 
 
 @pytest.mark.parametrize("name", [name for name, args in READING.items() if args is not None])
-def test_what_is_noted_to_read_writes_nothing(url: str, name: str) -> None:
+def test_what_is_declared_to_read_writes_nothing(url: str, name: str) -> None:
     """It works in a transaction that is READ ONLY."""
     engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
     with engine.connect() as conn:
         conn.execute(text("SET TRANSACTION READ ONLY"))
-        noted(Kind.READ)[name](ConnectionExecutor(conn), statements_of(None), *READING[name])
+        declared(Kind.READ)[name](ConnectionExecutor(conn), statements_of(None), *READING[name])
 
 
 def test_what_was_written_is_noted_for_its_thread_alone() -> None:
     """A replica is asked for threads that this process has not written; reading them changes nothing of that."""
     written = ReplicationLag()
     for name, args in READING.items():
-        written.note_call(noted(Kind.READ)[name], args or ())
+        written.note_call(declared(Kind.READ)[name], args or ())
     assert not written.has("t")
     written.note_call(threads.delete_thread, ("a",))
     assert (written.has("a"), written.has("t")) == (True, False)
@@ -97,13 +99,16 @@ def test_what_was_written_is_noted_for_its_thread_alone() -> None:
     assert written.has("t")
 
 
-def test_what_wraps_an_operation_is_the_same_to_all() -> None:
-    """As telemetry does."""
+def test_operations_that_store_share_a_kind_and_take_changes_last() -> None:
+    """The check for lost locks, a replica and metrics go by that."""
+    assert declared(Kind.STORE) == {"store": checkpoints.store, "store_continuing": checkpoints.store_continuing}
+    for operation in declared(Kind.STORE).values():
+        assert list(signature(operation.function).parameters)[-1] == "changes"
 
-    @wraps(checkpoints.store_continuing)
-    def wrapper() -> None:
-        pass
 
-    assert about(wrapper) == about(checkpoints.store_continuing)
-    assert about(wrapper).kind is Kind.STORE
-    assert about(lambda: None).kind is Kind.OTHER
+def test_what_locks_or_writes_in_several_statements_is_in_a_transaction() -> None:
+    """Those that are not are one statement each, which commits itself."""
+    alone = {name for name, thing in declared(Kind.WRITE).items() if not thing.in_transaction}
+    assert alone == {"_fetch", "inline_blobs"}
+    assert checkpoints.store_continuing.in_transaction
+    assert not checkpoints.store.in_transaction

@@ -327,7 +327,7 @@ class Fray:
         """Delete pages, so that those who count on them have to send them again."""
         while True:
             with suppress(Unavailable):
-                await self.saver._backend.transact(shared_pages.collect_pages, f"thread-{random.randrange(40)}")
+                await self.saver._backend.run(shared_pages.collect_pages, f"thread-{random.randrange(40)}")
             await asyncio.sleep(0.01)
 
 

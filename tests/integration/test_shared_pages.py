@@ -183,7 +183,7 @@ async def test_a_stale_memory_is_not_trusted(engine: AsyncEngine, url: str) -> N
 
     async with elsewhere.begin() as conn:
         await conn.exec_driver_sql("DELETE FROM checkpoint_blobs")
-    await AsyncPostgresSaver(elsewhere)._backend.transact(shared_pages.collect_pages, "t")
+    await AsyncPostgresSaver(elsewhere)._backend.run(shared_pages.collect_pages, "t")
     await put(saver, whole)
 
     assert await value_of(saver) == whole
@@ -261,7 +261,7 @@ async def test_collecting_deletes_what_nothing_refers_to(engine: AsyncEngine, co
         kept["configurable"]["checkpoint_id"],
     )
 
-    await saver._backend.transact(shared_pages.collect_pages, "t")
+    await saver._backend.run(shared_pages.collect_pages, "t")
 
     assert 0 < await conn.fetchval("SELECT count(*) FROM checkpoint_pages") < before
     assert await value_of(saver, kept) == messages(200, seed=7)
@@ -361,7 +361,7 @@ def _delete(url: str, seconds: float) -> int:
                         "DELETE FROM checkpoint_blobs WHERE version NOT IN (SELECT checkpoint #>>"
                         " '{channel_versions,messages}' FROM checkpoints ORDER BY checkpoint_id DESC LIMIT 5)"
                     )
-                await saver._backend.transact(shared_pages.collect_pages, "t")
+                await saver._backend.run(shared_pages.collect_pages, "t")
             async for _ in saver.alist(THREAD, limit=3):
                 pass
             count += 1
