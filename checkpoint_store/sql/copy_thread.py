@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, bindparam, case, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, case, func, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY, array, insert
 
 from checkpoint_store.schema import Tables
@@ -35,7 +35,7 @@ def copy_rows(t: Tables) -> Select[Any]:
 
     Binds: `thread_id`, `target_id`, and `epoch`, one that the target's pages never had.
     """
-    threads, epoch = t.checkpoint_threads, bindparam("epoch", type_=BigInteger)
+    threads, epoch = t.checkpoint_threads, param("epoch", BigInteger)
     made = insert(threads).values(thread_id=param("target_id"), epoch=epoch)
     made = made.on_conflict_do_update(index_elements=list(threads.primary_key), set_={"epoch": epoch})
     copies = [

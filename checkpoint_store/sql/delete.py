@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     CTE,
     BigInteger,
     ColumnElement,
@@ -22,7 +21,6 @@ from sqlalchemy import (
     TableValuedAlias,
     Text,
     and_,
-    bindparam,
     cast,
     delete,
     exists,
@@ -37,17 +35,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import array, insert
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.expressions import (
-    digests_of,
-    few_rows_of_binds,
-    int_literal,
-    member,
-    param,
-    rows_of,
-    same_blob,
-    same_graph,
-    text_literal,
-)
+from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, rows_of
+from checkpoint_store.sql.expressions import digests_of, int_literal, member, param, same_blob, same_graph, text_literal
 
 
 def lock_threads(t: Tables) -> Executable:
@@ -66,7 +55,7 @@ def claim_threads(t: Tables) -> Executable:
     there until it is deleted in the same transaction. Binds: `thread_ids`.
     """
     threads = t.checkpoint_threads
-    thread_id = func.unnest(bindparam("thread_ids", type_=ARRAY(Text))).column_valued("thread_id")
+    thread_id = func.unnest(array_param("thread_ids")).column_valued("thread_id")
     rows = select(thread_id, int_literal(0)).order_by(thread_id)
     return insert(threads).from_select(["thread_id", "epoch"], rows).on_conflict_do_nothing()
 
@@ -139,7 +128,7 @@ def next_blob(t: Tables) -> Executable:
     b = t.checkpoint_blobs
     order = [b.c.channel, b.c.version]
     following = select(*order).where(_is_here(b), tuple_(*order) > _place("after")).order_by(*order)
-    these = following.limit(bindparam("most", type_=Integer())).subquery("these")
+    these = following.limit(param("most", Integer)).subquery("these")
     return select(these).order_by(these.c.channel.desc(), these.c.version.desc()).limit(int_literal(1))
 
 
@@ -259,7 +248,7 @@ def _graphs() -> TableValuedAlias:
 
 def _ids(graph: FromClause) -> ColumnElement[Any]:
     """The ids of what goes of a graph, as an array."""
-    ids = select(bindparam("victim_ids", type_=ARRAY(Text))).scalar_subquery()
+    ids = select(array_param("victim_ids")).scalar_subquery()
     return ids[slice(graph.c.first, graph.c.last)]
 
 
@@ -271,7 +260,7 @@ def _spans() -> FromClause:
     columns = [graph.c.thread_id, graph.c.checkpoint_ns, least.label("least"), greatest.label("greatest")]
     # The LIMIT has them computed once, not for every row that is compared with them, and the planner expect one graph
     # rather than ten, of which it would read the tables whole.
-    count = func.cardinality(bindparam("graph_thread_ids", type_=ARRAY(Text)), type_=Integer)
+    count = func.cardinality(array_param("graph_thread_ids"), type_=Integer)
     return select(*columns).limit(select(count).scalar_subquery()).subquery("span")
 
 
@@ -297,7 +286,7 @@ def _is_of(table: FromClause, chosen: FromClause) -> ColumnElement[bool]:
 
 
 def _is_given(table: FromClause) -> ColumnElement[bool]:
-    return table.c.thread_id == func.any(bindparam("thread_ids", type_=ARRAY(Text)))
+    return table.c.thread_id == func.any(array_param("thread_ids"))
 
 
 def _is_here(table: FromClause) -> ColumnElement[bool]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     CTE,
     BigInteger,
     Boolean,
@@ -19,7 +18,6 @@ from sqlalchemy import (
     TableValuedAlias,
     Text,
     and_,
-    bindparam,
     case,
     cast,
     column,
@@ -35,12 +33,13 @@ from sqlalchemy import (
 )
 
 from checkpoint_store.schema import PAGED, Tables, qualified
+from checkpoint_store.sql.arrays import array_param, few_rows_of_binds
 from checkpoint_store.sql.expressions import (
-    few_rows_of_binds,
     has_member,
     int_literal,
     member,
     member_text,
+    param,
     same_graph,
     text_literal,
 )
@@ -64,9 +63,9 @@ def next_threads(t: Tables) -> Executable:
         .correlate(walk)
         .subquery("graph")
     )
-    before = bindparam("before", type_=Text())
+    before = param("before")
     is_old = or_(before.is_(None), graph.c.oldest < before)
-    is_worth_a_look = func.bool_or(and_(graph.c.count > bindparam("keep", type_=Integer()), is_old))
+    is_worth_a_look = func.bool_or(and_(graph.c.count > param("keep", Integer), is_old))
     size = select(cast(func.sum(graph.c.count), BigInteger).label("count")).having(is_worth_a_look).lateral("size")
     found = select(walk.c.thread_id, size.c.count).select_from(walk.outerjoin(size, true()))
     return found.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
@@ -86,7 +85,7 @@ def stray_writes(t: Tables) -> Executable:
     c, w = t.checkpoints, t.checkpoint_writes
     keys = ("thread_id", "checkpoint_ns", "checkpoint_id")
     written = select(*[w.c[name] for name in keys])
-    written = written.where(_is_given(w.c.thread_id), w.c.checkpoint_id < bindparam("before", type_=Text()))
+    written = written.where(_is_given(w.c.thread_id), w.c.checkpoint_id < param("before"))
     return written.except_(select(*c.primary_key).where(_is_given(c.c.thread_id)))
 
 
@@ -96,14 +95,14 @@ def next_leftovers(t: Tables) -> Executable:
     Returns of each whether it is left over, see `_is_leftover`. Binds: see `_walk`; `before`, an id, or NULL.
     """
     walk = _walk(t.checkpoint_blobs, t.checkpoint_pages, t.checkpoint_threads)
-    chosen = select(walk.c.thread_id, _is_leftover(t, walk, bindparam("before", type_=Text())))
+    chosen = select(walk.c.thread_id, _is_leftover(t, walk, param("before")))
     return chosen.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 
 
 def given_leftovers(t: Tables) -> Executable:
     """Select which of some threads are left over, whatever their age. Binds: `thread_ids`."""
-    param = few_rows_of_binds("", thread_id=Text)
-    return select(param.c.thread_id).where(_is_leftover(t, param, cast(null(), Text)))
+    given = few_rows_of_binds("", thread_id=Text)
+    return select(given.c.thread_id).where(_is_leftover(t, given, cast(null(), Text)))
 
 
 def _is_leftover(t: Tables, of: FromClause, before: ColumnElement[str]) -> ColumnElement[bool]:
@@ -247,19 +246,19 @@ def _walk(*tables: Table) -> CTE:
             firsts.append((first if walk is None else first.correlate(walk)).scalar_subquery())
         return firsts[0] if len(firsts) == 1 else func.least(*firsts, type_=Text())
 
-    first = following(bindparam("after", type_=Text()))
+    first = following(param("after"))
     walk = select(first.label("thread_id"), int_literal(1).label("place")).cte("walk", recursive=True)
-    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < bindparam("most", type_=Integer()))
+    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < param("most", Integer))
     return walk.union_all(select(following(walk.c.thread_id, walk), walk.c.place + int_literal(1)).where(is_inside))
 
 
 def _is_given(thread_id: ColumnElement[str]) -> ColumnElement[bool]:
-    return thread_id == func.any(bindparam("thread_ids", type_=ARRAY(Text)))
+    return thread_id == func.any(array_param("thread_ids"))
 
 
 def _is_chosen(t: Tables) -> ColumnElement[bool]:
     run_id = member_text(t.checkpoints.c.metadata, text_literal("run_id"))
-    return run_id == func.any(bindparam("run_ids", type_=ARRAY(Text)))
+    return run_id == func.any(array_param("run_ids"))
 
 
 def _names(document: ColumnElement[Any]) -> TableValuedAlias:

@@ -17,7 +17,6 @@ from sqlalchemy import (
     Select,
     Text,
     and_,
-    bindparam,
     cast,
     func,
     literal_column,
@@ -28,9 +27,9 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from checkpoint_store.schema import Tables
+from checkpoint_store.sql.arrays import aggregate, array_param, rows_of
 from checkpoint_store.sql.expressions import (
     applied,
-    arrays,
     has_member,
     int_literal,
     is_a,
@@ -38,7 +37,6 @@ from checkpoint_store.sql.expressions import (
     member_text,
     named,
     param,
-    rows_of,
     same_graph,
     text_literal,
     value_of,
@@ -62,7 +60,7 @@ def ancestors(t: Tables) -> Select[Any]:
     target = func.coalesce(param("checkpoint_id"), newest.scalar_subquery())
     start = select(c.c.parent_checkpoint_id).where(named(t), c.c.checkpoint_id == target).scalar_subquery()
 
-    channels = bindparam("channels", type_=ARRAY(Text))
+    channels = array_param("channels")
     found = _found(t, c, channels)
     chain = (
         select(
@@ -150,7 +148,7 @@ def _is_blob(t: Tables, c: FromClause, channel: ColumnElement[str]) -> ColumnEle
 def _writes(t: Tables, chain: FromClause) -> LateralFromClause:
     w = t.checkpoint_writes
     return (
-        select(*arrays([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *applied(w)))
+        select(*aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *applied(w)))
         .where(
             w.c.thread_id == param("thread_id"),
             w.c.checkpoint_ns == param("checkpoint_ns"),
@@ -175,7 +173,7 @@ def _values(t: Tables, chain: FromClause) -> LateralFromClause:
         .lateral()
     )
     return (
-        select(*arrays([found.c.channel, blob.c.version, blob.c.type, blob.c.blob, inline.label("inline")], "value"))
+        select(*aggregate([found.c.channel, blob.c.version, blob.c.type, blob.c.blob, inline.label("inline")], "value"))
         .select_from(c.join(found, true()).outerjoin(blob, true()))
         .where(named(t), c.c.checkpoint_id == chain.c.checkpoint_id)
         .correlate(chain)

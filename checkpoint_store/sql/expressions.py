@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     Boolean,
-    Column,
     ColumnElement,
     FromClause,
     Integer,
     LargeBinary,
     Select,
-    TableValuedAlias,
     Text,
     and_,
     bindparam,
@@ -35,9 +31,9 @@ _ENTRY_BYTES, _PAGE = 17, 255
 _EMPTY: ColumnElement[bytes] = literal_column("''::bytea", LargeBinary)
 
 
-def param(name: str) -> ColumnElement[str]:
-    """A text that comes with the call."""
-    return bindparam(name, type_=Text())
+def param(name: str, kind: Any = Text) -> ColumnElement[Any]:
+    """Return a value that comes with the call, a text as a rule."""
+    return bindparam(name, type_=kind)
 
 
 def text_literal(name: str) -> ColumnElement[str]:
@@ -98,44 +94,6 @@ def members_of(document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
 def is_a(kind: str, part: ColumnElement[Any]) -> ColumnElement[bool]:
     """Whether JSON is of a kind, such as an object."""
     return func.jsonb_typeof(part) == text_literal(kind)
-
-
-def rows_of_binds(prefix: str = "", /, **columns: Any) -> TableValuedAlias:
-    """Parallel arrays, bound under the plurals of the columns' names, as rows."""
-    arrays = [bindparam(f"{prefix}{name}s", type_=ARRAY(kind)) for name, kind in columns.items()]
-    return (
-        func.unnest(*arrays)
-        .table_valued(*[Column(name, kind) for name, kind in columns.items()])
-        .render_derived(f"{prefix}new")
-    )
-
-
-def few_rows_of_binds(prefix: str, /, **columns: Any) -> TableValuedAlias:
-    """The same, of which the planner takes there to be ten: so it looks each up in an index of what they are joined to.
-
-    Knowing how many there are it would rather read tables whole, up to sizes where that takes ten times as long.
-    """
-    arrays = [
-        select(bindparam(f"{prefix}{name}s", type_=ARRAY(kind))).scalar_subquery() for name, kind in columns.items()
-    ]
-    return (
-        func.unnest(*arrays)
-        .table_valued(*[Column(name, kind) for name, kind in columns.items()])
-        .render_derived(f"{prefix}new")
-    )
-
-
-def rows_of(array: ColumnElement[Any], name: str) -> TableValuedAlias:
-    """An array of text as rows of one column."""
-    return func.unnest(array).table_valued(Column(name, Text)).render_derived()
-
-
-def arrays(columns: Sequence[ColumnElement[Any]], prefix: str, *order: ColumnElement[Any]) -> list[ColumnElement[Any]]:
-    """Columns aggregated into parallel arrays; NULL where there is no row."""
-    return [
-        func.array_agg(aggregate_order_by(column, *order) if order else column).label(f"{prefix}_{column.key}")
-        for column in columns
-    ]
 
 
 def value_of(t: Tables, b: FromClause, thread: Thread = None) -> tuple[ColumnElement[str], ColumnElement[bytes]]:

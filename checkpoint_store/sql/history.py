@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, FromClause, Integer, Select, Text, and_, bindparam, cast, func, select, true
+from sqlalchemy import BigInteger, Boolean, FromClause, Integer, Select, Text, and_, cast, func, select, true
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from checkpoint_store.schema import PAGED, Tables
@@ -39,7 +39,7 @@ def summaries(t: Tables) -> Select[Any]:
         select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id)
         .where(c.c.thread_id == param("thread_id"))
         .order_by(c.c.checkpoint_id.desc(), c.c.checkpoint_ns.desc())
-        .limit(bindparam("most", type_=Integer))
+        .limit(param("most", Integer))
         .subquery("chosen")
     )
     before = c.alias("before")

@@ -11,14 +11,12 @@ from collections.abc import Callable, Set
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     Boolean,
     ColumnElement,
     FromClause,
     Integer,
     Select,
     Text,
-    bindparam,
     cast,
     func,
     select,
@@ -28,7 +26,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.expressions import arrays, int_literal, param, text_literal
+from checkpoint_store.sql.arrays import aggregate, array_param
+from checkpoint_store.sql.expressions import int_literal, param, text_literal
 
 MOST_STEPS = 4096
 """How many rows of an index a statement may look at."""
@@ -59,7 +58,7 @@ def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
     c = t.checkpoints.c
     # As in the index.
     is_root = c.checkpoint_ns.like(text_literal(""))
-    wanted = [is_root, c.thread_id != func.all(bindparam("passed", type_=ARRAY(Text)))]
+    wanted = [is_root, c.thread_id != func.all(array_param("passed"))]
     if "after" in conditions:
         position = tuple_(param("last_checkpoint_id"), param("last_thread_id"))
         wanted.append(tuple_(c.checkpoint_id, c.thread_id) < position)
@@ -73,7 +72,7 @@ def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
     part = (
         select(most_rows)
         .order_by(most_rows.c.checkpoint_id.desc(), most_rows.c.thread_id.desc())
-        .limit(select(bindparam("steps", type_=Integer)).scalar_subquery())
+        .limit(select(param("steps", Integer)).scalar_subquery())
         .cte("part")
     )
     met = (
@@ -115,7 +114,7 @@ def threads_by_id(t: Tables, conditions: Set[str]) -> Select[Any]:
     following = ordered.where(c.thread_id > walk.c.thread_id).correlate(walk).scalar_subquery()
     walk = walk.union_all(
         select(following, walk.c.place + int_literal(1)).where(
-            walk.c.thread_id.is_not(None), walk.c.place < bindparam("steps", type_=Integer)
+            walk.c.thread_id.is_not(None), walk.c.place < param("steps", Integer)
         )
     )
     newest = _newest(t, walk)
@@ -154,7 +153,7 @@ def _found(
     if "filter" in conditions:
         metadata = ordered.selected_columns["metadata"]
         ordered = ordered.where(metadata.op("@>", return_type=Boolean)(cast(param("filter"), JSONB)))
-    rows = ordered.limit(select(bindparam("wanted", type_=Integer)).scalar_subquery()).subquery("rows")
+    rows = ordered.limit(select(param("wanted", Integer)).scalar_subquery()).subquery("rows")
     count: ColumnElement[Any] = cast(None, Integer)
     if "count" in conditions:
         own = t.checkpoints.alias("own")
@@ -166,7 +165,7 @@ def _found(
         cast(rows.c.metadata, Text).label("metadata"),
         count.label("count"),
     ]
-    return select(*arrays(columns, "found", *order(rows))).subquery("found")
+    return select(*aggregate(columns, "found", *order(rows))).subquery("found")
 
 
 def _has_prefix(thread_id: ColumnElement[str]) -> ColumnElement[bool]:

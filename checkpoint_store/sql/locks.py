@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     Column,
@@ -23,7 +22,6 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
-    bindparam,
     cast,
     exists,
     false,
@@ -35,7 +33,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import OID
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.expressions import int_literal, param, rows_of_binds, same_graph, text_literal
+from checkpoint_store.sql.arrays import array_param, rows_of_binds
+from checkpoint_store.sql.expressions import int_literal, param, same_graph, text_literal
 
 _CATALOG = MetaData(schema="pg_catalog")
 _CLASS = Table("pg_class", _CATALOG, Column("oid", OID), Column("relnamespace", OID))
@@ -63,12 +62,12 @@ def lock_number(_: Tables) -> Select[Any]:
 
 def take_lock(_: Tables) -> Select[Any]:
     """Try to take a lock for this session: whether nobody else has it. Binds: `number`."""
-    return select(func.pg_try_advisory_lock(bindparam("number", type_=BigInteger)))
+    return select(func.pg_try_advisory_lock(param("number", BigInteger)))
 
 
 def drop_lock(_: Tables) -> Select[Any]:
     """Give a lock back: whether this session had it. Binds: `number`."""
-    return select(func.pg_advisory_unlock(bindparam("number", type_=BigInteger)))
+    return select(func.pg_advisory_unlock(param("number", BigInteger)))
 
 
 def take_lock_in_transaction(t: Tables) -> Select[Any]:
@@ -84,7 +83,7 @@ def take_lock_in_transaction(t: Tables) -> Select[Any]:
 
 def has_lock(_: Tables) -> Select[Any]:
     """Select whether this session has a lock. Binds: `number`."""
-    lock, halves = bindparam("number", type_=BigInteger), 4_294_967_295
+    lock, halves = param("number", BigInteger), 4_294_967_295
     # As the view has it: https://www.postgresql.org/docs/current/view-pg-locks.html
     upper = cast(lock.op(">>")(int_literal(32)).op("&")(int_literal(halves)), OID)
     lower = cast(lock.op("&")(int_literal(halves)), OID)
@@ -133,7 +132,7 @@ def lock_removal(_: Tables) -> Select[Any]:
     Returns the transaction's isolation level, once for each. Binds: `thread_ids`, and `table`, the checkpoints' name
     with its schema.
     """
-    thread_id = func.unnest(bindparam("thread_ids", type_=ARRAY(Text))).column_valued("thread_id")
+    thread_id = func.unnest(array_param("thread_ids")).column_valued("thread_id")
     return _take_all(func.hashtextextended(thread_id.collate("C"), _seed("removal")))
 
 

@@ -10,7 +10,6 @@ from sqlalchemy import (
     Select,
     Text,
     Update,
-    bindparam,
     func,
     select,
     tuple_,
@@ -18,7 +17,8 @@ from sqlalchemy import (
 )
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.expressions import int_literal, param, rows_of_binds, same_blob, text_literal, value_of
+from checkpoint_store.sql.arrays import rows_of_binds
+from checkpoint_store.sql.expressions import int_literal, param, same_blob, text_literal, value_of
 from checkpoint_store.sql.write import claimed_threads, new_pages
 
 
@@ -33,9 +33,9 @@ def next_blobs(t: Tables) -> Select[Any]:
     return (
         select(*keys, b.c.blob)
         .where(tuple_(*keys) > tuple_(*[param(column.name) for column in keys]))
-        .where(b.c.type == param("type"), func.octet_length(b.c.blob) >= bindparam("least", type_=Integer))
+        .where(b.c.type == param("type"), func.octet_length(b.c.blob) >= param("least", Integer))
         .order_by(*keys)
-        .limit(bindparam("most", type_=Integer))
+        .limit(param("most", Integer))
     )
 
 

@@ -13,7 +13,6 @@ from sqlalchemy import (
     Subquery,
     Text,
     and_,
-    bindparam,
     case,
     cast,
     func,
@@ -25,10 +24,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from checkpoint_store.schema import Tables
+from checkpoint_store.sql.arrays import aggregate
 from checkpoint_store.sql.expressions import (
     Thread,
     applied,
-    arrays,
     int_literal,
     is_a,
     member,
@@ -135,7 +134,7 @@ def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[
     # plan of a long one (JIT), which takes longer than running it. So it is told the most there can be first.
     most = page.subquery("page")
     ordered = select(most).order_by(*[most.c[name].desc() for name in names])
-    size = select(bindparam("page_size", type_=Integer)).scalar_subquery()
+    size = select(param("page_size", Integer)).scalar_subquery()
     thread = param("thread_id") if "thread_id" in conditions else None
     whole = checkpoints(t, ordered.limit(size), joined=joined, thread=thread)
     return whole.order_by(*[whole.selected_columns[name].desc() for name in names])
@@ -185,7 +184,7 @@ def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFr
         .lateral("found")
     )
     return (
-        select(*arrays([current.c.channel, found.c.type, found.c.blob], "blob"))
+        select(*aggregate([current.c.channel, found.c.type, found.c.blob], "blob"))
         .select_from(current.join(found, true()))
         .correlate(c)
         .lateral("blobs")
@@ -195,7 +194,7 @@ def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFr
 def _writes(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
     w = t.checkpoint_writes
     return (
-        select(*arrays([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *applied(w)))
+        select(*aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *applied(w)))
         .where(same_graph(w, c, thread), w.c.checkpoint_id == c.c.checkpoint_id)
         .correlate(c)
         .lateral("writes")
@@ -208,7 +207,7 @@ def _sends(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
     is_number = is_a("number", member(c.c.checkpoint, text_literal("v")))
     old = case((is_number, cast(member_text(c.c.checkpoint, text_literal("v")), Numeric) < int_literal(4)))
     return (
-        select(*arrays([w.c.type, w.c.blob], "send", *applied(w)))
+        select(*aggregate([w.c.type, w.c.blob], "send", *applied(w)))
         .where(
             same_graph(w, c, thread),
             w.c.checkpoint_id == c.c.parent_checkpoint_id,

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Text,
     Update,
     and_,
-    bindparam,
     case,
     cast,
     exists,
@@ -33,13 +32,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from checkpoint_store.schema import Tables
+from checkpoint_store.sql.arrays import aggregate, rows_of_binds
 from checkpoint_store.sql.expressions import (
-    arrays,
     int_literal,
     is_a,
     member,
     member_text,
-    rows_of_binds,
+    param,
     same_graph,
     text_literal,
     value_of,
@@ -93,7 +92,7 @@ def next_inline_values(t: Tables) -> Select[Any]:
         found.c.type,
         found.c.blob,
     ]
-    inline = select(*arrays(columns, "inline")).select_from(one.outerjoin(found, true())).correlate(chosen).lateral()
+    inline = select(*aggregate(columns, "inline")).select_from(one.outerjoin(found, true())).correlate(chosen).lateral()
     keys = [chosen.c[column.name] for column in t.checkpoints.primary_key]
     values = cast(member(chosen.c.checkpoint, text_literal("channel_values")), Text)
     return select(*keys, values, *inline.c).select_from(chosen.join(inline, true())).order_by(*keys)
@@ -178,8 +177,8 @@ def _page(table: Table, kind: ColumnElement[Any], value: ColumnElement[Any]) -> 
 
 def _after(table: Table) -> Select[Any]:
     keys: list[Column[Any]] = list(table.primary_key)
-    last = [bindparam(f"last_{column.name}", type_=column.type) for column in keys]
-    return select(table).where(tuple_(*keys) > tuple_(*last)).order_by(*keys).limit(bindparam("most", type_=Integer))
+    last = [param(f"last_{column.name}", column.type) for column in keys]
+    return select(table).where(tuple_(*keys) > tuple_(*last)).order_by(*keys).limit(param("most", Integer))
 
 
 def _rewrite(table: Table) -> Update:

@@ -17,7 +17,6 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
-    bindparam,
     cast,
     column,
     func,
@@ -26,9 +25,10 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import JSONB
 
 from checkpoint_store.schema import PAGED, Tables
+from checkpoint_store.sql.arrays import array_param
 from checkpoint_store.sql.expressions import digests_of, int_literal, members_of, param, text_literal
 
 
@@ -101,7 +101,7 @@ def largest_threads(t: Tables) -> Select[Any]:
         select(parts.c.thread_id, _total(parts.c.checkpoints), total)
         .group_by(parts.c.thread_id)
         .order_by(total.desc(), parts.c.thread_id)
-        .limit(bindparam("most", type_=Integer))
+        .limit(param("most", Integer))
     )
 
 
@@ -110,7 +110,7 @@ def table_sizes(_: Tables) -> Select[Any]:
 
     A row is a name, the rows, and the bytes; of a partitioned table those of its partitions. Binds: `names`.
     """
-    name = func.unnest(bindparam("names", type_=ARRAY(Text))).table_valued("name").render_derived("named")
+    name = func.unnest(array_param("names")).table_valued("name").render_derived("named")
     part = func.pg_partition_tree(func.to_regclass(name.c.name)).table_valued("relid").lateral("part")
     known = table("pg_class", column("oid"), column("reltuples"), schema="pg_catalog")
     # A table without partitions is no part of a tree either.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     CTE,
     BigInteger,
     Column,
@@ -17,7 +16,6 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
-    bindparam,
     case,
     cast,
     false,
@@ -30,15 +28,8 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, array, insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.expressions import (
-    few_rows_of_binds,
-    int_literal,
-    member,
-    param,
-    rows_of_binds,
-    same_blob,
-    text_literal,
-)
+from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, rows_of_binds
+from checkpoint_store.sql.expressions import int_literal, member, param, same_blob, text_literal
 
 UNGATED, NEEDS, COMPLETE = range(3)
 """Whether a thread's rows depend on its pages: not at all, on those that do not come along, or they all do."""
@@ -226,7 +217,7 @@ def store(t: Tables, *, insisting: bool = False, simple: bool = False) -> Select
 def known_pages(t: Tables) -> Select[Any]:
     """Select which of some pages a thread has. Binds: `thread_id`, `digests` (array of bytes)."""
     p = t.checkpoint_pages
-    is_one = p.c.digest == func.any(bindparam("digests", type_=ARRAY(LargeBinary)))
+    is_one = p.c.digest == func.any(array_param("digests", LargeBinary))
     return select(p.c.digest).where(p.c.thread_id == param("thread_id"), is_one)
 
 
@@ -301,7 +292,7 @@ def passed_threads(t: Tables) -> CTE:
     # Few, whatever their number: a plan for just these would seem so much cheaper that the server makes one each time.
     gate = few_rows_of_binds("gate_", **_GATE)
     # In one scan of the key's index, which skips from page to page: to look each up takes three times as long.
-    needed = select(bindparam("needed_digests", type_=ARRAY(LargeBinary))).scalar_subquery()
+    needed = select(array_param("needed_digests", LargeBinary)).scalar_subquery()
     theirs = needed[slice(gate.c.first, gate.c.last)]
     found = select(func.count()).where(p.c.thread_id == gate.c.thread_id, p.c.digest == func.any(theirs))
     has_all = found.correlate(gate).scalar_subquery() == gate.c.last - gate.c.first + int_literal(1)
