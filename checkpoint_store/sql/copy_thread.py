@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, case, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, case, column, func, or_, select, table
 from sqlalchemy.dialects.postgresql import ARRAY, array, insert
 
 from checkpoint_store.schema import Tables
@@ -54,6 +54,16 @@ def epoch_of(t: Tables) -> Select[Any]:
     """Select the epoch of a thread, if it has one. Binds: `thread_id`."""
     threads = t.checkpoint_threads
     return select(threads.c.epoch).where(threads.c.thread_id == param("thread_id"))
+
+
+def task_paths(table_name: str) -> Select[Any]:
+    """Select the paths of a thread's tasks from another saver's table: namespace, checkpoint, task and path.
+
+    Binds: `thread_id`.
+    """
+    names = ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")
+    thread_id, *found = table(table_name, *[column(name) for name in names]).c
+    return select(*found).distinct().where(thread_id == param("thread_id"))
 
 
 def _copied(table: Table, **changed: ColumnElement[Any]) -> Any:

@@ -13,6 +13,7 @@ from itertools import groupby
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
+from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks, shared_pages, threads
@@ -173,7 +174,7 @@ def _whole_graphs(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> B
     """Return all graphs that threads have values of as `statements.removing` wants them; no checkpoint of them goes."""
     graphs = sorted(map(tuple, db.fetch(sql.blob_graphs, {"thread_ids": list(thread_ids)})))
     names = ("thread_id", "checkpoint_ns", "first", "last")
-    return {**_columns("graph", names, [(*graph, 1, 0) for graph in graphs]), "victim_ids": []}
+    return {**array_binds(names, [(*graph, 1, 0) for graph in graphs], "graph_"), "victim_ids": []}
 
 
 @operation(Kind.WRITE, in_transaction=True)
@@ -275,7 +276,7 @@ def _inspect(db: Executor, sql: Statements, unsure: Sequence[tuple[DeletionPlan,
     if not unsure:
         return
     names = ("thread_id", "checkpoint_ns", "checkpoint_id")
-    binds = _columns("node", names, (_key_of(node) for _, nodes in unsure for node in nodes))
+    binds = array_binds(names, (_key_of(node) for _, nodes in unsure for node in nodes), "node_")
     found = {(row[0], row[1], row[2]): row[3:] for row in db.fetch(sql.bare_channels, binds)}
     sought = [
         (lineage.thread_id, node.checkpoint_ns, channel)
@@ -286,7 +287,7 @@ def _inspect(db: Executor, sql: Statements, unsure: Sequence[tuple[DeletionPlan,
     ]
     if sought:
         lineages = {lineage.thread_id: lineage for lineage, _ in unsure}
-        binds = _columns("sought", ("thread_id", "checkpoint_ns", "channel"), sought)
+        binds = array_binds(("thread_id", "checkpoint_ns", "channel"), sought, "sought_")
         for thread_id, graph, checkpoint_id, channel, *trace in db.fetch(sql.traces, binds):
             lineages[thread_id].trace(graph, checkpoint_id, channel, Trace._make(trace))
 
@@ -418,7 +419,7 @@ def _take_out(
     [((writes, write_bytes), (checkpoints, checkpoint_bytes))] = db.fetch(sql.delete_checkpoints, binds)
     if mended:
         names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id")
-        db.fetch(sql.mend, _columns("mended", names, sorted(mended)))
+        db.fetch(sql.mend, array_binds(names, sorted(mended), "mended_"))
     blobs = blob_bytes = pages = page_bytes = 0
     if not is_lean:
         if db.fetch(sql.lock_blobs, binds)[0][0]:
@@ -438,13 +439,7 @@ def _binds(keys: Iterable[Key]) -> Binds:
         first = len(ids) + 1
         ids += [one for _, _, one in of_graph]
         graphs.append((*graph, first, len(ids)))
-    return {**_columns("graph", ("thread_id", "checkpoint_ns", "first", "last"), graphs), "victim_ids": ids}
-
-
-def _columns(prefix: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Binds:
-    """Return rows as parallel arrays; their names as `clauses.rows_of_binds` has them."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(names)
-    return {f"{prefix}_{name}s": list(column) for name, column in zip(names, columns, strict=True)}
+    return {**array_binds(("thread_id", "checkpoint_ns", "first", "last"), graphs, "graph_"), "victim_ids": ids}
 
 
 _thread_of = attrgetter("thread_id")

@@ -13,6 +13,7 @@ from checkpoint_store.errors import (
 )
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde import pages
+from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.checks import refusal
@@ -26,15 +27,14 @@ Blob = tuple[str, str, str, str]
 
 def missing_pages(db: Executor, sql: Statements, puts: Sequence[Put]) -> set[str]:
     """Return the threads that lack any page of puts that were stored, unless that was removed since."""
-    names = ("thread_ids", "checkpoint_nss", "channels", "versions", "digests")
+    names = ("thread_id", "checkpoint_ns", "channel", "version", "digest")
     rows = [
         (put.thread_id, put.binds["checkpoint_ns"], channel, version, digest)
         for put in puts
         for channel, version in zip(put.binds["channels"], put.binds["versions"], strict=True)
         for digest in put.digests.get((put.binds["checkpoint_ns"], channel), ())
     ]
-    binds = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-    return {row[0] for row in db.fetch(sql.missing_pages, binds)}
+    return {row[0] for row in db.fetch(sql.missing_pages, array_binds(names, rows))}
 
 
 @operation(Kind.WRITE, in_transaction=True, thread_of=lambda thread_id: thread_id)
@@ -84,5 +84,5 @@ def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
 @operation(Kind.WRITE)
 def inline_blobs(db: Executor, sql: Statements, keys: Sequence[Blob]) -> int:
     """Put values in the place of recipes. Returns how many."""
-    columns = zip(("thread_id", "checkpoint_ns", "channel", "version"), zip(*keys, strict=True), strict=True)
-    return len(db.fetch(sql.inline_blobs, {f"blob_{name}s": list(column) for name, column in columns}))
+    binds = array_binds(("thread_id", "checkpoint_ns", "channel", "version"), keys, "blob_")
+    return len(db.fetch(sql.inline_blobs, binds))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde import pages
+from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.write import COMPLETE, NEEDS, UNGATED
 from checkpoint_store.storage.page_cache import PageCache, Place
 
@@ -144,20 +145,18 @@ def merged(changes: Sequence[Change], known: Mapping[str, Container[bytes]]) -> 
     graph_columns = ("thread_id", "checkpoint_ns")
     of_write = (*graph_columns, "checkpoint_id", "task_id", "idx", "task_path", "channel", "type", "blob")
     return {
-        **_columns("gate", ("thread_id", "kind", "epoch", "first", "last"), rows),
+        **array_binds(("thread_id", "kind", "epoch", "first", "last"), _by_key(rows), "gate_"),
         "needed_digests": digests,
-        **_columns("page", ("thread_id", "digest", "page"), new_pages),
-        **_columns("blob", (*graph_columns, "channel", "version", "type", "blob"), blobs),
-        **_columns(
-            "checkpoint",
+        **array_binds(("thread_id", "digest", "page"), _by_key(new_pages), "page_"),
+        **array_binds((*graph_columns, "channel", "version", "type", "blob"), _by_key(blobs), "blob_"),
+        **array_binds(
             (*graph_columns, "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata", "keeps_from", "kept"),
-            checkpoints,
+            _by_key(checkpoints),
+            "checkpoint_",
         ),
-        **_columns("write", of_write, writes),
+        **array_binds(of_write, _by_key(writes), "write_"),
     }
 
 
-def _columns(prefix: str, names: Sequence[str], rows: Rows) -> Binds:
-    """Return rows as parallel arrays, sorted by key; their names as `clauses.rows_of_binds` has them."""
-    columns = zip(*[(*key, *rows[key]) for key in sorted(rows)], strict=True) if rows else [()] * len(names)
-    return {f"{prefix}_{name}s": list(column) for name, column in zip(names, columns, strict=True)}
+def _by_key(rows: Rows) -> list[tuple[Any, ...]]:
+    return [(*key, *rows[key]) for key in sorted(rows)]

@@ -25,6 +25,7 @@ from checkpoint_store.serde import associated_data, jsonb, validation
 from checkpoint_store.serde.arguments import callback, positive
 from checkpoint_store.serde.associated_data import Place
 from checkpoint_store.serde.key_ring import KeyRing, _is_current
+from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements, statements_of
 from checkpoint_store.storage import locks, shared_pages
@@ -152,8 +153,8 @@ class _Rewriting:
         keys = [column.name for column in table.primary_key]
         async for rows in self._pages(keys, read):
             rewritten, current, unreadable = await asyncio.to_thread(self._safe.again, rows, place)
-            names = [f"{key}s" for key in [*keys, "digest", "type", "blob"]]
-            done = len(await self._backend.run(_fetch, rewrite, _arrays(names, rewritten))) if rewritten else 0
+            names = [*keys, "digest", "type", "blob"]
+            done = len(await self._backend.run(_fetch, rewrite, array_binds(names, rewritten))) if rewritten else 0
             for thread_id in dict.fromkeys(row[0] for row in rows if row[-3] == PAGED):
                 await self._backend.run(shared_pages.collect_pages, thread_id)
             self._note(**{name: done}, current=current, unreadable=unreadable, busy=len(rewritten) - done)
@@ -165,8 +166,8 @@ class _Rewriting:
             checkpoints, values, unreadable = await asyncio.to_thread(self._safe.blobs_of, rows)
             of_value = ("thread_id", "checkpoint_ns", "channel", "version", "checkpoint_id", "type", "blob")
             binds = {
-                **_arrays([f"{name}s" for name in (*keys, "before", "after")], [row[:-1] for row in checkpoints]),
-                **_arrays([f"value_{name}s" for name in of_value], values),
+                **array_binds((*keys, "before", "after"), [row[:-1] for row in checkpoints]),
+                **array_binds(of_value, values, "value_"),
             }
             moved = set(map(tuple, await self._backend.run(_fetch, "move_inline", binds) if checkpoints else ()))
             done = sum(row[-1] for row in checkpoints if row[: len(keys)] in moved)
@@ -273,11 +274,6 @@ def _fetch(db: Executor, sql: Statements, statement: str, binds: Mapping[str, An
 @operation(Kind.READ)
 def _look(db: Executor, sql: Statements, statement: str, binds: Mapping[str, Any]) -> Sequence[Row]:
     return _fetch(db, sql, statement, binds)
-
-
-def _arrays(names: Sequence[str], rows: Sequence[Row]) -> dict[str, list[Any]]:
-    columns = zip(*rows, strict=True) if rows else [()] * len(names)
-    return {name: list(column) for name, column in zip(names, columns, strict=True)}
 
 
 def _of_value(key: Sequence[Any], channel: str) -> Place:

@@ -15,10 +15,10 @@ from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
-from sqlalchemy import URL, Dialect, Select, column, select, table
+from sqlalchemy import URL, Dialect
 
 from checkpoint_store.sql.compiled import Statement
-from checkpoint_store.sql.expressions import param
+from checkpoint_store.sql.copy_thread import task_paths
 from checkpoint_store.tools.saver_calls import Calls
 
 log = logging.getLogger(__name__)
@@ -53,17 +53,10 @@ def _known(source: BaseCheckpointSaver[Any]) -> tuple[Statement, Dialect] | None
     if hasattr(source, "conn"):
         for base in type(source).__mro__:
             if base.__module__.startswith("langgraph.checkpoint.sqlite"):
-                return Statement(_paths_in("writes")), URL.create("sqlite").get_dialect()()
+                return Statement(task_paths("writes")), URL.create("sqlite").get_dialect()()
             if base.__module__.startswith("langgraph.checkpoint.postgres"):
-                return Statement(_paths_in("checkpoint_writes")), URL.create("postgresql+psycopg").get_dialect()()
+                return Statement(task_paths("checkpoint_writes")), URL.create("postgresql+psycopg").get_dialect()()
     return None
-
-
-def _paths_in(name: str) -> Select[Any]:
-    """Select the paths of a thread's tasks from the table of this name. Binds: `thread_id`."""
-    c = table(name, *map(column, ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path"))).c
-    paths = select(c.checkpoint_ns, c.checkpoint_id, c.task_id, c.task_path).distinct()
-    return paths.where(c.thread_id == param("thread_id"))
 
 
 def _read(source: Any, thread_id: str, calls: Calls, statement: Statement, dialect: Dialect) -> Iterable[Any]:
