@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from alembic import context
 from checkpoint_store import migrations
 from checkpoint_store.conninfo.driver_errors import brief, diagnosis_of
-from checkpoint_store.database.pool import is_pooled
+from checkpoint_store.database.pooler import is_pooled
 from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.migrations import helpers
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted

@@ -13,7 +13,7 @@ from checkpoint_store import migrations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, connected, on_engine, upgrade_advised
 from checkpoint_store.database.backend import Backend
-from checkpoint_store.database.pool import is_pooled
+from checkpoint_store.database.pooler import is_pooled
 from checkpoint_store.database.provider import pause_of
 from checkpoint_store.errors import NotSetUp
 from checkpoint_store.schema import HEAD

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.conninfo.transient_errors import ends_all_connections
-from checkpoint_store.database.pool import _has_ended
+from checkpoint_store.database.liveness import has_ended
 from tests.faults.test_retrying import until
 
 POOL = 10
@@ -144,12 +144,12 @@ def test_to_look_whether_a_connection_has_ended_takes_no_time(monkeypatch: pytes
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(30)
         try:
-            assert not _has_ended(ours.fileno())
+            assert not has_ended(ours.fileno())
             servers.send(b"N")  # a notice
-            assert not _has_ended(ours.fileno())
+            assert not has_ended(ours.fileno())
             assert ours.recv(1, socket.MSG_DONTWAIT) == b"N"
             servers.close()
-            assert _has_ended(ours.fileno())
+            assert has_ended(ours.fileno())
         finally:
             socket.setdefaulttimeout(before)
 

@@ -1,0 +1,140 @@
+"""The checkout of a connection from an engine's pool, for the statements of one operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc
+
+from checkpoint_store.conninfo.driver_errors import brief
+from checkpoint_store.conninfo.transient_errors import ends_all_connections, ends_connections
+from checkpoint_store.database.direct_executor import AsyncpgExecutor, PsycopgExecutor
+from checkpoint_store.database.interruption import nothing_late
+from checkpoint_store.database.isolation import is_begun, isolate
+from checkpoint_store.database.liveness import check_loop, left_by_loop, take_open
+from checkpoint_store.database.pooler import check_is_for_pooler, is_for_pooler
+from checkpoint_store.database.sqlalchemy_private import invalidate_all, is_watched
+from checkpoint_store.sql.executor import ConnectionExecutor, Executor, is_in_transaction
+
+checkouts: set[Checkout] = set()
+"""Those that have a connection now."""
+
+
+class Checkout(AbstractContextManager[Executor]):
+    """Borrows a connection of the pool for a `with` block.
+
+    Statements go straight to the driver. If an event listener or the log would see them, they are executed by a
+    `Connection` of SQLAlchemy's, and in one transaction if a listener sets something in it that policies look at.
+
+    Args:
+        engine: The engine.
+        in_transaction: Whether the block is one transaction; otherwise each statement commits itself, as a rule.
+        pooler: Whether a pooler of transactions stands before the server.
+
+    Raises:
+        WrongThread: If the pool's connections belong to another event loop.
+        InvalidOption: If there is a pooler, and the engine is not made for one.
+    """
+
+    def __init__(self, engine: Engine, *, in_transaction: bool = False, pooler: bool = False) -> None:
+        self.pool = engine.pool
+        self._engine = engine
+        self._in_transaction = in_transaction
+        self._pooler = pooler
+        self._pooled: PoolProxiedConnection | None = None
+        self._conn: Connection | None = None
+        self._block: AbstractContextManager[Executor] | None = None
+
+    def __enter__(self) -> Executor:
+        try:
+            is_direct = not self._in_transaction and not is_watched(self._engine)
+            pooled = self._pooled = take_open(self._engine)
+            checkouts.add(self)
+            driver: Any = pooled.driver_connection
+            check_loop(driver)
+            if self._pooler:
+                check_is_for_pooler(pooled)
+            if is_direct and self._engine.dialect.driver == "asyncpg" and not driver.is_in_transaction():
+                return AsyncpgExecutor(self._engine, pooled, driver)
+            block = self._other_block(pooled, is_direct=is_direct)
+            executor = block.__enter__()
+            self._block = block
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            if isinstance(error, RuntimeError) and "attached to a different loop" in str(error):
+                raise left_by_loop() from None  # asyncio's words, when the pool itself asks a connection something
+            raise
+        return executor
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self._block is not None:
+                self._end_block(kind, error, traceback)
+            if error is not None:
+                self._part_with(error)
+        finally:
+            if self._pooled is not None:
+                (self._conn or self._pooled).close()
+            checkouts.discard(self)
+            if self._engine.pool is not self.pool:
+                # The engine was disposed of meanwhile. SQLAlchemy has the connection closed when it is collected as
+                # garbage, which one that an event loop knows never is while that runs.
+                self.pool.dispose()
+
+    def _end_block(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        block, self._block = self._block, None
+        try:
+            if block is not None:
+                block.__exit__(kind, error, traceback)
+        except Exception as failure:  # of the COMMIT
+            self._part_with(failure)
+            raise
+
+    def _other_block(self, pooled: PoolProxiedConnection, *, is_direct: bool) -> AbstractContextManager[Executor]:
+        """Return the block for psycopg, and for the ways that are not direct."""
+        driver: Any = pooled.driver_connection
+        dbapi: Any = self._engine.dialect.dbapi
+        if is_direct and self._engine.dialect.driver == "psycopg":
+            is_plain = driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor)
+            if is_plain and not is_in_transaction(driver):
+                return PsycopgExecutor(self._engine, pooled, driver).in_autocommit()
+        self._conn = Connection(self._engine, pooled)
+        return _committed(self._conn, in_transaction=self._in_transaction)
+
+    def _part_with(self, error: BaseException) -> None:
+        """Part with the connection if an error has made it useless, whatever its driver thinks of it."""
+        if isinstance(error, TimeoutError):
+            # The caller's limit for statements, not to be taken for a server that did not answer when it was connected
+            # to. The connection has been given up, as after an interruption: the next to have it might wait as long.
+            raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
+        pooled = self._pooled
+        if isinstance(error, exc.StatementError) and pooled is not None and pooled.is_valid and ends_connections(error):
+            if ends_all_connections(error):
+                # The other connections of the pool are not tried one after the other.
+                invalidate_all(self.pool, pooled, brief(error))  # which the pool logs
+            else:
+                pooled.invalidate(brief(error))
+
+
+@contextmanager
+def _committed(conn: Connection, *, in_transaction: bool) -> Iterator[Executor]:
+    """Commit the statements of a block: at its end, or each by itself."""
+    with nothing_late(conn.connection.driver_connection):
+        begun = is_begun(conn)
+        # A listener of the pool's or the connection's may have begun a transaction: what it has set may end with that.
+        in_transaction = in_transaction or begun or bool(conn.dispatch.begin)
+        # SQLAlchemy's statements have names; through a pooler they are to be prepared and executed in one transaction.
+        in_transaction = in_transaction or (conn.dialect.driver == "asyncpg" and is_for_pooler(conn.connection))
+        if not begun:
+            # The host's engine may be in AUTOCOMMIT, or at an isolation level that hides from locks what others did.
+            isolate(conn, "READ COMMITTED" if in_transaction else "AUTOCOMMIT")
+        yield ConnectionExecutor(conn)
+        if in_transaction:
+            conn.commit()

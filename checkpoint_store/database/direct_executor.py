@@ -1,0 +1,127 @@
+"""Execution straight on the driver's connection, without SQLAlchemy's context, result and transaction."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from asyncpg import PostgresWarning
+from sqlalchemy import Connection, Engine, PoolProxiedConnection
+from sqlalchemy.util import await_only
+
+from checkpoint_store.conninfo.driver_errors import brief, unfrozen
+from checkpoint_store.conninfo.transient_errors import ends_all_connections
+from checkpoint_store.database.interruption import discard_unsent, is_interruption
+from checkpoint_store.database.liveness import socket_of
+from checkpoint_store.database.sqlalchemy_private import dbapi_error, keep_others, raise_statement_error
+from checkpoint_store.sql.compiled import Statement
+from checkpoint_store.sql.executor import Executor, Row, is_in_transaction
+
+
+@dataclass(eq=False)
+class DirectExecutor(Executor):
+    """Executes on the driver's connection: each statement is a transaction of its own, with neither BEGIN nor COMMIT.
+
+    SQLAlchemy's execution context and result, and setting AUTOCOMMIT and taking it back, cost more than a small
+    statement does.
+
+    This works through a pooler of transactions if asyncpg's cache is off: then each execution sends the text along,
+    under no name, as one transaction. (SQLAlchemy's way does not: when it has prepared a statement, asyncpg closes
+    older ones before it is executed, and the pooler takes that for the end of the transaction.)
+    """
+
+    engine: Engine
+    pooled: PoolProxiedConnection
+    """A connection of its pool."""
+    driver: Any
+    """The driver's connection in it."""
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether the next statement is in one transaction with the last."""
+        return is_in_transaction(self.driver)
+
+    def fail(self, error: BaseException, sql: str | None = None, parameters: Any = None) -> NoReturn:
+        """Raise an error as `Connection.execute()` does, and give up a connection that is lost or was interrupted."""
+        if isinstance(error, PostgresWarning):
+            raise unfrozen(error) from None
+        if is_interruption(error):
+            with suppress(Exception):  # it may be closed
+                discard_unsent(socket_of(self.driver))
+        error = self._dbapi_error(error)
+        conn = Connection(self.engine, self.pooled)
+        if self._is_lost(error) and not ends_all_connections(error):
+            conn.invalidate(brief(error))
+            keep_others(conn)
+        raise_statement_error(conn, error, sql, parameters)
+
+    def _is_lost(self, error: BaseException) -> bool:
+        """Return whether an error of the DBAPI's has ended the connection."""
+        dialect, adapter = self.engine.dialect, self.pooled.dbapi_connection
+        is_dbapis = adapter is not None and isinstance(error, dialect.loaded_dbapi.Error)
+        return is_dbapis and dialect.is_disconnect(error, adapter, None)  # type: ignore[arg-type]
+
+    @abstractmethod
+    def _dbapi_error(self, error: BaseException) -> BaseException:
+        """Return an error of the driver's as the dialect's DBAPI raises it."""
+
+
+class AsyncpgExecutor(DirectExecutor):
+    """Executes on asyncpg's connection."""
+
+    def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
+        """Execute a statement."""
+        dialect = self.engine.dialect
+        sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
+        try:
+            rows: Sequence[Row] = await_only(self.driver.fetch(sql, *parameters))
+        except BaseException as error:
+            self.fail(error, sql, parameters)
+        return rows
+
+    def _dbapi_error(self, error: BaseException) -> BaseException:
+        return dbapi_error(self.pooled, error) if isinstance(error, Exception) else error
+
+
+class PsycopgExecutor(DirectExecutor):
+    """Executes on psycopg's connection, sync or async, while that is in autocommit."""
+
+    @contextmanager
+    def in_autocommit(self) -> Iterator[PsycopgExecutor]:
+        """Set autocommit for a block; psycopg keeps the setting to itself, the server is not asked."""
+        before = self.driver.autocommit
+        try:
+            if not before:
+                self._wait(self.driver.set_autocommit(True))
+        except BaseException as error:
+            self.fail(error)
+        try:
+            yield self
+        finally:
+            if not before and not self.driver.closed:
+                self._wait(self.driver.set_autocommit(False))
+
+    def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
+        """Execute a statement."""
+        dialect = self.engine.dialect
+        sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
+        try:
+            cursor = self._wait(self.driver.execute(sql, parameters, binary=True))
+            rows: Sequence[Row] = self._wait(cursor.fetchall()) if cursor.description else []
+        except BaseException as error:
+            self.fail(error, sql, parameters)
+        return rows
+
+    @property
+    def _wait(self) -> Callable[[Any], Any]:
+        return await_only if self.engine.dialect.is_async else _returned
+
+    def _dbapi_error(self, error: BaseException) -> BaseException:
+        return error
+
+
+def _returned(value: Any) -> Any:
+    return value
