@@ -48,7 +48,8 @@ class EventLoop:
     def __init__(self, *, moves: bool = True) -> None:
         self._moves = moves
         self._starts = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop, once it is known."""
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._pid = os.getpid()
@@ -75,12 +76,12 @@ class EventLoop:
     @property
     def is_closed(self) -> bool:
         """Whether the loop has ended, or was left behind."""
-        return self.is_left_behind or (self._loop is not None and self._loop.is_closed())
+        return self.is_left_behind or (self.loop is not None and self.loop.is_closed())
 
     @property
     def is_bound(self) -> bool:
         """Whether the loop is known."""
-        return self._loop is not None
+        return self.loop is not None
 
     @property
     def is_ours(self) -> bool:
@@ -90,19 +91,19 @@ class EventLoop:
     def adopt(self) -> None:
         """Bind to the running loop, if there is one and nothing is bound yet, or to a loop that has ended."""
         with self._lock:
-            if self._loop is None or self._has_ended:
-                self._loop = _running_loop() or self._loop
+            if self.loop is None or self._has_ended:
+                self.loop = _running_loop() or self.loop
 
     def start(self) -> None:
         """Bind to a loop in a thread of its own, if nothing is bound yet, or to a loop that has ended."""
         self._starts = True
         with self._lock:
-            if self._loop is None or self._has_ended:
-                self._loop = asyncio.new_event_loop()
+            if self.loop is None or self._has_ended:
+                self.loop = asyncio.new_event_loop()
                 runs = threading.Event()
-                self._loop.call_soon(runs.set)
+                self.loop.call_soon(runs.set)
                 self._thread = threading.Thread(
-                    target=_run_forever, args=(self._loop,), name="checkpoint_store", daemon=True
+                    target=_run_forever, args=(self.loop,), name="checkpoint_store", daemon=True
                 )
                 self._thread.start()
                 # On a busy machine the first call may be made before the loop runs, and would be told that it doesn't.
@@ -110,7 +111,7 @@ class EventLoop:
 
     def stop(self) -> None:
         """End the loop if it runs in a thread of its own; calls under way are cancelled."""
-        loop, thread = self._loop, self._thread
+        loop, thread = self.loop, self._thread
         if loop is None or thread is None or self.is_closed:
             return
         self._stopped = True
@@ -125,9 +126,9 @@ class EventLoop:
             WrongThread: If the loop is somebody's own and not the one that runs here.
         """
         here = asyncio.get_running_loop()
-        if self._loop is not here:
+        if self.loop is not here:
             self.adopt()
-        if self._loop is here:
+        if self.loop is here:
             return await function(*args)
         self._check_process()
         if self._thread is None:
@@ -202,9 +203,9 @@ class EventLoop:
         Raises:
             WrongThread: If called on the loop's own thread, or if nothing runs the loop.
         """
-        if self._loop is None or (self._starts and self._has_ended):
+        if self.loop is None or (self._starts and self._has_ended):
             self.start()
-        if self._loop is _running_loop():
+        if self.loop is _running_loop():
             if _has_greenlets_for_threads():
                 raise WrongThread(
                     "gevent has made greenlets of this process's threads, so none is left for the event loop that an "
@@ -222,7 +223,7 @@ class EventLoop:
     def _has_ended(self) -> bool:
         """Whether the loop was somebody's own and runs no more, so that another one may take its place."""
         movable = self._moves and self._thread is None and not self.is_left_behind
-        return movable and self._loop is not None and not self._loop.is_running()
+        return movable and self.loop is not None and not self.loop.is_running()
 
     def _check_process(self) -> None:
         if self.is_left_behind:
@@ -233,12 +234,12 @@ class EventLoop:
 
     def _running(self) -> asyncio.AbstractEventLoop:
         self._check_process()
-        if self._loop is None or not self._loop.is_running():
+        if self.loop is None or not self.loop.is_running():
             raise WrongThread(
                 "the event loop that this saver was made on does not run, so a sync call would wait forever. "
                 "Use PostgresSaver, which has a loop of its own."
             )
-        return self._loop
+        return self.loop
 
     def _ended(self) -> Closed | WrongThread:
         if self._stopped:
