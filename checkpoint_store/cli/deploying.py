@@ -16,6 +16,7 @@ from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.pooler import is_pooled
 from checkpoint_store.database.provider import pause_of
 from checkpoint_store.errors import NotSetUp
+from checkpoint_store.migrations.lock import LOCK_SECONDS
 from checkpoint_store.schema import HEAD
 from checkpoint_store.storage import probes
 
@@ -28,7 +29,7 @@ def upgrade(
     schema: Schema = None,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to wait for others that migrate or use the tables.")
-    ] = migrations.LOCK_SECONDS,
+    ] = LOCK_SECONDS,
 ) -> None:
     """Bring the tables to what this version needs.
 
@@ -58,7 +59,7 @@ def downgrade(
     yes: Yes = False,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to wait for others that migrate or use the tables.")
-    ] = migrations.LOCK_SECONDS,
+    ] = LOCK_SECONDS,
 ) -> None:
     """Undo revisions; "base" drops the tables.
 
