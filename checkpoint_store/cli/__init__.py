@@ -1,15 +1,15 @@
-"""The command line, `checkpoint-store`; it needs the extra `cli`.
+"""The command line, `checkpoint-store`: a file for each kind of command, and their connection, output and text.
 
-Exit codes, which stay as they are:
+It needs the extra `cli`. The exit codes stay as they are:
 
     0    done
     1    it could not be done: the last line on standard error says why
-    2    the command line makes no sense: an unknown option, a URL that is none, a cursor of another list
+    2    the command line makes no sense: an unknown option, an invalid URL, a cursor of another list
     3    the database is not at this version's revision: run `checkpoint-store upgrade`
     4    the server can't be reached, or has no connection free: try again later
     130  interrupted by Ctrl-C
 
-Results go to standard output, everything else to standard error.
+Results are printed on standard output, everything else on standard error.
 """
 
 from __future__ import annotations
@@ -27,22 +27,14 @@ from checkpoint_store.errors import (
     Unavailable,
 )
 
-DONE, FAILED, MISUSED, BEHIND, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
-
-_CODES: list[tuple[type[CheckpointStoreError], int]] = [
-    (Unavailable, UNREACHABLE),
-    (InvalidURL, MISUSED),
-    (InvalidOption, MISUSED),
-    (InvalidConfig, MISUSED),
-    (CheckpointStoreError, FAILED),
-]
+DONE, FAILED, MISUSED, NOT_AT_HEAD, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: What follows `checkpoint-store`; those of the process by default.
+        arguments: The words after `checkpoint-store`; those of the process by default.
 
     Returns:
         The exit code.
@@ -52,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
-        _complain(NotInstalled('the command line needs an extra: pip install "checkpoint-store[cli]"'))
+        _print_error(NotInstalled('the command line needs an extra: pip install "checkpoint-store[cli]"'))
         return FAILED
 
     from alembic.util import CommandError
@@ -62,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from checkpoint_store.conninfo.driver_errors import diagnosis_of
 
     for stream in (sys.stdout, sys.stderr):
-        # Where the terminal can't show a character, its number says more than a traceback.
+        # A character that the terminal can't show is escaped.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -70,28 +62,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else FAILED if ended.code else DONE
     except Interrupted as interrupted:
-        _complain(interrupted, "interrupted")
-        return INTERRUPTED
+        return _interrupted(interrupted)
     except KeyboardInterrupt:
-        _complain("before anything was changed", "interrupted")
-        return INTERRUPTED
-    except NotSetUp as error:
-        _complain(error)
-        return BEHIND
+        return _interrupted("before anything was changed")
     except CheckpointStoreError as error:
-        _complain(error)
-        return next(code for kind, code in _CODES if isinstance(error, kind))
-    except (SQLAlchemyError, CommandError) as error:
-        said = diagnosis_of(error) if isinstance(error, SQLAlchemyError) else None
-        _complain(error if said is None else said.message or said.name or type(error).__name__)
+        _print_error(error)
+        return _code_of(error)
+    except SQLAlchemyError as error:
+        diagnosis = diagnosis_of(error)
+        _print_error(diagnosis.message or diagnosis.name or type(error).__name__)
+        return FAILED
+    except CommandError as error:
+        _print_error(error)
         return FAILED
     return DONE
 
 
-def _complain(error: object, what: str = "error") -> None:
-    """Print what went wrong, in one line."""
-    from checkpoint_store.cli.clean import clean
+def _code_of(error: CheckpointStoreError) -> int:
+    match error:
+        case NotSetUp():
+            return NOT_AT_HEAD
+        case Unavailable():
+            return UNREACHABLE
+        case InvalidURL() | InvalidOption() | InvalidConfig():
+            return MISUSED
+        case _:
+            return FAILED
 
-    # Behind the ^C that a terminal shows.
-    start = "\n" if what == "interrupted" and sys.stderr.isatty() else ""
-    print(f"{start}{what}: {clean(' '.join(str(error).split()))}", file=sys.stderr)  # noqa: T201
+
+def _interrupted(advice: object) -> int:
+    # A terminal shows ^C first.
+    _print_error(advice, "\ninterrupted" if sys.stderr.isatty() else "interrupted")
+    return INTERRUPTED
+
+
+def _print_error(error: object, title: str = "error") -> None:
+    from checkpoint_store.cli.text import printable
+
+    print(f"{title}: {printable(' '.join(str(error).split()))}", file=sys.stderr)  # noqa: T201

@@ -1,10 +1,21 @@
-"""The commands, all of them."""
+"""The Typer application with all commands."""
 
 from __future__ import annotations
 
 import typer
 
-from checkpoint_store.cli import changing, deploying, encrypting, reading, starting
+from checkpoint_store.cli import (
+    checkpoints,
+    demo,
+    encryption,
+    history,
+    import_from,
+    migrations,
+    pages,
+    retention,
+    stats,
+    threads,
+)
 
 __all__ = ["app"]
 
@@ -16,9 +27,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    # Help texts are plain: what is in brackets is no markup.
+    # Help texts are plain: brackets are no markup.
     rich_markup_mode=None,
 )
 
-for command in (*deploying.COMMANDS, *reading.COMMANDS, *changing.COMMANDS, *encrypting.COMMANDS, *starting.COMMANDS):
-    app.command(command.__name__.replace("_", "-").strip("-"))(command)
+# In the order of the help.
+for group in (migrations, threads, history, checkpoints, stats, retention, pages, encryption, import_from, demo):
+    for command in group.COMMANDS:
+        app.command(command.__name__.replace("_", "-"))(command)

@@ -1,4 +1,4 @@
-"""What a command does -> an engine to do it on, and what has become of it when it was interrupted."""
+"""The options and the database connection of a command, its questions, and its end by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Url = Annotated[
         envvar="CHECKPOINT_STORE_URL",
         show_default=False,
         metavar="URL",
-        help="The database, such as postgresql://user:password@host/app. In the environment nobody else can read it.",
+        help="The database, such as postgresql://user:password@host/app. The environment hides it from other users.",
     ),
 ]
 Schema = Annotated[
@@ -41,10 +41,10 @@ NOTHING_CHANGED = "nothing was changed"
 
 
 class Interrupted(Exception):
-    """Raised for Ctrl-C; says what has become of the work, and how to go on."""
+    """Raised for Ctrl-C; says which changes are stored, and how to go on."""
 
 
-def connected(
+def on_backend(
     url: str,
     schema: str | None,
     work: Callable[[Backend], Awaitable[T]],
@@ -52,14 +52,14 @@ def connected(
     *,
     retry_timeout: float = 0,
 ) -> T:
-    """Do something on a database, and return what comes of it.
+    """Run an async function on a backend, and return its result.
 
     Args:
         url: The database.
         schema: The PostgreSQL schema of the tables.
-        work: What to do.
-        advice: What to tell whoever presses Ctrl-C meanwhile.
-        retry_timeout: For how long, in seconds, something is tried again; who only looks wants to know at once.
+        work: The function.
+        advice: The text of `Interrupted`, if Ctrl-C is pressed meanwhile.
+        retry_timeout: The seconds for which a transient error is retried; a command that only reads fails at once.
     """
     sql = statements_of(schema)
     return on_engine(url, schema, lambda engine: work(engine_backend(engine, sql, None, None, retry_timeout)), advice)
@@ -68,14 +68,14 @@ def connected(
 def on_engine(
     url: str, schema: str | None, work: Callable[[AsyncEngine], Awaitable[T]], advice: str = NOTHING_CHANGED
 ) -> T:
-    """Do something with an engine, which is disposed afterwards; as `connected`."""
+    """Run an async function on an engine, which is disposed of afterwards; as `on_backend`."""
     if not url:
         raise InvalidURL("no database is named: give --url, or set CHECKPOINT_STORE_URL")
     address, connect_args = engine_arguments(url)
-    # Hardly anything here is executed twice; and so it works through a pooler of transactions too.
+    # Few statements are executed twice here; without a cache it works through a transaction pooler too.
     connect_args = {**pooler_options()["connect_args"], **connect_args}
 
-    async def whole() -> T:
+    async def run() -> T:
         engine = create_async_engine(address, **pool_options({"connect_args": connect_args}))
         try:
             with engine_backend(engine, statements_of(None), None, None).provider.told():
@@ -84,15 +84,15 @@ def on_engine(
             await engine.dispose()
 
     try:
-        with upgrade_advised(schema):
-            return asyncio.run(whole())
+        with advise_upgrade(schema):
+            return asyncio.run(run())
     except KeyboardInterrupt:
         raise Interrupted(advice) from None
 
 
 @contextmanager
-def upgrade_advised(schema: str | None) -> Iterator[None]:
-    """Have `NotSetUp` name the command that sets up."""
+def advise_upgrade(schema: str | None) -> Iterator[None]:
+    """Name the command that sets up in the message of `NotSetUp`."""
     try:
         yield
     except NotSetUp as error:
@@ -102,17 +102,17 @@ def upgrade_advised(schema: str | None) -> Iterator[None]:
 
 
 def confirm(question: str) -> None:
-    """Ask whether to go on, and end if not.
+    """Ask a question, and end the command unless the answer is yes.
 
     Raises:
-        CheckpointStoreError: If nobody is there to answer.
+        CheckpointStoreError: If there is no answer.
     """
     try:
         answer = typer.confirm(question, err=True)
     except typer.Abort as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):
             raise Interrupted(NOTHING_CHANGED) from None
-        output.note("")  # behind the question
-        raise CheckpointStoreError("nobody answered; --yes goes on without asking") from None
+        output.note("")  # ends the question's line
+        raise CheckpointStoreError("there was no answer; --yes goes on without asking") from None
     if not answer:
         raise typer.Abort

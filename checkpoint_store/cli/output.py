@@ -1,6 +1,6 @@
-"""Results on standard output: for people in a terminal, the same as plain text in a pipe, or as JSON.
+"""Results on standard output: tables and lines for a terminal, the same as plain text for a pipe, and JSON.
 
-Nothing here interprets what is stored: no markup, no emoji codes, no links, no highlighting.
+Stored text is not interpreted: no markup, no emoji codes, no links, no highlighting.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from checkpoint_store.cli.clean import clean
+from checkpoint_store.cli.text import printable
 
 RIGHT = ">"
-"""In front of a column's name: its numbers stand at the right."""
+"""The first character of the name of a column that is aligned to the right."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under the names of their columns; in a pipe every cell whole, whatever the width."""
-    cells = [[clean(str(cell)) for cell in row] for row in rows]
+    """Print rows under the names of their columns; in a pipe no cell is cut."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     names = [name.lstrip(RIGHT) for name in columns]
     right = [name.startswith(RIGHT) for name in columns]
     console = Console()
@@ -48,37 +48,37 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def line(text: str = "", style: str = "") -> None:
-    """Print a line, however long it is."""
-    Console().print(Text(clean(text), style=style), soft_wrap=True, highlight=False)
+    """Print a line, without wrapping it."""
+    Console().print(Text(printable(text), style=style), soft_wrap=True, highlight=False)
 
 
 def document(content: Any) -> None:
-    """Print JSON, in ASCII: it can neither disturb a terminal nor be cut by its encoding."""
-    text = json.dumps(content, indent=2, default=_plain)
+    """Print JSON in ASCII, which is safe for every terminal and encoding."""
+    text = json.dumps(content, indent=2, default=_as_json)
     Console().print(Text(text), soft_wrap=True, highlight=False)
 
 
 def note(text: str) -> None:
-    """Tell what is no result, on standard error."""
-    print(clean(text), file=sys.stderr)  # noqa: T201
+    """Print a line that is not a result, on standard error."""
+    print(printable(text), file=sys.stderr)  # noqa: T201
 
 
 @contextmanager
-def progress(what: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show how far something has come, on standard error if that is a terminal; yields what is told the number."""
+def progress(title: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show progress on standard error, if that is a terminal; yields the function that sets the number."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda _: None
         return
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed:,}"), TextColumn(unit), TimeElapsedColumn())
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.completed:,}"), TextColumn(unit), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task(what, total=None)
+        task = shown.add_task(title, total=None)
         yield lambda done: shown.update(task, completed=done)
 
 
-def _plain(value: object) -> Any:
+def _as_json(value: object) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    raise TypeError(f"{type(value).__qualname__} has no JSON")
+    raise TypeError(f"{type(value).__qualname__} is not JSON")

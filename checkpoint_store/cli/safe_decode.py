@@ -1,9 +1,9 @@
-"""Stored bytes -> what they say, as plain data: nothing is imported, nothing is constructed, whatever a row contains.
+"""Decoding of stored bytes into plain data: nothing is imported, nothing is constructed, whatever a row contains.
 
-A serializer makes objects of what is stored, by importing the modules and calling the names that it finds there. To
-look at a value that is the wrong thing to do: the code may not be installed here, and whoever can write to the database
-chooses what is called. Here a value of LangGraph's msgpack or JSON comes out as lists, dicts and scalars, with a `Call`
-in the place of each object; what only its serializer can read comes out as `Sealed`.
+A serializer makes objects by importing modules and calling names that the stored bytes contain. To show a value that is
+wrong: the code may not be installed here, and anyone who can write to the database chooses what is called. Here a value
+of LangGraph's msgpack or JSON is decoded into lists, dicts and scalars, with a `Call` in the place of each object, and
+a `Sealed` in the place of what only its serializer can read.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 
-MOST_NESTED = 32
-"""How deep objects may stand within objects; deeper ones stay sealed."""
+MAX_NESTED = 32
+"""The levels of objects within objects that are decoded; deeper ones stay sealed."""
 
 # LangGraph's Ext codes (langgraph/checkpoint/serde/jsonplus.py).
 _ONE_ARGUMENT, _ARGUMENTS, _KEYWORDS, _METHOD, _PYDANTIC_1, _PYDANTIC_2, _ARRAY, _SNAPSHOT = range(8)
@@ -34,7 +34,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Mapping:
-    """A map that no dict can be made of: its keys are not strings, or not all different."""
+    """A map that is not a dict: its keys are not strings, or not all different."""
 
     items: Sequence[tuple[Any, Any]]
 
@@ -48,19 +48,19 @@ class Sealed:
     size: int
     reason: str
     start: bytes = b""
-    """Their first bytes, where those may be shown."""
+    """Their first bytes, if those may be shown."""
 
 
-def inert(kind: str | None, blob: bytes | None) -> Any:
-    """Return what stored bytes say.
+def safe_decode(kind: str | None, blob: bytes | None) -> Any:
+    """Decode stored bytes into plain data.
 
     Args:
-        kind: What the serializer called their format.
+        kind: The serializer's name of their format.
         blob: The bytes; None where no value is stored.
 
     Returns:
-        None, a bool, a number, a string, bytes, or a list or dict of such values; with a `Call`, `Mapping` or `Sealed`
-        where they say something else.
+        None, a bool, a number, a string, bytes, or a list or dict of such values, with a `Call`, `Mapping` or `Sealed`
+        for anything else.
     """
     kind = kind or ""
     if blob is None:
@@ -86,7 +86,7 @@ _UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError, MemoryError
 
 def _msgpack(blob: bytes, depth: int) -> Any:
     def extension(code: int, inside: bytes) -> Any:
-        if depth < MOST_NESTED:
+        if depth < MAX_NESTED:
             try:
                 return _object(code, _msgpack(inside, depth + 1), inside)
             except _UNREADABLE:
@@ -104,7 +104,7 @@ def _msgpack(blob: bytes, depth: int) -> Any:
 
 
 def _object(code: int, parts: Any, inside: bytes) -> Any:
-    """Return the call that LangGraph makes of an extension's content."""
+    """Return the call that LangGraph makes for an extension's content."""
     if code == _SNAPSHOT:
         return Call("langgraph._DeltaSnapshot", [parts])
     if code == _ARRAY:
@@ -115,10 +115,10 @@ def _object(code: int, parts: Any, inside: bytes) -> Any:
         return Sealed(f"Ext {code}", len(inside), "not loaded", inside[:16])
     module, name, content, *more = parts
     if not isinstance(module, str) or not isinstance(name, str):
-        raise TypeError("a module and a name are strings")
+        raise TypeError("a module and a name must be strings")
     full = f"{module}.{name}"
     if code == _METHOD:
-        method, *_ = more  # which a row that was written by hand may lack
+        method, *_ = more  # a row that was written by hand may lack it
         return Call(f"{full}.{method}", [content])
     if code == _ARGUMENTS and isinstance(content, list):
         return Call(full, content)
@@ -138,7 +138,7 @@ def _json(blob: bytes, _: int) -> Any:
 
 
 def _constructor(pairs: list[tuple[str, Any]]) -> Any:
-    """Return a JSON object, or the call that LangChain and LangGraph make of one with `lc`, `type` and `id`."""
+    """Return a JSON object, or the call that LangChain and LangGraph make for one with `lc`, `type` and `id`."""
     found = _map(pairs)
     if not isinstance(found, dict) or "lc" not in found or found.get("type") != "constructor":
         return found

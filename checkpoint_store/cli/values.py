@@ -1,4 +1,4 @@
-"""Inert values as text for people, and as JSON."""
+"""Decoded values as lines of text, and as JSON."""
 
 from __future__ import annotations
 
@@ -6,79 +6,79 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint_store.cli.clean import clean, size
 from checkpoint_store.cli.safe_decode import Call, Mapping, Sealed
+from checkpoint_store.cli.text import printable, size
 
-DEEPEST = 40
-"""How deep a value is shown."""
+MAX_DEPTH = 40
+"""The levels of a value that are shown."""
 
 _FAMILIAR = ("langchain_core.", "langgraph.")
-"""Whose names are shown without their modules: they are in every chat."""
+"""Packages whose classes are shown without their modules: they are in every chat."""
 
 _EMPTY: tuple[Any, ...] = (None, [], {}, "", False)
-"""Arguments that go without saying."""
+"""Arguments that are left out."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a value is shown."""
+    """The limits of what is shown of a value."""
 
     items: int = 30
-    """Of a list or map."""
+    """Items of a list or map."""
     characters: int = 400
-    """Of a string."""
+    """Characters of a string."""
     width: int = 100
-    """Of a line, before it is broken up."""
-    whole: bool = False
-    """Whether arguments are shown that go without saying, and names with their modules."""
+    """Characters of a line, before it is broken up."""
+    brief: bool = True
+    """Empty arguments are left out, and the modules of familiar classes."""
 
 
-WHOLE = Limits(items=2**31, characters=2**31, whole=True)
+UNLIMITED = Limits(items=2**31, characters=2**31, brief=False)
 
 
 def lines(value: Any, limits: Limits, name: str = "") -> list[str]:
-    """Return a value as lines of text, each of them fit for a terminal.
+    """Return a value as lines of text that are safe for a terminal.
 
     Args:
-        value: What `inert` has returned.
-        limits: How much of it.
-        name: What stands in front of it.
+        value: A value that `safe_decode` has returned.
+        limits: The limits of what is shown.
+        name: The text before it.
     """
     return list(_lines(name, value, "", limits, 0))
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON can hold it; what JSON has no word for is a dict with one key that begins with `$`."""
-    if depth > DEEPEST:
+def as_json(value: Any, depth: int = 0) -> Any:
+    """Return a value for JSON; other kinds than JSON's become a dict with one key that begins with `$`."""
+    if depth > MAX_DEPTH:
         return {"$cut": "nested too deeply"}
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if value - value == 0 else {"$float": repr(value)}
     if isinstance(value, list):
-        return [plain(item, depth + 1) for item in value]
+        return [as_json(item, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {key: plain(item, depth + 1) for key, item in value.items()}
+        return {key: as_json(item, depth + 1) for key, item in value.items()}
     if isinstance(value, bytes):
         return {"$bytes": {"size": len(value), "start": value[:16].hex()}}
     if isinstance(value, Sealed):
         return {"$sealed": {"type": value.kind, "size": value.size, "reason": value.reason}}
     if isinstance(value, Mapping):
-        return {"$map": [[plain(part, depth + 1) for part in pair] for pair in value.items]}
+        return {"$map": [[as_json(part, depth + 1) for part in pair] for pair in value.items]}
     if isinstance(value, Call):
         call: dict[str, Any] = {"name": value.name}
         if value.arguments:
-            call["args"] = [plain(item, depth + 1) for item in value.arguments]
+            call["args"] = [as_json(item, depth + 1) for item in value.arguments]
         if value.keywords:
-            call["kwargs"] = {_key(key): plain(item, depth + 1) for key, item in value.keywords}
+            call["kwargs"] = {_key(key): as_json(item, depth + 1) for key, item in value.keywords}
         return {"$object": call}
     return {"$other": repr(value)}
 
 
 def _lines(start: str, value: Any, end: str, limits: Limits, depth: int) -> Iterator[str]:
-    """Yield a value and what stands around it: on one line if it fits, else with its parts on lines of their own."""
+    """Yield a value between two texts: on one line if it fits, else with its parts on lines of their own."""
     opening, parts, closing = _parts(value, limits)
-    if parts is None or depth >= DEEPEST:
+    if parts is None or depth >= MAX_DEPTH:
         yield f"{start}{opening}{'...' if parts else ''}{closing}{end}"
         return
     flat = _flat(value, limits, depth, limits.width - len(start) - len(end))
@@ -93,11 +93,11 @@ def _lines(start: str, value: Any, end: str, limits: Limits, depth: int) -> Iter
 
 
 def _flat(value: Any, limits: Limits, depth: int, room: int) -> str | None:
-    """Return a value on one line, or None if it is longer than that."""
+    """Return a value on one line, or None if there is no room for it."""
     opening, parts, closing = _parts(value, limits)
     if parts is None:
         return opening if len(opening) <= room else None
-    if depth >= DEEPEST:
+    if depth >= MAX_DEPTH:
         return f"{opening}...{closing}"
     pieces: list[str] = []
     room -= len(opening) + len(closing)
@@ -113,13 +113,13 @@ def _flat(value: Any, limits: Limits, depth: int, room: int) -> str | None:
 
 
 class _More(str):
-    """Says how much is left out."""
+    """The number of items that are left out."""
 
     __slots__ = ()
 
 
 def _parts(value: Any, limits: Limits) -> tuple[str, list[tuple[str, Any]] | None, str]:
-    """Return how a container begins, its parts under their names, and how it ends; a scalar only begins."""
+    """Return a container's opening, its parts with their names, and its closing; of a scalar only the opening."""
     if isinstance(value, list):
         return "[", _limited((("", item) for item in value), len(value), limits), "]"
     if isinstance(value, dict):
@@ -129,15 +129,17 @@ def _parts(value: Any, limits: Limits) -> tuple[str, list[tuple[str, Any]] | Non
             "}",
         )
     if isinstance(value, Mapping):
-        keys = ((f"{_flat(key, limits, DEEPEST - 2, 60) or '(a long key)'}: ", item) for key, item in value.items)
+        keys = ((f"{_flat(key, limits, MAX_DEPTH - 2, 60) or '(a long key)'}: ", item) for key, item in value.items)
         return "{", _limited(keys, len(value.items), limits), "}"
     if isinstance(value, Call):
         name = value.name.removeprefix("builtins.")
-        if not limits.whole and name.startswith(_FAMILIAR):
+        if limits.brief and name.startswith(_FAMILIAR):
             name = name.rpartition(".")[2]
-        keywords = [(key, item) for key, item in value.keywords if limits.whole or item not in _EMPTY]
-        parts = [("", item) for item in value.arguments] + [(f"{clean(_key(key))}=", item) for key, item in keywords]
-        return f"{clean(name)}(", _limited(iter(parts), len(parts), limits), ")"
+        keywords = [(key, item) for key, item in value.keywords if not limits.brief or item not in _EMPTY]
+        parts = [("", item) for item in value.arguments] + [
+            (f"{printable(_key(key))}=", item) for key, item in keywords
+        ]
+        return f"{printable(name)}(", _limited(iter(parts), len(parts), limits), ")"
     if isinstance(value, _More):
         return str(value), None, ""
     if isinstance(value, str):
@@ -146,8 +148,8 @@ def _parts(value: Any, limits: Limits) -> tuple[str, list[tuple[str, Any]] | Non
         return f"<{size(len(value))} of bytes: {_start(value)}>", None, ""
     if isinstance(value, Sealed):
         start = f": {_start(value.start)}" if value.start else ""
-        return clean(f"<{value.kind or 'unknown'}, {size(value.size)}, {value.reason}{start}>"), None, ""
-    return clean(repr(value)), None, ""
+        return printable(f"<{value.kind or 'unknown'}, {size(value.size)}, {value.reason}{start}>"), None, ""
+    return printable(repr(value)), None, ""
 
 
 def _limited(parts: Iterable[tuple[str, Any]], count: int, limits: Limits) -> list[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, NullPool, Pool, QueuePool, StaticPool
 
+from checkpoint_store import migrations
 from checkpoint_store.conninfo.fork import in_children
 from checkpoint_store.conninfo.transient_errors import transient_error_of
 from checkpoint_store.database.error_translation import FOREIGN
@@ -19,9 +20,7 @@ from checkpoint_store.database.pool import borrowed, detached, dispose, kept_by_
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
 from checkpoint_store.database.retry import Retries
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
-from checkpoint_store.migrations.lock_timeout import LockTimeout
-from checkpoint_store.migrations.runner import retry_conflicts, upgrade_to_head
-from checkpoint_store.migrations.version_check import is_head
+from checkpoint_store.migrations.lock import Patience
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import probes
 from checkpoint_store.storage.operation import Operation
@@ -90,18 +89,18 @@ class EngineProvider(ConnectionProvider):
 
     def _setup(self, timeout: float) -> None:
         try:
-            if is_head(self.run(probes.revisions)):
+            if migrations.is_head(self.run(probes.revisions)):
                 return
         except NotSetUp:
             pass
         pause = pause_of(self.engine.dialect)
-        retry_conflicts(partial(self._migrate, pause), timeout, pause)
+        migrations.insist(partial(self._migrate, pause), timeout, pause)
 
-    def _migrate(self, pause: Callable[[float], None], timeout: LockTimeout) -> None:
+    def _migrate(self, pause: Callable[[float], None], patience: Patience) -> None:
         with self.turn():
             self.check_lends()
             with migrating(self.engine) as conn:
-                upgrade_to_head(conn, self.sql, timeout, pause)
+                migrations.bring_to_head(conn, self.sql, patience, pause)
 
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock until it is dropped; trying again is part of the wait for it."""

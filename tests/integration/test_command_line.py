@@ -32,7 +32,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from checkpoint_store import PostgresSaver, cli, schema
 from checkpoint_store.cli import connection, main
-from checkpoint_store.cli.changing import age_of
+from checkpoint_store.cli.retention import age_of
 from checkpoint_store.encryption import KeyRing
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.serde import pages
@@ -261,7 +261,7 @@ def test_a_copy_a_replaced_copy_and_their_deletion(run: Cli, filled: str) -> Non
     unanswered = run("delete", "b")
     assert unanswered.code == 1
     assert "b: 40 checkpoints" in unanswered.err
-    assert unanswered.err.endswith("\nerror: nobody answered; --yes goes on without asking\n")
+    assert unanswered.err.endswith("\nerror: there was no answer; --yes goes on without asking\n")
     assert run("delete", "b", answer="n\n").code == 1
     assert count(filled, where="thread_id = 'b'") == 40
     assert run("delete", "cron-report", answer="y\n").code == 0
@@ -314,9 +314,9 @@ def test_an_age_has_a_unit(text: str, age: timedelta) -> None:
 @pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1y", "1.5h", "12h1d", "9" * 30 + "d"])
 def test_what_is_no_age_is_refused(text: str) -> None:
     """A number without a unit above all: nobody should have to guess which one was meant."""
-    with pytest.raises(InvalidOption, match="it is a number with a unit"):
+    with pytest.raises(InvalidOption, match="must be a number with a unit"):
         age_of(text)
-    with pytest.raises(InvalidOption, match="'0d'; it is more than zero"):
+    with pytest.raises(InvalidOption, match=r"must be more than zero, .*, not '0d'$"):
         age_of("0d")
 
 
@@ -339,9 +339,9 @@ def test_a_pipeline_migrates_checks_and_goes_back(
 ) -> None:
     """Exit code 3 before, 0 after; the SQL needs no database; going back asks."""
     monkeypatch.setenv("CHECKPOINT_STORE_URL", empty_url)
-    assert run("check").code == cli.BEHIND
+    assert run("check").code == cli.NOT_AT_HEAD
     assert json.loads(run("check", "--json").out) == {"revision": None, "head": schema.HEAD, "ready": False}
-    assert run("threads").code == cli.BEHIND
+    assert run("threads").code == cli.NOT_AT_HEAD
     assert run("upgrade", "cs01_baseline").out == "at cs01_baseline\n"
     behind = run("check")
     assert (behind.code, behind.err.count("\n")) == (3, 1)
@@ -654,7 +654,7 @@ def test_ctrl_c_in_a_sweep_leaves_whole_threads_and_the_next_one_goes_on(filled:
             out, err = process.communicate(timeout=60)
 
     assert (process.returncode, out) == (130, "")
-    assert re.fullmatch(r"interrupted: .*every thread is whole; the same command goes on with the rest\n", err)
+    assert re.fullmatch(r"interrupted: .*every thread is complete; the same command goes on with the rest\n", err)
     assert count(filled, where="thread_id = 'ada-trip' AND checkpoint_ns = ''") == 1
     assert count(filled, where="thread_id = 'bob-chat'") == 40
     assert main([*arguments, "--url", filled]) == 0
@@ -791,9 +791,9 @@ def test_a_file_that_is_missing_is_told_before_a_package_that_is(run: Cli, tmp_p
 
 def test_the_demonstration_is_one_command() -> None:
     """It is the one of `make demo`."""
-    from checkpoint_store.cli.starting import story
+    from checkpoint_store.cli.demo import script
 
-    assert story() == REPOSITORY / "examples" / "survive_kill.py"
+    assert script() == REPOSITORY / "examples" / "survive_kill.py"
     assert connection.NOTHING_CHANGED
 
 

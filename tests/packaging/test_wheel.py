@@ -72,7 +72,7 @@ def test_the_command_line_is_installed_with_all_it_needs(python: Python, install
     script = str(installation / "bin" / "checkpoint-store")
     assert python(script, "upgrade", url=empty_url).startswith("at cs")
     assert "which is head" in python("-m", "checkpoint_store", "check", url=empty_url)
-    found = python("-c", "from checkpoint_store.cli import starting; print(starting.story())").strip()
+    found = python("-c", "from checkpoint_store.cli import demo; print(demo.script())").strip()
     assert Path(found).exists()
     assert Path(found).parent.name == "_demo"
 

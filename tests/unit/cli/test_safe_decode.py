@@ -27,8 +27,8 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.types import Send
 
 from checkpoint_store.cli import values
-from checkpoint_store.cli.safe_decode import Call, Mapping, Sealed, inert
-from checkpoint_store.cli.values import WHOLE, Limits, lines, plain
+from checkpoint_store.cli.safe_decode import Call, Mapping, Sealed, safe_decode
+from checkpoint_store.cli.values import UNLIMITED, Limits, as_json, lines
 
 SERDE = JsonPlusSerializer(pickle_fallback=True)
 
@@ -37,7 +37,7 @@ def ext(code: int, *content: Any) -> msgpack.ExtType:
     return msgpack.ExtType(code, msgpack.packb(content))
 
 
-def text(value: Any, limits: Limits = WHOLE) -> str:
+def text(value: Any, limits: Limits = UNLIMITED) -> str:
     return "\n".join(lines(value, limits))
 
 
@@ -81,12 +81,12 @@ class Bomb:
 )
 def test_what_langgraph_stores_is_shown_as_what_it_is(value: Any, shown: str) -> None:
     """Each value that the serializer takes, as the call that makes it."""
-    assert text(inert(*SERDE.dumps_typed(value))) == shown
+    assert text(safe_decode(*SERDE.dumps_typed(value))) == shown
 
 
 def test_messages_read_like_messages() -> None:
     """Without their modules, and without what goes without saying; whole on demand."""
-    value = inert(*SERDE.dumps_typed([HumanMessage("Hi", id="1"), AIMessage("Hello " * 200, id="2")]))
+    value = safe_decode(*SERDE.dumps_typed([HumanMessage("Hi", id="1"), AIMessage("Hello " * 200, id="2")]))
 
     assert lines(value, Limits(characters=10)) == [
         "[",
@@ -103,7 +103,7 @@ def test_numpy_arrays_are_described() -> None:
     """As LangGraph stores them: its fields, not its numbers."""
     array = ext(6, "<f8", [2, 3], "C", b"\0" * 48)
 
-    assert text(inert("msgpack", msgpack.packb(array))) == (
+    assert text(safe_decode("msgpack", msgpack.packb(array))) == (
         "numpy.ndarray(dtype='<f8', shape=[2, 3], order='C', bytes=48)"
     )
 
@@ -131,18 +131,18 @@ def test_numpy_arrays_are_described() -> None:
 )
 def test_what_can_not_be_read_says_what_it_is(kind: str | None, blob: bytes | None, shown: str) -> None:
     """Encrypted, pickled, damaged or unknown: a kind, a size and a reason."""
-    value = inert(kind, blob)
+    value = safe_decode(kind, blob)
 
     assert isinstance(value, Sealed)
     assert text(value).startswith(shown)
-    assert plain(value)["$sealed"]["size"] == len(blob or b"")
+    assert as_json(value)["$sealed"]["size"] == len(blob or b"")
 
 
 def test_encrypted_values_of_the_serializer_stay_closed() -> None:
     """Not a byte of them is shown."""
     kind, blob = EncryptedSerializer.from_pycryptodome_aes(key=b"0123456789abcdef").dumps_typed(["secret"])
 
-    assert text(inert(kind, blob)) == f"<msgpack, {len(blob)} B, encrypted (aes)>"
+    assert text(safe_decode(kind, blob)) == f"<msgpack, {len(blob)} B, encrypted (aes)>"
 
 
 @pytest.fixture
@@ -185,9 +185,9 @@ def hostile(mark: Path) -> dict[str, tuple[str, bytes]]:
 @pytest.mark.parametrize("name", hostile(Path("mark")))
 def test_a_hostile_payload_is_inert(trap: Path, name: str) -> None:
     """It is shown as the call that it would be, and neither imports the module nor leaves its mark."""
-    value = inert(*hostile(trap)[name])
+    value = safe_decode(*hostile(trap)[name])
 
-    shown, document = text(value), json.dumps(plain(value))
+    shown, document = text(value), json.dumps(as_json(value))
     assert ("trap_module.Trap" in shown) or str(trap) in shown or name == "pickle"
     assert isinstance(json.loads(document), (dict, list))
 
@@ -214,7 +214,7 @@ def test_objects_within_objects_end_somewhere() -> None:
         value = ext(0, "m", "C", value)
     blob = msgpack.packb(value)
 
-    shown = text(inert("msgpack", blob))
+    shown = text(safe_decode("msgpack", blob))
 
     assert shown.count("m.C(") == 32
     assert "<Ext 0" in shown
@@ -225,27 +225,27 @@ def test_nested_lists_end_somewhere() -> None:
     deep = b"\x91" * 500 + b"\x01"
     deeper = b"\x91" * 100_000 + b"\x01"
 
-    assert "..." in text(inert("msgpack", deep))
-    assert json.dumps(plain(inert("msgpack", deep))).count("[") < 50
-    assert text(inert("msgpack", deeper)).startswith("<msgpack, 100.0 kB, damaged")
+    assert "..." in text(safe_decode("msgpack", deep))
+    assert json.dumps(as_json(safe_decode("msgpack", deep))).count("[") < 50
+    assert text(safe_decode("msgpack", deeper)).startswith("<msgpack, 100.0 kB, damaged")
 
 
 def test_maps_keep_keys_that_no_dict_has() -> None:
     """Equal keys, lists and maps as keys: nothing of a hostile map is lost, and nothing fails."""
     pairs = b"\x83\x01\xa1a\x01\xa1b\x91\x02\x81\xa1x\x80"
-    value = inert("msgpack", pairs)
+    value = safe_decode("msgpack", pairs)
 
     assert isinstance(value, Mapping)
     assert text(value) == "{1: 'a', 1: 'b', [2]: {'x': {}}}"
-    assert plain(value) == {"$map": [[1, "a"], [1, "b"], [[2], {"x": {}}]]}
+    assert as_json(value) == {"$map": [[1, "a"], [1, "b"], [[2], {"x": {}}]]}
 
 
 def test_names_are_strings_or_the_object_stays_closed() -> None:
     """What is no call of LangGraph's is not taken for one."""
     for content in (ext(0, 1, 2, 3), ext(0), ext(2, "m"), msgpack.ExtType(0, b"\xff\xff"), msgpack.ExtType(99, b"x")):
-        value = inert("msgpack", msgpack.packb(content))
+        value = safe_decode("msgpack", msgpack.packb(content))
         assert isinstance(value, Sealed), value
-    assert inert("msgpack", msgpack.packb(ext(2, "m", "C", [1]))) == Call("m.C", [[1]])
+    assert safe_decode("msgpack", msgpack.packb(ext(2, "m", "C", [1]))) == Call("m.C", [[1]])
 
 
 def test_nothing_reaches_the_terminal_as_it_is() -> None:
@@ -260,13 +260,13 @@ def test_nothing_reaches_the_terminal_as_it_is() -> None:
     ]
 
     for kind, blob in blobs:
-        for limits in (WHOLE, Limits(), Limits(characters=3, items=1, width=10)):
-            assert all(line.isprintable() for line in lines(inert(kind, blob), limits))
+        for limits in (UNLIMITED, Limits(), Limits(characters=3, items=1, width=10)):
+            assert all(line.isprintable() for line in lines(safe_decode(kind, blob), limits))
 
 
 def test_long_values_are_cut_short() -> None:
     """By items and by characters, and it is said how much is missing."""
-    value = inert("msgpack", msgpack.packb({"many": list(range(1000)), "text": "x" * 1000}))
+    value = safe_decode("msgpack", msgpack.packb({"many": list(range(1000)), "text": "x" * 1000}))
 
     shown = text(value, Limits(items=3, characters=5))
 
@@ -287,12 +287,12 @@ contents = st.recursive(
 
 
 def check(kind: str, blob: bytes) -> None:
-    value = inert(kind, blob)
-    for limits in (WHOLE, Limits(items=2, characters=2, width=20)):
+    value = safe_decode(kind, blob)
+    for limits in (UNLIMITED, Limits(items=2, characters=2, width=20)):
         shown = lines(value, limits)
         assert shown
         assert all(line.isprintable() for line in shown)
-    assert json.loads(json.dumps(plain(value), allow_nan=False)) is not ...
+    assert json.loads(json.dumps(as_json(value), allow_nan=False)) is not ...
 
 
 @given(contents.map(msgpack.packb))
@@ -317,13 +317,14 @@ def test_any_bytes_can_be_shown(blob: bytes) -> None:
 def test_looking_imports_no_langgraph() -> None:
     """Nor anything else that a value names."""
     code = (
-        "import sys, msgpack; from checkpoint_store.cli import safe_decode, values; inert = safe_decode.inert;"
+        "import sys, msgpack; from checkpoint_store.cli import values;"
+        "from checkpoint_store.cli.safe_decode import safe_decode;"
         "call = msgpack.packb(['langchain_core.messages.human', 'HumanMessage', {}, '']);"
         "b = msgpack.packb(msgpack.ExtType(5, call));"
-        "print(values.lines(inert('msgpack', b), values.WHOLE));"
+        "print(values.lines(safe_decode('msgpack', b), values.UNLIMITED));"
         "print([m for m in sys.modules if m.startswith(('langgraph', 'langchain', 'pydantic'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "['langchain_core.messages.human.HumanMessage()']\n[]\n"
-    assert values.DEEPEST > 10
+    assert values.MAX_DEPTH > 10

@@ -1,4 +1,4 @@
-"""The commands of a deploy pipeline: they migrate, check and print SQL, and import nothing of LangGraph."""
+"""The commands `upgrade`, `downgrade`, `check` and `sql`: the schema, for a deploy pipeline that lacks LangGraph."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store import migrations
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, connected, on_engine, upgrade_advised
-from checkpoint_store.database.backend import Backend
+from checkpoint_store.cli.connection import Json, Schema, Url, Yes, advise_upgrade, confirm, on_backend, on_engine
 from checkpoint_store.database.pooler import is_pooled
 from checkpoint_store.database.provider import pause_of
 from checkpoint_store.errors import NotSetUp
 from checkpoint_store.migrations.lock import LOCK_SECONDS
 from checkpoint_store.schema import HEAD
 from checkpoint_store.storage import probes
+
+Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="How long to wait for others that migrate or use the tables.")
+]
 
 _ROLLED_BACK = "the revision under way was rolled back, those before it stay; the same command goes on"
 
@@ -27,11 +30,9 @@ def upgrade(
     revision: Annotated[str, typer.Argument(help="How far; as a rule the newest.")] = "head",
     url: Url = "",
     schema: Schema = None,
-    timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for others that migrate or use the tables.")
-    ] = LOCK_SECONDS,
+    timeout: Timeout = LOCK_SECONDS,
 ) -> None:
-    """Bring the tables to what this version needs.
+    """Upgrade the tables to this version's revision.
 
     Safe to run from many processes at once, and where nothing is left to do. A database of
     langgraph-checkpoint-postgres is taken over in place.
@@ -41,12 +42,8 @@ def upgrade(
       checkpoint-store upgrade
       checkpoint-store upgrade --schema agents
     """
-
-    async def bring(source: Backend) -> None:
-        await source.setup(timeout)
-
     if revision == "head":
-        connected(url, schema, bring, _ROLLED_BACK)
+        on_backend(url, schema, lambda backend: backend.setup(timeout), _ROLLED_BACK)
     else:
         _migrate(url, schema, revision, timeout, migrations.upgrade)
     output.line(f"at {_current(url, schema)}")
@@ -57,14 +54,12 @@ def downgrade(
     url: Url = "",
     schema: Schema = None,
     yes: Yes = False,
-    timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for others that migrate or use the tables.")
-    ] = LOCK_SECONDS,
+    timeout: Timeout = LOCK_SECONDS,
 ) -> None:
     """Undo revisions; "base" drops the tables.
 
-    With them every checkpoint is gone. Tables that were there before, of langgraph-checkpoint-postgres or made by hand,
-    are left.
+    Every checkpoint is dropped with them. Tables that were there before, of langgraph-checkpoint-postgres or made by
+    hand, are left.
 
     \b
     Example:
@@ -78,7 +73,7 @@ def downgrade(
 
 
 def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
-    """Tell whether the database is at head.
+    """Check whether the database is at head.
 
     Exit code 0 says that it is at this version's revision or a newer one, 3 that it is not. Needs the right to read
     one table. Fit for a readiness probe.
@@ -88,22 +83,23 @@ def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
       checkpoint-store check || checkpoint-store upgrade
     """
 
-    async def ask(engine: AsyncEngine) -> tuple[str | None, NotSetUp | None]:
+    async def read(engine: AsyncEngine) -> tuple[str | None, NotSetUp | None]:
         async with engine.connect() as conn:
+            error = None
             try:
                 await conn.run_sync(migrations.check, schema)
-            except NotSetUp as error:
-                return await conn.run_sync(migrations.current, schema), error
-            return await conn.run_sync(migrations.current, schema), None
+            except NotSetUp as not_set_up:
+                error = not_set_up
+            return await conn.run_sync(migrations.current, schema), error
 
-    revision, wrong = on_engine(url, schema, ask)
+    revision, error = on_engine(url, schema, read)
     if as_json:
-        output.document({"revision": revision, "head": HEAD, "ready": wrong is None})
-    elif wrong is None:
+        output.document({"revision": revision, "head": HEAD, "ready": error is None})
+    elif error is None:
         output.line(f"at {revision}" + (", which is head" if revision == HEAD else f", newer than {HEAD}"))
-    if wrong is not None:
-        with upgrade_advised(schema):
-            raise wrong
+    if error is not None:
+        with advise_upgrade(schema):
+            raise error
 
 
 def sql(
@@ -111,7 +107,7 @@ def sql(
 ) -> None:
     """Print the SQL that an upgrade would run.
 
-    It needs no database, and is for one that was never migrated.
+    It needs no database. The SQL is for a database that was never migrated.
 
     \b
     Example:
@@ -129,7 +125,7 @@ def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrat
         async with engine.connect() as conn:
             pause = pause_of(engine.dialect)
             if await conn.run_sync(is_pooled):
-                await conn.begin()  # which holds the lock as well: the next transaction may be another connection's
+                await conn.begin()  # it holds the lock as well: the next transaction may get another connection
             await conn.run_sync(partial(migrate, schema=schema, revision=revision, timeout=timeout, pause=pause))
             await conn.commit()
 
@@ -137,12 +133,8 @@ def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrat
 
 
 def _undoing(url: str, schema: str | None) -> str:
-    """Say what becomes of the tables when all revisions are undone."""
-
-    async def ask(source: Backend) -> bool:
-        return await source.run(probes.outlives_downgrade)
-
-    if connected(url, schema, ask):
+    """Return the consequences of undoing all revisions."""
+    if on_backend(url, schema, lambda backend: backend.run(probes.outlives_downgrade)):
         return (
             "the tables that were there before, or that langgraph-checkpoint-postgres has set up, stay with every "
             "checkpoint; what checkpoint_store has added to them will be dropped"
@@ -151,8 +143,8 @@ def _undoing(url: str, schema: str | None) -> str:
 
 
 def _current(url: str, schema: str | None) -> str | None:
-    async def ask(engine: AsyncEngine) -> str | None:
+    async def read(engine: AsyncEngine) -> str | None:
         async with engine.connect() as conn:
             return await conn.run_sync(migrations.current, schema)
 
-    return on_engine(url, schema, ask)
+    return on_engine(url, schema, read)

@@ -1,4 +1,4 @@
-"""The command that encrypts what is stored, anew or for the first time. Keys come from the environment only."""
+"""The command `reencrypt`, with keys from the environment."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.cli import output
-from checkpoint_store.cli.clean import counted
 from checkpoint_store.cli.connection import Json, Schema, Url, on_engine
+from checkpoint_store.cli.text import counted
 from checkpoint_store.errors import InvalidOption, UnreadableValue
-from checkpoint_store.tools import reencryption
 
 if TYPE_CHECKING:
     from checkpoint_store.serde.key_ring import KeyRing
@@ -32,29 +31,31 @@ def reencrypt(
 ) -> None:
     """Encrypt everything that is stored with the newest key.
 
-    What is in clear, inline or in pages, and what has an older key is rewritten in batches. The database may be in use,
-    by savers that know the newest key and write with it. What was interrupted goes on with what is left.
+    Values in clear, inline or in pages, and values with an older key are rewritten in batches. The database may be in
+    use by savers that write with the newest key. After an interruption the same command goes on with the rest.
 
     CHECKPOINT_STORE_KEYS has the AES keys: each of 16, 24 or 32 bytes in Base64, the newest first, with commas between.
-    If there is a value that none of them opens, it stays as it is, and the exit code is 1.
+    A value that none of them opens stays as it is, and the exit code is 1.
 
     \b
     Example:
       export CHECKPOINT_STORE_KEYS="$NEW_KEY,$OLD_KEY"
       checkpoint-store reencrypt
     """
-    ring = _ring()
+    key_ring = _key_ring()
 
     async def work(engine: AsyncEngine) -> tuple[Reencryption, Unencrypted]:
         from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-        serde = EncryptedSerializer(ring)
-        with output.progress("rewriting", "values") as told:
+        from checkpoint_store.tools import reencryption
+
+        serde = EncryptedSerializer(key_ring)
+        with output.progress("rewriting", "values") as advance:
             done = await reencryption.reencrypt(
                 *(engine, serde, serde),
                 schema=schema,
                 batch_size=batch_size,
-                on_progress=lambda report: told(report.blobs + report.writes + report.scalars + report.current),
+                on_progress=lambda report: advance(report.blobs + report.writes + report.scalars + report.current),
             )
         return done, await reencryption.count_unencrypted(engine, schema=schema)
 
@@ -76,11 +77,11 @@ def reencrypt(
 COMMANDS = (reencrypt,)
 
 
-def _ring() -> KeyRing:
-    """Return the keys that the environment names.
+def _key_ring() -> KeyRing:
+    """Return the keys of the environment.
 
     Raises:
-        InvalidOption: If there are none, or one is none.
+        InvalidOption: If there are none, or one is not a key.
     """
     from checkpoint_store.serde.key_ring import KeyRing
 
@@ -90,5 +91,5 @@ def _ring() -> KeyRing:
     try:
         keys = [base64.b64decode(text, validate=True) for text in texts]
     except binascii.Error:
-        raise InvalidOption(f"{KEYS} has a key that is not in Base64") from None
+        raise InvalidOption(f"the keys in {KEYS} must be in Base64; one is not") from None
     return KeyRing.aes(*keys)

@@ -1,0 +1,107 @@
+"""The command `stats`: sizes of tables, threads and channels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from checkpoint_store.cli import output
+from checkpoint_store.cli.connection import Json, Schema, Url, on_backend
+from checkpoint_store.cli.text import counted, size
+from checkpoint_store.database.backend import Backend
+from checkpoint_store.serde.keys import checked_thread_id
+from checkpoint_store.storage.thread_list import ThreadStats, stats_of
+from checkpoint_store.storage.threads import largest_threads, not_found, table_sizes, thread_stats
+
+_UNLIMITED = 2**31 - 1
+
+
+def stats(
+    thread: Annotated[str | None, typer.Argument(help="A thread's id; all by default.", show_default=False)] = None,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=0, help="How many threads or channels, the largest; 0 for all.")
+    ] = 10,
+    url: Url = "",
+    schema: Schema = None,
+    as_json: Json = False,
+) -> None:
+    """Show the sizes of tables, threads and channels.
+
+    Of a thread its tables and channels; without one the tables and the largest threads, for which every row of the
+    tables is read, though no large value: on a large database this takes its time.
+
+    \b
+    Example:
+      checkpoint-store stats
+      checkpoint-store stats user-42
+    """
+    if thread is None:
+        _print_database(url, schema, limit or _UNLIMITED, as_json)
+    else:
+        checked_thread_id(thread, "THREAD")
+        stats = on_backend(url, schema, lambda backend: stored_stats(backend, thread))
+        _print_thread(stats, limit or _UNLIMITED, as_json)
+
+
+COMMANDS = (stats,)
+
+
+async def stored_stats(backend: Backend, thread: str) -> ThreadStats:
+    """Return the sizes of a thread.
+
+    Raises:
+        ThreadNotFound: If nothing is stored for it.
+    """
+    stats = stats_of(thread, *await backend.run(thread_stats, thread))
+    if not stats.bytes:
+        raise not_found(thread)
+    return stats
+
+
+def _print_thread(stats: ThreadStats, limit: int, as_json: bool) -> None:
+    if as_json:
+        tables = {name: table._asdict() for name, table in stats.tables.items()}
+        channels = [channel._asdict() for channel in stats.channels]
+        output.document({"thread_id": stats.thread_id, "bytes": stats.bytes, "tables": tables, "channels": channels})
+        return
+    output.line(f"{stats.thread_id}: {counted(stats.checkpoints, 'checkpoint')}, {size(stats.bytes)}", "bold")
+    output.table(
+        ["TABLE", ">ROWS", ">SIZE"],
+        [(name, f"{table.rows:,}", size(table.bytes)) for name, table in stats.tables.items() if table.rows],
+    )
+    output.line()
+    output.table(
+        ["GRAPH", "CHANNEL", ">VALUES", ">WRITES", ">SIZE"],
+        [
+            (one.graph or "-", one.channel, f"{one.values:,}", f"{one.writes:,}", size(one.bytes))
+            for one in stats.channels[:limit]
+        ],
+    )
+
+
+def _print_database(url: str, schema: str | None, limit: int, as_json: bool) -> None:
+    async def read(backend: Backend) -> tuple[Any, Any]:
+        return await backend.run(table_sizes), await backend.run(largest_threads, limit)
+
+    tables, largest = on_backend(url, schema, read)
+    if as_json:
+        output.document(
+            {
+                "tables": {name: {"rows": rows, "bytes_on_disk": count} for name, rows, count in tables},
+                "largest_threads": [
+                    {"thread_id": name, "checkpoints": checkpoints, "bytes": count}
+                    for name, checkpoints, count in largest
+                ],
+            }
+        )
+        return
+    output.table(
+        ["TABLE", ">ROWS (ABOUT)", ">ON DISK"],
+        [(name, "-" if rows is None else f"{rows:,}", size(count)) for name, rows, count in tables],
+    )
+    output.line()
+    output.table(
+        ["LARGEST THREADS", ">CHECKPOINTS", ">SIZE"],
+        [(name, f"{checkpoints:,}", size(count)) for name, checkpoints, count in largest],
+    )
