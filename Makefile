@@ -39,10 +39,7 @@ test-slow: $(INSTALLED) ## Run all tests, the slow ones too
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 $(ARGS)
 
 coverage: $(INSTALLED) ## Run the tests and report which lines and branches none of them reaches
-	$(VENV)/bin/coverage erase
-	$(VENV)/bin/coverage run -m pytest -n logical --maxprocesses 8 -m "not slow" $(ARGS)
-	$(VENV)/bin/coverage combine --quiet
-	$(VENV)/bin/coverage report
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --cov -m "not slow" $(ARGS)
 
 faults: $(INSTALLED) ## Inject faults under load: a table of what was tried, acknowledged and lost
 	$(VENV)/bin/python -m tests.faults
