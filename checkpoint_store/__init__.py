@@ -4,7 +4,8 @@
         await saver.setup()
         graph = builder.compile(checkpointer=saver)
 
-Names are imported when they are first used: a deploy job that only migrates never imports LangGraph.
+Savers are imported when they are first used: a deploy job that only migrates never imports LangGraph. The errors here
+are those that a running application may want to handle; all of them are in `checkpoint_store.errors`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from checkpoint_store.errors import (
+    CheckpointStoreError,
+    Closed,
+    Conflict,
+    InvalidConfig,
+    LimitReached,
+    LockLost,
+    NotSetUp,
+    Refused,
+    ThreadExists,
+    ThreadLocked,
+    ThreadNotFound,
+    Unavailable,
+    UnreadableValue,
+    UnstorableValue,
+    WrongTransaction,
+)
+
 if TYPE_CHECKING:
     from checkpoint_store.database.group_commit import AsyncPipeline
-    from checkpoint_store.errors import (
-        CheckpointStoreError,
-        Conflict,
-        InvalidConfig,
-        NotSetUp,
-        Unavailable,
-        UnreadableValue,
-        UnstorableValue,
-    )
+    from checkpoint_store.database.options import ConnectionOptions, SaverOptions
     from checkpoint_store.saver.aio import AsyncPostgresSaver
     from checkpoint_store.saver.sync import PostgresSaver
     from checkpoint_store.saver.thread_lock import ThreadLock
@@ -34,22 +45,15 @@ __version__ = "0.1.0"
 _MODULES = {
     "AsyncPipeline": "database.group_commit",
     "AsyncPostgresSaver": "saver.aio",
+    "ChannelSize": "storage.thread_list",
+    "ConnectionOptions": "database.options",
     "PostgresSaver": "saver.sync",
+    "SaverOptions": "database.options",
     "SweepReport": "storage.report",
+    "TableSize": "storage.thread_list",
     "ThreadLock": "saver.thread_lock",
-    **dict.fromkeys(("ChannelSize", "TableSize", "ThreadStats", "ThreadSummary"), "storage.thread_list"),
-    **dict.fromkeys(
-        (
-            "CheckpointStoreError",
-            "Conflict",
-            "InvalidConfig",
-            "NotSetUp",
-            "Unavailable",
-            "UnreadableValue",
-            "UnstorableValue",
-        ),
-        "errors",
-    ),
+    "ThreadStats": "storage.thread_list",
+    "ThreadSummary": "storage.thread_list",
 }
 
 __all__ = [
@@ -57,18 +61,28 @@ __all__ = [
     "AsyncPostgresSaver",
     "ChannelSize",
     "CheckpointStoreError",
+    "Closed",
     "Conflict",
+    "ConnectionOptions",
     "InvalidConfig",
+    "LimitReached",
+    "LockLost",
     "NotSetUp",
     "PostgresSaver",
+    "Refused",
+    "SaverOptions",
     "SweepReport",
     "TableSize",
+    "ThreadExists",
     "ThreadLock",
+    "ThreadLocked",
+    "ThreadNotFound",
     "ThreadStats",
     "ThreadSummary",
     "Unavailable",
     "UnreadableValue",
     "UnstorableValue",
+    "WrongTransaction",
 ]
 
 
@@ -79,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

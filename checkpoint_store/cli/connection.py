@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store.cli import output
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.factory import engine_backend
+from checkpoint_store.database.options import SaverOptions
 from checkpoint_store.errors import CheckpointStoreError, InvalidURL, NotSetUp
-from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.url import engine_arguments, pool_options, pooler_options
 
 T = TypeVar("T")
@@ -61,8 +61,8 @@ def on_backend(
         advice: The text of `Interrupted`, if Ctrl-C is pressed meanwhile.
         retry_timeout: The seconds for which a transient error is retried; a command that only reads fails at once.
     """
-    sql = statements_of(schema)
-    return on_engine(url, schema, lambda engine: work(engine_backend(engine, sql, None, None, retry_timeout)), advice)
+    options: SaverOptions[AsyncEngine] = {"schema": schema, "retry_timeout": retry_timeout}
+    return on_engine(url, schema, lambda engine: work(engine_backend(engine, options)), advice)
 
 
 def on_engine(
@@ -78,7 +78,7 @@ def on_engine(
     async def run() -> T:
         engine = create_async_engine(address, **pool_options({"connect_args": connect_args}))
         try:
-            with engine_backend(engine, statements_of(None), None, None).provider.told():
+            with engine_backend(engine, {}).provider.told():
                 return await work(engine)
         finally:
             await engine.dispose()

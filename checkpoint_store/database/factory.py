@@ -15,6 +15,7 @@ from checkpoint_store.database.engine_provider import EngineProvider
 from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.database.group_commit import AsyncPipeline
 from checkpoint_store.database.host_provider import HostConnectionProvider, HostSessionProvider
+from checkpoint_store.database.options import SaverOptions
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.replica_provider import ReplicaProvider
 from checkpoint_store.database.retry import RETRY_SECONDS
@@ -28,35 +29,21 @@ from checkpoint_store.url import check_pooler
 _DRIVERS = ("asyncpg", "psycopg")
 
 
-def backend_for(
-    conn: object,
-    pipe: object,
-    schema: str | None,
-    shares_pages: bool | None,
-    retry_timeout: float,
-    *,
-    sync: bool,
-    pooler: str | None = None,
-    read_engine: object = None,
-) -> Backend:
-    """Return a source on what a saver is made with.
+def backend_for(conn: object, pipe: object, options: SaverOptions[Any], *, sync: bool) -> Backend:
+    """Return a backend on the connections that a saver is made with.
 
     Args:
         conn: An engine or a connection.
         pipe: A pipeline or None.
-        schema: The PostgreSQL schema of the tables.
-        shares_pages: See `PageSharing`.
-        retry_timeout: See `EngineProvider`.
+        options: Those of the saver.
         sync: Whether the saver is for sync code, and so takes what has no event loop too.
-        pooler: What pools the server's connections.
-        read_engine: The engine of a replica, or None.
 
     Raises:
-        UnusableConnection: If `conn` or `pipe` is something else, or `conn` speaks to another database, or by a driver
+        UnusableConnection: If `conn`, `pipe` or `read_engine` is something else, or of another database, or of a driver
             that we don't know.
-        InvalidOption: If `pipe` can't be used with it, `retry_timeout` is no time, or `pooler` of an unknown kind.
+        InvalidOption: If an option can't be used, or not with `conn`.
     """
-    check_pooler(pooler)
+    check_pooler(options.get("pooler"))
     if isinstance(conn, (AsyncSession, Session, async_scoped_session, scoped_session)):
         raise UnusableConnection(
             f"conn is {_named(conn)}. Make the saver on the session's engine, and work in a transaction of the session "
@@ -68,10 +55,8 @@ def backend_for(
     if pipe is not None and not isinstance(pipe, AsyncPipeline):
         raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it has to be an AsyncPipeline or None")
     if isinstance(conn, (AsyncEngine, Engine)):
-        return engine_backend(
-            conn, statements_of(schema), pipe, shares_pages, retry_timeout, pooler=pooler, read_engine=read_engine
-        )
-    if read_engine is not None:
+        return engine_backend(conn, options, pipe)
+    if options.get("read_engine") is not None:
         raise InvalidOption(
             "read_engine can't be used with a connection: no replica knows of its transaction. Pass the engine."
         )
@@ -79,9 +64,9 @@ def backend_for(
         raise InvalidOption(
             "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."
         )
-    provider = _connection_provider("conn", conn, statements_of(schema))
+    provider = _connection_provider("conn", conn, statements_of(options.get("schema")))
     page_cache = PageCache(page_memory_of(provider.engine.dialect), provider.sql.tables.schema)
-    return _host_backend(provider, page_cache, _sharing(shares_pages))
+    return _host_backend(provider, page_cache, _page_sharing(options))
 
 
 def backend_within(conn: object, source: Backend, bind_arguments: Mapping[str, Any] | None, *, sync: bool) -> Backend:
@@ -116,26 +101,20 @@ def backend_within(conn: object, source: Backend, bind_arguments: Mapping[str, A
 
 
 def engine_backend(
-    engine: AsyncEngine | Engine,
-    sql: Statements,
-    pipe: AsyncPipeline | None,
-    shares_pages: bool | None,
-    retry_timeout: float = RETRY_SECONDS,
-    *,
-    pooler: str | None = None,
-    read_engine: object = None,
+    engine: AsyncEngine | Engine, options: SaverOptions[Any], pipe: AsyncPipeline | None = None
 ) -> Backend:
-    """Return a source on an engine.
+    """Return a backend on an engine.
 
     Raises:
         UnusableConnection: If an engine speaks to another database, or by a driver that we don't know; or if
             `read_engine` is not of the same kind.
-        InvalidOption: If `pipe` was made for another engine, or comes with a sync one.
+        InvalidOption: If `pipe` was made for another engine, or comes with a sync one; or if an option can't be used.
     """
     if not isinstance(engine, (AsyncEngine, Engine)):
         raise UnusableConnection(_unfit("engine", engine, "AsyncEngine or Engine"))
     _check_dialect("conn", engine, engine.dialect)
-    page_sharing = _sharing(shares_pages)
+    page_sharing = _page_sharing(options)
+    sql = statements_of(options.get("schema"))
     page_cache = PageCache(page_memory_of(engine.dialect), sql.tables.schema)
     if isinstance(engine, Engine):
         if pipe is not None:
@@ -143,26 +122,26 @@ def engine_backend(
                 "pipe can't be used with a sync engine, whose calls come from threads and commit for themselves. "
                 "Leave it out, or pass an AsyncEngine."
             )
-        return SyncBackend(_engine_provider(engine, sql, retry_timeout, pooler, read_engine), page_cache, page_sharing)
+        return SyncBackend(_engine_provider(engine, sql, options), page_cache, page_sharing)
     # Variants made with execution_options() share the dialect.
     if pipe is not None and pipe.engine.dialect is not engine.dialect:
         raise InvalidOption("pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine.")
-    provider = _engine_provider(engine, sql, retry_timeout, pooler, read_engine)
-    replica = read_engine if isinstance(read_engine, AsyncEngine) else None
+    provider = _engine_provider(engine, sql, options)
+    replica = options.get("read_engine")
     return AsyncBackend(
         *(provider, EventLoop.of(engine.dialect), page_cache, page_sharing), engine=engine, replica=replica, pipe=pipe
     )
 
 
-def _sharing(shares_pages: bool | None) -> PageSharing:
-    return PageSharing(None if shares_pages is None else flag(shares_pages, "share_pages"))
+def _page_sharing(options: SaverOptions[Any]) -> PageSharing:
+    wanted = options.get("share_pages")
+    return PageSharing(None if wanted is None else flag(wanted, "share_pages"))
 
 
-def _engine_provider(
-    engine: AsyncEngine | Engine, sql: Statements, retry_timeout: float, pooler: str | None, read_engine: object
-) -> ConnectionProvider:
+def _engine_provider(engine: AsyncEngine | Engine, sql: Statements, options: SaverOptions[Any]) -> ConnectionProvider:
+    pooler, read_engine = bool(options.get("pooler")), options.get("read_engine")
     within = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
-    primary = EngineProvider(within, sql, retry_timeout, pooler=bool(pooler))
+    primary = EngineProvider(within, sql, options.get("retry_timeout", RETRY_SECONDS), pooler=pooler)
     if read_engine is None:
         return primary
     kind = AsyncEngine if isinstance(engine, AsyncEngine) else Engine
@@ -171,7 +150,7 @@ def _engine_provider(
     _check_dialect("read_engine", read_engine, read_engine.dialect)
     replica = read_engine.sync_engine if isinstance(read_engine, AsyncEngine) else read_engine
     # What fails there is asked of the primary, at once.
-    return ReplicaProvider(primary, EngineProvider(replica, sql, 0, pooler=bool(pooler)))
+    return ReplicaProvider(primary, EngineProvider(replica, sql, 0, pooler=pooler))
 
 
 def _host_backend(provider: ConnectionProvider, page_cache: PageCache, page_sharing: PageSharing) -> Backend:

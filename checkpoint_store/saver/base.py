@@ -20,6 +20,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from checkpoint_store import migrations
 from checkpoint_store.database.backend import Backend
+from checkpoint_store.database.options import SaverOptions
 from checkpoint_store.errors import InvalidOption, short_repr
 from checkpoint_store.saver.thread_lock import ThreadLock
 from checkpoint_store.saver.threads import ThreadsMixin
@@ -41,14 +42,7 @@ CUT_BYTES = 1024 * 1024
 class BasePostgresSaver(ThreadsMixin):
     """LangGraph's contract, async and sync, on one source of connections."""
 
-    def __init__(
-        self,
-        source: Backend,
-        serde: SerializerProtocol | None,
-        *,
-        refuse_forks: bool = False,
-        require_encryption: bool = False,
-    ) -> None:
+    def __init__(self, backend: Backend, serde: SerializerProtocol | None, options: SaverOptions[Any]) -> None:
         is_untyped = serde is not None and not has_methods(serde, "dumps_typed", "loads_typed")
         if is_untyped and not has_methods(serde, "dumps", "loads"):
             way_out = (
@@ -60,15 +54,15 @@ class BasePostgresSaver(ThreadsMixin):
                 f"serde is {short_repr(serde)}; it has to be a serializer, with dumps_typed and loads_typed. {way_out}"
             )
         super().__init__(serde=serde)
-        if flag(require_encryption, "require_encryption") and not isinstance(self.serde, EncryptedSerializer):
+        self._requires_encryption = flag(options.get("require_encryption", False), "require_encryption")
+        if self._requires_encryption and not isinstance(self.serde, EncryptedSerializer):
             raise InvalidOption(
                 f"require_encryption needs a serializer that encrypts, and serde is a {type(self.serde).__qualname__}. "
                 "Pass serde=EncryptedSerializer(...), of langgraph.checkpoint.serde.encrypted."
             )
         # Everything but `serde` is shared by the copies that LangGraph's with_allowlist() makes.
-        self._backend = source
-        self._refuses_forks = flag(refuse_forks, "refuse_forks")
-        self._requires_encryption = require_encryption
+        self._backend = backend
+        self._refuses_forks = flag(options.get("refuse_forks", False), "refuse_forks")
         self._valued = ValuedChannels()
 
     def _within(self, source: Backend) -> Self:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
+from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import (
 
 from checkpoint_store.database.async_backend import AsyncBackend
 from checkpoint_store.database.group_commit import AsyncPipeline
+from checkpoint_store.database.options import ConnectionOptions, SaverOptions, suggestion
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.saver.retention import RetentionMixin
 from checkpoint_store.serde.arguments import flag, number, seconds
@@ -22,17 +24,23 @@ S = TypeVar("S", bound=RetentionMixin)
 
 
 def on_own_engine(
-    kind: Callable[..., S], conn_string: str, pipeline: bool, engine_options: dict[str, Any], **options: Any
+    kind: Callable[..., S],
+    conn_string: str,
+    pipeline: bool,
+    serde: SerializerProtocol | None,
+    options: ConnectionOptions,
 ) -> S:
     """Make a saver of a kind, with an engine that ends with it."""
     shares_commits = flag(pipeline, "pipeline")
-    engine = _engine(conn_string, options["pooler"], engine_options)
-    saver = kind(engine, AsyncPipeline(engine) if shares_commits else None, **options)
+    of_saver = {name: value for name, value in options.items() if name in SaverOptions.__optional_keys__}
+    of_engine = {name: value for name, value in options.items() if name not in of_saver}
+    engine = _engine(conn_string, options.get("pooler"), of_engine)
+    saver = kind(engine, AsyncPipeline(engine) if shares_commits else None, serde=serde, **of_saver)
     cast("AsyncBackend", saver._backend).owned = True
     return saver
 
 
-def _engine(conn_string: str, pooler: str | None, options: dict[str, Any]) -> AsyncEngine:
+def _engine(conn_string: str, pooler: str | None, options: Mapping[str, Any]) -> AsyncEngine:
     url, connect_args = engine_arguments(conn_string)
     check_pooler(pooler)
     if pooler:
@@ -43,8 +51,11 @@ def _engine(conn_string: str, pooler: str | None, options: dict[str, Any]) -> As
             number(options[name], name, least)
     if options.get("pool_timeout") is not None:
         seconds(options["pool_timeout"], "pool_timeout")
-    options = {**options, "connect_args": {**connect_args, **options.get("connect_args", {})}}
     try:
-        return create_async_engine(url, **pool_options(options))
+        return create_async_engine(
+            url, **pool_options({**options, "connect_args": {**connect_args, **options.get("connect_args", {})}})
+        )
     except (TypeError, ArgumentError) as error:
-        raise InvalidOption(f"an option for the engine can't be used: {error}") from error
+        unknown = [name for name in options if name not in ConnectionOptions.__optional_keys__]
+        hint = suggestion(unknown[0], ConnectionOptions) if unknown else ""
+        raise InvalidOption(f"an option for the engine can't be used: {error}{hint}") from error

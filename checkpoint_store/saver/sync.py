@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import Connection, Engine
@@ -20,11 +20,10 @@ from checkpoint_store.database.async_backend import AsyncBackend
 from checkpoint_store.database.closing import closing_blocking
 from checkpoint_store.database.factory import backend_for, backend_within
 from checkpoint_store.database.group_commit import AsyncPipeline
-from checkpoint_store.database.retry import RETRY_SECONDS
+from checkpoint_store.database.options import ConnectionOptions, SaverOptions, check_names
 from checkpoint_store.migrations import LOCK_SECONDS
 from checkpoint_store.saver.factory import on_own_engine
 from checkpoint_store.saver.retention import RetentionMixin
-from checkpoint_store.url import Pooler
 
 
 class PostgresSaver(RetentionMixin):
@@ -40,19 +39,7 @@ class PostgresSaver(RetentionMixin):
             of the running loop.
         pipe: What lets concurrent writes share commits; made for the same engine. None for a commit each.
         serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
-        schema: The PostgreSQL schema of the tables; by default the one that the `search_path` resolves to.
-        share_pages: Whether large values are stored as pages that a thread's values share. The stock saver can't read
-            those, so by default only in tables that we have made and it has not set up since; asked once a minute.
-        refuse_forks: Whether a checkpoint is stored only if its parent is the newest of its namespace, and refused with
-            `Conflict` otherwise. Time travel, which forks on purpose, is then refused too.
-        require_encryption: Whether stored values that are not encrypted are refused, with `NotEncrypted`; for a `serde`
-            that encrypts.
-        retry_timeout: For how long, in seconds, a call is made again that failed by something that passes, such as a
-            server that restarts; 0 for never. In a transaction of the caller's none ever is.
-        pooler: `"transaction"` for an engine that works through a pooler in transaction mode, such as PgBouncer; it is
-            made with `checkpoint_store.url.pooler_options()`. With a connection it changes nothing.
-        read_engine: The engine of a streaming replica, of the same kind as `conn`. History, lists and older checkpoints
-            are read there; the newest checkpoint, and threads that this process has just written, never are.
+        options: `schema`, `share_pages`, `refuse_forks` and more: see `SaverOptions`.
 
     Raises:
         UnusableConnection: If `conn`, `pipe` or `read_engine` is something else.
@@ -65,20 +52,12 @@ class PostgresSaver(RetentionMixin):
         conn: AsyncEngine | AsyncConnection | Engine | Connection,
         pipe: AsyncPipeline | None = None,
         serde: SerializerProtocol | None = None,
-        *,
-        schema: str | None = None,
-        share_pages: bool | None = None,
-        refuse_forks: bool = False,
-        require_encryption: bool = False,
-        retry_timeout: float = RETRY_SECONDS,
-        pooler: Pooler | None = None,
-        read_engine: AsyncEngine | Engine | None = None,
+        **options: Unpack[SaverOptions[AsyncEngine | Engine]],
     ) -> None:
-        options: Any = {"pooler": pooler, "read_engine": read_engine}
-        source = backend_for(conn, pipe, schema, share_pages, retry_timeout, sync=True, **options)
-        super().__init__(source, serde, refuse_forks=refuse_forks, require_encryption=require_encryption)
-        if isinstance(source, AsyncBackend) and not source.provider.is_callers:
-            source.event_loop.start()
+        check_names(options, "PostgresSaver")
+        super().__init__(backend_for(conn, pipe, options, sync=True), serde, options)
+        if isinstance(self._backend, AsyncBackend) and not self._backend.provider.is_callers:
+            self._backend.event_loop.start()
 
     @classmethod
     @contextmanager
@@ -88,30 +67,15 @@ class PostgresSaver(RetentionMixin):
         *,
         pipeline: bool = False,
         serde: SerializerProtocol | None = None,
-        schema: str | None = None,
-        share_pages: bool | None = None,
-        refuse_forks: bool = False,
-        require_encryption: bool = False,
-        retry_timeout: float = RETRY_SECONDS,
-        pooler: Pooler | None = None,
-        read_engine: AsyncEngine | None = None,
-        **engine_options: Any,
-    ) -> Iterator[PostgresSaver]:
+        **options: Unpack[ConnectionOptions],
+    ) -> Iterator[Self]:
         """Make a saver with an engine of its own, which is disposed at the end of the block.
 
         Args:
             conn_string: `postgresql://user:password@host:5432/database`, with libpq's parameters if any.
             pipeline: Whether concurrent writes share commits (see `AsyncPipeline`).
             serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
-            schema: The PostgreSQL schema of the tables.
-            share_pages: Whether large values are stored as pages; by default where the stock saver does not read.
-            refuse_forks: Whether a checkpoint whose parent is not the newest is refused.
-            require_encryption: Whether stored values that are not encrypted are refused.
-            retry_timeout: For how long, in seconds, a call is made again that failed by something that passes.
-            pooler: `"transaction"` for a URL of PgBouncer's, or of another pooler, in transaction mode.
-            read_engine: The engine of a streaming replica for reads that may lag; it stays yours.
-            **engine_options: For `create_async_engine`, such as `pool_size=20`. By default the pool keeps 8 connections
-                and opens no more.
+            options: Those of the saver and of `create_async_engine`, such as `pool_size`: see `ConnectionOptions`.
 
         Yields:
             The saver.
@@ -120,20 +84,7 @@ class PostgresSaver(RetentionMixin):
             InvalidURL: If the connection string can't be used.
             InvalidOption: If an option can't be used.
         """
-        saver = on_own_engine(
-            cls,
-            conn_string,
-            pipeline,
-            engine_options,
-            serde=serde,
-            schema=schema,
-            share_pages=share_pages,
-            refuse_forks=refuse_forks,
-            require_encryption=require_encryption,
-            retry_timeout=retry_timeout,
-            pooler=pooler,
-            read_engine=read_engine,
-        )
+        saver = on_own_engine(cls, conn_string, pipeline, serde, options)
         with closing_blocking(saver.close):
             yield saver
 

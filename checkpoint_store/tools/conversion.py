@@ -14,7 +14,6 @@ from checkpoint_store.database.factory import engine_backend
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde.arguments import callback, positive
 from checkpoint_store.sql.executor import Row
-from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.storage import locks, shared_pages, write_batch
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.storage.shared_pages import Blob
@@ -52,7 +51,7 @@ async def share(
         Unavailable: If the server can't be reached.
     """
     most = _batch(batch_size, on_progress)
-    source, shelf = engine_backend(engine, statements_of(schema), None, True), PageCache()
+    source, shelf = engine_backend(engine, {"schema": schema, "share_pages": True}), PageCache()
     await source.run(locks.check_removal)
     done, last = 0, _FIRST
     while rows := await source.run(shared_pages.next_blobs, "msgpack", last, most):
@@ -96,7 +95,7 @@ async def inline(
         Unavailable: If the server can't be reached.
     """
     most = _batch(batch_size, on_progress)
-    source = engine_backend(engine, statements_of(schema), None, False)
+    source = engine_backend(engine, {"schema": schema, "share_pages": False})
     await source.run(locks.check_removal)
     done, last = 0, _FIRST
     while rows := await source.run(shared_pages.next_blobs, PAGED, last, most):

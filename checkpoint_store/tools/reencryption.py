@@ -27,7 +27,7 @@ from checkpoint_store.serde.associated_data import Place
 from checkpoint_store.serde.key_ring import KeyRing, _is_current
 from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
-from checkpoint_store.sql.statements import Statements, statements_of
+from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks, shared_pages
 from checkpoint_store.storage.operation import Kind, operation
 
@@ -108,13 +108,12 @@ async def reencrypt(
             raise InvalidOption(f"{name} is {short_repr(serde)}; it has to be an EncryptedSerializer of LangGraph's")
     callback(on_progress, "on_progress")
     most = positive(batch_size, "batch_size")
-    sql = statements_of(schema)
-    source = engine_backend(engine, sql, None, False)
+    source = engine_backend(engine, {"schema": schema, "share_pages": False})
     await source.run(locks.check_removal)
-    rewriting = _Rewriting(source, _Safe(old, new), most, on_progress)
-    await rewriting.values("blobs", sql.tables.checkpoint_blobs, "next_blob_values", "rewrite_blobs", _of_value)
-    await rewriting.values("writes", sql.tables.checkpoint_writes, "next_write_values", "rewrite_writes", _of_write)
-    await rewriting.scalars(sql.tables.checkpoints)
+    rewriting, tables = _Rewriting(source, _Safe(old, new), most, on_progress), source.sql.tables
+    await rewriting.values("blobs", tables.checkpoint_blobs, "next_blob_values", "rewrite_blobs", _of_value)
+    await rewriting.values("writes", tables.checkpoint_writes, "next_write_values", "rewrite_writes", _of_write)
+    await rewriting.scalars(tables.checkpoints)
     return rewriting.report
 
 
@@ -132,7 +131,7 @@ async def count_unencrypted(engine: AsyncEngine | Engine, *, schema: str | None 
         NotSetUp: If the tables are missing.
         Unavailable: If the server can't be reached.
     """
-    source = engine_backend(engine, statements_of(schema), None, False)
+    source = engine_backend(engine, {"schema": schema, "share_pages": False})
     return Unencrypted._make((await source.run(_look, "count_plain", {}))[0])
 
 

@@ -246,6 +246,30 @@ def test_options_of_the_engine_are_checked_before_it_is_used(options: dict[str, 
         pass
 
 
+@pytest.mark.parametrize("saver", [AsyncPostgresSaver, PostgresSaver])
+def test_an_unknown_option_is_named_with_the_known_one_that_is_like_it(saver: Any) -> None:
+    """A TypeError, as for any function's keyword argument."""
+    engine = create_async_engine("postgresql+asyncpg://")
+    for options, message in (
+        ({"share_page": True}, "'share_page'; did you mean 'share_pages'?"),
+        ({"schema": "agents", "colour": 1}, "'colour'"),
+    ):
+        with pytest.raises(TypeError) as caught:
+            saver(engine, **options)
+        assert str(caught.value) == f"{saver.__name__}() got an unexpected keyword argument {message}"
+
+
+@pytest.mark.parametrize(("name", "known"), [("refuse_fork", "refuse_forks"), ("poolsize", "pool_size")])
+def test_an_unknown_option_of_a_saver_from_a_url_is_named_with_the_known_one(name: str, known: str) -> None:
+    """Whether it was to be the saver's or the engine's."""
+    options: Any = {name: 1}
+    with (
+        pytest.raises(errors.InvalidOption, match=f"Invalid argument.* '{name}'.*; did you mean '{known}'?"),
+        PostgresSaver.from_conn_string("postgresql://db", **options),
+    ):
+        pass
+
+
 async def test_a_cipher_is_not_taken_for_a_serializer(engine: AsyncEngine) -> None:
     """To leave it out, as is right for what is no serializer at all, would be to store in clear."""
     with pytest.raises(errors.InvalidOption, match=r"Wrap the cipher: EncryptedSerializer\(cipher\)"):

@@ -21,10 +21,11 @@ from langgraph.graph import START, StateGraph
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion, encryption
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion
 from checkpoint_store.encryption import KeyRing, Reencryption, Unencrypted, count_unencrypted, reencrypt
 from checkpoint_store.errors import InvalidOption, NotEncrypted, NotSetUp, UnreadableValue
 from checkpoint_store.schema import Tables
+from checkpoint_store.tools import reencryption
 
 OLD, NEW = b"old key of 32 bytes, never to use", b"new key of 32 bytes, never to use"
 OLD, NEW = OLD[:32], NEW[:32]
@@ -506,10 +507,10 @@ async def test_a_row_changed_between_reading_and_writing_stays(
     """A write replaced in just that moment, or a checkpoint, is the newer one, and done the next time."""
     secret = make(aes(NEW))
     (config,) = store(make(), steps=1)
-    again, blobs_of = encryption._Safe.again, encryption._Safe.blobs_of
+    again, blobs_of = reencryption._Safe.again, reencryption._Safe.blobs_of
 
     def late_write(self: Any, rows: Any, place: Any) -> Any:
-        if place is encryption._of_write:
+        if place is reencryption._of_write:
             secret.put_writes(config, [("__interrupt__", "asked anew")], "task")
         return again(self, rows, place)
 
@@ -518,8 +519,8 @@ async def test_a_row_changed_between_reading_and_writing_stays(
         return blobs_of(self, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encryption._Safe, "again", late_write)
-        patch.setattr(encryption._Safe, "blobs_of", late_checkpoint)
+        patch.setattr(reencryption._Safe, "again", late_write)
+        patch.setattr(reencryption._Safe, "blobs_of", late_checkpoint)
         done = await reencrypt(engine, None, aes(NEW))
     assert (done.writes, done.scalars, done.busy) == (2, 0, 2)
     last = await reencrypt(engine, None, aes(NEW))

@@ -5,10 +5,10 @@ An ignored error is one that a user would be told of, so that it has to be there
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, assert_type
+from typing import Any, Unpack, assert_type
 
 from alembic.runtime.environment import EnvironmentContext
 from langchain_core.runnables import RunnableConfig
@@ -23,14 +23,25 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import MessagesState, StateGraph
-from sqlalchemy import Connection, Engine, Table
+from sqlalchemy import Connection, Engine, Table, create_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from checkpoint_store import (
     AsyncPipeline,
     AsyncPostgresSaver,
+    CheckpointStoreError,
+    Conflict,
+    ConnectionOptions,
     PostgresSaver,
+    SaverOptions,
+    SweepReport,
+    ThreadLock,
+    ThreadLocked,
+    ThreadStats,
+    ThreadSummary,
+    Unavailable,
+    WrongTransaction,
     conversion,
     errors,
     migrations,
@@ -39,10 +50,7 @@ from checkpoint_store import (
 )
 from checkpoint_store.embedded import EmbeddedPostgres
 from checkpoint_store.encryption import KeyRing, Reencryption, count_unencrypted, reencrypt
-from checkpoint_store.saver.thread_lock import ThreadLock
 from checkpoint_store.schema import Tables, checkpoints, metadata
-from checkpoint_store.storage.report import SweepReport
-from checkpoint_store.storage.thread_list import ThreadStats, ThreadSummary
 from checkpoint_store.transfer import TransferReport, acopy_threads, copy_threads
 from checkpoint_store.url import pooler_options
 
@@ -57,6 +65,9 @@ async def async_savers(engine: AsyncEngine, connection: AsyncConnection) -> None
     AsyncPostgresSaver(engine, retry_timeout=0)
     AsyncPostgresSaver(engine, pooler="transaction", read_engine=engine)
     AsyncPostgresSaver(engine, pooler="session")  # type: ignore[arg-type]
+    AsyncPostgresSaver(engine, share_page=True)  # type: ignore[call-arg]
+    AsyncPostgresSaver(engine, read_engine=engine.sync_engine)  # type: ignore[arg-type]
+    AsyncPostgresSaver.from_conn_string("", refuse_forks=True, echo="debug", share_page=True)  # type: ignore[call-arg]
     AsyncPostgresSaver("postgresql://localhost")  # type: ignore[arg-type]
     assert_type(contract.get_next_version(None, None), str)
 
@@ -85,6 +96,9 @@ def sync_savers(saver: PostgresSaver, config: RunnableConfig, checkpoint: Checkp
     with PostgresSaver.from_conn_string("") as made:
         assert_type(made, PostgresSaver)
         made.setup()
+    PostgresSaver.from_conn_string("", pool_size="5")  # type: ignore[arg-type]
+    PostgresSaver.from_conn_string("", pool_size=5, max_overflow=0, share_page=True)  # type: ignore[call-arg]
+    PostgresSaver.from_conn_string("", read_engine=create_engine(""))  # type: ignore[arg-type]
     assert_type(saver.put(config, checkpoint, {}, {}), RunnableConfig)
     assert_type(saver.get_tuple(config), CheckpointTuple | None)
     for found in saver.list(None):
@@ -123,12 +137,36 @@ def sync_hosts(engine: Engine, connection: Connection, session: Session, scoped:
     assert_type(saver.bind(connection), PostgresSaver)
     assert_type(saver.bind(session), PostgresSaver)
     assert_type(saver.bind(scoped), PostgresSaver)
+    PostgresSaver(engine, read_engine=engine)
+    PostgresSaver(engine, share_page=True)  # type: ignore[call-arg]
     PostgresSaver(session)  # type: ignore[arg-type]
     AsyncPipeline(engine)  # type: ignore[arg-type]
 
 
 class Own(AsyncPostgresSaver):
     pass
+
+
+class Audited(PostgresSaver):
+    def __init__(self, conn: Engine, audit: str, **options: Unpack[SaverOptions[Engine]]) -> None:
+        super().__init__(conn, **options)
+        self.audit = audit
+
+
+@asynccontextmanager
+async def opened(url: str, **options: Unpack[ConnectionOptions]) -> AsyncIterator[Own]:
+    """A host hands the options on, and its own callers are checked as well."""
+    async with Own.from_conn_string(url, **options) as saver:
+        assert_type(saver, Own)
+        yield saver
+
+
+def handed_on(engine: Engine, options: SaverOptions[Engine]) -> None:
+    assert_type(Audited(engine, "log", **options).audit, str)
+    assert_type(options.get("retry_timeout"), float | None)
+    Audited(engine, "log", retry_timeout="1")  # type: ignore[arg-type]
+    opened("", pool_size=5, refuse_forks=True)
+    opened("", refuse_fork=True)  # type: ignore[call-arg]
 
 
 async def graphs(saver: AsyncPostgresSaver, sync_saver: PostgresSaver, builder: StateGraph[MessagesState]) -> None:
@@ -184,8 +222,10 @@ def caught(saver: PostgresSaver, config: RunnableConfig) -> None:
         saver.get(config)
     except errors.NotSetUp as error:
         assert_type(error, errors.NotSetUp)
-    except (errors.MigrationError, errors.Unavailable) as error:
-        _: errors.CheckpointStoreError = error
+    except (errors.MigrationError, Unavailable) as error:
+        _: CheckpointStoreError = error
+    except (Conflict, ThreadLocked, WrongTransaction) as error:
+        assert_type(error, Conflict | ThreadLocked | WrongTransaction)
     error_types: list[type[errors.CheckpointStoreError]] = [errors.MigrationLocked, errors.Closed, errors.WrongThread]
     values: list[type[ValueError]] = [errors.InvalidConfig, errors.InvalidURL, errors.InvalidOption]
     raise (error_types[0] if values else errors.UnstorableValue)
