@@ -19,19 +19,20 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import context
-from checkpoint_store import migrations
 from checkpoint_store.conninfo.driver_errors import brief, diagnosis_of
 from checkpoint_store.database.pooler import is_pooled
 from checkpoint_store.errors import CheckpointStoreError
-from checkpoint_store.migrations import helpers
+from checkpoint_store.migrations.alembic_config import SCHEMA_OPTION, schema_option
+from checkpoint_store.migrations.ddl import create_schema
+from checkpoint_store.migrations.lock import migration_lock
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
 from checkpoint_store.url import engine_arguments, masked, pooler_options
 
 config = context.config
 arguments = context.get_x_argument(as_dictionary=True)
-if migrations.SCHEMA_OPTION not in config.attributes:
-    config.attributes[migrations.SCHEMA_OPTION] = arguments.get("schema") or migrations.schema_option(config)
-schema: str | None = config.attributes[migrations.SCHEMA_OPTION]
+if SCHEMA_OPTION not in config.attributes:
+    config.attributes[SCHEMA_OPTION] = arguments.get("schema") or schema_option(config)
+schema: str | None = config.attributes[SCHEMA_OPTION]
 try:
     ours = Tables(schema)
 except CheckpointStoreError as error:
@@ -69,13 +70,13 @@ def run(*, default_schema: str | None = None, **where: Any) -> None:
     )
     with context.begin_transaction():
         if schema is not None and context.get_context().opts["fn"].__name__ == "upgrade":
-            context.execute(helpers.create_schema(schema))
+            context.execute(create_schema(schema))
         context.run_migrations()
 
 
 def run_on(connection: Connection) -> None:
     """Run on a connection, as the only one who migrates the schema."""
-    with migrations.locked(connection, schema):
+    with migration_lock(connection, schema):
         run(connection=connection, default_schema=connection.dialect.default_schema_name)
 
 

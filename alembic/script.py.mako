@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
-from checkpoint_store.migrations.helpers import downgrade_from, upgrade_to
+from checkpoint_store.migrations.revision import downgrade_from, upgrade_to
 ${imports if imports else ""}
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

@@ -10,16 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from alembic import op
-from checkpoint_store.migrations.helpers import (
-    block,
-    downgrade_from,
-    note_adoption,
-    ours_alone,
-    refuse_foreign,
-    statement,
-    upgrade_to,
-    varchar_to_text,
-)
+from checkpoint_store.migrations.ddl import block, note_adoption, ours_alone, refuse_foreign, statement, varchar_to_text
+from checkpoint_store.migrations.revision import downgrade_from, upgrade_to
 from checkpoint_store.schema import qualified
 
 revision = "cs01_baseline"
@@ -117,14 +109,4 @@ def upgrade(schema: str | None) -> None:
 def downgrade(schema: str | None) -> None:
     """Drop the tables, unless they were there before us or the stock saver has set them up since."""
     tables = ", ".join(qualified(table, schema) for table in ADOPTABLE)
-    op.execute(
-        block(
-            f"""
-            BEGIN
-                IF {ours_alone(schema)} THEN
-                    DROP TABLE {tables};
-                END IF;
-            END
-            """
-        )
-    )
+    op.execute(statement(block(f"IF {ours_alone(schema)} THEN\n        DROP TABLE {tables};\n    END IF;")))

@@ -5,15 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from alembic import op
-from checkpoint_store.migrations.helpers import (
-    block,
-    downgrade_from,
-    literal,
-    ours_alone,
-    refuse_foreign,
-    statement,
-    upgrade_to,
-)
+from checkpoint_store.migrations.ddl import block, literal, ours_alone, refuse_foreign, statement
+from checkpoint_store.migrations.revision import downgrade_from, upgrade_to
 from checkpoint_store.schema import qualified
 
 revision = "cs02_pages"
@@ -56,7 +49,7 @@ def upgrade(schema: str | None) -> None:
 @downgrade_from(revision, down_revision)
 def downgrade(schema: str | None) -> None:
     blobs, pages = qualified("checkpoint_blobs", schema), qualified("checkpoint_pages", schema)
-    # An entry of a recipe is 255 and the digest of a page, or a length and so many bytes.
+    # An entry of a recipe is 255 and the digest of a page, or a length and that number of bytes.
     op.execute(
         statement(
             f"""
@@ -82,23 +75,18 @@ def downgrade(schema: str | None) -> None:
 def compress_faster(schema: str | None) -> None:
     """Have values compressed by LZ4 where the server has it: storing one of 9 kB takes a third less time.
 
-    Not in tables that are somebody else's too.
+    Not in tables that another application uses too.
     """
     columns = {"checkpoint_blobs": "blob", "checkpoint_writes": "blob", "checkpoint_pages": "page"}
     statements = "".join(
         f"EXECUTE {literal(f'ALTER TABLE {qualified(table, schema)} ALTER COLUMN {column} SET COMPRESSION lz4')};"
         for table, column in columns.items()
     )
-    op.execute(
-        block(
-            f"""
-            BEGIN
-                IF {ours_alone(schema)} AND EXISTS (
-                    SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
-                ) THEN
-                    {statements}
-                END IF;
-            END
-            """
-        )
-    )
+    body = f"""
+    IF {ours_alone(schema)} AND EXISTS (
+        SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
+    ) THEN
+        {statements}
+    END IF;
+    """
+    op.execute(statement(block(body)))

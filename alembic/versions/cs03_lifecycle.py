@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from alembic import op
-from checkpoint_store.migrations.helpers import (
+from checkpoint_store.migrations.ddl import statement
+from checkpoint_store.migrations.revision import (
     downgrade_from,
     outside_transaction,
-    statement,
     upgrade_to,
     waiting_for_snapshots,
 )

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, NullPool, Pool, QueuePool, StaticPool
 
-from checkpoint_store import migrations
 from checkpoint_store.conninfo.fork import in_children
 from checkpoint_store.conninfo.transient_errors import transient_error_of
 from checkpoint_store.database.error_translation import FOREIGN
@@ -20,7 +19,9 @@ from checkpoint_store.database.pool import borrowed, detached, dispose, kept_by_
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
 from checkpoint_store.database.retry import Retries
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
-from checkpoint_store.migrations.lock import Patience
+from checkpoint_store.migrations.lock_timeout import LockTimeout
+from checkpoint_store.migrations.runner import retry_conflicts, upgrade_to_head
+from checkpoint_store.migrations.version_check import is_head
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import probes
 from checkpoint_store.storage.operation import Operation
@@ -89,18 +90,18 @@ class EngineProvider(ConnectionProvider):
 
     def _setup(self, timeout: float) -> None:
         try:
-            if migrations.is_head(self.run(probes.revisions)):
+            if is_head(self.run(probes.revisions)):
                 return
         except NotSetUp:
             pass
         pause = pause_of(self.engine.dialect)
-        migrations.insist(partial(self._migrate, pause), timeout, pause)
+        retry_conflicts(partial(self._migrate, pause), timeout, pause)
 
-    def _migrate(self, pause: Callable[[float], None], patience: Patience) -> None:
+    def _migrate(self, pause: Callable[[float], None], timeout: LockTimeout) -> None:
         with self.turn():
             self.check_lends()
             with migrating(self.engine) as conn:
-                migrations.bring_to_head(conn, self.sql, patience, pause)
+                upgrade_to_head(conn, self.sql, timeout, pause)
 
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock until it is dropped; trying again is part of the wait for it."""

@@ -31,7 +31,7 @@ from checkpoint_store.errors import (
     UnstorableValue,
     WrongTransaction,
 )
-from checkpoint_store.migrations import access_denied
+from checkpoint_store.migrations.privileges import access_denied
 from checkpoint_store.schema import Tables
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html

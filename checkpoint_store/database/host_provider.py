@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.orm import Session
 
-from checkpoint_store import migrations
 from checkpoint_store.database.fair_queue import alone_with, wait_for_others
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
 from checkpoint_store.errors import WrongTransaction
-from checkpoint_store.migrations.lock import patience_of
+from checkpoint_store.migrations.lock_timeout import LockTimeout
+from checkpoint_store.migrations.runner import upgrade_to_head
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks
@@ -218,4 +218,4 @@ def _migrate(conn: Connection, sql: Statements, timeout: float) -> None:
     # The first statement on a connection begins the caller's transaction, here as everywhere in SQLAlchemy.
     if not conn.in_transaction() and not getattr(conn.connection.dbapi_connection, "autocommit", False):
         conn.begin()
-    migrations.bring_to_head(conn, sql, patience_of(timeout), pause_of(conn.dialect))
+    upgrade_to_head(conn, sql, LockTimeout.of_one_attempt(timeout), pause_of(conn.dialect))

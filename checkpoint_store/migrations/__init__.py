@@ -1,48 +1,12 @@
-"""Migrations: upgrade, downgrade, check and grants, and the hooks that a host's Alembic environment uses."""
+"""Migrations: upgrade, downgrade, check and grants, and the hooks that a host's Alembic environment uses.
 
-from checkpoint_store.migrations.lock import LOCK_SECONDS, lock_key, lock_key_of, locked
-from checkpoint_store.migrations.runner import (
-    SCHEMA_OPTION,
-    access_denied,
-    bring_to_head,
-    check,
-    check_revisions,
-    config,
-    current,
-    downgrade,
-    grants,
-    insist,
-    is_head,
-    not_ours,
-    offline_sql,
-    schema_option,
-    script_location,
-    told,
-    untranslated,
-    upgrade,
-)
+On an async connection, call a function that takes a `Connection` through `run_sync`:
+`await conn.run_sync(migrations.check)`.
+"""
 
-__all__ = [
-    "LOCK_SECONDS",
-    "SCHEMA_OPTION",
-    "access_denied",
-    "bring_to_head",
-    "check",
-    "check_revisions",
-    "config",
-    "current",
-    "downgrade",
-    "grants",
-    "insist",
-    "is_head",
-    "lock_key",
-    "lock_key_of",
-    "locked",
-    "not_ours",
-    "offline_sql",
-    "schema_option",
-    "script_location",
-    "told",
-    "untranslated",
-    "upgrade",
-]
+from checkpoint_store.migrations.alembic_config import config, not_ours
+from checkpoint_store.migrations.privileges import grants
+from checkpoint_store.migrations.runner import downgrade, offline_sql, upgrade
+from checkpoint_store.migrations.version_check import check, current
+
+__all__ = ["check", "config", "current", "downgrade", "grants", "not_ours", "offline_sql", "upgrade"]

@@ -18,10 +18,10 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from checkpoint_store import migrations
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.options import SaverOptions
 from checkpoint_store.errors import InvalidOption, short_repr
+from checkpoint_store.migrations.version_check import check_revisions
 from checkpoint_store.saver.thread_lock import ThreadLock
 from checkpoint_store.saver.threads import ThreadsMixin
 from checkpoint_store.serde import codec, jsonb, validation
@@ -377,11 +377,11 @@ class BasePostgresSaver(ThreadsMixin):
             AccessDenied: If the role may not read them.
             Unavailable: If the server can't be reached.
         """
-        await self._backend.run(migrations.check_revisions)
+        await self._backend.run(check_revisions)
 
     def check(self) -> None:
         """Raise unless the tables are what this version works on, as `acheck`."""
-        self._backend.run_blocking(migrations.check_revisions)
+        self._backend.run_blocking(check_revisions)
 
     async def aclose(self) -> None:
         """Close the saver: an engine made from a URL is disposed, one that was handed in is left as it is."""

@@ -159,7 +159,7 @@ FORKS = {
             except errors.Unavailable:
                 pass
             engine = sync_engine()
-            with PostgresSaver.from_conn_string(URL) as saver, migration_lock.in_turn(timeout=0):
+            with PostgresSaver.from_conn_string(URL) as saver, migration_lock.process_lock(timeout=0):
                 saver.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
                 with engine.connect() as conn:
                     found = PostgresSaver(conn).get_tuple(CONFIG)

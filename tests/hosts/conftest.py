@@ -18,7 +18,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import command
-from checkpoint_store import AsyncPostgresSaver, migrations
+from checkpoint_store import AsyncPostgresSaver
+from checkpoint_store.migrations.alembic_config import script_location
 
 HOSTS = Path(__file__).parent
 
@@ -42,7 +43,7 @@ class Host:
         config = Config(self.folder / "alembic.ini", stdout=printed, output_buffer=printed)
         config.cmd_opts = options.pop("x", None)
         if locations := config.get_main_option("version_locations"):
-            packaged, repository = "checkpoint_store:_alembic", str(migrations.script_location())
+            packaged, repository = "checkpoint_store:_alembic", str(script_location())
             config.set_main_option("version_locations", locations.replace(packaged, repository))
         getattr(command, name)(config, *arguments, **options)
         return printed.getvalue()

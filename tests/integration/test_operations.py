@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from checkpoint_store.database.replication_lag import ReplicationLag
-from checkpoint_store.migrations import runner
+from checkpoint_store.migrations import version_check
 from checkpoint_store.serde.keys import Key, Listing
 from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import statements_of
@@ -20,7 +20,17 @@ from checkpoint_store.storage.operation import Kind, Operation
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.tools import reencryption
 
-MODULES: list[ModuleType] = [checkpoints, checks, locks, probes, shared_pages, threads, runner, deletion, reencryption]
+MODULES: list[ModuleType] = [
+    checkpoints,
+    checks,
+    locks,
+    probes,
+    shared_pages,
+    threads,
+    version_check,
+    deletion,
+    reencryption,
+]
 KEY = Key("t", "", "1")
 RULE = Rule(keep=1)
 

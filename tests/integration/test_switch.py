@@ -36,6 +36,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver, errors, migrations
 from checkpoint_store.embedded import _program
+from checkpoint_store.migrations.alembic_config import script_location
 from checkpoint_store.storage import probes
 from checkpoint_store.transfer import copy_threads
 
@@ -595,7 +596,7 @@ def alembic(commands: str, url: str, *, check: bool = True) -> subprocess.Comple
     """Run commands of the page where nothing of the repository is but the package."""
     with tempfile.TemporaryDirectory() as folder:
         # In a checkout the migrations are at its top; where the ini file says they are, in an installed package.
-        ini = page("ini").replace("checkpoint_store:_alembic", str(migrations.script_location()))
+        ini = page("ini").replace("checkpoint_store:_alembic", str(script_location()))
         Path(folder, "checkpoint_store.ini").write_text(ini)
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CHECKPOINT_STORE_URL": url}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"

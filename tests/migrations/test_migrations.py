@@ -23,6 +23,7 @@ from sqlalchemy import event, func, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver, errors, migrations, schema
+from checkpoint_store.migrations.lock import lock_key
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG: Any = {"configurable": {"thread_id": "1", "checkpoint_ns": ""}}
@@ -365,7 +366,7 @@ async def test_setups_on_one_loop_do_not_disturb_each_other(empty_url: str, make
 async def test_setup_gives_up_when_another_process_holds_the_lock(empty: AsyncEngine) -> None:
     """A migration that hangs elsewhere becomes an error here, not a hang."""
     async with empty.connect() as other:
-        await other.execute(select(func.pg_advisory_lock(migrations.lock_key("public"))))
+        await other.execute(select(func.pg_advisory_lock(lock_key("public"))))
 
         with pytest.raises(errors.MigrationLocked, match="another process has held the migration lock"):
             await AsyncPostgresSaver(empty).setup(timeout=0.2)

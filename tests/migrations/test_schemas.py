@@ -20,6 +20,8 @@ from sqlalchemy import create_engine, func, make_url, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver, conversion, errors, migrations, schema
+from checkpoint_store.migrations.alembic_config import script_location
+from checkpoint_store.migrations.lock import lock_key, lock_key_of
 from checkpoint_store.schema import Tables
 
 REPOSITORY = Path(__file__).parents[2]
@@ -274,8 +276,8 @@ async def test_public_by_name_and_by_default_are_one(empty: AsyncEngine) -> None
     """A saver that names the schema, and one that leaves it to the search_path, wait for each other's migrations."""
     named, unnamed = AsyncPostgresSaver(empty, schema="public"), AsyncPostgresSaver(empty)
     async with empty.connect() as one, empty.connect() as other:
-        key = await one.run_sync(migrations.lock_key_of, None)
-        assert key == await other.run_sync(migrations.lock_key_of, "public") == migrations.lock_key("public")
+        key = await one.run_sync(lock_key_of, None)
+        assert key == await other.run_sync(lock_key_of, "public") == lock_key("public")
 
     await asyncio.gather(*[saver.setup() for saver in (named, unnamed) for _ in range(3)])
 
@@ -296,7 +298,7 @@ async def test_ten_schemas_are_set_up_at_once(empty: AsyncEngine, empty_url: str
 async def test_schemas_do_not_wait_for_each_other(empty: AsyncEngine) -> None:
     """The lock is the schema's: a migration that hangs in one leaves the others alone."""
     async with empty.connect() as conn:
-        await conn.execute(select(func.pg_advisory_lock(migrations.lock_key("one"))))
+        await conn.execute(select(func.pg_advisory_lock(lock_key("one"))))
 
         await AsyncPostgresSaver(empty, schema="two").setup(timeout=1)
         with pytest.raises(errors.MigrationLocked):
@@ -321,9 +323,7 @@ def test_the_command_line_makes_the_schema_when_it_upgrades_and_only_then(empty_
 
     alembic("-x", "schema=The Agents", "upgrade", "head", url=empty_url)
     ini = tmp_path / "checkpoint_store.ini"
-    ini.write_text(
-        f"[alembic]\nscript_location = {migrations.script_location()}\ncheckpoint_store_schema = 100%% Agents\n"
-    )
+    ini.write_text(f"[alembic]\nscript_location = {script_location()}\ncheckpoint_store_schema = 100%% Agents\n")
     alembic("-c", str(ini), "upgrade", "head", url=empty_url)
 
     assert asyncio.run(tables(empty_url)) == {"The Agents": OURS, "100% Agents": OURS}

@@ -101,7 +101,7 @@ def test_a_schema_qualifies_every_table() -> None:
 def test_there_is_no_sql_string_in_the_package() -> None:
     """Statements are Core; SQL text stands in migrations only, and in what they are made of."""
     package = Path(checkpoint_store.__file__).parent
-    for path in set(package.rglob("*.py")) - {package / name for name in ("migrations/helpers.py", "partitioning.py")}:
+    for path in set(package.rglob("*.py")) - {package / name for name in ("migrations/ddl.py", "partitioning.py")}:
         tree = ast.parse(path.read_text())
         docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
         strings = [

@@ -1,0 +1,71 @@
+"""Translation of the server's errors on a caller's connection into errors of ours."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NoReturn
+
+from sqlalchemy import Connection, exc
+
+from checkpoint_store.conninfo.driver_errors import chain, diagnosis_of
+from checkpoint_store.conninfo.transient_errors import transient_error_of
+from checkpoint_store.errors import MigrationError, Unavailable
+from checkpoint_store.migrations.lock_timeout import LOCK_NOT_AVAILABLE, tables_in_use
+from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE
+
+
+@contextlib.contextmanager
+def translate_errors() -> Iterator[None]:
+    """Translate the server's errors for a caller that has passed a connection.
+
+    Raises:
+        Unavailable: If the connection was lost, or a transient error has kept it from succeeding.
+        MigrationError: If it was any other error.
+    """
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if error.connection_invalidated or transient_error_of(error) is not None:
+            chain(Unavailable(f"the server could not be asked: {reason_of(error)}"), error)
+        chain(MigrationError(f"the server could not be asked, or has refused: {reason_of(error)}"), error)
+
+
+def raise_failed(
+    error: exc.DBAPIError,
+    action: str,
+    conn: Connection,
+    schema: str | None,
+    *,
+    in_transaction: bool,
+    snapshots: bool = False,
+    hint: str = "",
+) -> NoReturn:
+    """Raise the error for DDL that has failed; a connection that was lost is left to `translate_errors`.
+
+    Args:
+        error: SQLAlchemy's error.
+        action: The noun that the message begins with.
+        conn: The connection.
+        schema: The PostgreSQL schema, or None for the `search_path`'s.
+        in_transaction: Whether the transaction is the caller's.
+        snapshots: Whether the DDL waits for old snapshots too.
+        hint: Advice for a role that lacks a right.
+
+    Raises:
+        MigrationLocked: If transactions have used the tables past the deadline.
+        MigrationError: If it was any other error.
+    """
+    if error.connection_invalidated:
+        raise error
+    state = diagnosis_of(error).state
+    if state == LOCK_NOT_AVAILABLE:
+        chain(tables_in_use(action, conn, schema, in_transaction=in_transaction, snapshots=snapshots), error)
+    advice = hint if state == INSUFFICIENT_PRIVILEGE else ""
+    chain(MigrationError(f"{action} failed and was rolled back: {reason_of(error)}. {advice}".rstrip()), error)
+
+
+def reason_of(error: exc.DBAPIError) -> str:
+    """Return the server's message, or the name of its error where the message may contain values."""
+    diagnosis = diagnosis_of(error)
+    return diagnosis.message or diagnosis.name or "the driver has failed"

@@ -1,0 +1,109 @@
+"""The revision that the tables are at, and whether this version of the library works on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from sqlalchemy import Connection, exc, func, select
+
+from checkpoint_store.conninfo.driver_errors import chain, diagnosis_of
+from checkpoint_store.errors import SET_UP, NotSetUp
+from checkpoint_store.migrations.alembic_config import config
+from checkpoint_store.migrations.error_translation import reason_of, translate_errors
+from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE, access_denied
+from checkpoint_store.schema import HEAD, VERSION_TABLE, identifier
+from checkpoint_store.sql.executor import ConnectionExecutor, Executor
+from checkpoint_store.sql.statements import Statements, statements_of
+from checkpoint_store.storage import probes
+from checkpoint_store.storage.operation import Kind, operation
+
+log = logging.getLogger(__name__)
+
+
+@translate_errors()
+def current(conn: Connection, schema: str | None = None) -> str | None:
+    """Return the revision that the tables are at, or None if they were never migrated.
+
+    Args:
+        conn: A connection to the database, in a transaction or not.
+        schema: The PostgreSQL schema, or None for the `search_path`'s.
+    """
+    return min(stored_revisions(conn, statements_of(schema)), default=None)
+
+
+@translate_errors()
+def check(conn: Connection, schema: str | None = None) -> None:
+    """Raise unless the tables are at the revision that this version works on, or a newer one; for readiness probes.
+
+    It takes no lock and needs no right but to read `checkpoint_store_version`.
+
+    Args:
+        conn: A connection to the database, in a transaction or not.
+        schema: The PostgreSQL schema, or None for the `search_path`'s.
+
+    Raises:
+        NotSetUp: If the tables are missing or older; the message names their revision.
+        AccessDenied: If the role may not read the revision.
+    """
+    in_transaction = conn.in_transaction()
+    try:
+        revisions = stored_revisions(conn, statements_of(schema))
+    except exc.DBAPIError as error:
+        if diagnosis_of(error).state != INSUFFICIENT_PRIVILEGE:
+            raise
+        chain(access_denied(reason_of(error), schema, None if in_transaction else _role(conn)), error)
+    _require_usable(revisions, schema)
+
+
+@operation(Kind.READ)
+def check_revisions(db: Executor, sql: Statements) -> None:
+    """Check the revision as `check` does, as an operation."""
+    _require_usable(probes.revisions(db, sql), sql.tables.schema)
+
+
+def is_head(revisions: set[str]) -> bool:
+    """Return whether tables at these revisions are at the one that this version of the library works on."""
+    return HEAD in revisions
+
+
+def is_usable(revisions: set[str]) -> bool:
+    """Return whether tables at these revisions are at head, or at a revision of a newer version, which is logged."""
+    if is_head(revisions):
+        return True
+    is_newer = bool(revisions) and not revisions <= _known_revisions()
+    if is_newer:
+        log.warning("the database is at revision %s, which is newer than this library", min(revisions))
+    return is_newer
+
+
+def stored_revisions(conn: Connection, sql: Statements) -> set[str]:
+    """Return the revisions in the version table, none where it is missing; leave no transaction open of our own."""
+    in_transaction = conn.in_transaction()
+    # Looked for first, since selecting from a table that is missing would end a caller's transaction.
+    exists = conn.dialect.has_table(conn, VERSION_TABLE, schema=sql.tables.schema)
+    revisions = probes.revisions(ConnectionExecutor(conn), sql) if exists else set()
+    if not in_transaction:
+        conn.rollback()
+    return revisions
+
+
+def _require_usable(revisions: set[str], schema: str | None) -> None:
+    if not is_usable(revisions):
+        place = "" if schema is None else f" in schema {identifier(schema)}"
+        state = f"are at revision {min(revisions)}" if revisions else "were never set up"
+        raise NotSetUp(f"the tables{place} {state}; this version needs {HEAD}. {SET_UP}")
+
+
+def _known_revisions() -> set[str]:
+    from alembic.script import ScriptDirectory
+
+    return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
+
+
+def _role(conn: Connection) -> str | None:
+    """Return the role that a connection works as, after a statement that has failed was rolled back."""
+    with contextlib.suppress(exc.SQLAlchemyError):
+        conn.rollback()
+        return str(conn.scalar(select(func.current_user())))
+    return None
