@@ -108,14 +108,14 @@ def children(t: Tables) -> Executable:
     return select(*of, found).group_by(*of).having(is_sought)
 
 
-def mend(t: Tables) -> Executable:
+def reparent(t: Tables) -> Executable:
     """Give checkpoints another parent, or none where there is no such parent.
 
-    Binds: arrays that go together, `mended_thread_ids`, `mended_checkpoint_nss`, `mended_checkpoint_ids`,
-    `mended_parent_ids`.
+    Binds: arrays that go together, `reparented_thread_ids`, `reparented_checkpoint_nss`, `reparented_checkpoint_ids`,
+    `reparented_parent_ids`.
     """
     c, p = t.checkpoints, t.checkpoints.alias("parent")
-    new = few_rows_of_binds("mended_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_id=Text)
+    new = few_rows_of_binds("reparented_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_id=Text)
     parent = select(p.c.checkpoint_id).where(same_graph(p, new), p.c.checkpoint_id == new.c.parent_id)
     return update(c).values(parent_checkpoint_id=parent.correlate(new).scalar_subquery()).where(_is_of(c, new))
 
@@ -241,14 +241,14 @@ def _graphs() -> TableValuedAlias:
     """The graphs that something goes of, with the place of the ids of what goes in an array of all of them.
 
     Binds: arrays that go together, `graph_thread_ids`, `graph_checkpoint_nss`, `graph_firsts` and `graph_lasts`;
-    `victim_ids`.
+    `checkpoint_ids`.
     """
     return few_rows_of_binds("graph_", thread_id=Text, checkpoint_ns=Text, first=Integer, last=Integer)
 
 
 def _ids(graph: FromClause) -> ColumnElement[Any]:
     """The ids of what goes of a graph, as an array."""
-    ids = select(array_param("victim_ids")).scalar_subquery()
+    ids = select(array_param("checkpoint_ids")).scalar_subquery()
     return ids[slice(graph.c.first, graph.c.last)]
 
 

@@ -53,7 +53,7 @@ _FALSE = literal_column("false", Boolean)
 def next_threads(t: Tables) -> Executable:
     """Select the threads that follow one, and how many checkpoints those have that may have something to remove.
 
-    Binds: see `_walk`; `keep` and `before` as in `lineage.Rule`.
+    Binds: see `_walk`; `keep` and `before` as in `deletion_plan.Rule`.
     """
     c, walk = t.checkpoints.c, _walk(t.checkpoints)
     graph = (
@@ -77,7 +77,7 @@ def next_writers(t: Tables) -> Executable:
     return select(walk.c.thread_id).where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 
 
-def stray_writes(t: Tables) -> Executable:
+def orphaned_writes(t: Tables) -> Executable:
     """Select the keys of the checkpoints that threads have writes of but that aren't there.
 
     Binds: `thread_ids`, and `before`, an id: only lesser ones.
@@ -156,8 +156,8 @@ def threads_of_runs(t: Tables) -> Executable:
     return select(c.thread_id, func.count()).where(is_theirs).group_by(c.thread_id)
 
 
-def lineage(t: Tables) -> Executable:
-    """Select the checkpoints of threads as `lineage.Node` has them, by namespace, the oldest first.
+def candidates(t: Tables) -> Executable:
+    """Select the checkpoints of threads as `deletion_plan.Node` has them, by namespace, the oldest first.
 
     Binds: `thread_ids`, `run_ids`.
     """
@@ -208,7 +208,7 @@ def bare_channels(t: Tables) -> Executable:
 
 
 def traces(t: Tables) -> Executable:
-    """Select what each checkpoint of some graphs has of some channels, as `lineage.Trace` has it.
+    """Select what each checkpoint of some graphs has of some channels, as `deletion_plan.Trace` has it.
 
     Binds: arrays that go together, `sought_thread_ids`, `sought_checkpoint_nss`, `sought_channels`.
     """

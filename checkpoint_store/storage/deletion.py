@@ -98,7 +98,7 @@ def find_strays(
         before: An id that they are older than.
         counting: The rule that will have been applied by then, where it wasn't.
     """
-    rows = db.fetch(sql.stray_writes, {"thread_ids": list(thread_ids), "before": before})
+    rows = db.fetch(sql.orphaned_writes, {"thread_ids": list(thread_ids), "before": before})
     keys = {(row[0], row[1], row[2]) for row in rows if is_older(row[2], before)}
     # A checkpoint of an old format finds its sends there even so.
     needed = db.fetch(sql.children, _binds(keys)) if keys else ()
@@ -174,7 +174,7 @@ def _whole_graphs(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> B
     """Return all graphs that threads have values of as `statements.removing` wants them; no checkpoint of them goes."""
     graphs = sorted(map(tuple, db.fetch(sql.blob_graphs, {"thread_ids": list(thread_ids)})))
     names = ("thread_id", "checkpoint_ns", "first", "last")
-    return {**array_binds(names, [(*graph, 1, 0) for graph in graphs], "graph_"), "victim_ids": []}
+    return {**array_binds(names, [(*graph, 1, 0) for graph in graphs], "graph_"), "checkpoint_ids": []}
 
 
 @operation(Kind.WRITE, in_transaction=True)
@@ -252,7 +252,7 @@ def _choose(
     db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str], most: int | None
 ) -> list[tuple[DeletionPlan, Victims]]:
     """Return the threads that have something to remove, and what."""
-    rows = db.fetch(sql.lineage, {"thread_ids": list(thread_ids), "run_ids": list(rule.run_ids or ())})
+    rows = db.fetch(sql.candidates, {"thread_ids": list(thread_ids), "run_ids": list(rule.run_ids or ())})
     waiting = [DeletionPlan(thread_id, nodes) for thread_id, nodes in groupby(map(Node._make, rows), _thread_of)]
     chosen: list[tuple[DeletionPlan, Victims]] = []
     while waiting:
@@ -419,7 +419,7 @@ def _take_out(
     [((writes, write_bytes), (checkpoints, checkpoint_bytes))] = db.fetch(sql.delete_checkpoints, binds)
     if mended:
         names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id")
-        db.fetch(sql.mend, array_binds(names, sorted(mended), "mended_"))
+        db.fetch(sql.reparent, array_binds(names, sorted(mended), "reparented_"))
     blobs = blob_bytes = pages = page_bytes = 0
     if not is_lean:
         if db.fetch(sql.lock_blobs, binds)[0][0]:
@@ -439,7 +439,7 @@ def _binds(keys: Iterable[Key]) -> Binds:
         first = len(ids) + 1
         ids += [one for _, _, one in of_graph]
         graphs.append((*graph, first, len(ids)))
-    return {**array_binds(("thread_id", "checkpoint_ns", "first", "last"), graphs, "graph_"), "victim_ids": ids}
+    return {**array_binds(("thread_id", "checkpoint_ns", "first", "last"), graphs, "graph_"), "checkpoint_ids": ids}
 
 
 _thread_of = attrgetter("thread_id")

@@ -34,7 +34,7 @@ Victims = dict[str, set[str]]
 
 
 class Node(NamedTuple):
-    """A checkpoint, as `statements.removing.lineage` selects it."""
+    """A checkpoint, as `statements.delete_candidates.candidates` selects it."""
 
     thread_id: str
     checkpoint_ns: str

@@ -148,22 +148,22 @@ async def test_a_page_sorts_nothing_within_a_namespace(filled: AsyncEngine, mode
     assert pages[0]["Scan Direction"] == "Backward"
 
 
-VICTIMS = {
+TO_DELETE = {
     "graph_thread_ids": ["thread-3"],
     "graph_checkpoint_nss": [""],
     "graph_firsts": [1],
     "graph_lasts": [2],
-    "victim_ids": ["000003", "002003"],
+    "checkpoint_ids": ["000003", "002003"],
 }
 PLACES = {"after_channel": "", "after_version": "", "upto_channel": "messages", "upto_version": "9"}
 REMOVING: dict[str, tuple[Statement, dict[str, Any]]] = {
     "threads of runs": (SQL.threads_of_runs, {"run_ids": ["run-7"]}),
-    "lineage": (SQL.lineage, {"thread_ids": ["thread-3"], "run_ids": ["run-7"]}),
-    "delete checkpoints": (SQL.delete_checkpoints, VICTIMS),
-    "parents": (SQL.parents, VICTIMS),
-    "children": (SQL.children, VICTIMS),
-    "lock blobs": (SQL.lock_blobs, VICTIMS),
-    "delete blobs": (SQL.delete_blobs, VICTIMS),
+    "candidates": (SQL.candidates, {"thread_ids": ["thread-3"], "run_ids": ["run-7"]}),
+    "delete checkpoints": (SQL.delete_checkpoints, TO_DELETE),
+    "parents": (SQL.parents, TO_DELETE),
+    "children": (SQL.children, TO_DELETE),
+    "lock blobs": (SQL.lock_blobs, TO_DELETE),
+    "delete blobs": (SQL.delete_blobs, TO_DELETE),
     "lock some blobs": (SQL.lock_some_blobs, {**NAMED, **PLACES}),
     "delete some blobs": (SQL.delete_some_blobs, {**NAMED, **PLACES}),
     "next blob": (SQL.next_blob, {**NAMED, "after_channel": "", "after_version": "", "most": 10}),
