@@ -50,7 +50,7 @@ def copy_rows(t: Tables) -> Select[Any]:
     return select(array(counts), array(stored)).add_cte(made.cte("made"))
 
 
-def epoch_of(t: Tables) -> Select[Any]:
+def thread_epoch(t: Tables) -> Select[Any]:
     """Select the epoch of a thread, if it has one. Binds: `thread_id`."""
     threads = t.checkpoint_threads
     return select(threads.c.epoch).where(threads.c.thread_id == param("thread_id"))

@@ -1,8 +1,8 @@
-"""The statements that remove checkpoints of any threads with all that only they need, or count what they would; no I/O.
+"""The statements that delete checkpoints with all that only they need, or count what would be deleted; no I/O.
 
-They are executed in one transaction and in the order in which `storing.store` locks rows: writes, checkpoints, blobs,
-pages. What nothing refers to is found by EXCEPT: a planner that misjudges a thread would join two sets of its rows in
-quadratic time.
+They are executed in one transaction and in the order in which `write.store` locks rows: writes, checkpoints, blobs,
+pages. Rows that nothing refers to are found by EXCEPT: a planner that misjudges the size of a thread would join two
+sets of its rows in quadratic time.
 """
 
 from __future__ import annotations
@@ -36,23 +36,34 @@ from sqlalchemy.dialects.postgresql import array, insert
 
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, rows_of
-from checkpoint_store.sql.expressions import digests_of, int_literal, member, param, same_blob, same_graph, text_literal
+from checkpoint_store.sql.expressions import (
+    digests_of,
+    in_namespace,
+    in_threads,
+    int_literal,
+    member,
+    param,
+    same_blob,
+    same_checkpoint,
+    same_namespace,
+    text_literal,
+)
 
 
 def lock_threads(t: Tables) -> Executable:
-    """Wait until nobody stores pages of some threads, and keep others from it until the commit. Binds: `thread_ids`.
+    """Wait until no transaction stores pages of some threads, and keep others from it until the commit.
 
-    Returns which of them have pages.
+    Returns those of the threads that have pages. Binds: `thread_ids`.
     """
     threads = t.checkpoint_threads
-    return select(threads.c.thread_id).where(_is_given(threads)).order_by(threads.c.thread_id).with_for_update()
+    return select(threads.c.thread_id).where(in_threads(threads)).order_by(threads.c.thread_id).with_for_update()
 
 
-def claim_threads(t: Tables) -> Executable:
-    """Give a row to those of some threads that have no pages, so that `lock_threads` has one to lock.
+def insert_thread_rows(t: Tables) -> Executable:
+    """Insert a row for those of some threads that have no pages, so that `lock_threads` has one to lock.
 
-    Otherwise somebody could store pages after the lock was had, and others build on them while they are deleted. It is
-    there until it is deleted in the same transaction. Binds: `thread_ids`.
+    Otherwise pages could be stored after the lock is taken, and others build on them while they are deleted. The row is
+    deleted in the same transaction. Binds: `thread_ids`.
     """
     threads = t.checkpoint_threads
     thread_id = func.unnest(array_param("thread_ids")).column_valued("thread_id")
@@ -61,36 +72,36 @@ def claim_threads(t: Tables) -> Executable:
 
 
 def delete_checkpoints(t: Tables) -> Executable:
-    """Delete checkpoints and their writes. Binds: see `_graphs`.
+    """Delete checkpoints and their writes. Binds: see `_namespaces`.
 
-    Returns how many rows and bytes, as arrays of two: of writes, and of checkpoints.
+    Returns two arrays of a number of rows and their bytes: of writes, and of checkpoints.
     """
-    w, c, graph = t.checkpoint_writes, t.checkpoints, _spans()
-    writes = delete(w).where(_is_victim(w, graph)).returning(_size(w.c.blob)).cte("gone_writes")
-    checkpoints = delete(c).where(_is_victim(c, graph)).returning(_json_size(t)).cte("gone_checkpoints")
+    w, c, span = t.checkpoint_writes, t.checkpoints, _spans()
+    writes = delete(w).where(_is_deleted(w, span)).returning(_size(w.c.blob)).cte("gone_writes")
+    checkpoints = delete(c).where(_is_deleted(c, span)).returning(_json_size(t)).cte("gone_checkpoints")
     return _counts(writes, checkpoints)
 
 
 def count_checkpoints(t: Tables) -> Executable:
-    """Count what `delete_checkpoints` would delete."""
-    w, c, graph = t.checkpoint_writes, t.checkpoints, _spans()
-    writes = select(_size(w.c.blob)).select_from(graph.join(w, _is_victim(w, graph))).cte("writes")
-    checkpoints = select(_json_size(t)).select_from(graph.join(c, _is_victim(c, graph))).cte("checkpoints")
+    """Count what `delete_checkpoints` would delete. Binds and rows: the same."""
+    w, c, span = t.checkpoint_writes, t.checkpoints, _spans()
+    writes = select(_size(w.c.blob)).select_from(span.join(w, _is_deleted(w, span))).cte("writes")
+    checkpoints = select(_json_size(t)).select_from(span.join(c, _is_deleted(c, span))).cte("checkpoints")
     return _counts(writes, checkpoints)
 
 
 def parents(t: Tables) -> Executable:
-    """Select checkpoints with their parents. Binds: see `_graphs`."""
-    c, graph = t.checkpoints, _spans()
-    return select(*c.primary_key, c.c.parent_checkpoint_id).select_from(graph.join(c, _is_victim(c, graph)))
+    """Select checkpoints with their parents. Binds: see `_namespaces`."""
+    c, span = t.checkpoints, _spans()
+    return select(*c.primary_key, c.c.parent_checkpoint_id).select_from(span.join(c, _is_deleted(c, span)))
 
 
 def children(t: Tables) -> Executable:
-    """Select the checkpoints whose parent is one of some: the parent's key, and the children's ids as an array.
+    """Select the keys of those of some checkpoints that have children, and the children's ids as an array.
 
-    Binds: see `_graphs`.
+    Binds: see `_namespaces`.
     """
-    c, graph = t.checkpoints, _graphs()
+    c, namespace = t.checkpoints, _namespaces()
     lines = union_all(
         select(
             c.c.thread_id,
@@ -98,9 +109,9 @@ def children(t: Tables) -> Executable:
             c.c.parent_checkpoint_id.label("checkpoint_id"),
             c.c.checkpoint_id.label("child"),
         )
-        .select_from(graph.join(c, same_graph(c, graph)))
+        .select_from(namespace.join(c, same_namespace(c, namespace)))
         .where(c.c.parent_checkpoint_id.is_not(None)),
-        _victims().add_columns(cast(null(), Text)),
+        _deleted().add_columns(cast(null(), Text)),
     ).subquery("lines")
     of = [lines.c.thread_id, lines.c.checkpoint_ns, lines.c.checkpoint_id]
     found = func.array_agg(lines.c.child).filter(lines.c.child.is_not(None))
@@ -109,241 +120,225 @@ def children(t: Tables) -> Executable:
 
 
 def reparent(t: Tables) -> Executable:
-    """Give checkpoints another parent, or none where there is no such parent.
+    """Give checkpoints another parent, or none if that parent does not exist.
 
-    Binds: arrays that go together, `reparented_thread_ids`, `reparented_checkpoint_nss`, `reparented_checkpoint_ids`,
+    Binds: parallel arrays, `reparented_thread_ids`, `reparented_checkpoint_nss`, `reparented_checkpoint_ids`,
     `reparented_parent_ids`.
     """
     c, p = t.checkpoints, t.checkpoints.alias("parent")
     new = few_rows_of_binds("reparented_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_id=Text)
-    parent = select(p.c.checkpoint_id).where(same_graph(p, new), p.c.checkpoint_id == new.c.parent_id)
-    return update(c).values(parent_checkpoint_id=parent.correlate(new).scalar_subquery()).where(_is_of(c, new))
+    parent = select(p.c.checkpoint_id).where(same_namespace(p, new), p.c.checkpoint_id == new.c.parent_id)
+    return update(c).values(parent_checkpoint_id=parent.correlate(new).scalar_subquery()).where(same_checkpoint(c, new))
 
 
 def next_blob(t: Tables) -> Executable:
-    """Select the channel and version of the blob that is so many after another in a graph, or of its last.
+    """Select the channel and version of the last of the next blobs of a namespace: where a range of them ends.
 
-    Binds: `thread_id`, `checkpoint_ns`, `after_channel`, `after_version` and `most`.
+    Binds: `thread_id`, `checkpoint_ns`, `after_channel`, `after_version`, and `limit`, the number of blobs.
     """
     b = t.checkpoint_blobs
     order = [b.c.channel, b.c.version]
-    following = select(*order).where(_is_here(b), tuple_(*order) > _place("after")).order_by(*order)
-    these = following.limit(param("most", Integer)).subquery("these")
+    following = select(*order).where(in_namespace(b), tuple_(*order) > _place("after")).order_by(*order)
+    these = following.limit(param("limit", Integer)).subquery("these")
     return select(these).order_by(these.c.channel.desc(), these.c.version.desc()).limit(int_literal(1))
 
 
-def pass_over(t: Tables) -> Executable:
-    """Count the checkpoints of a graph by the index, so that it forgets which are gone; nothing else does that at once.
+def mark_dead_entries(t: Tables) -> Executable:
+    """Count the checkpoints of a namespace by the index: that marks the index entries of deleted rows as dead.
 
-    Binds: `thread_id`, `checkpoint_ns`.
+    Otherwise they stay until the next VACUUM, and each read goes through them. Binds: `thread_id`, `checkpoint_ns`.
     """
     return select(func.count()).select_from(_here_in_order(t))
 
 
-def lock_blobs(t: Tables, *, some: bool = False) -> Executable:
-    """Lock the blobs that no checkpoint of their graph refers to. Returns how many.
+def lock_blobs(t: Tables, *, in_range: bool = False) -> Executable:
+    """Lock the blobs that no checkpoint of their namespace refers to. Returns their number.
 
-    Whoever refers to one of them by having found it there has it locked (see `storing.keeping`), or waits for us. In
-    the statement after this one it shows whether they still are unused.
+    A transaction that refers to one of them because it was there has it locked (see `write.keeping`), or waits for us.
+    The statement after this one sees whether they are still unused.
 
-    Binds: see `_graphs`; for some of one graph, `thread_id`, `checkpoint_ns`, and from where to where, `after_channel`,
-    `after_version`, `upto_channel`, `upto_version`.
+    Binds: see `_namespaces`; for a range of one namespace, `thread_id`, `checkpoint_ns`, and the range's bounds,
+    `after_channel`, `after_version`, `upto_channel`, `upto_version`.
     """
-    b, dead = t.checkpoint_blobs, _dead_blobs(t, some=some)
+    b, dead = t.checkpoint_blobs, _dead_blobs(t, in_range=in_range)
     order = [column.collate("C") for column in b.primary_key]
     locked = select(b.c.thread_id).select_from(dead.join(b, same_blob(b, dead))).order_by(*order).with_for_update(of=b)
     return select(func.count()).select_from(locked.subquery("locked"))
 
 
-def delete_blobs(t: Tables, *, some: bool = False) -> Executable:
-    """Delete what `lock_blobs` has locked, as far as no checkpoint refers to it now. Binds: the same.
+def delete_blobs(t: Tables, *, in_range: bool = False) -> Executable:
+    """Delete those of the blobs that `lock_blobs` has locked to which no checkpoint refers now. Binds: the same.
 
-    Returns how many, and their bytes.
+    Returns their number and their bytes.
     """
-    b, dead = t.checkpoint_blobs, _dead_blobs(t, some=some)
+    b, dead = t.checkpoint_blobs, _dead_blobs(t, in_range=in_range)
     gone = delete(b).where(same_blob(b, dead)).returning(_size(b.c.blob)).cte("gone")
     return _count(gone)
 
 
 def count_blobs(t: Tables) -> Executable:
-    """Count what `delete_blobs` would delete once some checkpoints are gone. Binds: see `_graphs` and `_victims`."""
-    b, dead = t.checkpoint_blobs, _dead_blobs(t, but_for_victims=True)
+    """Count what `delete_blobs` would delete once some checkpoints are deleted. Binds: see `_namespaces`."""
+    b, dead = t.checkpoint_blobs, _dead_blobs(t, without_deleted=True)
     return _count(select(_size(b.c.blob)).select_from(dead.join(b, same_blob(b, dead))).cte("gone"))
 
 
 def paged_threads(t: Tables) -> Executable:
-    """Select which of some threads have pages. Binds: `thread_ids`."""
+    """Select those of some threads that have pages. Binds: `thread_ids`."""
     threads = t.checkpoint_threads
-    return select(threads.c.thread_id).where(_is_given(threads))
+    return select(threads.c.thread_id).where(in_threads(threads))
 
 
 def delete_pages(t: Tables) -> Executable:
     """Delete the pages of threads that no blob refers to, and begin another epoch. Binds: `thread_ids`.
 
-    To be executed after `lock_threads`, in one transaction: its snapshot then has everything that was stored before.
-    Returns how many, and their bytes.
+    It has to be executed after `lock_threads`, in the same transaction: then its snapshot has everything that was
+    stored before. Returns the number of pages and their bytes.
     """
     p, threads = t.checkpoint_pages, t.checkpoint_threads
     dead = _dead_pages(t, t.checkpoint_blobs)
-    epoch = (
-        update(threads).where(_is_given(threads)).values(epoch=threads.c.epoch + int_literal(1)).cte("another_epoch")
-    )
+    epoch = update(threads).where(in_threads(threads)).values(epoch=threads.c.epoch + int_literal(1))
     gone = delete(p).where(_is_page(p, dead)).returning(_size(p.c.page)).cte("gone")
-    return _count(gone).add_cte(epoch)
+    return _count(gone).add_cte(epoch.cte("another_epoch"))
 
 
 def count_pages(t: Tables) -> Executable:
-    """Count what `delete_pages` would delete once some checkpoints are gone.
+    """Count what `delete_pages` would delete once some checkpoints are deleted.
 
-    Binds: `thread_ids`, and see `_graphs` and `_victims`.
+    Binds: `thread_ids`, and see `_namespaces`.
     """
     b, p = t.checkpoint_blobs, t.checkpoint_pages
-    dead = _dead_blobs(t, but_for_victims=True)
-    keys = select(*b.primary_key).where(_is_given(b), b.c.type == text_literal(PAGED))
-    left = keys.except_(select(*dead.c)).cte("left_blobs")
-    kept = (
-        select(b).select_from(left.join(b, same_blob(b, left))).where(b.c.type == text_literal(PAGED)).subquery("kept")
-    )
+    dead, is_paged = _dead_blobs(t, without_deleted=True), b.c.type == text_literal(PAGED)
+    left = select(*b.primary_key).where(in_threads(b), is_paged).except_(select(*dead.c)).cte("left_blobs")
+    kept = select(b).select_from(left.join(b, same_blob(b, left))).where(is_paged).subquery("kept")
     pages = _dead_pages(t, kept)
     return select(func.count(), _sum(_size(p.c.page))).select_from(pages.join(p, _is_page(p, pages)))
 
 
-def forget_threads(t: Tables) -> Executable:
-    """Delete the rows of threads that have no pages any longer. Binds: `thread_ids`."""
+def delete_thread_rows(t: Tables) -> Executable:
+    """Delete the rows of those of some threads that have no pages any longer. Binds: `thread_ids`."""
     threads, p = t.checkpoint_threads, t.checkpoint_pages
     has_pages = exists().where(p.c.thread_id == threads.c.thread_id)
-    return delete(threads).where(_is_given(threads), ~has_pages)
+    return delete(threads).where(in_threads(threads), ~has_pages)
 
 
 def delete_threads(t: Tables) -> Executable:
     """Delete everything stored for some threads. Binds: `thread_ids`.
 
-    Returns for each table how many rows and bytes, as arrays of two: writes, checkpoints, blobs, pages.
+    Returns an array of a number of rows and their bytes for each of writes, checkpoints, blobs and pages.
     """
-    w, c, b, p, threads = (
-        t.checkpoint_writes,
-        t.checkpoints,
-        t.checkpoint_blobs,
-        t.checkpoint_pages,
-        t.checkpoint_threads,
-    )
+    w, c, b, p = t.checkpoint_writes, t.checkpoints, t.checkpoint_blobs, t.checkpoint_pages
+    threads = t.checkpoint_threads
     sizes: list[tuple[Table, ColumnElement[Any]]] = [
         (w, _size(w.c.blob)),
         (c, _json_size(t)),
         (b, _size(b.c.blob)),
         (p, _size(p.c.page)),
     ]
-    gone = [delete(table).where(_is_given(table)).returning(size).cte(f"gone_{table.name}") for table, size in sizes]
-    return _counts(*gone).add_cte(delete(threads).where(_is_given(threads)).cte("gone_threads"))
+    gone = [delete(table).where(in_threads(table)).returning(size).cte(f"gone_{table.name}") for table, size in sizes]
+    return _counts(*gone).add_cte(delete(threads).where(in_threads(threads)).cte("gone_threads"))
 
 
-def _graphs() -> TableValuedAlias:
-    """The graphs that something goes of, with the place of the ids of what goes in an array of all of them.
+def _namespaces() -> TableValuedAlias:
+    """Return the namespaces of the checkpoints to delete, as rows, each with its range in the array of all their ids.
 
-    Binds: arrays that go together, `graph_thread_ids`, `graph_checkpoint_nss`, `graph_firsts` and `graph_lasts`;
+    Binds: parallel arrays, `namespace_thread_ids`, `namespace_checkpoint_nss`, `namespace_firsts`, `namespace_lasts`;
     `checkpoint_ids`.
     """
-    return few_rows_of_binds("graph_", thread_id=Text, checkpoint_ns=Text, first=Integer, last=Integer)
+    return few_rows_of_binds("namespace_", thread_id=Text, checkpoint_ns=Text, first=Integer, last=Integer)
 
 
-def _ids(graph: FromClause) -> ColumnElement[Any]:
-    """The ids of what goes of a graph, as an array."""
+def _ids(namespace: FromClause) -> ColumnElement[Any]:
+    """Return the ids of the checkpoints to delete in a namespace, as an array."""
     ids = select(array_param("checkpoint_ids")).scalar_subquery()
-    return ids[slice(graph.c.first, graph.c.last)]
+    return ids[slice(namespace.c.first, namespace.c.last)]
 
 
 def _spans() -> FromClause:
-    """The graphs that something goes of, with the least and the greatest id of what goes."""
-    graph = _graphs()
-    ids = rows_of(_ids(graph), "checkpoint_id")
+    """Return the namespaces of the checkpoints to delete, with the least and the greatest of their ids."""
+    namespace = _namespaces()
+    ids = rows_of(_ids(namespace), "checkpoint_id")
     least, greatest = [select(end(ids.c.checkpoint_id)).scalar_subquery() for end in (func.min, func.max)]
-    columns = [graph.c.thread_id, graph.c.checkpoint_ns, least.label("least"), greatest.label("greatest")]
-    # The LIMIT has them computed once, not for every row that is compared with them, and the planner expect one graph
-    # rather than ten, of which it would read the tables whole.
-    count = func.cardinality(array_param("graph_thread_ids"), type_=Integer)
+    columns = [namespace.c.thread_id, namespace.c.checkpoint_ns, least.label("least"), greatest.label("greatest")]
+    # With the LIMIT they are computed once, not for every row that is compared with them, and the planner expects one
+    # namespace rather than ten, for which it would read the tables whole.
+    count = func.cardinality(array_param("namespace_thread_ids"), type_=Integer)
     return select(*columns).limit(select(count).scalar_subquery()).subquery("span")
 
 
-def _is_victim(table: FromClause, span: FromClause) -> ColumnElement[bool]:
-    """Whether a row is of what goes: of those in the span, for what is between is little as a rule.
+def _is_deleted(table: FromClause, span: FromClause) -> ColumnElement[bool]:
+    """Return the condition that a row belongs to a checkpoint to delete.
 
-    Looking up each id in the index takes thrice as long; and an array of ids may be compared one by one with each row.
+    The rows of a span are read, few of which stay as a rule. To look up each id in the index takes three times as long,
+    and an array of ids may be compared one by one with each row.
     """
-    # IS TRUE keeps it from being a join, which may begin with the ids.
-    is_sought = tuple_(table.c.thread_id, table.c.checkpoint_ns, table.c.checkpoint_id).in_(_victims()).is_(true())
-    return and_(same_graph(table, span), table.c.checkpoint_id.between(span.c.least, span.c.greatest), is_sought)
+    # With IS TRUE it is not made a join, which may begin with the ids.
+    is_sought = tuple_(table.c.thread_id, table.c.checkpoint_ns, table.c.checkpoint_id).in_(_deleted()).is_(true())
+    return and_(same_namespace(table, span), table.c.checkpoint_id.between(span.c.least, span.c.greatest), is_sought)
 
 
-def _victims() -> Select[Any]:
-    """The keys of what goes."""
-    graph = _graphs()
-    one = rows_of(_ids(graph), "checkpoint_id").lateral("one")
-    return select(graph.c.thread_id, graph.c.checkpoint_ns, one.c.checkpoint_id).select_from(graph.join(one, true()))
-
-
-def _is_of(table: FromClause, chosen: FromClause) -> ColumnElement[bool]:
-    return and_(same_graph(table, chosen), table.c.checkpoint_id == chosen.c.checkpoint_id)
-
-
-def _is_given(table: FromClause) -> ColumnElement[bool]:
-    return table.c.thread_id == func.any(array_param("thread_ids"))
-
-
-def _is_here(table: FromClause) -> ColumnElement[bool]:
-    return and_(table.c.thread_id == param("thread_id"), table.c.checkpoint_ns == param("checkpoint_ns"))
+def _deleted() -> Select[Any]:
+    """Select the keys of the checkpoints to delete."""
+    namespace = _namespaces()
+    one = rows_of(_ids(namespace), "checkpoint_id").lateral("one")
+    keys = [namespace.c.thread_id, namespace.c.checkpoint_ns, one.c.checkpoint_id]
+    return select(*keys).select_from(namespace.join(one, true()))
 
 
 def _is_page(pages: FromClause, dead: FromClause) -> ColumnElement[bool]:
     return and_(pages.c.thread_id == dead.c.thread_id, pages.c.digest == dead.c.digest)
 
 
-def _dead_blobs(t: Tables, *, but_for_victims: bool = False, some: bool = False) -> CTE:
-    """The keys of the blobs that no checkpoint of their graph refers to, or none but those that go; or some of them."""
+def _dead_blobs(t: Tables, *, without_deleted: bool = False, in_range: bool = False) -> CTE:
+    """Select the keys of the blobs that no checkpoint of their namespace refers to.
+
+    Args:
+        t: The tables.
+        without_deleted: Whether the checkpoints to delete do not count.
+        in_range: Whether it is only for the blobs in a range of one namespace.
+    """
     c: FromClause = t.checkpoints
-    b, graph = t.checkpoint_blobs, _graphs()
-    left: FromClause = graph.join(c, same_graph(c, graph))
-    if but_for_victims:
-        keys = select(*t.checkpoints.primary_key).select_from(left).except_(_victims()).cte("left_checkpoints")
-        left = keys.join(c, _is_of(c, keys))
+    b, namespace = t.checkpoint_blobs, _namespaces()
+    left: FromClause = namespace.join(c, same_namespace(c, namespace))
+    if without_deleted:
+        keys = select(*t.checkpoints.primary_key).select_from(left).except_(_deleted()).cte("left_checkpoints")
+        left = keys.join(c, same_checkpoint(c, keys))
     used = _used(c, left)
     stored = select(*b.primary_key)
-    if some:
+    if in_range:
         place = tuple_(b.c.channel, b.c.version)
-        stored = stored.where(_is_here(b), place > _place("after"), place <= _place("upto"))
+        stored = stored.where(in_namespace(b), place > _place("after"), place <= _place("upto"))
         c = _here_in_order(t)
         used = _used(c, c)
     else:
-        stored = stored.select_from(graph.join(b, same_graph(b, graph)))
+        stored = stored.select_from(namespace.join(b, same_namespace(b, namespace)))
     return stored.except_(used).cte("dead")
 
 
 def _here_in_order(t: Tables) -> FromClause:
-    """The checkpoints of one graph by the index: reading the table would pass over all that is gone each time."""
+    """Return the checkpoints of one namespace, read by the index: the table has all rows that are deleted."""
     c = t.checkpoints
-    return select(c).where(_is_here(c)).order_by(c.c.checkpoint_id).offset(int_literal(0)).subquery("here")
+    return select(c).where(in_namespace(c)).order_by(c.c.checkpoint_id).offset(int_literal(0)).subquery("here")
 
 
 def _used(c: FromClause, left: FromClause) -> Select[Any]:
-    """The keys of the blobs that the checkpoints which are left refer to."""
-    versions = func.jsonb_each_text(member(c.c.checkpoint, text_literal("channel_versions"))).table_valued(
-        "key", "value"
-    )
+    """Select the keys of the blobs that the remaining checkpoints refer to."""
+    document = member(c.c.checkpoint, text_literal("channel_versions"))
+    versions = func.jsonb_each_text(document).table_valued("key", "value")
     pairs = select(versions.c.key, versions.c.value).correlate(c).lateral("pairs")
     return select(c.c.thread_id, c.c.checkpoint_ns, *pairs.c).select_from(left.join(pairs, true()))
 
 
 def _dead_pages(t: Tables, b: FromClause) -> CTE:
-    """The keys of the pages of some threads that no blob of these refers to."""
+    """Select the keys of the pages of some threads that none of their blobs refers to."""
     p = t.checkpoint_pages
-    used = (
-        digests_of(b).add_columns(b.c.thread_id).where(_is_given(b), b.c.type == text_literal(PAGED)).subquery("used")
-    )
-    stored = select(p.c.thread_id, p.c.digest).where(_is_given(p))
-    return stored.except_(select(used.c.thread_id, used.c.digest)).cte("dead_pages")
+    used = digests_of(b).add_columns(b.c.thread_id).where(in_threads(b), b.c.type == text_literal(PAGED))
+    keys = used.subquery("used").c
+    stored = select(p.c.thread_id, p.c.digest).where(in_threads(p))
+    return stored.except_(select(keys.thread_id, keys.digest)).cte("dead_pages")
 
 
 def _counts(*gone: CTE) -> Select[Any]:
-    """How many rows and bytes, of each; where they delete, they do so in this order, when they are asked for."""
+    """Select the number of rows and the bytes of each; those that delete do it now, in this order."""
     counts: list[ColumnElement[Any]] = [
         select(array([func.count(), _sum(one.c.size)])).select_from(one).scalar_subquery() for one in gone
     ]
@@ -360,7 +355,7 @@ def _place(name: str) -> ColumnElement[Any]:
 
 
 def _size(*columns: ColumnElement[Any]) -> ColumnElement[int]:
-    """How many bytes the values of a row occupy as they are stored, that is, compressed."""
+    """Return the number of bytes that values of a row occupy as they are stored, that is, compressed."""
     sizes = [func.coalesce(func.pg_column_size(column, type_=Integer), int_literal(0)) for column in columns]
     return sum(sizes[1:], start=sizes[0]).label("size")
 

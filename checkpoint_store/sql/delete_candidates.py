@@ -36,11 +36,14 @@ from checkpoint_store.schema import PAGED, Tables, qualified
 from checkpoint_store.sql.arrays import array_param, few_rows_of_binds
 from checkpoint_store.sql.expressions import (
     has_member,
+    in_threads,
     int_literal,
+    is_value,
     member,
     member_text,
     param,
-    same_graph,
+    same_checkpoint,
+    same_namespace,
     text_literal,
 )
 
@@ -56,17 +59,17 @@ def next_threads(t: Tables) -> Executable:
     Binds: see `_walk`; `keep` and `before` as in `deletion_plan.Rule`.
     """
     c, walk = t.checkpoints.c, _walk(t.checkpoints)
-    graph = (
+    namespace = (
         select(func.count().label("count"), func.min(c.checkpoint_id).label("oldest"))
         .where(c.thread_id == walk.c.thread_id)
         .group_by(c.checkpoint_ns)
         .correlate(walk)
-        .subquery("graph")
+        .subquery("namespace")
     )
     before = param("before")
-    is_old = or_(before.is_(None), graph.c.oldest < before)
-    is_worth_a_look = func.bool_or(and_(graph.c.count > param("keep", Integer), is_old))
-    size = select(cast(func.sum(graph.c.count), BigInteger).label("count")).having(is_worth_a_look).lateral("size")
+    is_old = or_(before.is_(None), namespace.c.oldest < before)
+    is_worth_a_look = func.bool_or(and_(namespace.c.count > param("keep", Integer), is_old))
+    size = select(cast(func.sum(namespace.c.count), BigInteger).label("count")).having(is_worth_a_look).lateral("size")
     found = select(walk.c.thread_id, size.c.count).select_from(walk.outerjoin(size, true()))
     return found.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 
@@ -85,8 +88,8 @@ def orphaned_writes(t: Tables) -> Executable:
     c, w = t.checkpoints, t.checkpoint_writes
     keys = ("thread_id", "checkpoint_ns", "checkpoint_id")
     written = select(*[w.c[name] for name in keys])
-    written = written.where(_is_given(w.c.thread_id), w.c.checkpoint_id < param("before"))
-    return written.except_(select(*c.primary_key).where(_is_given(c.c.thread_id)))
+    written = written.where(in_threads(w), w.c.checkpoint_id < param("before"))
+    return written.except_(select(*c.primary_key).where(in_threads(c)))
 
 
 def next_leftovers(t: Tables) -> Executable:
@@ -99,7 +102,7 @@ def next_leftovers(t: Tables) -> Executable:
     return chosen.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 
 
-def given_leftovers(t: Tables) -> Executable:
+def leftover_threads(t: Tables) -> Executable:
     """Select which of some threads are left over, whatever their age. Binds: `thread_ids`."""
     given = few_rows_of_binds("", thread_id=Text)
     return select(given.c.thread_id).where(_is_leftover(t, given, cast(null(), Text)))
@@ -136,16 +139,16 @@ def _sees_all(t: Tables) -> ColumnElement[bool]:
     return and_(~or_(*hides), others.limit(int_literal(1)).scalar_subquery().is_(None))
 
 
-def blob_graphs(t: Tables) -> Executable:
+def blob_namespaces(t: Tables) -> Executable:
     """Select the namespaces that some threads have values of. Binds: `thread_ids`."""
-    b = t.checkpoint_blobs.c
-    return select(b.thread_id, b.checkpoint_ns).where(_is_given(b.thread_id)).distinct()
+    b = t.checkpoint_blobs
+    return select(b.c.thread_id, b.c.checkpoint_ns).where(in_threads(b)).distinct()
 
 
-def given_threads(t: Tables) -> Executable:
+def checkpoint_counts(t: Tables) -> Executable:
     """Select how many checkpoints some threads have; none that has none. Binds: `thread_ids`."""
-    c = t.checkpoints.c
-    return select(c.thread_id, func.count()).where(_is_given(c.thread_id)).group_by(c.thread_id)
+    c = t.checkpoints
+    return select(c.c.thread_id, func.count()).where(in_threads(c)).group_by(c.c.thread_id)
 
 
 def threads_of_runs(t: Tables) -> Executable:
@@ -175,12 +178,12 @@ def candidates(t: Tables) -> Executable:
             case((is_call, cast(member(c.metadata, text_literal("parents")), Text))),
             case((has_member(c.metadata, _COUNTERS), counted)),
         )
-        .where(_is_given(c.thread_id))
+        .where(in_threads(t.checkpoints))
         .order_by(c.thread_id, c.checkpoint_ns, c.checkpoint_id)
     )
 
 
-def bare_channels(t: Tables) -> Executable:
+def channels_without_value(t: Tables) -> Executable:
     """Select some checkpoints, whether they are older than format 4, and their bare channels as an array, or NULL.
 
     These are the channels that they have a version of, or their parent's tasks wrote to, but no value. Those of
@@ -190,34 +193,34 @@ def bare_channels(t: Tables) -> Executable:
     c, w = t.checkpoints, t.checkpoint_writes
     node = few_rows_of_binds("node_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text)
     versions = _names(member(c.c.checkpoint, text_literal("channel_versions")))
-    written = select(w.c.channel).where(same_graph(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id)
+    written = select(w.c.channel).where(same_namespace(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id)
     channel = union(select(versions.c.channel).correlate(c), written.correlate(c)).subquery("channels").c.channel
     is_internal = or_(
         func.starts_with(channel, text_literal("__"), type_=Boolean),
         func.starts_with(channel, text_literal("branch:"), type_=Boolean),
     )
     # By key, as in `ancestry`: for an EXISTS all blobs of the thread would be read, anew for each checkpoint.
-    blob = select(literal_column("true", Boolean)).where(_is_blob(t, c, channel)).limit(int_literal(1))
+    blob = select(literal_column("true", Boolean)).where(is_value(t.checkpoint_blobs, c, channel)).limit(int_literal(1))
     blob = blob.correlate_except(t.checkpoint_blobs)
     has_value = or_(_is_inline(c, channel), func.coalesce(blob.scalar_subquery(), _FALSE))
     bare = select(func.array_agg(channel)).where(~is_internal, ~has_value).correlate(c)
     is_old = cast(member_text(c.c.checkpoint, text_literal("v")), Numeric) < int_literal(4)
     return select(*c.primary_key, func.coalesce(is_old, _FALSE), bare.scalar_subquery()).select_from(
-        node.join(c, and_(same_graph(c, node), c.c.checkpoint_id == node.c.checkpoint_id))
+        node.join(c, same_checkpoint(c, node))
     )
 
 
 def traces(t: Tables) -> Executable:
-    """Select what each checkpoint of some graphs has of some channels, as `deletion_plan.Trace` has it.
+    """Select what each checkpoint of some namespaces has of some channels, as `deletion_plan.Trace` has it.
 
     Binds: arrays that go together, `sought_thread_ids`, `sought_checkpoint_nss`, `sought_channels`.
     """
     c, w = t.checkpoints, t.checkpoint_writes
     sought = few_rows_of_binds("sought_", thread_id=Text, checkpoint_ns=Text, channel=Text)
     channel = sought.c.channel
-    written = exists().where(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id, w.c.channel == channel)
+    written = exists().where(same_checkpoint(w, c), w.c.channel == channel)
     # Of all checkpoints at once; the server may well make a hash of the blobs.
-    blob = exists().where(_is_blob(t, c, channel)).correlate_except(t.checkpoint_blobs)
+    blob = exists().where(is_value(t.checkpoint_blobs, c, channel)).correlate_except(t.checkpoint_blobs)
     # A snapshot is marked inline, by what no value with a blob has there.
     is_marked = member(member(c.c.checkpoint, text_literal("channel_values")), channel) == literal_column(
         "'true'::jsonb"
@@ -229,13 +232,13 @@ def traces(t: Tables) -> Executable:
         or_(_is_inline(c, channel), blob),
         func.coalesce(and_(is_marked, blob), _FALSE),
         written.correlate(c, sought),
-    ).select_from(sought.join(c, same_graph(c, sought)))
+    ).select_from(sought.join(c, same_namespace(c, sought)))
 
 
 def _walk(*tables: Table) -> CTE:
     """The threads of some tables, in order, by a walk that jumps from one to the next in the indexes.
 
-    Binds: `after`, the thread's id that they follow, and `most`, how many; the last row may have no thread.
+    Binds: `after`, the thread's id that they follow, and `limit`, how many; the last row may have no thread.
     """
 
     def following(thread_id: ColumnElement[str], walk: FromClause | None = None) -> ColumnElement[Any]:
@@ -248,7 +251,7 @@ def _walk(*tables: Table) -> CTE:
 
     first = following(param("after"))
     walk = select(first.label("thread_id"), int_literal(1).label("place")).cte("walk", recursive=True)
-    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < param("most", Integer))
+    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < param("limit", Integer))
     return walk.union_all(select(following(walk.c.thread_id, walk), walk.c.place + int_literal(1)).where(is_inside))
 
 
@@ -264,13 +267,6 @@ def _is_chosen(t: Tables) -> ColumnElement[bool]:
 def _names(document: ColumnElement[Any]) -> TableValuedAlias:
     """The names of a JSON object's members, as rows."""
     return func.jsonb_object_keys(document).table_valued(Column("channel", Text)).render_derived()
-
-
-def _is_blob(t: Tables, c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
-    """The condition that a blob is the value of a channel at a checkpoint."""
-    b = t.checkpoint_blobs
-    version = member_text(member(c.c.checkpoint, text_literal("channel_versions")), channel)
-    return and_(same_graph(b, c), b.c.channel == channel, b.c.version == version, b.c.type != text_literal("empty"))
 
 
 def _is_inline(c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:

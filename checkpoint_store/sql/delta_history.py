@@ -1,8 +1,8 @@
 """The statement that walks a checkpoint's ancestors for LangGraph's delta channels; no I/O.
 
-A delta channel stores what each step adds and only now and then its whole value. Its value at a checkpoint is the one
-stored at the nearest ancestor that has one, with all writes since. Which checkpoints are ancestors, only the parents
-tell: a fork shares the namespace, and ids made by several processes need not increase from parent to child.
+A delta channel stores the writes of each step and only now and then its whole value. Its value at a checkpoint is the
+one stored at the nearest ancestor that has one, with all writes since. Ancestors are found by their parents' ids alone:
+a fork shares the namespace, and ids made by several processes need not increase from parent to child.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ from sqlalchemy.sql.selectable import LateralFromClause
 from checkpoint_store.schema import Tables
 from checkpoint_store.sql.arrays import aggregate, array_param, rows_of
 from checkpoint_store.sql.expressions import (
-    applied,
     has_member,
+    in_namespace,
     int_literal,
     is_a,
+    is_value,
     member,
-    member_text,
-    named,
     param,
-    same_graph,
     text_literal,
     value_of,
+    write_order,
 )
 
 
 def ancestors(t: Tables) -> Select[Any]:
-    """Select the ancestors of a checkpoint with what they contribute to some channels.
+    """Select the ancestors of a checkpoint with their values of some channels and their writes to them.
 
     A row is an ancestor: its id, its parent's id, whether the walk starts there, its writes to the channels still
-    sought at that point, and the values that end the walk of their channels. The columns are those of `rows.Ancestor`.
+    sought at that point, and the values that end the walk of their channels. The columns are those of
+    `serde.records.Ancestor`.
 
     Each ancestor, and whether it has a value, is looked up by its key, so that the walk costs its length, however long
-    the thread is. A LIMIT in a subquery of its own has the server do so: of a join or an EXISTS it would make a hash of
-    all rows of the thread, and that of the values anew for each ancestor.
+    the thread is. A LIMIT in a subquery of its own makes the server do so: for a join or an EXISTS it would hash all
+    rows of the thread, and those of the values anew for each ancestor.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id` (or NULL for the newest), `channels` (array of text).
     """
     c = t.checkpoints
-    newest = select(c.c.checkpoint_id).where(named(t)).order_by(c.c.checkpoint_id.desc()).limit(int_literal(1))
+    newest = select(c.c.checkpoint_id).where(in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(int_literal(1))
     target = func.coalesce(param("checkpoint_id"), newest.scalar_subquery())
-    start = select(c.c.parent_checkpoint_id).where(named(t), c.c.checkpoint_id == target).scalar_subquery()
+    start = select(c.c.parent_checkpoint_id).where(in_namespace(c), c.c.checkpoint_id == target).scalar_subquery()
 
     channels = array_param("channels")
     found = _found(t, c, channels)
@@ -72,7 +72,7 @@ def ancestors(t: Tables) -> Select[Any]:
             found.c.found,
         )
         .select_from(c.join(found, true()))
-        .where(named(t), c.c.checkpoint_id == start)
+        .where(in_namespace(c), c.c.checkpoint_id == start)
         .cte("chain", recursive=True)
     )
     left, parent = _left(chain), _parent(t, chain)
@@ -90,14 +90,14 @@ def ancestors(t: Tables) -> Select[Any]:
 
 
 def _parent(t: Tables, chain: FromClause) -> LateralFromClause:
-    """The parent of a checkpoint, if it is there."""
+    """Return the parent of a checkpoint, or no row."""
     c = t.checkpoints
-    parent = select(c).where(named(t), c.c.checkpoint_id == chain.c.parent_checkpoint_id)
+    parent = select(c).where(in_namespace(c), c.c.checkpoint_id == chain.c.parent_checkpoint_id)
     return parent.limit(int_literal(1)).correlate(chain).lateral("parent")
 
 
 def _is_sound(c: FromClause) -> ColumnElement[bool]:
-    """Whether a checkpoint has objects where its values and versions should be; in others nothing could be found."""
+    """Return whether a checkpoint has objects as its values and versions; in any other nothing could be found."""
     parts = [member(c.c.checkpoint, text_literal(name)) for name in ("channel_versions", "channel_values")]
     # A checkpoint without inline values may have none, or null.
     return and_(
@@ -113,10 +113,13 @@ def _flag(value: bool) -> ColumnElement[bool]:
 
 
 def _found(t: Tables, c: FromClause, sought: ColumnElement[Any]) -> LateralFromClause:
-    """Those of the sought channels that a checkpoint has a value for, inline or as a blob."""
+    """Return those of the sought channels that a checkpoint has a value of, inline or as a blob."""
     channel = rows_of(sought, "channel").c.channel
     inline = has_member(member(c.c.checkpoint, text_literal("channel_values")), channel)
-    blob = select(literal_column("true", Boolean)).where(_is_blob(t, c, channel)).limit(int_literal(1))
+    b = t.checkpoint_blobs
+    blob = (
+        select(literal_column("true", Boolean)).where(is_value(b, c, channel, param("thread_id"))).limit(int_literal(1))
+    )
     blob = blob.correlate(c, channel.table)
     return (
         select(func.array_agg(channel).label("found")).where(or_(inline, blob.scalar_subquery())).correlate(c).lateral()
@@ -124,7 +127,7 @@ def _found(t: Tables, c: FromClause, sought: ColumnElement[Any]) -> LateralFromC
 
 
 def _left(chain: FromClause) -> LateralFromClause:
-    """The channels whose walk goes on to the parent."""
+    """Return the channels for which the walk continues with the parent."""
     channel = rows_of(chain.c.sought, "channel").c.channel
     none = cast(text_literal("{}"), ARRAY(Text))
     gone = func.coalesce(chain.c.found, none)
@@ -133,22 +136,10 @@ def _left(chain: FromClause) -> LateralFromClause:
     )
 
 
-def _is_blob(t: Tables, c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
-    """The condition that a blob is the value of a channel at a checkpoint."""
-    b = t.checkpoint_blobs
-    version = member_text(member(c.c.checkpoint, text_literal("channel_versions")), channel)
-    return and_(
-        same_graph(b, c, param("thread_id")),
-        b.c.channel == channel,
-        b.c.version == version,
-        b.c.type != text_literal("empty"),
-    )
-
-
 def _writes(t: Tables, chain: FromClause) -> LateralFromClause:
     w = t.checkpoint_writes
     return (
-        select(*aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *applied(w)))
+        select(*aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *write_order(w)))
         .where(
             w.c.thread_id == param("thread_id"),
             w.c.checkpoint_ns == param("checkpoint_ns"),
@@ -164,10 +155,10 @@ def _values(t: Tables, chain: FromClause) -> LateralFromClause:
     c, b = t.checkpoints, t.checkpoint_blobs
     found = rows_of(chain.c.found, "channel")
     inline = cast(member(member(c.c.checkpoint, text_literal("channel_values")), found.c.channel), Text)
-    # The limit has the primary key looked up, as in `statements`.
+    # With the limit the primary key is looked up, as in `read`.
     blob = (
         select(b.c.version, *value_of(t, b, param("thread_id")))
-        .where(_is_blob(t, c, found.c.channel))
+        .where(is_value(b, c, found.c.channel, param("thread_id")))
         .limit(int_literal(1))
         .correlate(c, found)
         .lateral()
@@ -175,7 +166,7 @@ def _values(t: Tables, chain: FromClause) -> LateralFromClause:
     return (
         select(*aggregate([found.c.channel, blob.c.version, blob.c.type, blob.c.blob, inline.label("inline")], "value"))
         .select_from(c.join(found, true()).outerjoin(blob, true()))
-        .where(named(t), c.c.checkpoint_id == chain.c.checkpoint_id)
+        .where(in_namespace(c), c.c.checkpoint_id == chain.c.checkpoint_id)
         .correlate(chain)
         .lateral("stored")
     )

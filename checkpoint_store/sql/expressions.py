@@ -1,4 +1,4 @@
-"""The clauses that statements are made of; no I/O."""
+"""The expressions that statements are made of; no I/O."""
 
 from __future__ import annotations
 
@@ -24,80 +24,101 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by, array
 
 from checkpoint_store.schema import PAGED, Tables
+from checkpoint_store.sql.arrays import array_param
 
 _ENTRY_BYTES, _PAGE = 17, 255
-"""As `pages` writes its recipes; a test has PostgreSQL read them."""
+"""As `serde.pages` writes recipes; a test has PostgreSQL read them."""
 
 _EMPTY: ColumnElement[bytes] = literal_column("''::bytea", LargeBinary)
 
 
 def param(name: str, kind: Any = Text) -> ColumnElement[Any]:
-    """Return a value that comes with the call, a text as a rule."""
+    """Return a parameter: a value that comes with the call, by default a text."""
     return bindparam(name, type_=kind)
 
 
 def text_literal(name: str) -> ColumnElement[str]:
-    """A JSON key or other text of ours, as a literal: as a parameter it would travel with every call."""
+    """Return a JSON key or other text of ours as a literal: as a parameter it would travel with every call."""
     return literal_column(f"'{name}'", Text)
 
 
 def int_literal(value: int) -> ColumnElement[int]:
-    """A number of ours, as a literal."""
+    """Return a number of ours as a literal."""
     return literal_column(str(value), Integer)
 
 
-def named(t: Tables, *more: str) -> ColumnElement[bool]:
-    """The condition that picks a thread's namespace in `checkpoints`, or more exactly."""
-    return and_(*[t.checkpoints.c[name] == param(name) for name in ("thread_id", "checkpoint_ns", *more)])
+def in_namespace(rows: FromClause, *more: str) -> ColumnElement[bool]:
+    """Return the condition that rows belong to the namespace that the call names, and equal it in more columns.
+
+    Binds: `thread_id`, `checkpoint_ns`, and the names of those columns.
+    """
+    return and_(*[rows.c[name] == param(name) for name in ("thread_id", "checkpoint_ns", *more)])
 
 
 Thread = ColumnElement[str] | None
-"""The thread's id where it comes with the call, so that each table of a statement can be asked for that thread alone.
+"""The parameter with the thread's id, with which each table of a statement is compared; None if there is no such one.
 
-That other rows of the statement have it the server knows too, but not when it plans: it would look at every partition
-of a table, or every shard, and pass over all but one only when it comes to them.
+If a table is compared with another table's rows instead, the server knows the thread only when it executes: its plan
+has every partition of the table, or every shard, and skips all but one at the last moment.
 """
 
 
-def same_graph(one: FromClause, other: FromClause, thread: Thread = None) -> ColumnElement[bool]:
-    """The condition that rows of two tables belong to the same thread and namespace."""
+def same_namespace(one: FromClause, other: FromClause, thread: Thread = None) -> ColumnElement[bool]:
+    """Return the condition that rows of two tables belong to the same thread and namespace."""
     thread = other.c.thread_id if thread is None else thread
     return and_(one.c.thread_id == thread, one.c.checkpoint_ns == other.c.checkpoint_ns)
 
 
+def same_checkpoint(one: FromClause, other: FromClause, thread: Thread = None) -> ColumnElement[bool]:
+    """Return the condition that rows of two tables have the key of the same checkpoint."""
+    return and_(same_namespace(one, other, thread), one.c.checkpoint_id == other.c.checkpoint_id)
+
+
 def same_blob(one: FromClause, other: FromClause) -> ColumnElement[bool]:
-    """The condition that rows of two tables have the key of the same blob."""
-    return and_(same_graph(one, other), one.c.channel == other.c.channel, one.c.version == other.c.version)
+    """Return the condition that rows of two tables have the key of the same blob."""
+    return and_(same_namespace(one, other), one.c.channel == other.c.channel, one.c.version == other.c.version)
+
+
+def in_threads(rows: FromClause) -> ColumnElement[bool]:
+    """Return the condition that rows belong to one of the threads that the call names. Binds: `thread_ids`."""
+    return rows.c.thread_id == func.any(array_param("thread_ids"))
 
 
 def member(document: ColumnElement[Any], name: ColumnElement[str]) -> ColumnElement[Any]:
-    """A member of a JSON object, as JSON."""
+    """Return a member of a JSON object, as JSON."""
     return document.op("->", return_type=JSONB())(name)
 
 
 def member_text(document: ColumnElement[Any], name: ColumnElement[str]) -> ColumnElement[Any]:
-    """A member of a JSON object, as text."""
+    """Return a member of a JSON object, as text."""
     return document.op("->>", return_type=Text())(name)
 
 
 def has_member(document: ColumnElement[Any], name: ColumnElement[str]) -> ColumnElement[bool]:
-    """Whether a JSON object has a member, be it null."""
+    """Return whether a JSON object has a member, even if that is null."""
     return document.op("?", return_type=Boolean())(name)
 
 
 def members_of(document: ColumnElement[Any], name: str) -> ColumnElement[Any]:
-    """A member of a JSON object if it is an object itself, else NULL: of which there are no members, but no error."""
+    """Return a member of a JSON object if it is an object itself, else NULL, which has no members."""
     found = member(document, text_literal(name))
     return case((func.jsonb_typeof(found) == text_literal("object"), found))
 
 
 def is_a(kind: str, part: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether JSON is of a kind, such as an object."""
+    """Return whether JSON is of a kind, such as an object."""
     return func.jsonb_typeof(part) == text_literal(kind)
 
 
+def is_value(b: FromClause, c: FromClause, channel: ColumnElement[str], thread: Thread = None) -> ColumnElement[bool]:
+    """Return the condition that a blob is the value of a channel at a checkpoint."""
+    version = member_text(member(c.c.checkpoint, text_literal("channel_versions")), channel)
+    is_version = and_(b.c.channel == channel, b.c.version == version)
+    return and_(same_namespace(b, c, thread), is_version, b.c.type != text_literal("empty"))
+
+
 def value_of(t: Tables, b: FromClause, thread: Thread = None) -> tuple[ColumnElement[str], ColumnElement[bytes]]:
-    """The type and the bytes of a blob; a recipe (see `pages`) is joined to its value, or NULL if a page is missing."""
+    """Return the type and the bytes of a blob's value: for a recipe its joined pages, or NULL if one is missing."""
     p = t.checkpoint_pages
     entry = _entries(b).subquery("entry")
     thread = b.c.thread_id if thread is None else thread
@@ -117,21 +138,21 @@ def value_of(t: Tables, b: FromClause, thread: Thread = None) -> tuple[ColumnEle
 
 
 def digests_of(b: FromClause) -> Select[Any]:
-    """The digests of the pages that recipes name; the caller adds which blobs, all of them recipes."""
+    """Select the digests of the pages that recipes name; the caller adds the condition for blobs that are recipes."""
     entry = _entries(b).lateral("entry")
     return select(entry.c.content.label("digest")).select_from(b.join(entry, entry.c.size == int_literal(_PAGE)))
 
 
 def digests_in(b: FromClause) -> Select[Any]:
-    """The digests of the pages that one recipe names, that of a row of the enclosing statement."""
+    """Select the digests of the pages that one recipe names, a row of the enclosing statement."""
     entry = _entries(b).subquery("entry")
     return select(entry.c.content.label("digest")).where(entry.c.size == int_literal(_PAGE)).correlate(b)
 
 
 def _entries(b: FromClause) -> Select[Any]:
-    """The entries of a recipe: their place, their size or 255 for a page, and their content or the page's digest."""
-    # A SELECT of its own, and the OFFSET keeps it so: a long one is fetched from its TOAST once, not for every entry.
-    # Without any it is NULL, which array_fill() would not take.
+    """Select the entries of a recipe: place, size (255 for a page), and content or the page's digest."""
+    # A SELECT of its own, which the OFFSET keeps apart: a long recipe is fetched from its TOAST once, not for every
+    # entry. array_fill() does not take NULL, which it would be without any bytes.
     recipe = (
         select(func.coalesce(b.c.blob.concat(_EMPTY), _EMPTY).label("entries"))
         .offset(int_literal(0))
@@ -139,8 +160,9 @@ def _entries(b: FromClause) -> Select[Any]:
         .lateral("recipe")
     )
     entries = recipe.c.entries
-    # To the planner generate_series() returns 1,000 rows and unnest() 10, of which a range leaves 1: if it expected
-    # more, a page of a list would seem so dear that the server compiles the plan (JIT), longer than it takes to run.
+    # The planner expects 1,000 rows of generate_series() and 10 of unnest(), of which a range leaves 1: if it expected
+    # more, a part of a list would seem so expensive that the server compiles the plan (JIT), which takes longer than
+    # running it.
     count = func.length(entries, type_=Integer) // int_literal(_ENTRY_BYTES)
     zeros = func.unnest(func.array_fill(int_literal(0), array([count])))
     place = zeros.table_valued("zero", with_ordinality="place").render_derived("places").c.place
@@ -149,12 +171,12 @@ def _entries(b: FromClause) -> Select[Any]:
     content = func.substr(entries, at + int_literal(2), int_literal(_ENTRY_BYTES - 1)).label("content")
     known = and_(place >= int_literal(1), place <= count)
     each = select(place, size, content).select_from(recipe.join(place.table, true())).where(known)
-    # Kept apart by an OFFSET as well: otherwise each row that is sorted would carry the whole recipe along.
+    # Kept apart by an OFFSET as well: otherwise each row that is sorted would carry the whole recipe.
     return each.offset(int_literal(0)).correlate(b)
 
 
-def applied(writes: FromClause) -> list[ColumnElement[Any]]:
-    """The order in which LangGraph applies the writes of a step (its `writes_sort_key`).
+def write_order(writes: FromClause) -> list[ColumnElement[Any]]:
+    """Return the order in which LangGraph applies the writes of a step (its `writes_sort_key`).
 
     Collation "C" orders strings as Python does, by code point, whatever the database's locale.
     """

@@ -1,4 +1,4 @@
-"""The statement that tells a thread's history, without its values; no I/O."""
+"""The statements that read a thread's history without its values; no I/O."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql.expressions import (
     digests_in,
     digests_of,
+    in_namespace,
     int_literal,
     member,
     member_text,
     members_of,
-    named,
     param,
-    same_graph,
+    same_checkpoint,
+    same_namespace,
     text_literal,
 )
 
 INTERRUPT, ERROR = "__interrupt__", "__error__"
-"""LangGraph's channels of questions to a person and of tasks that failed."""
+"""LangGraph's channels of interrupts and of failed tasks."""
 
 
 def summaries(t: Tables) -> Select[Any]:
@@ -32,20 +33,20 @@ def summaries(t: Tables) -> Select[Any]:
     checkpoint, values that its parent does not have, as far as those share no pages with the parent's, and pending
     writes), the number of tasks that have stored writes, and those channels of theirs that mean something.
 
-    Binds: `thread_id`, `most`.
+    Binds: `thread_id`, `limit`.
     """
     c, w = t.checkpoints, t.checkpoint_writes
     chosen = (
         select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id)
         .where(c.c.thread_id == param("thread_id"))
         .order_by(c.c.checkpoint_id.desc(), c.c.checkpoint_ns.desc())
-        .limit(param("most", Integer))
+        .limit(param("limit", Integer))
         .subquery("chosen")
     )
     before = c.alias("before")
     parent = (
         select(member(before.c.checkpoint, text_literal("channel_versions")).label("versions"))
-        .where(same_graph(before, c), before.c.checkpoint_id == c.c.parent_checkpoint_id)
+        .where(same_namespace(before, c), before.c.checkpoint_id == c.c.parent_checkpoint_id)
         .correlate(c)
         .lateral("parent")
     )
@@ -58,7 +59,7 @@ def summaries(t: Tables) -> Select[Any]:
             func.coalesce(func.sum(func.pg_column_size(w.c.blob)), int_literal(0)).label("bytes"),
             said.label("said"),
         )
-        .where(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id)
+        .where(same_checkpoint(w, c))
         .correlate(c)
         .lateral("writes")
     )
@@ -75,7 +76,7 @@ def summaries(t: Tables) -> Select[Any]:
             writes.c.said,
         )
         .select_from(
-            chosen.join(c, and_(same_graph(c, chosen), c.c.checkpoint_id == chosen.c.checkpoint_id))
+            chosen.join(c, same_checkpoint(c, chosen))
             .outerjoin(parent, true())
             .join(writes, true())
             .join(values, true())
@@ -84,11 +85,16 @@ def summaries(t: Tables) -> Select[Any]:
     )
 
 
-def matching(t: Tables) -> Select[Any]:
-    """Select the ids that begin so, of a thread's namespace, two at most. Binds: those of `named`, `start`."""
+def ids_with_prefix(t: Tables) -> Select[Any]:
+    """Select the ids that begin so, of a thread's namespace, two at most. Binds: those of `named`, `prefix`."""
     c = t.checkpoints.c
-    begins = func.starts_with(c.checkpoint_id, param("start"), type_=Boolean())
-    return select(c.checkpoint_id).where(named(t), begins).order_by(c.checkpoint_id.desc()).limit(int_literal(2))
+    begins = func.starts_with(c.checkpoint_id, param("prefix"), type_=Boolean())
+    return (
+        select(c.checkpoint_id)
+        .where(in_namespace(t.checkpoints), begins)
+        .order_by(c.checkpoint_id.desc())
+        .limit(int_literal(2))
+    )
 
 
 def _new_values(t: Tables, c: FromClause, parent: FromClause) -> LateralFromClause:
@@ -98,7 +104,7 @@ def _new_values(t: Tables, c: FromClause, parent: FromClause) -> LateralFromClau
     current = func.jsonb_each_text(versions).table_valued("key", "value").render_derived("current")
     before = member_text(parent.c.versions, current.c.key)
     is_old = and_(
-        same_graph(old, b), old.c.channel == b.c.channel, old.c.version == before, old.c.type == text_literal(PAGED)
+        same_namespace(old, b), old.c.channel == b.c.channel, old.c.version == before, old.c.type == text_literal(PAGED)
     )
     fresh = digests_in(b).except_(digests_of(old).where(is_old).correlate(b, parent, current))
     pages = (
@@ -112,7 +118,7 @@ def _new_values(t: Tables, c: FromClause, parent: FromClause) -> LateralFromClau
         select(func.coalesce(func.sum(sizes), int_literal(0)).label("bytes"))
         .select_from(
             current.join(
-                b, and_(same_graph(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)
+                b, and_(same_namespace(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)
             ).outerjoin(pages, true())
         )
         .where(current.c.value.is_distinct_from(before))

@@ -29,7 +29,7 @@ from checkpoint_store.schema import Tables
 from checkpoint_store.sql.arrays import aggregate, array_param
 from checkpoint_store.sql.expressions import int_literal, param, text_literal
 
-MOST_STEPS = 4096
+MAX_STEPS = 4096
 """How many rows of an index a statement may look at."""
 
 MANY = 16
@@ -58,7 +58,7 @@ def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
     c = t.checkpoints.c
     # As in the index.
     is_root = c.checkpoint_ns.like(text_literal(""))
-    wanted = [is_root, c.thread_id != func.all(array_param("passed"))]
+    wanted = [is_root, c.thread_id != func.all(array_param("skipped"))]
     if "after" in conditions:
         position = tuple_(param("last_checkpoint_id"), param("last_thread_id"))
         wanted.append(tuple_(c.checkpoint_id, c.thread_id) < position)
@@ -66,9 +66,7 @@ def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
         wanted.append(_has_prefix(c.thread_id))
     # The planner is told the most there can be first, as in `reading.list_page`.
     most = select(c.checkpoint_id, c.thread_id).where(*wanted)
-    most_rows = (
-        most.order_by(c.checkpoint_id.desc(), c.thread_id.desc()).limit(int_literal(MOST_STEPS)).subquery("most")
-    )
+    most_rows = most.order_by(c.checkpoint_id.desc(), c.thread_id.desc()).limit(int_literal(MAX_STEPS)).subquery("most")
     part = (
         select(most_rows)
         .order_by(most_rows.c.checkpoint_id.desc(), most_rows.c.thread_id.desc())

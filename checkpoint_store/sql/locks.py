@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import OID
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.sql.arrays import array_param, rows_of_binds
-from checkpoint_store.sql.expressions import int_literal, param, same_graph, text_literal
+from checkpoint_store.sql.expressions import int_literal, param, same_namespace, text_literal
 
 _CATALOG = MetaData(schema="pg_catalog")
 _CLASS = Table("pg_class", _CATALOG, Column("oid", OID), Column("relnamespace", OID))
@@ -65,7 +65,7 @@ def take_lock(_: Tables) -> Select[Any]:
     return select(func.pg_try_advisory_lock(param("number", BigInteger)))
 
 
-def drop_lock(_: Tables) -> Select[Any]:
+def release_lock(_: Tables) -> Select[Any]:
     """Give a lock back: whether this session had it. Binds: `number`."""
     return select(func.pg_advisory_unlock(param("number", BigInteger)))
 
@@ -113,7 +113,7 @@ def session_id(_: Tables) -> Select[Any]:
     return select(func.pg_backend_pid())
 
 
-def lock_graphs(_: Tables) -> Select[Any]:
+def lock_namespaces(_: Tables) -> Select[Any]:
     """Wait until nobody else is about to continue some namespaces, and keep others from it until the transaction ends.
 
     Returns the transaction's isolation level, once for each. Binds: `table`, and as arrays `thread_ids` and
@@ -139,7 +139,7 @@ def lock_removal(_: Tables) -> Select[Any]:
 def continuations(t: Tables) -> Select[Any]:
     """Select for some checkpoints whether each continues the newest of its namespace, or is stored already as it is.
 
-    To be executed after `lock_graphs`, in the same transaction: its snapshot then has all that was stored before.
+    To be executed after `lock_namespaces`, in the same transaction: its snapshot then has all that was stored before.
 
     Returns thread, namespace, id, parent, the newest id, and whether the checkpoint continues it. Binds, as arrays:
     `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `parent_checkpoint_ids`.
@@ -148,7 +148,7 @@ def continuations(t: Tables) -> Select[Any]:
     new = rows_of_binds(thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_checkpoint_id=Text)
     newest = (
         select(c.c.checkpoint_id)
-        .where(same_graph(c, new))
+        .where(same_namespace(c, new))
         .order_by(c.c.checkpoint_id.desc())
         .limit(int_literal(1))
         .correlate(new)
@@ -156,7 +156,7 @@ def continuations(t: Tables) -> Select[Any]:
     )
     stored = c.alias("stored")
     is_stored = exists().where(
-        same_graph(stored, new),
+        same_namespace(stored, new),
         stored.c.checkpoint_id == new.c.checkpoint_id,
         stored.c.parent_checkpoint_id.is_not_distinct_from(new.c.parent_checkpoint_id),
     )

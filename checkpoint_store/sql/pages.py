@@ -25,17 +25,16 @@ from checkpoint_store.sql.write import claimed_threads, new_pages
 def next_blobs(t: Tables) -> Select[Any]:
     """Select the blobs of a type that follow a key, with the bytes stored: a recipe as it is.
 
-    Binds: `type`, `least` (bytes that they have at least), `most` (how many), and the key to start after: `thread_id`,
-    `checkpoint_ns`, `channel`, `version`.
+    Binds: `type`, `min_bytes`, `limit`, and the key to start after: `thread_id`, `checkpoint_ns`, `channel`, `version`.
     """
     b = t.checkpoint_blobs
     keys = list(b.primary_key)
     return (
         select(*keys, b.c.blob)
         .where(tuple_(*keys) > tuple_(*[param(column.name) for column in keys]))
-        .where(b.c.type == param("type"), func.octet_length(b.c.blob) >= param("least", Integer))
+        .where(b.c.type == param("type"), func.octet_length(b.c.blob) >= param("min_bytes", Integer))
         .order_by(*keys)
-        .limit(param("most", Integer))
+        .limit(param("limit", Integer))
     )
 
 

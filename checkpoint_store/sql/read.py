@@ -12,7 +12,6 @@ from sqlalchemy import (
     Select,
     Subquery,
     Text,
-    and_,
     case,
     cast,
     func,
@@ -27,22 +26,23 @@ from checkpoint_store.schema import Tables
 from checkpoint_store.sql.arrays import aggregate
 from checkpoint_store.sql.expressions import (
     Thread,
-    applied,
+    in_namespace,
     int_literal,
     is_a,
     member,
     member_text,
-    named,
     param,
-    same_graph,
+    same_checkpoint,
+    same_namespace,
     text_literal,
     value_of,
+    write_order,
 )
 
 TASKS = "__pregel_tasks"
 """LangGraph's channel of pending sends (`langgraph.checkpoint.serde.types.TASKS`, not imported: see `schema`)."""
 
-MOST_ROWS = 128
+MAX_ROWS = 128
 """How many rows a page of a list may have."""
 
 
@@ -76,14 +76,14 @@ def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool, thread: Thread 
 
 def get_checkpoint(t: Tables, *, joined: bool) -> Select[Any]:
     """Select the checkpoint with an id; see `checkpoints`. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
-    chosen = select(t.checkpoints).where(named(t, "checkpoint_id"))
+    chosen = select(t.checkpoints).where(in_namespace(t.checkpoints, "checkpoint_id"))
     return checkpoints(t, chosen, joined=joined, thread=param("thread_id"))
 
 
 def get_latest(t: Tables, *, joined: bool) -> Select[Any]:
     """Select the newest checkpoint of a namespace; see `checkpoints`. Binds: `thread_id`, `checkpoint_ns`."""
-    newest = t.checkpoints.c.checkpoint_id.desc()
-    chosen = select(t.checkpoints).where(named(t)).order_by(newest).limit(int_literal(1))
+    c = t.checkpoints
+    chosen = select(c).where(in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(int_literal(1))
     return checkpoints(t, chosen, joined=joined, thread=param("thread_id"))
 
 
@@ -92,14 +92,16 @@ def has_newer(t: Tables) -> Select[Any]:
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`.
     """
-    newer = select(t.checkpoints).where(named(t), t.checkpoints.c.checkpoint_id > param("checkpoint_id"))
+    newer = select(t.checkpoints).where(
+        in_namespace(t.checkpoints), t.checkpoints.c.checkpoint_id > param("checkpoint_id")
+    )
     return select(newer.exists())
 
 
 def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[Any]:
     """Select one page of checkpoints, newest first.
 
-    Binds: `page_size`, at most `MOST_ROWS`, and one for each condition.
+    Binds: `page_size`, at most `MAX_ROWS`, and one for each condition.
 
     Args:
         t: The tables.
@@ -121,7 +123,7 @@ def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[
         last = [param(f"last_{name}") for name in names]
         wanted.append(tuple_(*[c[name] for name in names]) < tuple_(*last) if len(names) > 1 else c[names[0]] < last[0])
     page = (
-        select(t.checkpoints).where(*wanted).order_by(*[c[name].desc() for name in names]).limit(int_literal(MOST_ROWS))
+        select(t.checkpoints).where(*wanted).order_by(*[c[name].desc() for name in names]).limit(int_literal(MAX_ROWS))
     )
     if across:
         # Namespace by namespace each part of the page comes from the index in order. Otherwise every page would read
@@ -129,7 +131,7 @@ def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[
         namespaces = _namespaces(t)
         part = page.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces).lateral("part")
         page = select(part).select_from(namespaces.join(part, true()))
-        page = page.order_by(*[part.c[name].desc() for name in names]).limit(int_literal(MOST_ROWS))
+        page = page.order_by(*[part.c[name].desc() for name in names]).limit(int_literal(MAX_ROWS))
     # A limit that is a parameter tells the planner nothing: it would plan for a tenth of the thread, and compile the
     # plan of a long one (JIT), which takes longer than running it. So it is told the most there can be first.
     most = page.subquery("page")
@@ -149,7 +151,7 @@ def inventory(t: Tables) -> Select[Any]:
     keys = [c.c.checkpoint_ns, c.c.checkpoint_id, w.c.task_id]
     return (
         select(*keys, func.max(w.c.task_path), func.count(w.c.idx))
-        .select_from(c.outerjoin(w, and_(same_graph(w, c), w.c.checkpoint_id == c.c.checkpoint_id)))
+        .select_from(c.outerjoin(w, same_checkpoint(w, c)))
         .where(c.c.thread_id == param("thread_id"))
         .group_by(*keys)
     )
@@ -177,7 +179,7 @@ def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFr
     # have 100 channels, would rather read all blobs of a thread and hash them.
     found = (
         select(*(value_of(t, b, thread) if joined else (b.c.type, b.c.blob)))
-        .where(same_graph(b, c, thread), b.c.channel == current.c.channel, b.c.version == current.c.version)
+        .where(same_namespace(b, c, thread), b.c.channel == current.c.channel, b.c.version == current.c.version)
         .where(b.c.type != text_literal("empty"))
         .limit(int_literal(1))
         .correlate(c, current)
@@ -194,8 +196,8 @@ def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFr
 def _writes(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
     w = t.checkpoint_writes
     return (
-        select(*aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *applied(w)))
-        .where(same_graph(w, c, thread), w.c.checkpoint_id == c.c.checkpoint_id)
+        select(*aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *write_order(w)))
+        .where(same_checkpoint(w, c, thread))
         .correlate(c)
         .lateral("writes")
     )
@@ -207,9 +209,9 @@ def _sends(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
     is_number = is_a("number", member(c.c.checkpoint, text_literal("v")))
     old = case((is_number, cast(member_text(c.c.checkpoint, text_literal("v")), Numeric) < int_literal(4)))
     return (
-        select(*aggregate([w.c.type, w.c.blob], "send", *applied(w)))
+        select(*aggregate([w.c.type, w.c.blob], "send", *write_order(w)))
         .where(
-            same_graph(w, c, thread),
+            same_namespace(w, c, thread),
             w.c.checkpoint_id == c.c.parent_checkpoint_id,
             w.c.channel == text_literal(TASKS),
             old,

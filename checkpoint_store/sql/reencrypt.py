@@ -36,10 +36,10 @@ from checkpoint_store.sql.arrays import aggregate, rows_of_binds
 from checkpoint_store.sql.expressions import (
     int_literal,
     is_a,
+    is_value,
     member,
     member_text,
     param,
-    same_graph,
     text_literal,
     value_of,
 )
@@ -48,7 +48,7 @@ from checkpoint_store.sql.expressions import (
 def next_blob_values(t: Tables) -> Select[Any]:
     """Select the blobs that follow a key: see `_page`; of those that are paged, the value that they make.
 
-    Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_channel`, `last_version`, and `most`.
+    Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_channel`, `last_version`, and `limit`.
     """
     b = t.checkpoint_blobs
     kind, value = value_of(t, b)
@@ -58,7 +58,7 @@ def next_blob_values(t: Tables) -> Select[Any]:
 def next_write_values(t: Tables) -> Select[Any]:
     """Select the pending writes that follow a key: see `_page`.
 
-    Binds: the key to start after, `last_thread_id` to `last_idx`, and `most`.
+    Binds: the key to start after, `last_thread_id` to `last_idx`, and `limit`.
     """
     w = t.checkpoint_writes
     return _page(w, w.c.type, w.c.blob)
@@ -70,7 +70,7 @@ def next_inline_values(t: Tables) -> Select[Any]:
     That is, as arrays: the channel, its value as JSON, its version, and of the blob of that version, if there is one,
     its type; and its bytes where the value is true, which may be the mark of a snapshot.
 
-    Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_checkpoint_id`, and `most`.
+    Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_checkpoint_id`, and `limit`.
     """
     b = t.checkpoint_blobs
     chosen = _after(t.checkpoints).where(_has_inline(t.checkpoints)).subquery("c")
@@ -80,7 +80,7 @@ def next_inline_values(t: Tables) -> Select[Any]:
     maybe = case((one.c.value == cast(text_literal("true"), JSONB), blob)).label("blob")
     found = (
         select(kind, maybe)
-        .where(_is_value(b, chosen, one.c.channel))
+        .where(is_value(b, chosen, one.c.channel))
         .limit(int_literal(1))
         .correlate(chosen, one)
         .lateral("found")
@@ -178,7 +178,7 @@ def _page(table: Table, kind: ColumnElement[Any], value: ColumnElement[Any]) -> 
 def _after(table: Table) -> Select[Any]:
     keys: list[Column[Any]] = list(table.primary_key)
     last = [param(f"last_{column.name}", column.type) for column in keys]
-    return select(table).where(tuple_(*keys) > tuple_(*last)).order_by(*keys).limit(param("most", Integer))
+    return select(table).where(tuple_(*keys) > tuple_(*last)).order_by(*keys).limit(param("limit", Integer))
 
 
 def _rewrite(table: Table) -> Update:
@@ -209,13 +209,7 @@ def _has_inline(c: FromClause) -> ColumnElement[bool]:
 
 def _is_blob(t: Tables, c: FromClause, channel: Any) -> ColumnElement[bool]:
     """Whether there is a blob for a channel of a checkpoint: it wins over what is inline."""
-    return exists().where(_is_value(t.checkpoint_blobs, c, channel)).correlate(c, channel.table)
-
-
-def _is_value(b: Table, c: FromClause, channel: Any) -> ColumnElement[bool]:
-    """The condition that a blob is the value of a channel at a checkpoint."""
-    version = member_text(member(c.c.checkpoint, text_literal("channel_versions")), channel)
-    return and_(same_graph(b, c), b.c.channel == channel, b.c.version == version, b.c.type != text_literal("empty"))
+    return exists().where(is_value(t.checkpoint_blobs, c, channel)).correlate(c, channel.table)
 
 
 def _same(one: FromClause, other: FromClause, names: list[str]) -> ColumnElement[bool]:

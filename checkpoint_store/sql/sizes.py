@@ -85,7 +85,7 @@ def thread_channels(t: Tables) -> Select[Any]:
 
 
 def largest_threads(t: Tables) -> Select[Any]:
-    """Select the threads that have most, how many checkpoints and how many bytes; reads all rows. Binds: `most`."""
+    """Select the threads that have most, how many checkpoints and how many bytes; reads all rows. Binds: `limit`."""
     parts = union_all(
         *[
             select(
@@ -101,7 +101,7 @@ def largest_threads(t: Tables) -> Select[Any]:
         select(parts.c.thread_id, _total(parts.c.checkpoints), total)
         .group_by(parts.c.thread_id)
         .order_by(total.desc(), parts.c.thread_id)
-        .limit(param("most", Integer))
+        .limit(param("limit", Integer))
     )
 
 

@@ -180,7 +180,7 @@ def keeping(insertion: Insert) -> Insert:
     )
 
 
-def store(t: Tables, *, insisting: bool = False, simple: bool = False) -> Select[Any]:
+def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> Select[Any]:
     """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
 
     What is stored of a thread whose rows refer to pages depends on `passed_threads`; of one that does not pass nothing
@@ -189,19 +189,23 @@ def store(t: Tables, *, insisting: bool = False, simple: bool = False) -> Select
 
     Args:
         t: The tables.
-        insisting: Whether it is for a single thread, all of whose pages come along: see `claimed_threads`.
+        one_thread: Whether it is for a single thread, all of whose pages come along: see `claimed_threads`.
         simple: Whether there are no pending writes, and no checkpoint keeps anything of its parent's.
 
     Binds: arrays by the names of `changes.merged`.
     """
-    passed = claimed_threads(t) if insisting else passed_threads(t)
-    graph = {"checkpoint_ns": Text}
-    write = {**graph, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
+    passed = claimed_threads(t) if one_thread else passed_threads(t)
+    namespace = {"checkpoint_ns": Text}
+    write = {**namespace, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
     value = {"channel": Text, "type": Text, "blob": LargeBinary}
     blobs = keeping(
-        new_rows(passed, "blob_", t.checkpoint_blobs, **graph, channel=Text, version=Text, type=Text, blob=LargeBinary)
+        new_rows(
+            passed, "blob_", t.checkpoint_blobs, **namespace, channel=Text, version=Text, type=Text, blob=LargeBinary
+        )
     )
     checkpoints = new_checkpoints(passed, t, kept=not simple)
+    write = {"checkpoint_ns": Text, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
+    value = {"channel": Text, "type": Text, "blob": LargeBinary}
     new_writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
     stored = replacing(checkpoints, "checkpoint", "metadata")
     # The counts are computed in this order: it is the one in which everybody locks rows (see `removing`).

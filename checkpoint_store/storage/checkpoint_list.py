@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from checkpoint_store.serde.keys import Listing
 from checkpoint_store.serde.records import Row, size_of
-from checkpoint_store.sql.read import MOST_ROWS
+from checkpoint_store.sql.read import MAX_ROWS
 
 FIRST_ROWS = 16
 """The size of the first page, before anything is known of the rows."""
@@ -37,9 +37,7 @@ class Pages:
     @property
     def size(self) -> int:
         """How many rows to ask for."""
-        fitting = (
-            FIRST_ROWS if self._rows == 0 else max(1, min(MOST_ROWS, PAGE_BYTES * self._rows // (self._bytes + 1)))
-        )
+        fitting = FIRST_ROWS if self._rows == 0 else max(1, min(MAX_ROWS, PAGE_BYTES * self._rows // (self._bytes + 1)))
         return fitting if self._left is None else min(fitting, self._left)
 
     def turn(self, rows: list[Row]) -> Iterator[Row]:

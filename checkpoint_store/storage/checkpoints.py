@@ -86,7 +86,7 @@ def _store(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequen
         page_cache.forget(thread_id)
         is_paged = any(put.thread_id == thread_id for put in puts)
         try:
-            found, why = _store_together(db, sql, sql.store_alone if is_paged else sql.store, theirs, {})
+            found, why = _store_together(db, sql, sql.store_one_thread if is_paged else sql.store, theirs, {})
         except exc.DBAPIError as error:
             if not diagnosis_of(error).is_by_policy:
                 raise
@@ -148,7 +148,7 @@ def store_continuing(db: Executor, sql: Statements, page_cache: PageCache, chang
     """
     puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
     graphs = {name: [put[name.removesuffix("s")] for put in puts] for name in ("thread_ids", "checkpoint_nss")}
-    level, _ = db.fetch(sql.lock_graphs, {"table": checkpoints_of(sql), **graphs})[0]
+    level, _ = db.fetch(sql.lock_namespaces, {"table": checkpoints_of(sql), **graphs})[0]
     check_transaction(db, "refuse_forks", level)
     refused: dict[str, str] = {}
     for together in _apart(changes):
@@ -287,7 +287,7 @@ def _made(row: Row, page_cache: PageCache) -> Row | None:
 @operation(Kind.READ, thread_of=lambda thread_id, _: thread_id)
 def history(db: Executor, sql: Statements, thread_id: str, most: int) -> Sequence[Row]:
     """Return the newest checkpoints of a thread without their values; see `statements.history`."""
-    return db.fetch(sql.summaries, {"thread_id": thread_id, "most": most})
+    return db.fetch(sql.summaries, {"thread_id": thread_id, "limit": most})
 
 
 @operation(Kind.READ, thread_of=lambda key: key.thread_id)
@@ -301,7 +301,7 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
         rows = db.fetch(sql.get_checkpoint.joined, key._asdict())
         if rows:
             return rows[0]
-        begun = db.fetch(sql.matching, {**key._asdict(), "start": key.checkpoint_id})
+        begun = db.fetch(sql.ids_with_prefix, {**key._asdict(), "prefix": key.checkpoint_id})
         if len(begun) > 1:
             raise InvalidConfig(
                 f"several checkpoints have ids that begin with {short_repr(key.checkpoint_id)}; give more of it"

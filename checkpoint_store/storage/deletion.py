@@ -64,13 +64,13 @@ class Rest:
 def find_next(db: Executor, sql: Statements, rule: Rule, after: str, most: int) -> Sequence[Row]:
     """Return the threads that follow one, and how many checkpoints they have, None if there is nothing to remove."""
     keep = 0 if rule.whole else rule.keep
-    return db.fetch(sql.next_threads, {"after": after, "most": most, "keep": keep, "before": rule.before})
+    return db.fetch(sql.next_threads, {"after": after, "limit": most, "keep": keep, "before": rule.before})
 
 
 @operation(Kind.READ)
 def find_given(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[Row]:
     """Return those of some threads that have checkpoints, and how many."""
-    return db.fetch(sql.given_threads, {"thread_ids": list(thread_ids)})
+    return db.fetch(sql.checkpoint_counts, {"thread_ids": list(thread_ids)})
 
 
 @operation(Kind.READ)
@@ -82,7 +82,7 @@ def find_by_run(db: Executor, sql: Statements, run_ids: Sequence[str]) -> Sequen
 @operation(Kind.READ)
 def find_writers(db: Executor, sql: Statements, after: str, most: int) -> Sequence[Row]:
     """Return the threads that follow one among those that have pending writes."""
-    return db.fetch(sql.next_writers, {"after": after, "most": most})
+    return db.fetch(sql.next_writers, {"after": after, "limit": most})
 
 
 @operation(Kind.READ)
@@ -138,14 +138,14 @@ def find_leftovers(
         most: How many to look at.
         before: An id that their writes are older than; None if age doesn't matter.
     """
-    rows = db.fetch(sql.next_leftovers, {"after": after, "most": most, "before": before})
+    rows = db.fetch(sql.next_leftovers, {"after": after, "limit": most, "before": before})
     return [(thread_id, is_leftover) for thread_id, is_leftover in rows]
 
 
 @operation(Kind.READ)
 def find_given_leftovers(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[str]:
     """Return those of some threads of which something is left that no checkpoint needs."""
-    return [thread_id for (thread_id,) in db.fetch(sql.given_leftovers, {"thread_ids": list(thread_ids)})]
+    return [thread_id for (thread_id,) in db.fetch(sql.leftover_threads, {"thread_ids": list(thread_ids)})]
 
 
 @operation(Kind.WRITE, in_transaction=True)
@@ -172,9 +172,9 @@ def count_leftovers(db: Executor, sql: Statements, thread_ids: Sequence[str]) ->
 
 def _whole_graphs(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Binds:
     """Return all graphs that threads have values of as `statements.removing` wants them; no checkpoint of them goes."""
-    graphs = sorted(map(tuple, db.fetch(sql.blob_graphs, {"thread_ids": list(thread_ids)})))
+    graphs = sorted(map(tuple, db.fetch(sql.blob_namespaces, {"thread_ids": list(thread_ids)})))
     names = ("thread_id", "checkpoint_ns", "first", "last")
-    return {**array_binds(names, [(*graph, 1, 0) for graph in graphs], "graph_"), "checkpoint_ids": []}
+    return {**array_binds(names, [(*graph, 1, 0) for graph in graphs], "namespace_"), "checkpoint_ids": []}
 
 
 @operation(Kind.WRITE, in_transaction=True)
@@ -277,7 +277,7 @@ def _inspect(db: Executor, sql: Statements, unsure: Sequence[tuple[DeletionPlan,
         return
     names = ("thread_id", "checkpoint_ns", "checkpoint_id")
     binds = array_binds(names, (_key_of(node) for _, nodes in unsure for node in nodes), "node_")
-    found = {(row[0], row[1], row[2]): row[3:] for row in db.fetch(sql.bare_channels, binds)}
+    found = {(row[0], row[1], row[2]): row[3:] for row in db.fetch(sql.channels_without_value, binds)}
     sought = [
         (lineage.thread_id, node.checkpoint_ns, channel)
         for lineage, nodes in unsure
@@ -337,17 +337,17 @@ def _take_leftovers(
     graph = dict(zip(("thread_id", "checkpoint_ns"), part.graph, strict=True))
     if part.after is None:
         # While there is no lock that others would notice.
-        db.fetch(sql.pass_over, graph)
+        db.fetch(sql.mark_dead_entries, graph)
         return SweepReport(), [part._replace(after=("", ""))]
     after = dict(zip(("after_channel", "after_version"), part.after, strict=True))
-    found = db.fetch(sql.next_blob, {**graph, **after, "most": most})
+    found = db.fetch(sql.next_blob, {**graph, **after, "limit": most})
     if not found:
         return SweepReport(), ()
     upto = found[0][0], found[0][1]
     binds = {**graph, **after, **dict(zip(("upto_channel", "upto_version"), upto, strict=True))}
     blobs = size = 0
-    if db.fetch(sql.lock_some_blobs, binds)[0][0]:
-        [(blobs, size)] = db.fetch(sql.delete_some_blobs, binds)
+    if db.fetch(sql.lock_blob_range, binds)[0][0]:
+        [(blobs, size)] = db.fetch(sql.delete_blob_range, binds)
     return SweepReport(blobs=blobs, bytes=size), [part._replace(after=upto)]
 
 
@@ -439,7 +439,7 @@ def _binds(keys: Iterable[Key]) -> Binds:
         first = len(ids) + 1
         ids += [one for _, _, one in of_graph]
         graphs.append((*graph, first, len(ids)))
-    return {**array_binds(("thread_id", "checkpoint_ns", "first", "last"), graphs, "graph_"), "checkpoint_ids": ids}
+    return {**array_binds(("thread_id", "checkpoint_ns", "first", "last"), graphs, "namespace_"), "checkpoint_ids": ids}
 
 
 _thread_of = attrgetter("thread_id")

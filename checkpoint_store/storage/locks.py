@@ -43,7 +43,7 @@ def take_lock(db: Executor, sql: Statements, number: int) -> bool:
 @operation(Kind.READ)
 def drop_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Give a lock of the session back; tells whether it had it."""
-    return bool(db.fetch(sql.drop_lock, {"number": number})[0][0])
+    return bool(db.fetch(sql.release_lock, {"number": number})[0][0])
 
 
 @operation(Kind.READ, in_transaction=True)

@@ -52,7 +52,7 @@ def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tu
     """
     binds = {"thread_ids": list(thread_ids)}
     [(pages, size)] = db.fetch(sql.delete_pages, binds)
-    db.fetch(sql.forget_threads, binds)
+    db.fetch(sql.delete_thread_rows, binds)
     return pages, size
 
 
@@ -61,7 +61,9 @@ def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) 
     """Return the blobs of a type that follow another one, key and bytes; plain ones only if they are large."""
     names = ("thread_id", "checkpoint_ns", "channel", "version")
     least = 0 if kind == PAGED else pages.LARGE_BYTES
-    return db.fetch(sql.next_blobs, {**dict(zip(names, last, strict=True)), "type": kind, "least": least, "most": most})
+    return db.fetch(
+        sql.next_blobs, {**dict(zip(names, last, strict=True)), "type": kind, "min_bytes": least, "limit": most}
+    )
 
 
 @operation(Kind.WRITE, in_transaction=True)

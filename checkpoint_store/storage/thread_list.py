@@ -15,7 +15,7 @@ from checkpoint_store.errors import InvalidConfig, short_repr
 from checkpoint_store.serde import jsonb, validation
 from checkpoint_store.serde.arguments import choice, flag
 from checkpoint_store.serde.keys import limit_of, plain_text
-from checkpoint_store.sql.list_threads import MOST_STEPS
+from checkpoint_store.sql.list_threads import MAX_STEPS
 
 Order = Literal["newest", "thread_id"]
 
@@ -170,7 +170,7 @@ class ThreadCursor:
         self._stages = [one for one in stages[stages.index(stage) :] if one != "rootless" or listing.filter is None]
         self._last: tuple[str | None, str | None] = (last[0], last[1])
         self._passed: list[str] = []
-        self._steps = min(MOST_STEPS, max(_FEWEST_STEPS, self._wanted * _STEPS_PER_THREAD))
+        self._steps = min(MAX_STEPS, max(_FEWEST_STEPS, self._wanted * _STEPS_PER_THREAD))
 
     @property
     def has_next(self) -> bool:
@@ -190,7 +190,7 @@ class ThreadCursor:
         return {
             "last_checkpoint_id": self._last[0],
             "last_thread_id": self._last[1],
-            "passed": self._passed,
+            "skipped": self._passed,
             "prefix": self._listing.prefix,
             "filter": self._listing.filter,
             "steps": self._steps,
@@ -222,7 +222,7 @@ class ThreadCursor:
         else:
             self._last = (checkpoint_id, thread_id)
             self._passed = [*self._passed, *(many or ())][-_MOST_PASSED:]
-            self._steps = min(MOST_STEPS, self._steps * 2)
+            self._steps = min(MAX_STEPS, self._steps * 2)
         if self._left is not None:
             self._left -= len(found)
         return found

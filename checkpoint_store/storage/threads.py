@@ -49,7 +49,7 @@ def _delete(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequenc
 
 def claim_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
     """Keep others from storing pages of some threads, also of those that have none yet; in a transaction."""
-    db.fetch(sql.claim_threads, {"thread_ids": list(thread_ids)})
+    db.fetch(sql.insert_thread_rows, {"thread_ids": list(thread_ids)})
     lock_pages(db, sql, thread_ids)
 
 
@@ -89,7 +89,7 @@ def copy_thread(
     if tried:
         # The rows tell, on whatever server: a standby that took over may have the copy or not. Where it is the same
         # server, the lock tells that the earlier transaction has ended.
-        for (epoch,) in db.fetch(sql.epoch_of, {"thread_id": target}):
+        for (epoch,) in db.fetch(sql.thread_epoch, {"thread_id": target}):
             if epoch in tried:
                 return tried[epoch]
     is_stored, is_taken = db.fetch(sql.stored_threads, binds)[0]
@@ -115,7 +115,7 @@ def copy_thread(
     _check_copied(target, copies, stored)
     copied = sum(copies)
     if not copied:  # deleted just now
-        db.fetch(sql.forget_threads, {"thread_ids": [target]})
+        db.fetch(sql.delete_thread_rows, {"thread_ids": [target]})
         raise not_found(source)
     if tried is not None:
         tried[epoch] = copied
@@ -165,7 +165,7 @@ def thread_stats(db: Executor, sql: Statements, thread_id: str) -> tuple[Sequenc
 @operation(Kind.READ)
 def largest_threads(db: Executor, sql: Statements, most: int) -> Sequence[Row]:
     """Return the threads that have most, their checkpoints and bytes; reads every row."""
-    return db.fetch(sql.largest_threads, {"most": most})
+    return db.fetch(sql.largest_threads, {"limit": most})
 
 
 @operation(Kind.READ)

@@ -176,7 +176,7 @@ class _Rewriting:
         last: Sequence[Any] = [_FIRST.get(key, _FIRST_IDX) for key in keys]
         while True:
             binds = {f"last_{key}": value for key, value in zip(keys, last, strict=True)}
-            if not (rows := await self._backend.run(_look, read, {**binds, "most": self._batch_size})):
+            if not (rows := await self._backend.run(_look, read, {**binds, "limit": self._batch_size})):
                 return
             yield rows
             last = rows[-1][: len(keys)]

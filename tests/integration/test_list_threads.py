@@ -41,7 +41,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thread_list, "PAGE_THREADS", 3)
     monkeypatch.setattr(thread_list, "_FEWEST_STEPS", 2)
     monkeypatch.setattr(thread_list, "_STEPS_PER_THREAD", 1)
-    monkeypatch.setattr(thread_list, "MOST_STEPS", 40)
+    monkeypatch.setattr(thread_list, "MAX_STEPS", 40)
     monkeypatch.setattr(thread_list, "_MOST_PASSED", 2)
 
 
@@ -249,7 +249,7 @@ async def filled(conn: asyncpg.Connection[Any], request: pytest.FixtureRequest) 
 async def test_a_page_does_not_scan_the_table(filled: asyncpg.Connection[Any], conditions: set[str], mode: str) -> None:
     """EXPLAIN ANALYZE: some hundred rows are fetched for a page of 20 threads; whose they are is no matter."""
     statement = statements_of(None).list_threads(frozenset(conditions))
-    binds = {"last_checkpoint_id": "015000", "last_thread_id": "thread-1500", "passed": ["hog"], "prefix": "thread"}
+    binds = {"last_checkpoint_id": "015000", "last_thread_id": "thread-1500", "skipped": ["hog"], "prefix": "thread"}
     binds.update(filter='{"step": 12009}', steps=320, wanted=20)
     sql, values = statement.sql(dialect.dialect()), statement.parameters(dialect.dialect(), binds)
     literals = ", ".join(_literal(value) for value in values)

@@ -149,10 +149,10 @@ async def test_a_page_sorts_nothing_within_a_namespace(filled: AsyncEngine, mode
 
 
 TO_DELETE = {
-    "graph_thread_ids": ["thread-3"],
-    "graph_checkpoint_nss": [""],
-    "graph_firsts": [1],
-    "graph_lasts": [2],
+    "namespace_thread_ids": ["thread-3"],
+    "namespace_checkpoint_nss": [""],
+    "namespace_firsts": [1],
+    "namespace_lasts": [2],
     "checkpoint_ids": ["000003", "002003"],
 }
 PLACES = {"after_channel": "", "after_version": "", "upto_channel": "messages", "upto_version": "9"}
@@ -164,9 +164,9 @@ REMOVING: dict[str, tuple[Statement, dict[str, Any]]] = {
     "children": (SQL.children, TO_DELETE),
     "lock blobs": (SQL.lock_blobs, TO_DELETE),
     "delete blobs": (SQL.delete_blobs, TO_DELETE),
-    "lock some blobs": (SQL.lock_some_blobs, {**NAMED, **PLACES}),
-    "delete some blobs": (SQL.delete_some_blobs, {**NAMED, **PLACES}),
-    "next blob": (SQL.next_blob, {**NAMED, "after_channel": "", "after_version": "", "most": 10}),
+    "lock some blobs": (SQL.lock_blob_range, {**NAMED, **PLACES}),
+    "delete some blobs": (SQL.delete_blob_range, {**NAMED, **PLACES}),
+    "next blob": (SQL.next_blob, {**NAMED, "after_channel": "", "after_version": "", "limit": 10}),
 }
 
 
@@ -287,8 +287,8 @@ async def test_what_is_not_stored_is_found_by_key(url: str, analyzed: bool, mode
         await conn.execute(text("DELETE FROM checkpoint_blobs WHERE channel = 'messages' AND version = '5007'"))
         await conn.execute(text("VACUUM" + " ANALYZE" * analyzed))
         binds |= {f"node_{name}": values for name, values in node.items()}
-        bare = {row[2]: row[4] for row in await conn.run_sync(fetch, SQL.bare_channels, binds)}
-        nodes = await conn.run_sync(explain, SQL.bare_channels, binds, mode, "ANALYZE, BUFFERS, ")
+        bare = {row[2]: row[4] for row in await conn.run_sync(fetch, SQL.channels_without_value, binds)}
+        nodes = await conn.run_sync(explain, SQL.channels_without_value, binds, mode, "ANALYZE, BUFFERS, ")
     await engine.dispose()
 
     assert len(bare) == 20

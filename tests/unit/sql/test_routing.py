@@ -26,7 +26,7 @@ HOT = {
     "put_writes": SQL.put_writes,
     "store": SQL.store,
     "store_simple": SQL.store_simple,
-    "store_alone": SQL.store_alone,
+    "store_one_thread": SQL.store_one_thread,
     "known_pages": SQL.known_pages,
     "get_latest": SQL.get_latest,
     "get_checkpoint": SQL.get_checkpoint,
@@ -37,7 +37,7 @@ HOT = {
     "has_newer": SQL.has_newer,
 }
 # Of many calls at once: each row names its own thread, so a server can route rows, not the whole.
-OF_MANY_THREADS = {"store", "store_simple", "store_alone"}
+OF_MANY_THREADS = {"store", "store_simple", "store_one_thread"}
 
 
 def forms(statement: Statement | Read) -> list[Statement]:
