@@ -1,8 +1,8 @@
-"""Sync callers, and callers on other loops -> the event loop that an engine's connections live on.
+"""The event loop that an engine's connections belong to, and calls to it from coroutines and threads.
 
-asyncpg's connections belong to the loop they were opened on, and so does the pool that holds them. A bridge is that
-loop and the ways to it: straight through for its own coroutines, across threads for everybody else. Where crossing
-would deadlock or never end it raises `WrongThread` instead.
+asyncpg's connections belong to the loop they were opened on, and so does the pool that holds them. The loop's own
+coroutines call straight through, all others across threads. A call that would deadlock or never end raises
+`WrongThread` instead.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from checkpoint_store.errors import Closed, WrongThread
 T = TypeVar("T")
 
 _WATCH_SECONDS = 1.0
-"""How often a sync caller that waits makes sure that the loop it waits for still runs."""
+"""How often a sync caller that waits checks that the loop it waits for still runs."""
 
 _END_SECONDS = 5.0
 """How long a sync caller that was interrupted waits for its call to end: the driver takes two to close a connection."""
 
-_bridges: weakref.WeakKeyDictionary[Dialect, EventLoop] = weakref.WeakKeyDictionary()
+_event_loops: weakref.WeakKeyDictionary[Dialect, EventLoop] = weakref.WeakKeyDictionary()
 _registry_lock = ProcessLock()
 
 
@@ -38,8 +38,8 @@ class EventLoop:
     """The event loop of one engine, or of one connection.
 
     It is bound to the running loop by `adopt`, or to one in a daemon thread of its own by `start`. When the former has
-    ended, an engine's is bound to the next one that runs: whether connections of the ended one are left in the pool is
-    for the pool's users to find out.
+    ended, an engine's is bound to the next one that runs; a checkout finds out whether the pool has connections of the
+    ended one. (anyio's BlockingPortal has a loop of its own too, but takes no part in one that runs already.)
 
     Args:
         moves: Whether it is an engine's; a connection has one loop for all its life.
@@ -57,14 +57,14 @@ class EventLoop:
 
     @staticmethod
     def of(dialect: Dialect) -> EventLoop:
-        """Return the bridge of an engine: savers that share an engine share its loop.
+        """Return the event loop of an engine: savers that share an engine share its loop.
 
-        The engine goes by its dialect, which outlives dispose() and is the same for its execution_options() variants.
+        Its dialect stands for it, which outlives dispose() and is the same for its execution_options() variants.
         """
         with _registry_lock.current:
-            event_loop = _bridges.get(dialect)
+            event_loop = _event_loops.get(dialect)
             if event_loop is None or event_loop.is_left_behind or (event_loop.is_ours and event_loop.is_closed):
-                event_loop = _bridges[dialect] = EventLoop()
+                event_loop = _event_loops[dialect] = EventLoop()
                 weakref.finalize(dialect, event_loop.stop)
             return event_loop
 
@@ -106,7 +106,7 @@ class EventLoop:
                     target=_run_forever, args=(self.loop,), name="checkpoint_store", daemon=True
                 )
                 self._thread.start()
-                # On a busy machine the first call may be made before the loop runs, and would be told that it doesn't.
+                # On a busy machine the first call may come before the loop runs, and would fail as if it never did.
                 runs.wait()
 
     def stop(self) -> None:
@@ -123,7 +123,7 @@ class EventLoop:
         """Await a coroutine function on the loop, from any coroutine.
 
         Raises:
-            WrongThread: If the loop is somebody's own and not the one that runs here.
+            WrongThread: If the loop is not ours and not the one that runs here.
         """
         here = asyncio.get_running_loop()
         if self.loop is not here:
@@ -142,11 +142,11 @@ class EventLoop:
                 "saver to a connection or session of the loop that uses it."
             )
         is_over = asyncio.Event()
-        call = self._begin(function, args, partial(_tell, here, is_over))
+        call = self._begin(function, args, partial(_set_on, here, is_over))
         try:
             await is_over.wait()
         except asyncio.CancelledError:
-            # Not told before it is so: what the caller stores next is newer.
+            # The caller goes on only when the call has ended: what it stores next is newer.
             call.cancel()
             await is_over.wait()
             raise
@@ -175,7 +175,7 @@ class EventLoop:
         except asyncio.CancelledError:
             raise self._ended() from None
         finally:
-            # If the wait itself was interrupted, by Ctrl-C for one: not told before it is so.
+            # If the wait itself was interrupted, by Ctrl-C for one, the caller too goes on when the call has ended.
             if call.cancel() and call.loop.is_running():
                 under_way.acquire(timeout=_END_SECONDS)
 
@@ -185,13 +185,13 @@ class EventLoop:
         Raises:
             WrongThread: If nothing runs the loop.
         """
-        self._begin(function, args, _tell_nobody)
+        self._begin(function, args, lambda: None)
 
     def _begin(
-        self, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], tell: Callable[[], object]
+        self, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], at_end: Callable[[], object]
     ) -> _Call[T]:
         try:
-            return _Call(self._running(), function, args, tell)
+            return _Call(self._running(), function, args, at_end)
         except WrongThread:
             raise
         except RuntimeError:  # closed just now
@@ -221,7 +221,7 @@ class EventLoop:
 
     @property
     def _has_ended(self) -> bool:
-        """Whether the loop was somebody's own and runs no more, so that another one may take its place."""
+        """Whether the loop was not ours and runs no more, so that another one may take its place."""
         movable = self._moves and self._thread is None and not self.is_left_behind
         return movable and self.loop is not None and not self.loop.is_running()
 
@@ -248,15 +248,15 @@ class EventLoop:
 
 
 class _Call(Generic[T]):
-    """A call on its way to a loop in another thread, and its outcome on the way back.
+    """A call to a loop in another thread, and its outcome.
 
-    Half of what `asyncio.run_coroutine_threadsafe` costs goes to its two chained futures; here a lock does.
+    Half of the cost of `asyncio.run_coroutine_threadsafe` is that of its two chained futures; here a lock is enough.
 
     Args:
         loop: The loop, running.
         function: The coroutine function to call there.
         args: Its arguments.
-        tell: Called there when it is over.
+        at_end: Called there when it is over.
     """
 
     def __init__(
@@ -264,21 +264,21 @@ class _Call(Generic[T]):
         loop: asyncio.AbstractEventLoop,
         function: Callable[..., Coroutine[Any, Any, T]],
         args: tuple[Any, ...],
-        tell: Callable[[], object],
+        at_end: Callable[[], object],
     ) -> None:
         self.loop = loop
         self._function = function
         self._args = args
-        self._tell = tell
+        self._at_end = at_end
         self._task: asyncio.Task[T] | None = None
         loop.call_soon_threadsafe(self._start)
 
     def result(self) -> T:
-        """Return what the call returned, or raise what it raised; to be asked once it is there."""
+        """Return the result of a call that is over, or raise its error."""
         return cast("asyncio.Task[T]", self._task).result()
 
     def cancel(self) -> bool:
-        """Cancel the call, if it is still under way; tells whether it is."""
+        """Cancel the call if it is under way, and return whether it is."""
         is_under_way = (self._task is None or not self._task.done()) and not self.loop.is_closed()
         if is_under_way:
             self.loop.call_soon_threadsafe(self._stop)
@@ -290,8 +290,8 @@ class _Call(Generic[T]):
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if not task.cancelled():
-            task.exception()  # or asyncio complains, where the wait was interrupted, that nobody has asked for it
-        self._tell()
+            task.exception()  # or asyncio logs, if the wait was interrupted, that it was never retrieved
+        self._at_end()
 
     def _stop(self) -> None:
         if self._task is not None:
@@ -299,17 +299,13 @@ class _Call(Generic[T]):
 
 
 def _wait(under_way: threading.Lock, seconds: float) -> bool:
-    """Wait for a call; tells whether it is over."""
+    """Wait for a call, and return whether it is over."""
     return under_way.acquire(timeout=seconds)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, is_over: asyncio.Event) -> None:
-    with suppress(RuntimeError):  # who waited there has ended with the loop
+def _set_on(loop: asyncio.AbstractEventLoop, is_over: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # the call that waited there has ended with the loop
         loop.call_soon_threadsafe(is_over.set)
-
-
-def _tell_nobody() -> None:
-    pass
 
 
 def _has_greenlets_for_threads() -> bool:
@@ -325,6 +321,10 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until it is stopped, and close it.
+
+    An `asyncio.Runner` would wait for the threads of the loop's executor too: a name lookup may take minutes.
+    """
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()

@@ -1,4 +1,4 @@
-"""Whose turn it is: a fair queue in front of something that only so many can use at once."""
+"""Fair queues: for the connections of a pool, and for things that only one task or thread at a time may use."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from checkpoint_store.conninfo.fork import ProcessLock, in_children
 
 
 class CheckoutTimeout(Exception):
-    """Raised when a turn has not come in time."""
+    """Raised when a permit has not come in time."""
 
 
 class FairSemaphore(AbstractContextManager[object]):
-    """Gives turns in the order they were asked for; for the coroutines of one event loop.
+    """A semaphore with a deadline, for greenlets on an event loop: permits come in the order they are asked for.
 
-    A semaphore with a deadline. `asyncio.wait_for(semaphore.acquire(), ...)` is none: before Python 3.12 it loses the
-    turn when it is cancelled just as that comes.
+    It works on several loops, one after the other. An `asyncio.Semaphore` does not, has no deadline, and costs five
+    times as much: each permit takes a switch out of the greenlet and back.
 
     Args:
-        count: How many turns there are at a time.
+        count: How many permits there are.
         timeout: How long to wait for one, in seconds; None for as long as it takes.
     """
 
@@ -35,13 +35,8 @@ class FairSemaphore(AbstractContextManager[object]):
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def _settle(self) -> None:
-        """Start afresh on another loop: who had a turn on the one before, or waited, does not come back."""
-        if (loop := asyncio.get_running_loop()) is not self._loop:
-            self._loop, self._free, self._waiting = loop, self._count, deque()
-
-    async def take(self, timeout: float | None = None) -> None:
-        """Wait for a turn; whoever got one gives it back.
+    async def acquire(self, timeout: float | None = None) -> None:
+        """Wait for a permit.
 
         Args:
             timeout: How long at most, in seconds; by default as long as all do.
@@ -49,56 +44,60 @@ class FairSemaphore(AbstractContextManager[object]):
         Raises:
             CheckoutTimeout: If none has come in time.
         """
-        self._settle()
-        if self._free > 0:
-            self._free -= 1
+        if self._acquire_now():
             return
         loop = asyncio.get_running_loop()
         timeout = self._timeout if timeout is None else timeout
-        turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(turn)
-        deadline = None if timeout is None else loop.call_later(timeout, _expire, turn, timeout)
+        permit: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(permit)
+        deadline = None if timeout is None else loop.call_later(timeout, _expire, permit, timeout)
         try:
-            await turn
+            await permit
         except asyncio.CancelledError:
-            if not turn.cancelled() and turn.exception() is None:
-                self.give_back()  # it came at the same moment
+            if not permit.cancelled() and permit.exception() is None:
+                self.release()  # it came at the same moment
             raise
         finally:
             if deadline is not None:
                 deadline.cancel()
 
-    def give_back(self) -> None:
-        """Let the next one have its turn."""
+    def _acquire_now(self) -> bool:
+        """Take a permit if one is free, and return whether that was so."""
+        if (loop := asyncio.get_running_loop()) is not self._loop:
+            # No permit of the loop before comes back, and no call that waited there goes on.
+            self._loop, self._free, self._waiting = loop, self._count, deque()
+        is_free = self._free > 0
+        self._free -= is_free
+        return is_free
+
+    def release(self) -> None:
+        """Give a permit back: to the call that has waited longest, if one waits."""
         while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            permit = self._waiting.popleft()
+            if not permit.done():
+                permit.set_result(None)
                 return
-        self._free = min(self._free + 1, self._count)  # no more than there are, should one come back from an ended loop
+        self._free = min(self._free + 1, self._count)  # no more than there are, if one comes back from an ended loop
 
     def taken(self) -> AbstractContextManager[object]:
-        """Return what has a turn for the length of a `with` block, in a greenlet of SQLAlchemy's."""
+        """Return the holder of a permit for the length of a `with` block, in a greenlet of SQLAlchemy's."""
         return self
 
     def __enter__(self) -> None:
-        self._settle()
-        if self._free > 0:  # as a rule, and then without a switch out of the greenlet and back
-            self._free -= 1
-        else:
-            await_only(self.take())
+        if not self._acquire_now():  # as a rule one is free, and no switch is needed
+            await_only(self.acquire())
 
     def __exit__(self, *_: object) -> None:
-        self.give_back()
+        self.release()
 
 
-def _expire(turn: asyncio.Future[None], timeout: float) -> None:
-    if not turn.done():
-        turn.set_exception(CheckoutTimeout(f"waited for {timeout:g} s"))
+def _expire(permit: asyncio.Future[None], timeout: float) -> None:
+    if not permit.done():
+        permit.set_exception(CheckoutTimeout(f"waited for {timeout:g} s"))
 
 
-class OwnTurn(FairSemaphore):
-    """One turn at a time, which the task that has it may take again, as a thread its lock."""
+class TaskLock(FairSemaphore):
+    """A lock for tasks, which its holder may take again, as a thread may its `threading.RLock`."""
 
     def __init__(self) -> None:
         super().__init__(1, None)
@@ -116,18 +115,18 @@ class OwnTurn(FairSemaphore):
         self._depth -= 1
         if self._depth <= 0:
             self._owner = None
-            self.give_back()
+            self.release()
 
 
-_turns: weakref.WeakKeyDictionary[object, OwnTurn] = weakref.WeakKeyDictionary()
-_locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
+_task_locks: weakref.WeakKeyDictionary[object, TaskLock] = weakref.WeakKeyDictionary()
+_thread_locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
 _registry_lock = ProcessLock()
 
-in_children(_locks.clear)  # threads that hold one are not there
+in_children(_thread_locks.clear)  # the threads that hold one are not there
 
 
 def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:
-    """Return what makes a block the only one that uses a thing, such as a connection, which can do one at a time.
+    """Return the lock of a thing that can be used by one at a time, such as a connection.
 
     Args:
         thing: The same for all who share it.
@@ -135,15 +134,15 @@ def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[objec
     """
     with _registry_lock.current:
         if is_async:
-            return (_turns.get(thing) or _turns.setdefault(thing, OwnTurn())).taken()
-        # One that a thread may take twice: where a session's flush calls us, SQLAlchemy has an error for it.
-        return _locks.get(thing) or _locks.setdefault(thing, threading.RLock())
+            return _task_locks.get(thing) or _task_locks.setdefault(thing, TaskLock())
+        # Reentrant: SQLAlchemy has an error for a session's flush that calls a saver on that session.
+        return _thread_locks.get(thing) or _thread_locks.setdefault(thing, threading.RLock())
 
 
 def wait_for_others(thing: object) -> None:
-    """Wait until those who are `alone_with` a thing, and those who have asked before, are done with it."""
+    """Wait until all who are `alone_with` a thing, or have asked for it before, are done."""
     with _registry_lock.current:
-        turn: AbstractContextManager[object] | None = _turns.get(thing) or _locks.get(thing)
-    if turn is not None:
-        with turn:
+        lock: AbstractContextManager[object] | None = _task_locks.get(thing) or _thread_locks.get(thing)
+    if lock is not None:
+        with lock:
             pass

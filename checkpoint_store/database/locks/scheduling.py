@@ -68,23 +68,23 @@ class GreenletScheduling(Scheduling):
     """Greenlets of SQLAlchemy's."""
 
     def __init__(self) -> None:
-        self._turns = FairSemaphore(1, None)
+        self._permit = FairSemaphore(1, None)
 
     @contextmanager
     def alone(self, request: LockRequest | None = None) -> Iterator[None]:
         """Return what makes a block the only one."""
         if request is None:
-            with self._turns:
+            with self._permit:
                 yield
             return
         try:
-            await_only(self._turns.take(request.patience))
+            await_only(self._permit.acquire(request.patience))
         except CheckoutTimeout:
             raise request.silent() from None
         try:
             yield
         finally:
-            self._turns.give_back()
+            self._permit.release()
 
     def whole(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function to its end, whoever is cancelled."""

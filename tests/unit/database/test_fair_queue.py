@@ -1,4 +1,4 @@
-"""A fair queue loses no turn, whatever becomes of those who wait."""
+"""A fair queue loses no permit, whatever becomes of those who wait."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 from checkpoint_store.database.fair_queue import CheckoutTimeout, FairSemaphore
 
 
-async def test_turns_come_in_the_order_they_were_asked_for() -> None:
+async def test_permits_come_in_the_order_they_were_asked_for() -> None:
     """Who gives a turn back and wants the next one goes to the end of the queue."""
-    turns, order = FairSemaphore(1, timeout=10), []
+    permits, order = FairSemaphore(1, timeout=10), []
 
     async def work(name: str) -> None:
         for _ in range(3):
-            await turns.take()
+            await permits.acquire()
             order.append(name)
             await asyncio.sleep(0)
-            turns.give_back()
+            permits.release()
 
     await asyncio.gather(*map(work, "abc"))
 
@@ -28,24 +28,24 @@ async def test_turns_come_in_the_order_they_were_asked_for() -> None:
 
 async def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
     """Nobody waits longer than the deadline, and the turn is there for the next one."""
-    turns = FairSemaphore(1, timeout=0.01)
-    await turns.take()
+    permits = FairSemaphore(1, timeout=0.01)
+    await permits.acquire()
 
     with pytest.raises(CheckoutTimeout, match=r"0\.01 s"):
-        await turns.take()
+        await permits.acquire()
 
-    turns.give_back()
-    await turns.take()
+    permits.release()
+    await permits.acquire()
 
 
 async def test_a_turn_that_comes_as_its_waiter_is_cancelled_goes_to_the_next() -> None:
     """The waiter never learns that it came, so nobody would give it back."""
-    turns = FairSemaphore(1, timeout=10)
-    await turns.take()
-    first, second = asyncio.create_task(turns.take()), asyncio.create_task(turns.take())
+    permits = FairSemaphore(1, timeout=10)
+    await permits.acquire()
+    first, second = asyncio.create_task(permits.acquire()), asyncio.create_task(permits.acquire())
     await asyncio.sleep(0)
 
-    turns.give_back()
+    permits.release()
     first.cancel()
 
     await asyncio.wait_for(second, 5)
@@ -55,18 +55,18 @@ async def test_a_turn_that_comes_as_its_waiter_is_cancelled_goes_to_the_next() -
 @pytest.mark.parametrize("seed", range(20))
 async def test_no_turn_is_lost_or_made_by_random_cancellations_and_deadlines(seed: int) -> None:
     """At most three at once while it goes on, and all three there afterwards."""
-    turns, chance, at_once, most = FairSemaphore(3, timeout=0.003), random.Random(seed), 0, 0
+    permits, chance, at_once, most = FairSemaphore(3, timeout=0.003), random.Random(seed), 0, 0
 
     async def work() -> None:
         nonlocal at_once, most
-        await turns.take()
+        await permits.acquire()
         at_once += 1
         most = max(most, at_once)
         try:
             await asyncio.sleep(chance.random() * 0.002)
         finally:
             at_once -= 1
-            turns.give_back()
+            permits.release()
 
     tasks = [asyncio.create_task(work()) for _ in range(60)]
     while not all(task.done() for task in tasks):
@@ -76,6 +76,6 @@ async def test_no_turn_is_lost_or_made_by_random_cancellations_and_deadlines(see
 
     assert most == 3
     for _ in range(3):
-        await turns.take()
+        await permits.acquire()
     with pytest.raises(CheckoutTimeout):
-        await turns.take()
+        await permits.acquire()
