@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import context
-from checkpoint_store.conninfo.driver_errors import brief, diagnosis_of
+from checkpoint_store.conninfo.driver_errors import diagnosis_of, without_values
 from checkpoint_store.database.pooler import is_pooled
 from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.migrations.alembic_config import SCHEMA_OPTION, schema_option
@@ -95,7 +95,7 @@ async def run_on_url(url: str) -> None:
     except (OSError, PostgresError, DBAPIError, CheckpointStoreError) as error:
         said = diagnosis_of(error)
         reason = error if isinstance(error, CheckpointStoreError) else said.message or said.name
-        raise CommandError(f"{masked(url)}: {reason}") from brief(error)
+        raise CommandError(f"{masked(url)}: {reason}") from without_values(error)
     finally:
         await engine.dispose()
 

@@ -1,14 +1,15 @@
-"""What SQLAlchemy, a driver or the system has raised, as the cause of an error of ours: brief, and without a value.
+"""Errors of SQLAlchemy, a driver or the system: their diagnosis, and copies without values as causes of ours.
 
-The server quotes rows in details, in contexts, and in many a message; a trigger's message is its author's; SQLAlchemy
-prints the parameters. So a cause is made anew: of the same class, with the SQLSTATE and the names of tables, columns
-and constraints, but with a message only where that is one of PostgreSQL's own with nothing but names in it.
+The server quotes rows in details, in contexts, and in many messages; a trigger's message is its author's; SQLAlchemy
+prints the parameters. So a cause is a new error of the same class, with the SQLSTATE and the names of tables, columns
+and constraints, but with a message only where that is one of PostgreSQL's own that contains nothing but names.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from asyncpg import PostgresError, PostgresWarning
@@ -18,9 +19,9 @@ from sqlalchemy import exc
 from checkpoint_store.errors import CheckpointStoreError
 
 _NAMES_ONLY = ("08", "0A", "25", "26", "28", "2B", "3B", "3D", "3F", "40", "42", "44", "53", "54", "55", "57", "58")
-"""Classes of SQLSTATEs whose messages, where they are PostgreSQL's own, quote names and settings but no values."""
+"""Classes of SQLSTATEs with messages that, where they are PostgreSQL's own, quote names and settings but no values."""
 
-# In the words of asyncpg, and of psycopg. Details, hints, contexts and queries are not among them.
+# By asyncpg's names, and by psycopg's. Details, hints, contexts and queries are not among them.
 _KEPT = {
     "severity": "severity",
     "severity_en": "severity_nonlocalized",
@@ -34,8 +35,8 @@ _KEPT = {
     "server_source_line": "source_line",
     "server_source_function": "source_function",
 }
-
-_KEPT_NAMES = {theirs: ours for ours, theirs in _KEPT.items()}
+_OF_A_RAISE = {"schema_name", "table_name", "column_name", "data_type_name", "constraint_name"}
+"""Fields that a RAISE in a function sets to any text."""
 
 # The innermost function; statements, which contexts quote too, may have values in them. Blocks without a name are those
 # of our migrations.
@@ -43,10 +44,10 @@ _FUNCTION = re.compile(r'^(?:PL/\w+|SQL) function "?([\w.$]+)"?', re.MULTILINE)
 
 
 class Diagnosis(NamedTuple):
-    """What an error of the server's says that is fit to be shown."""
+    """The fields of a server's error that are fit to be shown."""
 
     state: str = ""
-    """Its SQLSTATE; empty where no server has spoken."""
+    """Its SQLSTATE; empty where no server has answered."""
     message: str = ""
     """Its message, in one line; empty where that may have values in it."""
     table: str | None = None
@@ -55,16 +56,16 @@ class Diagnosis(NamedTuple):
     in_function: bool = False
     """Whether it comes from a function of the database's, such as a trigger's."""
     function: str | None = None
-    """The name of that."""
+    """The name of that function."""
     source: str | None = None
     """The function in PostgreSQL's own code that has raised it."""
 
     @property
     def name(self) -> str:
-        """The SQLSTATE with what PostgreSQL calls it."""
+        """The SQLSTATE with PostgreSQL's name for it."""
         kind = type(PostgresError).get_message_class_for_sqlstate(self.state).__name__
-        told = "" if kind == "UnknownPostgresError" else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower()
-        return f"{self.state} {told}".strip()
+        words = "" if kind == "UnknownPostgresError" else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower()
+        return f"{self.state} {words}".strip()
 
     @property
     def is_by_policy(self) -> bool:
@@ -79,169 +80,176 @@ def driver_error(error: BaseException) -> BaseException:
     return cause.__cause__ if is_adapted and cause.__cause__ is not None else cause
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes: asyncpg has the server's last answer as the cause of a lost connection."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def sqlstate_of(error: BaseException | None) -> str:
+    """Return the SQLSTATE of a driver's error, or the innermost of its causes; empty where no server has answered."""
+    states = [state for each in causes(error) if (state := getattr(each, "sqlstate", None))]
+    return states[-1] if states else ""
+
+
+def field(error: BaseException, name: str) -> str | None:
+    """Return a field of the server's answer, by asyncpg's name for it, from an error of asyncpg's or psycopg's."""
+    value: str | None = getattr(error, name, None)
+    return value or getattr(getattr(error, "diag", None), _KEPT.get(name, name), None)
+
+
 def diagnosis_of(error: BaseException) -> Diagnosis:
-    """Return what the server has said.
+    """Return the diagnosis of an error.
 
     Args:
         error: SQLAlchemy's, the driver's or the system's.
     """
     raw = driver_error(error)
-    state = ""
-    cause: BaseException | None = raw
-    while cause is not None:  # the server's last words, which asyncpg has as the cause of a lost connection
-        state, cause = getattr(cause, "sqlstate", None) or state, cause.__cause__
+    state = sqlstate_of(raw)
     if not state:
         return Diagnosis("", _first_line(raw) if _is_plain(error, raw) else "")
-    fields = {ours: getattr(raw, ours, None) or _told_by_psycopg(raw, theirs) for ours, theirs in _KEPT.items()}
-    context = getattr(raw, "context", None) or _told_by_psycopg(raw, "context") or ""
-    source = fields["server_source_function"]
+    context = field(raw, "context") or ""
+    source = field(raw, "server_source_function")
     function = _FUNCTION.search(context)
     in_block = function is not None and function.group(1) == "inline_code_block"
     in_function = (source == "exec_stmt_raise" or function is not None) and not in_block
     message = ""
     if in_block and source == "exec_stmt_raise":
-        message = ". ".join(filter(None, [_first_line(raw), _hint(raw)]))
+        hint = field(raw, "hint") or field(raw, "message_hint") or ""
+        message = ". ".join(filter(None, [_first_line(raw), hint.removesuffix(".")]))
     elif state.startswith(_NAMES_ONLY) and not in_function and (in_block or not context):
         message = _first_line(raw)
     return Diagnosis(
         state,
         message,
-        fields["table_name"],
-        fields["column_name"],
-        fields["constraint_name"],
+        field(raw, "table_name"),
+        field(raw, "column_name"),
+        field(raw, "constraint_name"),
         in_function,
         function.group(1) if function else None,
         source,
     )
 
 
-def brief(error: BaseException) -> BaseException | None:
-    """Return an error without values, traceback and context of its own; None where it can't be had so.
+def without_values(error: BaseException) -> BaseException | None:
+    """Return a copy of an error without values, traceback and context; None where none can be made.
 
     Args:
         error: SQLAlchemy's, a driver's or the system's.
     """
     try:
-        return _brief(error)
+        return _copy(error)
     except Exception:
         return None
 
 
-def chain(ours: Exception, error: BaseException) -> NoReturn:
-    """Raise an error with another one as its cause, briefly."""
+def raise_from(ours: Exception, error: BaseException) -> NoReturn:
+    """Raise an error with a copy of another one, without values, as its cause."""
     try:
-        raise ours from brief(error)
+        raise ours from without_values(error)
     finally:
-        ours.__context__ = None  # the same error as it was, values and all
+        ours.__context__ = None  # the other one itself, values included
 
 
-def unfrozen(error: PostgresWarning) -> exc.DBAPIError:
-    """Return an error whose SQLSTATE is a warning's, as a trigger may raise: asyncpg's takes no attributes."""
-    told: Any = PostgresError(*error.args)
-    told.__dict__.update(vars(error))
-    return exc.DBAPIError(None, None, told, hide_parameters=True)
+def error_of_warning(error: PostgresWarning) -> exc.DBAPIError:
+    """Return an error with a warning's SQLSTATE, as a trigger may raise it: asyncpg's warning takes no attributes."""
+    raised: Any = PostgresError(*error.args)
+    raised.__dict__.update(vars(error))
+    return exc.DBAPIError(None, None, raised, hide_parameters=True)
 
 
-def clear(ours: CheckpointStoreError) -> None:
-    """Make brief what an error of ours has as its cause already."""
+def remove_values(ours: CheckpointStoreError) -> None:
+    """Replace the cause of an error of ours by a copy without values."""
     cause = ours.__cause__
-    if cause is not None and not isinstance(cause, CheckpointStoreError) and is_foreign(cause):
-        ours.__cause__ = brief(cause)
-    if ours.__context__ is not None and is_foreign(ours.__context__):
+    if cause is not None and not isinstance(cause, CheckpointStoreError) and is_from_driver(cause):
+        ours.__cause__ = without_values(cause)
+    if ours.__context__ is not None and is_from_driver(ours.__context__):
         ours.__suppress_context__ = True
         ours.__context__ = None
 
 
-def is_foreign(error: BaseException) -> bool:
-    """Tell whether an error is SQLAlchemy's or a driver's."""
+def is_from_driver(error: BaseException) -> bool:
+    """Return whether an error is SQLAlchemy's or a driver's."""
     return type(error).__module__.partition(".")[0] in ("sqlalchemy", "asyncpg", "psycopg")
 
 
-def _brief(error: BaseException) -> BaseException:
-    again: Any
-    if isinstance(error, exc.DBAPIError):
-        orig = None if error.orig is None else _brief(error.orig)
-        again = type(error)(None, None, orig, True, error.connection_invalidated)  # type: ignore[arg-type]
-        return again  # type: ignore[no-any-return]
+def _copy(error: BaseException) -> BaseException:
+    copied: Any
     if isinstance(error, exc.StatementError):
-        orig = None if error.orig is None else _brief(error.orig)
+        orig = None if error.orig is None else _copy(error.orig)
+        if isinstance(error, exc.DBAPIError):
+            copied = type(error)(None, None, orig, True, error.connection_invalidated)  # type: ignore[arg-type]
+            return copied  # type: ignore[no-any-return]
         text = f"({type(orig).__module__}.{type(orig).__qualname__}) {orig}"
         return exc.StatementError(text, None, None, orig, hide_parameters=True)
-    said = diagnosis_of(error)
-    if is_foreign(error) and not isinstance(error, exc.SQLAlchemyError):
-        again = type(error).__new__(type(error))
-        again.args = (said.message or said.name or "a value was not accepted",)
-        again.__dict__.update(_kept(error))
-        if error.__cause__ is not None and is_foreign(error.__cause__):
-            again.__cause__ = _brief(error.__cause__)  # asyncpg's own, of what SQLAlchemy has made of it
-            if "orig" in vars(error):
-                again.orig = again.__cause__
-        return again  # type: ignore[no-any-return]
+    if is_from_driver(error) and not isinstance(error, exc.SQLAlchemyError):
+        return _copy_of_driver_error(error)
     if isinstance(error, UnicodeError):
         return UnicodeError("a character that the encoding lacks")
-    again = copy.copy(error)
-    again.__dict__.pop("__notes__", None)
-    # Of a session, which quotes what has ended its transaction.
-    again.args = tuple(arg.partition(" Original exception was:")[0] if type(arg) is str else arg for arg in again.args)
-    return again  # type: ignore[no-any-return]
+    copied = copy.copy(error)
+    copied.__dict__.pop("__notes__", None)
+    # Of a session, which quotes the error that has ended its transaction.
+    copied.args = tuple(_without_quote(arg) if type(arg) is str else arg for arg in copied.args)
+    return copied  # type: ignore[no-any-return]
 
 
-def _kept(error: BaseException) -> dict[str, Any]:
-    """Return what a driver's error keeps of its attributes."""
-    there = vars(error)
-    kept = {name: there[name] for name in (*_KEPT, "pgcode") if name in there}
-    if "detail" in there:  # a message of asyncpg's asks for it
-        kept |= {name: None for name in ("detail", "hint") if name in there}
-    if "_info" in there:
-        kept |= {"_info": _info(there["_info"]), "_encoding": there["_encoding"], "_pgconn": None}
-    said = diagnosis_of(error)
-    if said.in_function:  # a RAISE names what it likes
-        own = ("schema_name", "table_name", "column_name", "data_type_name", "constraint_name")
-        kept = {name: value for name, value in kept.items() if name not in own}
-        if isinstance(info := kept.get("_info"), dict):
-            kept["_info"] = {
-                field: value for field, value in info.items() if _KEPT_NAMES[field.name.lower()] not in own
-            }
-    if said.message:
-        kept |= {name: there[name] for name in ("message",) if name in there}
+def _copy_of_driver_error(error: BaseException) -> BaseException:
+    diagnosis = diagnosis_of(error)
+    copied: Any = type(error).__new__(type(error))
+    copied.args = (diagnosis.message or diagnosis.name or "a value was not accepted",)
+    copied.__dict__.update(_kept_attributes(error, diagnosis))
+    if error.__cause__ is not None and is_from_driver(error.__cause__):
+        copied.__cause__ = _copy(error.__cause__)  # asyncpg's own, of SQLAlchemy's adapted one
+        if "orig" in vars(error):
+            copied.orig = copied.__cause__
+    return copied  # type: ignore[no-any-return]
+
+
+def _kept_attributes(error: BaseException, diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return the attributes of a driver's error that its copy keeps."""
+    attributes = vars(error)
+    names = {name: psycopg for name, psycopg in _KEPT.items() if not (diagnosis.in_function and name in _OF_A_RAISE)}
+    kept = {name: attributes[name] for name in (*names, "pgcode") if name in attributes}
+    if "detail" in attributes:  # asyncpg's `__str__` reads it
+        kept |= {name: None for name in ("detail", "hint") if name in attributes}
+    if "_info" in attributes:
+        info = _psycopg_fields(attributes["_info"], set(names.values()))
+        kept |= {"_info": info, "_encoding": attributes["_encoding"], "_pgconn": None}
+    if diagnosis.message and "message" in attributes:
+        kept["message"] = attributes["message"]
     return kept
 
 
-def _info(info: Any) -> Any:
-    """Return psycopg's fields of an answer, as it keeps them where it has to pickle an error."""
+def _psycopg_fields(info: Any, names: set[str]) -> Any:
+    """Return psycopg's fields of an answer, in the form in which it pickles them."""
     if info is None:
         return None
     from psycopg.pq import DiagnosticField
 
-    kept = [field for field in DiagnosticField if field.name.lower() in _KEPT.values()]
-    return {field: info.get(field) if isinstance(info, dict) else info.error_field(field) for field in kept}
-
-
-def _told_by_psycopg(error: BaseException, field: str) -> str | None:
-    told: str | None = getattr(getattr(error, "diag", None), field, None)
-    return told
-
-
-def _hint(error: BaseException) -> str:
-    return (getattr(error, "hint", None) or _told_by_psycopg(error, "message_hint") or "").removesuffix(".")
+    kept = [each for each in DiagnosticField if each.name.lower() in names]
+    return {each: info.get(each) if isinstance(info, dict) else info.error_field(each) for each in kept}
 
 
 def _is_plain(error: BaseException, raw: BaseException) -> bool:
-    """Tell whether a message that no server has sent is without values: of the network, of a driver's state."""
+    """Return whether a message that no server has sent is without values: of the network, of a driver's state."""
     if isinstance(raw, (DataError, UnicodeError)):
         return False
     if type(raw).__module__.partition(".")[0] == "psycopg":
         return any(kind.__name__ in ("OperationalError", "InterfaceError") for kind in type(raw).__mro__)
     if isinstance(error, exc.StatementError):
-        return isinstance(raw, (OSError, InterfaceError)) or is_foreign(raw)
+        return isinstance(raw, (OSError, InterfaceError)) or is_from_driver(raw)
     return True
 
 
 def _first_line(error: BaseException) -> str:
-    primary = _told_by_psycopg(error, "message_primary") or (isinstance(error, PostgresError) and error.args[:1])
+    primary = field(error, "message_primary") or (isinstance(error, PostgresError) and error.args and error.args[0])
     if primary:
         # A name in it may have lines of its own.
-        return "\\n".join(str(primary if isinstance(primary, str) else primary[0]).splitlines())
-    text = str(error).partition(" Original exception was:")[0]
-    lines = text.rpartition("Error'>: ")[2].splitlines()  # as SQLAlchemy 2.0 has asyncpg's
+        return "\\n".join(str(primary).splitlines())
+    lines = _without_quote(str(error)).rpartition("Error'>: ")[2].splitlines()  # as SQLAlchemy 2.0 has asyncpg's
     return lines[0] if lines else type(error).__name__
+
+
+def _without_quote(message: str) -> str:
+    return message.partition(" Original exception was:")[0]

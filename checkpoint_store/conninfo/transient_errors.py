@@ -1,8 +1,8 @@
-"""What goes wrong in production and passes by itself: after it the same call, made again, is likely to succeed.
+"""Transient errors: after one of them the same call, made again, is likely to succeed.
 
-The table is the whole truth: what is not in it is never tried again. Such are mistakes, which would only be told later,
-and limits that somebody has set: on the time of a statement, a transaction or a lock, on the wait for a connection of
-the pool. Behind those there is load, and more tries would be more of it.
+The table is complete: an error that is not in it is never retried. Not in it are mistakes, which a retry would only
+report later, and limits that somebody has set: on the time of a statement, a transaction or a lock, on the wait for a
+connection of the pool. Their cause is load, and more tries would be more of it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from typing import NamedTuple
 from asyncpg.exceptions import InterfaceError, InternalClientError, TargetServerAttributeNotMatched
 from sqlalchemy import exc
 
+from checkpoint_store.conninfo.driver_errors import causes, driver_error, field, sqlstate_of
+
 
 class TransientError(NamedTuple):
-    """Something that passes."""
+    """A kind of transient error."""
 
     reason: str
-    """What has happened, and why it passes; fit for a log, since nothing of the server's own words is in it."""
+    """The cause, and why it is transient; fit for a log, since it quotes nothing of the server's message."""
     ends_connections: bool
-    """Whether the connection it was met on, and those of the pool that are as old, are of no more use."""
+    """Whether the connection it came from, and connections of the pool that are as old, are of no more use."""
 
 
 _ENDS, _STAYS = True, False
 
 PLAN_CHANGED = "0A000 RevalidateCachedQuery"
-"""An SQLSTATE that covers more, and the function in PostgreSQL that tells this case from the others."""
+"""An SQLSTATE that covers other errors too, and the function in PostgreSQL that raises this one."""
 
 TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingProxyType(
     {
@@ -62,7 +64,7 @@ TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingPr
         ),
     }
 )
-"""What passes: by SQLSTATE, by class of SQLSTATEs, or by class of exception."""
+"""The transient errors by SQLSTATE, by class of SQLSTATEs, or by class of exception."""
 
 _UNREACHABLE = frozenset(
     {
@@ -74,60 +76,60 @@ _UNREACHABLE = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""Numbers of an `OSError` that is a `ConnectionError` but for its class."""
+"""Numbers of an `OSError` that means the same as a `ConnectionError`."""
 
 _STATEMENT_POOLING = "not allowed in statement pooling mode"
-"""What PgBouncer says, always in these words, with an SQLSTATE that covers more."""
-
+"""PgBouncer's message, always in these words, with an SQLSTATE that covers other errors too."""
 
 _ENDS_ONE = ("08", "25P03", "57P01", "57P02", "57P05")
-"""SQLSTATEs of what ends a connection so that its socket is closed, as are those of others that it ends."""
+"""SQLSTATEs of errors that end a connection and close its socket, as they do with all others that they end."""
+
+_CLOSED = (ConnectionError, InterfaceError, InternalClientError)
+"""Errors of a driver that has noticed that its socket is closed."""
 
 
 def transient_error_of(error: BaseException) -> TransientError | None:
-    """Tell whether an error is of those that pass, and which.
+    """Return the transient error that an error is, or None.
 
     Args:
         error: SQLAlchemy's, asyncpg's or the system's.
     """
-    cause = error.orig if isinstance(error, exc.StatementError) else error
-    if cause is not None and type(cause).__module__.startswith("sqlalchemy."):
-        cause = cause.__cause__ or cause  # asyncpg's, which SQLAlchemy has given the class of a DBAPI's
+    cause = driver_error(error)
     if is_statement_pooling(error):
         return None
     if state := _state(cause):
         return TRANSIENT_ERRORS.get(state) or TRANSIENT_ERRORS.get(state[:2])
     if isinstance(error, exc.OperationalError):
-        # psycopg gives no SQLSTATE to what happens before there is a connection, a refused login included.
-        asked = getattr(getattr(cause, "pgconn", None), "used_password", False)
-        return None if asked else TRANSIENT_ERRORS[exc.OperationalError]
-    # What a driver says that finds its connection closed, and what SQLAlchemy makes of that.
-    closed = isinstance(cause, InterfaceError) and "connection is closed" in str(cause)
-    if closed or (isinstance(error, exc.DBAPIError) and error.connection_invalidated):
+        # psycopg gives no SQLSTATE to errors that come before there is a connection, a refused login included.
+        used_password = getattr(getattr(cause, "pgconn", None), "used_password", False)
+        return None if used_password else TRANSIENT_ERRORS[exc.OperationalError]
+    # The message of a driver that finds its connection closed, and SQLAlchemy's mark of the same.
+    is_closed = isinstance(cause, InterfaceError) and "connection is closed" in str(cause)
+    if is_closed or (isinstance(error, exc.DBAPIError) and error.connection_invalidated):
         return TRANSIENT_ERRORS["08"]
     if cause is not error and isinstance(cause, TimeoutError):
         return None  # of a statement, by a limit of the caller's
-    # A host with several addresses, each with a failure of its own, comes as one OSError without a number.
-    several = type(cause) is OSError and cause.errno is None
-    if several or (isinstance(cause, OSError) and cause.errno in _UNREACHABLE):
+    # A host with several addresses, each with an error of its own, comes as one OSError without a number.
+    is_several = type(cause) is OSError and cause.errno is None
+    if is_several or (isinstance(cause, OSError) and cause.errno in _UNREACHABLE):
         return TRANSIENT_ERRORS[ConnectionError]
     return next((TRANSIENT_ERRORS[kind] for kind in type(cause).__mro__ if kind in TRANSIENT_ERRORS), None)
 
 
 def is_statement_pooling(error: BaseException) -> bool:
-    """Tell whether PgBouncer has hung up because in its statement mode there are no transactions."""
+    """Return whether PgBouncer has closed the connection because its statement mode has no transactions."""
     cause = error.orig if isinstance(error, exc.StatementError) and error.orig else error
-    return _state(cause) == "08P01" and _STATEMENT_POOLING in str(cause)
+    return sqlstate_of(cause) == "08P01" and _STATEMENT_POOLING in str(cause)
 
 
 def ends_connections(error: BaseException) -> bool:
-    """Tell whether the connection an error was met on is of no more use, whatever the driver thinks of it."""
-    fault = transient_error_of(error)
-    return fault is not None and fault.ends_connections
+    """Return whether the connection that an error came from is of no more use, even if its driver has not noticed."""
+    transient = transient_error_of(error)
+    return transient is not None and transient.ends_connections
 
 
 def ends_all_connections(error: BaseException) -> bool:
-    """Tell whether the other connections of the pool are of no more use either, and nothing has told their drivers.
+    """Return whether the other connections of the pool are of no more use either, without their drivers' notice.
 
     Where a server stops, crashes or ends one connection, it closes the socket of each that it ends: that is noticed
     when a connection is taken from the pool. Not so where the server has changed, or the network is silent.
@@ -137,40 +139,27 @@ def ends_all_connections(error: BaseException) -> bool:
     """
     cause: BaseException | None = error.orig if isinstance(error, exc.StatementError) else error
     if state := _state(cause):
-        silent = False
-        while cause is not None:
-            silent = silent or (isinstance(cause, OSError) and cause.errno in _UNREACHABLE)
-            cause = cause.__cause__
-        return silent or not state.startswith(_ENDS_ONE)
-    if isinstance(cause, (ConnectionError, InterfaceError, InternalClientError)):
-        return False
-    adapted = getattr(cause, "__cause__", None)
-    if isinstance(adapted, (ConnectionError, InterfaceError, InternalClientError)):
+        is_silent = any(isinstance(each, OSError) and each.errno in _UNREACHABLE for each in causes(cause))
+        return is_silent or not state.startswith(_ENDS_ONE)
+    if isinstance(cause, _CLOSED) or isinstance(getattr(cause, "__cause__", None), _CLOSED):
         return False
     return "server closed the connection" not in str(cause)
 
 
 def is_conflict(error: BaseException | None) -> bool:
-    """Tell whether an error is of a server that works, where transactions have got in each other's way."""
-    fault = None if error is None else transient_error_of(error)
-    return fault is not None and not fault.ends_connections
+    """Return whether an error is transient and of a server that works, where transactions collide."""
+    transient = None if error is None else transient_error_of(error)
+    return transient is not None and not transient.ends_connections
 
 
 def name_of(error: BaseException) -> str:
-    """Name an error without its text: by SQLSTATE, or by class."""
+    """Return an error's SQLSTATE, or else its class, without its text."""
     cause = error.orig if isinstance(error, exc.StatementError) and error.orig else error
     return _state(cause) or type(cause).__name__
 
 
 def _state(error: BaseException | None) -> str:
-    """Return the SQLSTATE the server gave, which a driver that tells of its lost connection has as the cause."""
-    state = ""
-    while error is not None:
-        state = getattr(error, "sqlstate", None) or state
-        # In asyncpg's words, or in psycopg's.
-        diagnosis = getattr(error, "diag", None)
-        function = getattr(error, "server_source_function", None) or getattr(diagnosis, "source_function", None)
-        if f"{state} {function}" == PLAN_CHANGED:
-            return PLAN_CHANGED
-        error = error.__cause__
-    return state
+    """Return the SQLSTATE that the server gave; `PLAN_CHANGED` for that case."""
+    state = sqlstate_of(error)
+    raised_by = (f"{state} {field(each, 'server_source_function')}" for each in causes(error))
+    return PLAN_CHANGED if PLAN_CHANGED in raised_by else state

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc
 
-from checkpoint_store.conninfo.driver_errors import brief
+from checkpoint_store.conninfo.driver_errors import without_values
 from checkpoint_store.conninfo.transient_errors import ends_all_connections, ends_connections
 from checkpoint_store.database.direct_executor import AsyncpgExecutor, PsycopgExecutor
 from checkpoint_store.database.interruption import nothing_late
@@ -118,9 +118,9 @@ class Checkout(AbstractContextManager[Executor]):
         if isinstance(error, exc.StatementError) and pooled is not None and pooled.is_valid and ends_connections(error):
             if ends_all_connections(error):
                 # The other connections of the pool are not tried one after the other.
-                invalidate_all(self.pool, pooled, brief(error))  # which the pool logs
+                invalidate_all(self.pool, pooled, without_values(error))  # which the pool logs
             else:
-                pooled.invalidate(brief(error))
+                pooled.invalidate(without_values(error))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from asyncpg import PostgresWarning
 from sqlalchemy import Connection, Engine, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from checkpoint_store.conninfo.driver_errors import brief, unfrozen
+from checkpoint_store.conninfo.driver_errors import error_of_warning, without_values
 from checkpoint_store.conninfo.transient_errors import ends_all_connections
 from checkpoint_store.database.interruption import discard_unsent, is_interruption
 from checkpoint_store.database.liveness import socket_of
@@ -47,14 +47,14 @@ class DirectExecutor(Executor):
     def fail(self, error: BaseException, sql: str | None = None, parameters: Any = None) -> NoReturn:
         """Raise an error as `Connection.execute()` does, and give up a connection that is lost or was interrupted."""
         if isinstance(error, PostgresWarning):
-            raise unfrozen(error) from None
+            raise error_of_warning(error) from None
         if is_interruption(error):
             with suppress(Exception):  # it may be closed
                 discard_unsent(socket_of(self.driver))
         error = self._dbapi_error(error)
         conn = Connection(self.engine, self.pooled)
         if self._is_lost(error) and not ends_all_connections(error):
-            conn.invalidate(brief(error))
+            conn.invalidate(without_values(error))
             keep_others(conn)
         raise_statement_error(conn, error, sql, parameters)
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from sqlalchemy import URL, Dialect, Engine
 from sqlalchemy.util import await_only
 
-from checkpoint_store.conninfo.driver_errors import chain, clear, is_foreign
+from checkpoint_store.conninfo.driver_errors import is_from_driver, raise_from, remove_values
 from checkpoint_store.database.error_translation import FOREIGN, explain
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.session import POLL_SECONDS, lock_session_of
@@ -107,9 +107,9 @@ class ConnectionProvider(ABC):
     def tell(self, error: Exception, tried: float = 0.0) -> NoReturn:
         """Raise an error in our words, if it is of the server's or the driver's, or else as it is."""
         if isinstance(error, CheckpointStoreError):
-            clear(error)
+            remove_values(error)
             raise error
-        if not isinstance(error, FOREIGN) and not is_foreign(error):
+        if not isinstance(error, FOREIGN) and not is_from_driver(error):
             raise error
         told = explain(
             *(error, self.where, self.sql.tables),
@@ -118,7 +118,7 @@ class ConnectionProvider(ABC):
             role=self.role,
             kept=0 if self.is_callers else kept_by_others(self.engine),
         )
-        chain(told, error)
+        raise_from(told, error)
 
     def role(self) -> str | None:
         """Return the database role that our statements run as, where that can be known after an error."""

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from sqlalchemy import Connection, exc
 
-from checkpoint_store.conninfo.driver_errors import chain, diagnosis_of
+from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.conninfo.transient_errors import transient_error_of
 from checkpoint_store.errors import MigrationError, Unavailable
 from checkpoint_store.migrations.lock_timeout import LOCK_NOT_AVAILABLE, tables_in_use
@@ -27,8 +27,8 @@ def translate_errors() -> Iterator[None]:
         yield
     except exc.DBAPIError as error:
         if error.connection_invalidated or transient_error_of(error) is not None:
-            chain(Unavailable(f"the server could not be asked: {reason_of(error)}"), error)
-        chain(MigrationError(f"the server could not be asked, or has refused: {reason_of(error)}"), error)
+            raise_from(Unavailable(f"the server could not be asked: {reason_of(error)}"), error)
+        raise_from(MigrationError(f"the server could not be asked, or has refused: {reason_of(error)}"), error)
 
 
 def raise_failed(
@@ -60,9 +60,9 @@ def raise_failed(
         raise error
     state = diagnosis_of(error).state
     if state == LOCK_NOT_AVAILABLE:
-        chain(tables_in_use(action, conn, schema, in_transaction=in_transaction, snapshots=snapshots), error)
+        raise_from(tables_in_use(action, conn, schema, in_transaction=in_transaction, snapshots=snapshots), error)
     advice = hint if state == INSUFFICIENT_PRIVILEGE else ""
-    chain(MigrationError(f"{action} failed and was rolled back: {reason_of(error)}. {advice}".rstrip()), error)
+    raise_from(MigrationError(f"{action} failed and was rolled back: {reason_of(error)}. {advice}".rstrip()), error)
 
 
 def reason_of(error: exc.DBAPIError) -> str:

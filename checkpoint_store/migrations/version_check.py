@@ -7,7 +7,7 @@ import logging
 
 from sqlalchemy import Connection, exc, func, select
 
-from checkpoint_store.conninfo.driver_errors import chain, diagnosis_of
+from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.errors import SET_UP, NotSetUp
 from checkpoint_store.migrations.alembic_config import config
 from checkpoint_store.migrations.error_translation import reason_of, translate_errors
@@ -52,7 +52,7 @@ def check(conn: Connection, schema: str | None = None) -> None:
     except exc.DBAPIError as error:
         if diagnosis_of(error).state != INSUFFICIENT_PRIVILEGE:
             raise
-        chain(access_denied(reason_of(error), schema, None if in_transaction else _role(conn)), error)
+        raise_from(access_denied(reason_of(error), schema, None if in_transaction else _role(conn)), error)
     _require_usable(revisions, schema)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from asyncpg import PostgresWarning
 from sqlalchemy import Connection
 
-from checkpoint_store.conninfo.driver_errors import unfrozen
+from checkpoint_store.conninfo.driver_errors import error_of_warning
 from checkpoint_store.sql.compiled import Statement
 
 Row = Sequence[Any]
@@ -47,7 +47,7 @@ class ConnectionExecutor(Executor):
         try:
             result = self._conn.exec_driver_sql(statement.sql(dialect), statement.parameters(dialect, binds))
         except PostgresWarning as error:
-            raise unfrozen(error) from None
+            raise error_of_warning(error) from None
         return result.all() if result.returns_rows else []
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import exc
 
-from checkpoint_store.conninfo.driver_errors import chain, diagnosis_of
+from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.errors import (
     Conflict,
     InvalidConfig,
@@ -90,7 +90,7 @@ def _store(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequen
         except exc.DBAPIError as error:
             if not diagnosis_of(error).is_by_policy:
                 raise
-            chain(Refused(refusal(thread_id, sql.tables.checkpoint_threads)), error)
+            raise_from(Refused(refusal(thread_id, sql.tables.checkpoint_threads)), error)
         if thread_id not in found and not why:
             why = {thread_id: refusal(thread_id, sql.tables.checkpoint_threads)}
         refused |= why

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import exc
 
-from checkpoint_store.conninfo.driver_errors import chain, diagnosis_of
+from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.errors import (
     Refused,
     ThreadExists,
@@ -141,7 +141,7 @@ def _raise_if_there(target: str, error: exc.IntegrityError) -> None:
             f"target_thread_id is {short_repr(target, 200)}, for which something was stored while it was to be made. "
             "Stop what stores to it, or choose another id."
         )
-        chain(exists, error)
+        raise_from(exists, error)
 
 
 def not_found(thread_id: str) -> ThreadNotFound:

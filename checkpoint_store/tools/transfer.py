@@ -24,7 +24,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple
 from sqlalchemy.util import greenlet_spawn
 
-from checkpoint_store.conninfo.driver_errors import chain, diagnosis_of, is_foreign
+from checkpoint_store.conninfo.driver_errors import diagnosis_of, is_from_driver, raise_from
 from checkpoint_store.database.pinned_provider import held
 from checkpoint_store.errors import (
     AccessDenied,
@@ -436,7 +436,7 @@ def _first(inventory: Inventory) -> str:
 def _fail(what: str, error: Exception) -> NoReturn:
     """Raise an error that names a thread; what a driver of the source's says may quote values."""
     kind = type(error).__name__
-    if is_foreign(error):
+    if is_from_driver(error):
         said = diagnosis_of(error)
-        chain(TransferError(f"{what}: {kind}: {said.message or said.name}"), error)
+        raise_from(TransferError(f"{what}: {kind}: {said.message or said.name}"), error)
     raise TransferError(f"{what}: {kind}: {safe_str(error)}") from error
