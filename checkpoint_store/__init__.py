@@ -37,22 +37,23 @@ if TYPE_CHECKING:
     from checkpoint_store.saver.aio import AsyncPostgresSaver
     from checkpoint_store.saver.sync import PostgresSaver
     from checkpoint_store.saver.thread_lock import ThreadLock
-    from checkpoint_store.storage.report import SweepReport
-    from checkpoint_store.storage.thread_list import ChannelSize, TableSize, ThreadStats, ThreadSummary
+    from checkpoint_store.storage.sweep_report import SweepReport
+    from checkpoint_store.storage.thread_list import ThreadSummary
+    from checkpoint_store.storage.thread_stats import ChannelSize, TableSize, ThreadStats
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "AsyncPipeline": "database.group_commit",
     "AsyncPostgresSaver": "saver.aio",
-    "ChannelSize": "storage.thread_list",
+    "ChannelSize": "storage.thread_stats",
     "ConnectionOptions": "database.options",
     "PostgresSaver": "saver.sync",
     "SaverOptions": "database.options",
-    "SweepReport": "storage.report",
-    "TableSize": "storage.thread_list",
+    "SweepReport": "storage.sweep_report",
+    "TableSize": "storage.thread_stats",
     "ThreadLock": "saver.thread_lock",
-    "ThreadStats": "storage.thread_list",
+    "ThreadStats": "storage.thread_stats",
     "ThreadSummary": "storage.thread_list",
 }
 

@@ -16,8 +16,8 @@ from checkpoint_store.cli.text import counted, size
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.serde.keys import checked_thread_id
-from checkpoint_store.storage.report import SweepReport
 from checkpoint_store.storage.sweep import BATCH_SIZE
+from checkpoint_store.storage.sweep_report import SweepReport
 
 if TYPE_CHECKING:
     from checkpoint_store.saver.aio import AsyncPostgresSaver

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from checkpoint_store.storage.thread_list import time_of
+from checkpoint_store.storage.checkpoint_time import time_of
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 

@@ -15,10 +15,10 @@ from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.retry import RETRY_SECONDS
 from checkpoint_store.errors import InvalidConfig, ThreadExists
 from checkpoint_store.serde.keys import checked_thread_id, copy_of
-from checkpoint_store.storage.thread_list import ThreadCursor, ThreadStats, ThreadSummary, listing_of
-from checkpoint_store.storage.threads import copy_thread as copy_thread_rows
-from checkpoint_store.storage.threads import delete_thread as delete_thread_rows
-from checkpoint_store.storage.threads import list_threads
+from checkpoint_store.storage.copy_thread import copy_thread as copy_thread_rows
+from checkpoint_store.storage.delete_thread import delete_thread as delete_thread_rows
+from checkpoint_store.storage.thread_list import ThreadCursor, ThreadSummary, list_threads, listing_of
+from checkpoint_store.storage.thread_stats import ThreadStats
 
 Cursor = Annotated[str | None, typer.Option(metavar="CURSOR", show_default=False, help="Go on where a list has ended.")]
 Filter = Annotated[
@@ -57,7 +57,7 @@ def threads(
     async def read(backend: Backend) -> list[ThreadSummary]:
         cursor, found = ThreadCursor(request), []
         while cursor.has_next:
-            found += cursor.turn(await backend.run(list_threads, cursor.conditions, cursor.binds))
+            found += cursor.advance(await backend.run(list_threads, cursor.conditions, cursor.binds))
         return found
 
     found = on_backend(url, schema, read)

@@ -29,8 +29,8 @@ from checkpoint_store.serde.arguments import flag, has_methods
 from checkpoint_store.serde.codec import Codec, ValuedChannels
 from checkpoint_store.serde.keys import Listing, checked_thread_id, copy_of, key_of, listing_of
 from checkpoint_store.serde.records import Ancestor, Row, size_of
-from checkpoint_store.storage import checkpoints, probes, threads, write_batch
-from checkpoint_store.storage.checkpoint_list import Pages
+from checkpoint_store.storage import checkpoints, copy_thread, delete_thread, probes, write_batch
+from checkpoint_store.storage.checkpoint_list import CheckpointCursor
 from checkpoint_store.storage.write_batch import Put, Writes
 
 T = TypeVar("T")
@@ -130,12 +130,12 @@ class BasePostgresSaver(ThreadsMixin):
         return self._alist(listing_of(config, before, jsonb.filter_text(filter), limit))
 
     async def _alist(self, listing: Listing) -> AsyncIterator[CheckpointTuple]:
-        pages = Pages(listing)
-        while pages.has_next:
+        cursor = CheckpointCursor(listing)
+        while cursor.has_next:
             rows = await self._backend.run(
-                checkpoints.list_page, self._backend.page_cache, listing, (pages.last, pages.size)
+                checkpoints.list_page, self._backend.page_cache, listing, (cursor.last, cursor.size)
             )
-            for row in pages.turn([Row._make(row) for row in rows]):
+            for row in cursor.advance([Row._make(row) for row in rows]):
                 yield await self._decode(row)
 
     def list(
@@ -151,12 +151,12 @@ class BasePostgresSaver(ThreadsMixin):
         return self._list(listing_of(config, before, jsonb.filter_text(filter), limit))
 
     def _list(self, listing: Listing) -> Iterator[CheckpointTuple]:
-        pages = Pages(listing)
-        while pages.has_next:
+        cursor = CheckpointCursor(listing)
+        while cursor.has_next:
             rows = self._backend.run_blocking(
-                checkpoints.list_page, self._backend.page_cache, listing, (pages.last, pages.size)
+                checkpoints.list_page, self._backend.page_cache, listing, (cursor.last, cursor.size)
             )
-            for row in pages.turn([Row._make(row) for row in rows]):
+            for row in cursor.advance([Row._make(row) for row in rows]):
                 yield self._codec.decode_checkpoint(row)
 
     async def aput(
@@ -261,11 +261,11 @@ class BasePostgresSaver(ThreadsMixin):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        await self._backend.run(threads.delete_thread, checked_thread_id(thread_id))
+        await self._backend.run(delete_thread.delete_thread, checked_thread_id(thread_id))
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete everything stored for a thread, as `adelete_thread`."""
-        self._backend.run_blocking(threads.delete_thread, checked_thread_id(thread_id))
+        self._backend.run_blocking(delete_thread.delete_thread, checked_thread_id(thread_id))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
         """Copy everything stored for a thread to another one, in all its namespaces, atomically and on the server.
@@ -287,12 +287,12 @@ class BasePostgresSaver(ThreadsMixin):
             Unavailable: If the server can't be reached.
         """
         pair = copy_of(source_thread_id, target_thread_id)
-        await self._backend.run(threads.copy_thread, pair, flag(replace, "replace"), {})
+        await self._backend.run(copy_thread.copy_thread, pair, flag(replace, "replace"), {})
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
         """Copy everything stored for a thread to another one, as `acopy_thread`."""
         pair = copy_of(source_thread_id, target_thread_id)
-        self._backend.run_blocking(threads.copy_thread, pair, flag(replace, "replace"), {})
+        self._backend.run_blocking(copy_thread.copy_thread, pair, flag(replace, "replace"), {})
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

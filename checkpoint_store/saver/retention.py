@@ -15,10 +15,11 @@ from checkpoint_store.serde.arguments import callback, choice, flag, positive
 from checkpoint_store.serde.keys import checked_thread_id, plain_text
 from checkpoint_store.serde.validation import members_of
 from checkpoint_store.storage import sweep
-from checkpoint_store.storage.deletion_plan import Rule, first_id_of
+from checkpoint_store.storage.checkpoint_time import first_id_of
+from checkpoint_store.storage.deletion_plan import Rule
 from checkpoint_store.storage.operation import Operation
-from checkpoint_store.storage.report import Progress, SweepReport
 from checkpoint_store.storage.sweep import BATCH_SIZE, Run
+from checkpoint_store.storage.sweep_report import Progress, SweepReport
 
 STRATEGIES = ("keep_latest", "delete")
 
@@ -148,7 +149,7 @@ def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Removal:
     strategy = choice(strategy, "strategy", STRATEGIES)
     rule = Rule(keep=positive(keep, "keep"))
     if strategy == "delete" and rule.keep != 1:
-        raise InvalidOption(f"keep is {short_repr(keep)}, and strategy 'delete' keeps nothing; they don't go together")
+        raise InvalidOption(f"keep must be 1 with strategy 'delete', which keeps nothing, not {short_repr(keep)}")
     if strategy == "delete":
         return partial(sweep.delete_threads, thread_ids=threads)
     return partial(sweep.prune, rule=rule, thread_ids=threads)
@@ -164,19 +165,18 @@ def _rule(older_than: timedelta | None, keep_last: int | None, spare_active: boo
     if older_than is None and keep_last is None:
         raise InvalidOption("sweep() needs older_than or keep_last, or both: without them everything stays")
     if flag(spare_active, "spare_active") and older_than is None:
-        raise InvalidOption("spare_active needs older_than, which says since when a thread is active")
+        raise InvalidOption("spare_active needs older_than, which decides whether a thread is active")
     keep = 1 if keep_last is None else positive(keep_last, "keep_last")
     before = None if older_than is None else first_id_of(_before_now(_age(older_than)))
-    return Rule(keep, before, whole=keep_last is None, spares_active=spare_active)
+    return Rule(keep, before, deletes_threads=keep_last is None, spares_active=spare_active)
 
 
 def _age(older_than: object) -> timedelta:
-    if not issubclass(type(older_than), timedelta):
-        raise InvalidOption(f"older_than is {short_repr(older_than)}; it is a timedelta, such as timedelta(days=30)")
-    age = timedelta.__add__(timedelta(0), older_than)  # type: ignore[operator]
-    if age < timedelta(0):
-        raise InvalidOption(f"older_than is {age!r}, a time to come; it is 0 or more")
-    return age
+    if not isinstance(older_than, timedelta):
+        raise InvalidOption(f"older_than must be a timedelta, such as timedelta(days=30), not {short_repr(older_than)}")
+    if older_than < timedelta(0):
+        raise InvalidOption(f"older_than must be 0 or more, not {short_repr(older_than)}, a time to come")
+    return older_than
 
 
 def _before_now(age: timedelta) -> datetime:
@@ -188,6 +188,6 @@ def _before_now(age: timedelta) -> datetime:
 
 def _ids(values: Sequence[str], name: str) -> list[str]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InvalidConfig(f"{name} is {short_repr(values)}; it is a list of ids, such as [{short_repr(values)}]")
+        raise InvalidConfig(f"{name} must be a list of ids, such as [{short_repr(values)}], not {short_repr(values)}")
     ids = members_of(values, name, InvalidConfig)
     return list(dict.fromkeys(plain_text(value, f"an id in {name}") for value in ids))

@@ -9,16 +9,15 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.serde.keys import checked_thread_id
-from checkpoint_store.storage import threads
 from checkpoint_store.storage.thread_list import (
     Order,
     ThreadCursor,
     ThreadListRequest,
-    ThreadStats,
     ThreadSummary,
+    list_threads,
     listing_of,
-    stats_of,
 )
+from checkpoint_store.storage.thread_stats import ThreadStats, stats_of, thread_stats
 
 
 class ThreadsMixin(BaseCheckpointSaver[str]):
@@ -98,19 +97,19 @@ class ThreadsMixin(BaseCheckpointSaver[str]):
             Unavailable: If the server can't be reached.
         """
         thread_id = checked_thread_id(thread_id)
-        return stats_of(thread_id, *await self._backend.run(threads.thread_stats, thread_id))
+        return stats_of(thread_id, *await self._backend.run(thread_stats, thread_id))
 
     def get_thread_stats(self, thread_id: str) -> ThreadStats:
         """Tell what a thread occupies, as `aget_thread_stats`."""
         thread_id = checked_thread_id(thread_id)
-        return stats_of(thread_id, *self._backend.run_blocking(threads.thread_stats, thread_id))
+        return stats_of(thread_id, *self._backend.run_blocking(thread_stats, thread_id))
 
 
 async def listed(source: Backend, listing: ThreadListRequest) -> AsyncIterator[ThreadSummary]:
     """List threads; no connection is held while the caller iterates."""
     walk = ThreadCursor(listing)
     while walk.has_next:
-        for summary in walk.turn(await source.run(threads.list_threads, walk.conditions, walk.binds)):
+        for summary in walk.advance(await source.run(list_threads, walk.conditions, walk.binds)):
             yield summary
 
 
@@ -118,4 +117,4 @@ def listed_blocking(source: Backend, listing: ThreadListRequest) -> Iterator[Thr
     """List threads, as `listed`."""
     walk = ThreadCursor(listing)
     while walk.has_next:
-        yield from walk.turn(source.run_blocking(threads.list_threads, walk.conditions, walk.binds))
+        yield from walk.advance(source.run_blocking(list_threads, walk.conditions, walk.binds))

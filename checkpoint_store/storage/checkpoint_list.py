@@ -1,4 +1,4 @@
-"""How a list is cut into pages: how many rows the next one has, and where it begins."""
+"""The list of checkpoints: the cursor by which it is read in batches, and their sizes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from checkpoint_store.serde.records import Row, size_of
 from checkpoint_store.sql.read import MAX_ROWS
 
 FIRST_ROWS = 16
-"""The size of the first page, before anything is known of the rows."""
+"""The size of the first batch, before anything is known of the rows."""
 
-PAGE_BYTES = 4 * 1024 * 1024
-"""What a page should hold: later pages have as many rows as this allows, going by the rows so far."""
+BATCH_BYTES = 4 * 1024 * 1024
+"""The bytes of a batch: later ones have as many rows as this allows, going by the rows so far."""
 
 
-class Pages:
-    """The state of one listing.
+class CheckpointCursor:
+    """The state of one list of checkpoints.
 
     Args:
-        listing: What is listed.
+        listing: The list's arguments.
     """
 
     def __init__(self, listing: Listing) -> None:
@@ -27,21 +27,23 @@ class Pages:
         self._rows = self._bytes = 0
         self._ended = False
         self.last: tuple[str, str, str] | None = None
-        """The row after which the next page begins."""
+        """The row after which the next batch begins."""
 
     @property
     def has_next(self) -> bool:
-        """Whether there may be another page."""
+        """Whether there may be another batch."""
         return not self._ended and self._left != 0
 
     @property
     def size(self) -> int:
-        """How many rows to ask for."""
-        fitting = FIRST_ROWS if self._rows == 0 else max(1, min(MAX_ROWS, PAGE_BYTES * self._rows // (self._bytes + 1)))
-        return fitting if self._left is None else min(fitting, self._left)
+        """The number of rows to ask for."""
+        size = FIRST_ROWS
+        if self._rows:
+            size = max(1, min(MAX_ROWS, BATCH_BYTES * self._rows // (self._bytes + 1)))
+        return size if self._left is None else min(size, self._left)
 
-    def turn(self, rows: list[Row]) -> Iterator[Row]:
-        """Give out the rows of a page one by one, letting go of each, and note where the next page begins."""
+    def advance(self, rows: list[Row]) -> Iterator[Row]:
+        """Yield the rows of a batch, letting go of each, and move to where the next batch begins."""
         self._ended = len(rows) < self.size
         if rows:
             end = rows[-1]
@@ -52,9 +54,5 @@ class Pages:
         while rows:
             row = rows.pop()
             self._rows += 1
-            self._bytes += _size(row)
+            self._bytes += size_of(row.blobs, row.writes) + len(row.checkpoint) + len(row.metadata)
             yield row
-
-
-def _size(row: Row) -> int:
-    return size_of(row.blobs, row.writes) + len(row.checkpoint) + len(row.metadata)

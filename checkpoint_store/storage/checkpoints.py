@@ -329,3 +329,9 @@ def settled_history(db: Executor, sql: Statements, key: Key, channels: Sequence[
 def delta_history(db: Executor, sql: Statements, key: Key, channels: Sequence[str]) -> Sequence[Row]:
     """Return the ancestors of a checkpoint with what they contribute to some channels."""
     return db.fetch(sql.ancestors, {**key._asdict(), "channels": list(channels)})
+
+
+@operation(Kind.READ, thread_of=lambda thread_id: thread_id)
+def take_inventory(db: Executor, sql: Statements, thread_id: str) -> Sequence[Row]:
+    """Return the checkpoints of a thread, and of each the tasks that have pending writes, with their number."""
+    return db.fetch(sql.inventory, {"thread_id": thread_id})

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Table
 
-from checkpoint_store.errors import (
-    WrongTransaction,
-    short_repr,
-)
+from checkpoint_store.errors import ThreadNotFound, WrongTransaction, short_repr
 from checkpoint_store.sql.executor import Executor
 
 
@@ -66,3 +63,8 @@ def refusal(thread_id: str, table: Table, outcome: str | None = None) -> str:
         "another tenant that has used the thread id. Have the trigger return the row; give each tenant thread ids of "
         "its own."
     )
+
+
+def not_found(thread_id: str) -> ThreadNotFound:
+    """Return the error for a thread that must be there and isn't."""
+    return ThreadNotFound(f"nothing is stored for the thread {short_repr(thread_id, 200)}")

@@ -1,40 +1,39 @@
-"""Which checkpoints of a thread may go, and which have to stay for the sake of those that stay; no I/O.
+"""The plan by which checkpoints of a thread are deleted: those that a rule names, but for those that others need.
 
-A rule says which checkpoints nobody asks for any longer. Of those stay, all the same:
+A rule names checkpoints that no caller asks for any longer. Of these stay nevertheless:
 
-- what the delta channels of one that stays are rebuilt from: of its ancestors, back to the nearest that has the value
-  of a channel, those that wrote to it and that one. What is in between contributes nothing.
-- the parent that has the sends of one that stays (format before 4); and a parent whose place would be taken by one that
-  has sends too, which are for another child.
+- the ancestors that delta channels of a checkpoint which stays are rebuilt from: back to the nearest that has the value
+  of a channel, those that wrote to it and that one. The ancestors in between contribute nothing.
+- the parent that has the sends of a checkpoint that stays (format before 4); and a parent that would be replaced by an
+  ancestor that has sends too, which are for another child.
 
 Nothing in the database says which channels are delta channels. LangGraph counts their updates in the metadata of its
-checkpoints, and marks their snapshots. Where it did neither, the rows tell: a task wrote to the channel, the next
+checkpoints, and marks their snapshots. Where it did neither, the rows show it: a task wrote to the channel, the next
 checkpoint has another version of it, and no value.
+
+There is no I/O here.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from checkpoint_store.sql.read import TASKS
+from checkpoint_store.storage.checkpoint_time import is_older
 
-_UUID6 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+Key = tuple[str, str, str]
+"""Thread, namespace and checkpoint."""
 
-# Where the time in a UUID begins (https://www.rfc-editor.org/rfc/rfc9562#section-5.1).
-_BEGINNING = datetime(1582, 10, 15, tzinfo=UTC)
-
-Victims = dict[str, set[str]]
-"""Checkpoint ids by namespace."""
+CheckpointIds = dict[str, set[str]]
+"""By namespace."""
 
 
 class Node(NamedTuple):
-    """A checkpoint, as `statements.delete_candidates.candidates` selects it."""
+    """A checkpoint, as `sql.delete_candidates.candidates` selects it."""
 
     thread_id: str
     checkpoint_ns: str
@@ -43,13 +42,18 @@ class Node(NamedTuple):
     is_of_run: bool
     """Whether it is of one of the rule's runs."""
     callers: str | None
-    """Of a subgraph's call, as JSON: the checkpoint of each graph above that it was called from, by namespace."""
+    """For the call of a subgraph, as JSON: the checkpoint in each graph above that it was called from, by namespace."""
     counted: Sequence[str] | None
     """The delta channels that LangGraph has counted for it."""
 
+    @property
+    def key(self) -> Key:
+        """Its thread, namespace and id."""
+        return self.thread_id, self.checkpoint_ns, self.checkpoint_id
+
 
 class Trace(NamedTuple):
-    """What a checkpoint has of a channel."""
+    """The trace of a channel in a checkpoint."""
 
     version: str | None
     is_stored: bool
@@ -65,22 +69,22 @@ _NOTHING = Trace(None, False, False, False)
 
 @dataclass(frozen=True)
 class Rule:
-    """Which checkpoints nobody asks for any longer."""
+    """The checkpoints that no caller asks for any longer."""
 
     keep: int = 1
-    """How many stay of each namespace, the newest."""
+    """The number of checkpoints that stay of each namespace, the newest."""
     before: str | None = None
-    """What is younger than this id stays, and so does what can't be dated; None if age doesn't matter."""
-    whole: bool = False
-    """Whether a thread that has nothing of that kind goes altogether."""
+    """Checkpoints younger than this id stay, and so do those without a time; None if age doesn't matter."""
+    deletes_threads: bool = False
+    """Whether a thread that has no such checkpoint is deleted altogether."""
     spares_active: bool = False
-    """Whether a thread that has anything of that kind is left alone."""
+    """Whether a thread that has any such checkpoint is left alone."""
     run_ids: Sequence[str] | None = None
-    """If they are given, their checkpoints go instead, whatever else they are."""
+    """If given, the checkpoints of these runs are deleted instead, whatever else they are."""
 
 
 class DeletionPlan:
-    """The checkpoints of one thread, and what is known of their channels.
+    """The checkpoints of one thread, those of them to delete, and the known facts about their channels.
 
     Args:
         thread_id: The thread.
@@ -92,6 +96,8 @@ class DeletionPlan:
         self.graphs: dict[str, dict[str, Node]] = {}
         for node in nodes:
             self.graphs.setdefault(node.checkpoint_ns, {})[node.checkpoint_id] = node
+        self.to_delete: CheckpointIds = {}
+        """The checkpoints to delete, see `choose`."""
         self._inspected: dict[tuple[str, str], bool] = {}
         """Whether those find their sends among their parents' writes."""
         self._sought: dict[str, set[str]] = {}
@@ -100,38 +106,43 @@ class DeletionPlan:
     def __len__(self) -> int:
         return sum(map(len, self.graphs.values()))
 
-    def victims(self, rule: Rule) -> Victims:
-        """Return what may go by a rule; before everything was inspected it may be too much."""
-        active = self._is_active(rule)
-        if active and rule.spares_active:
-            return {}
-        if rule.whole and not active:
-            return {graph: set(nodes) for graph, nodes in self.graphs.items()}
-        victims: Victims = {}
-        # A graph comes after those above it: what was called goes with the checkpoint that called it.
-        for graph in sorted(self.graphs, key=_depth):
-            if gone := self._unwanted(graph, rule, victims):
-                self._spare(graph, gone)
-                victims[graph] = gone
-        return {graph: gone for graph, gone in victims.items() if gone}
+    @property
+    def keys(self) -> list[Key]:
+        """The keys of the checkpoints to delete."""
+        return [(self.thread_id, graph, one) for graph, ids in self.to_delete.items() for one in ids]
 
-    def orphans(self, victims: Victims) -> list[Node]:
-        """Return those that stay though their parent goes."""
+    def choose(self, rule: Rule, limit: int | None) -> list[Node]:
+        """Choose the checkpoints to delete by a rule.
+
+        Args:
+            rule: The rule.
+            limit: The number of checkpoints that can be deleted at once; None for any number.
+
+        Returns:
+            The checkpoints that lose their parent and have not been inspected. Unless there are none, too many are
+            chosen: inspect these and choose again.
+        """
+        # Of a thread that is deleted altogether, but not at once, the newest go last and with all they depend on: a run
+        # that comes back to the thread meanwhile finds those or nothing.
+        first = replace(rule, deletes_threads=False) if limit is not None and len(self) > limit else rule
+        self.to_delete = self._chosen(first) or self._chosen(rule)
+        return [node for node in self.reparented() if (node.checkpoint_ns, node.checkpoint_id) not in self._inspected]
+
+    def reparented(self) -> list[Node]:
+        """Return the checkpoints that stay and lose their parent."""
         return [
             node
-            for graph, gone in victims.items()
+            for graph, ids in self.to_delete.items()
             for node in self.graphs[graph].values()
-            if node.parent_id in gone and node.checkpoint_id not in gone
+            if node.parent_id in ids and node.checkpoint_id not in ids
         ]
 
-    def uninspected(self, victims: Victims) -> list[Node]:
-        """Return those of them whose channels nobody has looked at."""
-        return [
-            node for node in self.orphans(victims) if (node.checkpoint_ns, node.checkpoint_id) not in self._inspected
-        ]
+    def new_parent(self, node: Node) -> str | None:
+        """Return the nearest ancestor that stays of a checkpoint that loses its parent; None if there is none."""
+        return self._nearest_left(node, self.to_delete[node.checkpoint_ns])
 
     def inspect(self, node: Node, is_old: bool, bare: Iterable[str]) -> list[str]:
-        """Take note of one of them.
+        """Record facts about a checkpoint that loses its parent.
 
         Args:
             node: The checkpoint.
@@ -149,46 +160,61 @@ class DeletionPlan:
         return sorted(new)
 
     def trace(self, graph: str, checkpoint_id: str, channel: str, trace: Trace) -> None:
-        """Take note of what a checkpoint has of a channel."""
+        """Record the trace of a channel in a checkpoint."""
         self._traces.setdefault((graph, channel), {})[checkpoint_id] = trace
 
-    def is_delicate(self, graph: str) -> bool:
-        """Tell whether checkpoints of a graph depend on earlier ones."""
+    def needs_ancestors(self, graph: str) -> bool:
+        """Return whether checkpoints of a graph depend on earlier ones."""
         return bool(self._sought.get(graph))
 
-    def in_order(self, victims: Victims) -> list[Node]:
-        """Return what goes so that it can go in parts: a call before what called it, a child before its parent."""
+    def in_order(self) -> list[Node]:
+        """Return the checkpoints to delete in an order that can be divided: calls before callers, children first."""
         ordered: list[Node] = []
-        for graph in sorted(victims, key=_depth, reverse=True):
+        for graph in sorted(self.to_delete, key=_depth, reverse=True):
             generations = self._generations(graph)
-            nodes = [self.graphs[graph][one] for one in victims[graph]]
+            nodes = [self.graphs[graph][one] for one in self.to_delete[graph]]
             ordered += sorted(nodes, key=lambda node: generations[node.checkpoint_id], reverse=True)
         return ordered
 
-    def can_be_split(self) -> bool:
-        """Tell whether what goes may go in parts: not where there are sends, which are of whoever is the parent."""
+    def can_be_divided(self) -> bool:
+        """Return whether it may be carried out in parts: not if there are sends, which belong to whoever is parent."""
         sends = [traces.values() for (_, channel), traces in self._traces.items() if channel == TASKS]
         return not any(trace.is_written for traces in sends for trace in traces)
+
+    def _chosen(self, rule: Rule) -> CheckpointIds:
+        active = self._is_active(rule)
+        if active and rule.spares_active:
+            return {}
+        if rule.deletes_threads and not active:
+            return {graph: set(nodes) for graph, nodes in self.graphs.items()}
+        chosen: CheckpointIds = {}
+        # A graph comes after those above it: a call is deleted with the checkpoint that called it.
+        for graph in sorted(self.graphs, key=_depth):
+            if ids := self._named(graph, rule, chosen):
+                self._spare(graph, ids)
+                chosen[graph] = ids
+        return {graph: ids for graph, ids in chosen.items() if ids}
 
     def _is_active(self, rule: Rule) -> bool:
         nodes = (node for nodes in self.graphs.values() for node in nodes.values())
         return rule.before is not None and any(not is_older(node.checkpoint_id, rule.before) for node in nodes)
 
-    def _unwanted(self, graph: str, rule: Rule, victims: Victims) -> set[str]:
+    def _named(self, graph: str, rule: Rule, chosen: CheckpointIds) -> set[str]:
+        """Return the checkpoints of a graph that a rule names."""
         nodes = list(self.graphs[graph].values())
         if rule.run_ids is not None:
             return {node.checkpoint_id for node in nodes if node.is_of_run}
-        keep = 0 if self._has_ended(nodes[-1], victims) else rule.keep
+        keep = 0 if self._has_ended(nodes[-1], chosen) else rule.keep
         return {
             node.checkpoint_id
             for node in nodes[: max(0, len(nodes) - keep)]
             if rule.before is None or is_older(node.checkpoint_id, rule.before)
         }
 
-    def _has_ended(self, newest: Node, victims: Victims) -> bool:
-        """Tell whether a graph is the call of a checkpoint that goes.
+    def _has_ended(self, newest: Node, chosen: CheckpointIds) -> bool:
+        """Return whether a graph is the call of a checkpoint to delete.
 
-        One that isn't there may yet be stored: what was called is sometimes stored before what called it.
+        A caller that isn't there may yet be stored: a call's checkpoints are sometimes stored before their caller.
         """
         callers = json.loads(newest.callers) if newest.callers else None
         if not isinstance(callers, dict):
@@ -197,21 +223,21 @@ class DeletionPlan:
         while above:
             above = above.rpartition("|")[0]
             if above in callers:
-                return callers[above] in victims.get(above, ())
+                return callers[above] in chosen.get(above, ())
         return False
 
-    def _spare(self, graph: str, gone: set[str]) -> None:
-        """Take out of those that go what others need."""
-        if not self.is_delicate(graph):
+    def _spare(self, graph: str, ids: set[str]) -> None:
+        """Take the checkpoints that others need out of those to delete."""
+        if not self.needs_ancestors(graph):
             return
         deltas = self._deltas(graph)
         before = None
-        while before != len(gone):
-            before = len(gone)
-            self._spare_contributions(graph, gone, deltas)
-            self._spare_sends(graph, gone)
+        while before != len(ids):
+            before = len(ids)
+            self._spare_contributions(graph, ids, deltas)
+            self._spare_sends(graph, ids)
 
-    def _spare_contributions(self, graph: str, gone: set[str], deltas: set[str]) -> None:
+    def _spare_contributions(self, graph: str, ids: set[str], deltas: set[str]) -> None:
         nodes = self.graphs[graph]
         traces = {channel: self._traces.get((graph, channel), {}) for channel in deltas}
 
@@ -219,7 +245,7 @@ class DeletionPlan:
             return {channel for channel in among if not traces[channel].get(one, _NOTHING).is_stored}
 
         sought: dict[str, set[str]] = {}
-        waiting = [(node.parent_id, lacking(one, deltas)) for one, node in nodes.items() if one not in gone]
+        waiting = [(node.parent_id, lacking(one, deltas)) for one, node in nodes.items() if one not in ids]
         while waiting:
             one, channels = waiting.pop()
             if one is None or one not in nodes:
@@ -230,33 +256,32 @@ class DeletionPlan:
                 continue
             known |= new
             left = lacking(one, new)
-            if one in gone and (left != new or any(traces[channel].get(one, _NOTHING).is_written for channel in left)):
-                gone.remove(one)
+            if one in ids and (left != new or any(traces[channel].get(one, _NOTHING).is_written for channel in left)):
+                ids.remove(one)
                 left |= lacking(one, deltas)
             waiting.append((nodes[one].parent_id, left))
 
-    def _spare_sends(self, graph: str, gone: set[str]) -> None:
+    def _spare_sends(self, graph: str, ids: set[str]) -> None:
         nodes, traces = self.graphs[graph], self._traces.get((graph, TASKS), {})
         waiting = [nodes[one] for (of, one), is_old in self._inspected.items() if of == graph and is_old]
         while waiting:
             node = waiting.pop()
-            if node.checkpoint_id not in gone and node.parent_id is not None and node.parent_id in gone:
-                heir = self.heir(node, gone)
-                if any(traces.get(one, _NOTHING).is_written for one in (node.parent_id, heir or "")):
-                    gone.remove(node.parent_id)
+            if node.checkpoint_id not in ids and node.parent_id is not None and node.parent_id in ids:
+                new_parent = self._nearest_left(node, ids)
+                if any(traces.get(one, _NOTHING).is_written for one in (node.parent_id, new_parent or "")):
+                    ids.remove(node.parent_id)
                     waiting.append(nodes[node.parent_id])
 
-    def heir(self, orphan: Node, gone: set[str]) -> str | None:
-        """Return the nearest ancestor that stays of one whose parent goes; None if there is none."""
-        nodes = self.graphs[orphan.checkpoint_ns]
-        one, seen = orphan.parent_id, set[str]()
-        while one in gone and one not in seen:
+    def _nearest_left(self, node: Node, ids: set[str]) -> str | None:
+        nodes = self.graphs[node.checkpoint_ns]
+        one, seen = node.parent_id, set[str]()
+        while one in ids and one not in seen:
             seen.add(one)
             one = nodes[one].parent_id
-        return one if one in nodes and one not in gone else None
+        return one if one in nodes and one not in ids else None
 
     def _counted(self, graph: str) -> set[str]:
-        """The delta channels that LangGraph has left a note of."""
+        """Return the delta channels that LangGraph has counted."""
         return {channel for node in self.graphs[graph].values() for channel in node.counted or ()}
 
     def _deltas(self, graph: str) -> set[str]:
@@ -269,9 +294,9 @@ class DeletionPlan:
         return any(trace.is_snapshot for trace in self._traces.get((graph, channel), {}).values())
 
     def _is_delta(self, graph: str, channel: str) -> bool:
-        """Tell whether tasks write to a channel and it has no value then; without a sign of either, that it is so.
+        """Return whether tasks write to a channel and it has no value then; True without a sign of either.
 
-        What a fork leaves open is whether it was written at all: the writes are those of one child.
+        A fork leaves open whether the channel was written at all: the writes are those of one child.
         """
         nodes, traces = self.graphs[graph], self._traces.get((graph, channel), {})
         children = Counter(node.parent_id for node in nodes.values())
@@ -284,12 +309,12 @@ class DeletionPlan:
             if here.version is not None and here.version != there.version:
                 if there.is_written and not here.is_stored and children[node.parent_id] == 1:
                     return True
-                # Written, it has a value; or its value is gone though nobody wrote.
+                # Written, it has a value; or its value is gone though no task wrote.
                 is_ordinary |= here.is_stored if there.is_written else there.is_stored and not here.is_stored
         return not is_ordinary
 
     def _generations(self, graph: str) -> dict[str, int]:
-        """How far each checkpoint is from the first of its line."""
+        """Return the distance of each checkpoint from the first of its line."""
         nodes, generations = self.graphs[graph], dict[str, int]()
         for start in nodes:
             line: dict[str, None] = {}  # in order; a circle of parents is walked once
@@ -304,17 +329,5 @@ class DeletionPlan:
         return generations
 
 
-def first_id_of(moment: datetime) -> str:
-    """Return the least id that a checkpoint made at a moment may have."""
-    ticks = (moment - _BEGINNING) // timedelta(microseconds=1) * 10
-    digits = f"{min(max(ticks, 0), 16**15 - 1):015x}"
-    return f"{digits[:8]}-{digits[8:12]}-6{digits[12:]}-8000-000000000000"
-
-
 def _depth(graph: str) -> int:
     return graph.count("|") + bool(graph)
-
-
-def is_older(checkpoint_id: str, than: str) -> bool:
-    """Tell whether a checkpoint is older than an id; one that can't be dated is not."""
-    return checkpoint_id < than and _UUID6.fullmatch(checkpoint_id) is not None

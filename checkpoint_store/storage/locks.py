@@ -122,3 +122,9 @@ def take_removal_lock(db: Executor, sql: Statements, thread_ids: Sequence[str]) 
 def lock_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> list[str]:
     """Keep others from storing pages of some threads; in a transaction. Returns which of them have pages."""
     return [row[0] for row in db.fetch(sql.lock_threads, {"thread_ids": list(thread_ids)})]
+
+
+def claim_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
+    """Keep others from storing pages of some threads, also of those that have none yet; in a transaction."""
+    db.fetch(sql.insert_thread_rows, {"thread_ids": list(thread_ids)})
+    lock_pages(db, sql, thread_ids)

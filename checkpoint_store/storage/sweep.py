@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from checkpoint_store.storage import deletion
-from checkpoint_store.storage.deletion_plan import Rule, first_id_of
-from checkpoint_store.storage.report import Progress, SweepReport
+from checkpoint_store.storage import delete_thread, deletion, leftovers
+from checkpoint_store.storage.checkpoint_time import first_id_of
+from checkpoint_store.storage.deletion_plan import Rule
+from checkpoint_store.storage.operation import Operation
+from checkpoint_store.storage.sweep_report import Progress, SweepReport
 
 BATCH_SIZE = 1_000
 """The number of checkpoints removed in one transaction: some 50 to 100 ms."""
 
 _BATCH_THREADS = 256
 """The largest number of threads that they may be of. Each takes one of the few thousand places for locks."""
-
-_LOOK_THREADS = 1_000
-"""The number of threads that one statement searches for something to remove."""
 
 _SETTLED = timedelta(days=1)
 """The age from which on writes without a checkpoint are orphaned: they may be stored before their checkpoint is."""
@@ -51,55 +50,55 @@ class _Removal:
         if self._on_progress and any(report[1:]):
             self._on_progress(self.total)
 
-    def remove_by_rule(self, rule: Rule, batch_size: int) -> None:
-        """Remove what a rule names, from all threads."""
-        after = ""
-        while rows := self._run(deletion.find_next, rule, after, _LOOK_THREADS):
-            after = rows[-1][0]
-            for batch in _batches(((thread_id, size) for thread_id, size in rows if size is not None), batch_size):
+    def delete_by_rule(self, rule: Rule, batch_size: int) -> None:
+        """Delete the checkpoints that a rule names from all threads."""
+        for threads in self._looked_for(deletion.find_next_threads, rule):
+            for batch in _batches(threads, batch_size):
                 if self._dry_run:
-                    self.add(self._run(deletion.count, rule, batch))
+                    self.add(self._run(deletion.count_checkpoints, rule, batch))
                 else:
-                    self.remove(rule, batch, batch_size)
+                    self.delete(rule, batch, batch_size)
 
-    def remove(self, rule: Rule, thread_ids: Sequence[str], most: int | None) -> None:
-        """Remove what a rule names from a batch of threads; of a single thread in parts, if it can be divided."""
-        report, rest = self._run(deletion.remove, rule, thread_ids, most)
+    def delete(self, rule: Rule, thread_ids: Sequence[str], limit: int | None) -> None:
+        """Delete the checkpoints that a rule names from a batch of threads; of a single one in parts if possible."""
+        report, remainder = self._run(deletion.delete_checkpoints, rule, thread_ids, limit)
         self.add(report)
-        while rest is not None:
-            if rest.parts:
-                report, rest = self._run(deletion.remove_rest, rest, most)
+        while remainder is not None:
+            if remainder.parts:
+                report, remainder = self._run(deletion.delete_part, remainder, limit)
             else:
-                report, rest = self._run(deletion.remove, rule, thread_ids, most)
+                report, remainder = self._run(deletion.delete_checkpoints, rule, thread_ids, limit)
             self.add(report._replace(threads=0))
 
-    def remove_orphaned_writes(self, counting: Rule | None) -> None:
-        """Remove old writes that belong to no checkpoint."""
-        after, settled = "", first_id_of(datetime.now(UTC) - _SETTLED)
-        while rows := self._run(deletion.find_writers, after, _LOOK_THREADS):
-            after = rows[-1][0]
-            # Found without a lock first: nearly always there are none.
-            keys = self._run(deletion.find_strays, [thread_id for (thread_id,) in rows], settled, counting)
-            self._in_slices(deletion.count_strays, deletion.remove_strays, keys)
+    def delete_orphaned_writes(self, counting: Rule | None) -> None:
+        """Delete old writes that belong to no checkpoint."""
+        settled = first_id_of(datetime.now(UTC) - _SETTLED)
+        # Found without a lock first: nearly always there are none.
+        for keys in self._looked_for(leftovers.find_orphaned_writes, settled, counting):
+            self._in_slices(leftovers.count_orphaned_writes, leftovers.delete_orphaned_writes, keys)
 
-    def remove_all_leftovers(self, before: str | None) -> None:
-        """Remove from all threads what no checkpoint needs."""
-        after = ""
-        while found := self._run(deletion.find_leftovers, after, _LOOK_THREADS, before):
-            after = found[-1][0]
-            self.remove_leftovers([thread_id for thread_id, is_leftover in found if is_leftover])
+    def delete_leftovers(self, thread_ids: Sequence[str]) -> None:
+        """Delete the values and pages of some threads that no checkpoint needs."""
+        self._in_slices(leftovers.count_leftovers, leftovers.delete_leftovers, thread_ids)
 
-    def remove_leftovers(self, thread_ids: Sequence[str]) -> None:
-        """Remove what no checkpoint of some threads needs."""
-        self._in_slices(deletion.count_leftovers, deletion.remove_leftovers, thread_ids)
+    def delete_all_leftovers(self, before: str | None) -> None:
+        """Delete the values and pages of all threads that no checkpoint needs."""
+        for thread_ids in self._looked_for(leftovers.find_next_leftovers, before):
+            self.delete_leftovers(thread_ids)
 
-    def _in_slices(self, count: Any, remove: Any, items: Sequence[Any]) -> None:
+    def _looked_for(self, find: Operation[..., Any], *args: Any) -> Iterator[Any]:
+        after: str | None = ""
+        while after is not None:
+            after, found = self._run(find, after, *args)
+            yield found
+
+    def _in_slices(self, count: Operation[..., Any], delete: Operation[..., Any], items: Sequence[Any]) -> None:
         for first in range(0, len(items), _BATCH_THREADS):
-            self.add(self._run(count if self._dry_run else remove, items[first : first + _BATCH_THREADS]))
+            self.add(self._run(count if self._dry_run else delete, items[first : first + _BATCH_THREADS]))
 
 
 def sweep(run: Run, rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | None) -> SweepReport:
-    """Remove what a rule names from all threads, or count it.
+    """Delete what a rule names from all threads, or count it.
 
     Old writes that belong to no checkpoint are removed too: a run has stored them in the background, after their
     checkpoint was removed. So is what is left of threads after somebody's own SQL has deleted their checkpoints or
@@ -113,37 +112,37 @@ def sweep(run: Run, rule: Rule, batch_size: int, dry_run: bool, on_progress: Pro
         on_progress: Called after each transaction with what was removed so far.
     """
     removal = _Removal(run, on_progress, dry_run=dry_run)
-    removal.remove_by_rule(rule, batch_size)
-    removal.remove_orphaned_writes(rule if dry_run else None)
-    removal.remove_all_leftovers(rule.before)
+    removal.delete_by_rule(rule, batch_size)
+    removal.delete_orphaned_writes(rule if dry_run else None)
+    removal.delete_all_leftovers(rule.before)
     return removal.total
 
 
 def prune(run: Run, rule: Rule, thread_ids: Sequence[str]) -> SweepReport:
-    """Remove what a rule names from some threads, each of them at once; and what no checkpoint needs."""
+    """Delete what a rule names from some threads, each of them at once; and what no checkpoint needs."""
     removal = _Removal(run)
     # The sizes are for putting threads together.
-    sizes = run(deletion.find_given, thread_ids) if len(thread_ids) != 1 else [(thread_ids[0], 0)]
+    sizes = run(deletion.find_threads, rule, thread_ids) if len(thread_ids) != 1 else [(thread_ids[0], 0)]
     for batch in _batches(sizes, BATCH_SIZE):
-        removal.remove(rule, batch, None)
-    removal.remove_leftovers(run(deletion.find_given_leftovers, sorted(set(thread_ids))))
+        removal.delete(rule, batch, None)
+    removal.delete_leftovers(run(leftovers.find_leftovers, sorted(set(thread_ids))))
     return removal.total
 
 
 def delete_for_runs(run: Run, run_ids: Sequence[str]) -> SweepReport:
-    """Remove the checkpoints of some runs, from each thread at once."""
-    removal = _Removal(run)
-    for batch in _batches(run(deletion.find_by_run, run_ids), BATCH_SIZE):
-        removal.remove(Rule(run_ids=run_ids), batch, None)
+    """Delete the checkpoints of some runs, from each thread at once."""
+    removal, rule = _Removal(run), Rule(run_ids=run_ids)
+    for batch in _batches(run(deletion.find_threads, rule, ()), BATCH_SIZE):
+        removal.delete(rule, batch, None)
     return removal.total
 
 
 def delete_threads(run: Run, thread_ids: Sequence[str]) -> SweepReport:
     """Delete everything stored for some threads, each of them at once."""
     removal = _Removal(run)
-    sizes = dict(map(tuple, run(deletion.find_given, thread_ids)))
+    sizes = dict(map(tuple, run(deletion.find_threads, Rule(), thread_ids)))
     for batch in _batches([(thread_id, sizes.get(thread_id, 0)) for thread_id in thread_ids], BATCH_SIZE):
-        report = run(deletion.delete_whole, batch)
+        report = run(delete_thread.delete_threads, batch)
         removal.add(report._replace(threads=len(sizes.keys() & set(batch))))
     return removal.total
 

@@ -1,35 +1,35 @@
-"""Threads as a whole: what a list tells of each, how a list goes on, and what a thread occupies; no I/O."""
+"""The list of threads: its arguments, its entries, and the cursor by which it is read in batches."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, NamedTuple, cast
-from uuid import UUID
 
 from checkpoint_store.errors import InvalidConfig, short_repr
 from checkpoint_store.serde import jsonb, validation
 from checkpoint_store.serde.arguments import choice, flag
 from checkpoint_store.serde.keys import limit_of, plain_text
+from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.list_threads import MAX_STEPS
+from checkpoint_store.sql.statements import Statements
+from checkpoint_store.storage.checkpoint_time import time_of
+from checkpoint_store.storage.operation import Kind, operation
 
 Order = Literal["newest", "thread_id"]
 
-PAGE_THREADS = 128
-"""How many threads a statement returns at most."""
+BATCH_THREADS = 128
+"""The largest number of threads that a statement returns."""
 
 _FEWEST_STEPS, _STEPS_PER_THREAD = 64, 16
-"""How many checkpoints are looked at first: it should do for threads that have some 16 each."""
+"""The number of checkpoints looked at first: enough for threads that have some 16 each."""
 
 _MOST_PASSED = 64
-"""How many threads are passed over at once; each costs a comparison for every row."""
-
-# 1582-10-15, where the time of a uuid begins (https://www.rfc-editor.org/rfc/rfc9562#section-5.1).
-_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)
+"""The largest number of threads passed over at once; each costs a comparison for every row."""
 
 
 @dataclass(frozen=True)
@@ -40,60 +40,17 @@ class ThreadSummary:
     checkpoint_id: str | None
     """The newest checkpoint of the root graph, or None if only subgraphs have any."""
     updated_at: datetime | None
-    """When that one was made, in UTC, going by its id; None if that is none of LangGraph's, which have the time."""
+    """The time in that checkpoint's id, in UTC; None if it has none, which LangGraph's ids have."""
     metadata: dict[str, Any]
     """That checkpoint's metadata."""
     checkpoints: int | None
-    """How many checkpoints it has, in all namespaces; None unless they were to be counted."""
+    """The number of its checkpoints in all namespaces; None unless they were to be counted."""
     cursor: str
-    """Where a list goes on that is to begin after this thread."""
-
-
-class TableSize(NamedTuple):
-    """What a thread has in one table."""
-
-    rows: int
-    bytes: int
-    """As stored: compressed where PostgreSQL compresses, without indexes."""
-
-
-class ChannelSize(NamedTuple):
-    """What a thread has of one channel."""
-
-    graph: str
-    """The namespace without the ids of tasks: `""` for the root graph, `"node"` for all calls of a subgraph there."""
-    channel: str
-    values: int
-    """How many values are stored."""
-    writes: int
-    """How many pending writes are."""
-    bytes: int
-    """As stored, of both; a page that values share is counted once."""
-
-
-@dataclass(frozen=True)
-class ThreadStats:
-    """What a thread occupies."""
-
-    thread_id: str
-    tables: Mapping[str, TableSize]
-    """By the tables' names."""
-    channels: Sequence[ChannelSize]
-    """The largest first."""
-
-    @property
-    def checkpoints(self) -> int:
-        """How many checkpoints it has, in all namespaces."""
-        return self.tables["checkpoints"].rows
-
-    @property
-    def bytes(self) -> int:
-        """What it has in all tables."""
-        return sum(table.bytes for table in self.tables.values())
+    """The cursor of a list that begins after this thread."""
 
 
 class ThreadListRequest(NamedTuple):
-    """What a list of threads is to hold."""
+    """The arguments of a list of threads."""
 
     start: tuple[str, str | None, str] | None
     """The stage of the walk to begin in, and the checkpoint and thread to begin after."""
@@ -113,7 +70,7 @@ def listing_of(
     prefix: str | None,
     count: bool,
 ) -> ThreadListRequest:
-    """Return what a list of threads is to hold.
+    """Return the arguments of a list of threads, checked.
 
     Raises:
         InvalidConfig: If an argument can't be used.
@@ -132,24 +89,6 @@ def listing_of(
     )
 
 
-def time_of(checkpoint_id: str) -> datetime | None:
-    """Return when a checkpoint was made, going by its id (a version 6 UUID, as LangGraph's are), or None."""
-    try:
-        uuid = UUID(checkpoint_id)
-        if uuid.version != 6:
-            return None
-        ticks = uuid.time_low << 28 | uuid.time_mid << 12 | uuid.time_hi_version & 0xFFF
-        return _EPOCH + timedelta(microseconds=ticks // 10)
-    except (ValueError, OverflowError):
-        return None
-
-
-def stats_of(thread_id: str, tables: Sequence[Sequence[Any]], channels: Sequence[Sequence[Any]]) -> ThreadStats:
-    """Return what `operations.thread_stats` has found."""
-    sizes = {name: TableSize(rows, size) for name, rows, size in tables}
-    return ThreadStats(thread_id, sizes, [ChannelSize(*channel) for channel in channels])
-
-
 _STAGES = {"newest": ("newest", "rootless"), "thread_id": ("thread_id",)}
 """A list of the newest ends with the threads that have no root checkpoint: nothing says when those were last used."""
 
@@ -158,7 +97,7 @@ class ThreadCursor:
     """The state of one list of threads.
 
     Args:
-        listing: What is listed.
+        listing: The list's arguments.
     """
 
     def __init__(self, listing: ThreadListRequest) -> None:
@@ -179,7 +118,7 @@ class ThreadCursor:
 
     @property
     def conditions(self) -> frozenset[str]:
-        """What the next statement has to heed, its stage among it."""
+        """The next statement's conditions, its stage among them."""
         listing = self._listing
         given = {"after": self._last[1], "prefix": listing.prefix, "filter": listing.filter, "count": listing.counts}
         return frozenset({self._stages[0], *[name for name, value in given.items() if value]})
@@ -197,8 +136,8 @@ class ThreadCursor:
             "wanted": self._wanted,
         }
 
-    def turn(self, row: Sequence[Any]) -> list[ThreadSummary]:
-        """Return the threads that a statement has found, and note where the next one begins."""
+    def advance(self, row: Sequence[Any]) -> list[ThreadSummary]:
+        """Return the threads that a statement has found, and move to where the next one begins."""
         steps, checkpoint_id, thread_id, many, *arrays = row
         stage = self._stages[0]
         found = [
@@ -229,13 +168,19 @@ class ThreadCursor:
 
     @property
     def _wanted(self) -> int:
-        return PAGE_THREADS if self._left is None else min(PAGE_THREADS, self._left)
+        return BATCH_THREADS if self._left is None else min(BATCH_THREADS, self._left)
+
+
+@operation(Kind.READ, may_lag=lambda *_: True)
+def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
+    """Return the next batch of a list of threads, as `sql.list_threads` selects it."""
+    return db.fetch(sql.list_threads(conditions), binds)[0]
 
 
 def _metadata(thread_id: str, text: str | None) -> dict[str, Any]:
-    """Return the members of metadata; of what somebody wrote by hand and is no object there are none."""
+    """Return the members of metadata; none if it was written by hand and is not an object."""
     found = validation.stored_json(text, f"thread {short_repr(thread_id, 200)}: the metadata") if text else {}
-    return found if type(found) is dict else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _cursor(stage: str, checkpoint_id: str | None, thread_id: str) -> str:
@@ -245,10 +190,9 @@ def _cursor(stage: str, checkpoint_id: str | None, thread_id: str) -> str:
 
 def _position(cursor: object) -> tuple[str, str | None, str]:
     try:
-        if not issubclass(type(cursor), str):
+        if not isinstance(cursor, str):
             raise TypeError
-        encoded = str.__str__(cursor)
-        text = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         stage, checkpoint_id, thread_id = json.loads(text)
         if stage == "newest":
             plain_text(checkpoint_id, "checkpoint_id")
@@ -257,5 +201,5 @@ def _position(cursor: object) -> tuple[str, str | None, str]:
         return stage, checkpoint_id, plain_text(thread_id, "thread_id")
     except (ValueError, TypeError, RecursionError, binascii.Error):
         raise InvalidConfig(
-            f"cursor is {short_repr(cursor)}, which no list has given; it is the `cursor` of a thread listed before"
+            f"cursor must be the `cursor` of a thread listed before, not {short_repr(cursor)}"
         ) from None

@@ -43,7 +43,8 @@ from checkpoint_store.saver.base import BasePostgresSaver
 from checkpoint_store.serde import validation
 from checkpoint_store.serde.arguments import callback, has_methods
 from checkpoint_store.serde.keys import checked_thread_id
-from checkpoint_store.storage.threads import delete_threads, take_inventory
+from checkpoint_store.storage.checkpoints import take_inventory
+from checkpoint_store.storage.delete_thread import delete_threads
 from checkpoint_store.tools.saver_calls import Awaiting, Calling, Calls
 from checkpoint_store.tools.task_paths import PathsAt, paths_at
 
@@ -228,9 +229,9 @@ class _Transfer:
     def _delete(self, target: BasePostgresSaver, name: str, there: Inventory) -> None:
         """Delete a thread from the target, unless it has more than was seen there: somebody has gone on with it."""
         at, (again, _) = target._backend, self._inventory(target, name)
-        _, (checkpoints, _), *_ = self._calls.call(at.run_blocking, at.run, delete_threads, [name])
+        deleted = self._calls.call(at.run_blocking, at.run, delete_threads, [name])
         # Counted as well, for what was committed since it was looked at again.
-        if again != there or checkpoints != _counts(there)[0]:
+        if again != there or deleted.checkpoints != _counts(there)[0]:
             raise TransferError(
                 f"thread {short_repr(name, 200)} has gone on in the target while the source was read. Nothing was "
                 "changed: stop what writes to it, and copy it again."

@@ -17,7 +17,7 @@ import pytest
 
 from checkpoint_store import PostgresSaver
 from checkpoint_store.serde import pages
-from checkpoint_store.storage.report import SweepReport
+from checkpoint_store.storage.sweep_report import SweepReport
 from tests.conftest import SERVER, database
 from tests.integration.histories import Histories, Key, unreachable
 

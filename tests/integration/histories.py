@@ -220,7 +220,12 @@ class Histories:
     # --- what has to be left, by the book ---
 
     def left_by_rule(
-        self, *, keep: int = 1, cutoff: datetime | None = None, whole: bool = False, spare_active: bool = False
+        self,
+        *,
+        keep: int = 1,
+        cutoff: datetime | None = None,
+        deletes_threads: bool = False,
+        spare_active: bool = False,
     ) -> set[Key]:
         """What is left if all but the newest of each graph may go, or what is too old, or what is both."""
         left: set[Key] = set()
@@ -228,7 +233,7 @@ class Histories:
         active = {thread_id for thread_id, _, _ in young}
         for thread_id, graph in self.graphs():
             keys = [(thread_id, graph, one) for one in self.ids(thread_id, graph)]
-            if whole and thread_id not in active:
+            if deletes_threads and thread_id not in active:
                 continue
             if spare_active and thread_id in active:
                 left |= set(keys)

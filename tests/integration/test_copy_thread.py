@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import InvalidConfig, ThreadExists, ThreadNotFound
 from checkpoint_store.serde import pages
-from checkpoint_store.storage import shared_pages, threads
+from checkpoint_store.storage import copy_thread, shared_pages
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_pages")
 
@@ -204,7 +204,7 @@ async def test_no_row_travels(engine: AsyncEngine) -> None:
     await put(saver, "one", ["x" * 1_000_000])
     event.listen(engine.sync_engine, "before_cursor_execute", lambda *call: sent.append(call[2:4]))
 
-    copied = await saver._backend.run(threads.copy_thread, ("one", "two"), False)
+    copied = await saver._backend.run(copy_thread.copy_thread, ("one", "two"), False)
 
     assert copied > 2
     assert 0 < sum(len(repr(parameters)) for _, parameters in sent) < 1000

@@ -22,7 +22,8 @@ from checkpoint_store.errors import InvalidConfig
 from checkpoint_store.serde import pages
 from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.storage import thread_list
-from checkpoint_store.storage.thread_list import ThreadSummary, time_of
+from checkpoint_store.storage.checkpoint_time import time_of
+from checkpoint_store.storage.thread_list import ThreadSummary
 
 Rows = list[tuple[str, str, str, dict[str, Any]]]
 
@@ -38,7 +39,7 @@ async def conn(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every statement looks at a few rows only, so that lists of some threads take many."""
-    monkeypatch.setattr(thread_list, "PAGE_THREADS", 3)
+    monkeypatch.setattr(thread_list, "BATCH_THREADS", 3)
     monkeypatch.setattr(thread_list, "_FEWEST_STEPS", 2)
     monkeypatch.setattr(thread_list, "_STEPS_PER_THREAD", 1)
     monkeypatch.setattr(thread_list, "MAX_STEPS", 40)

@@ -14,7 +14,19 @@ from checkpoint_store.migrations import version_check
 from checkpoint_store.serde.keys import Key, Listing
 from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import statements_of
-from checkpoint_store.storage import checkpoints, checks, deletion, locks, probes, shared_pages, threads
+from checkpoint_store.storage import (
+    checkpoints,
+    checks,
+    copy_thread,
+    delete_thread,
+    deletion,
+    leftovers,
+    locks,
+    probes,
+    shared_pages,
+    thread_list,
+    thread_stats,
+)
 from checkpoint_store.storage.deletion_plan import Rule
 from checkpoint_store.storage.operation import Kind, Operation
 from checkpoint_store.storage.page_cache import PageCache
@@ -23,13 +35,17 @@ from checkpoint_store.tools import reencryption
 MODULES: list[ModuleType] = [
     checkpoints,
     checks,
+    copy_thread,
+    delete_thread,
+    deletion,
+    leftovers,
     locks,
     probes,
-    shared_pages,
-    threads,
-    version_check,
-    deletion,
     reencryption,
+    version_check,
+    shared_pages,
+    thread_list,
+    thread_stats,
 ]
 KEY = Key("t", "", "1")
 RULE = Rule(keep=1)
@@ -37,19 +53,17 @@ RULE = Rule(keep=1)
 READING: dict[str, tuple[Any, ...]] = {
     "check_removal": (),
     "check_revisions": (),
-    "count": (RULE, ["t"]),
+    "count_checkpoints": (RULE, ["t"]),
     "count_leftovers": (["t"],),
-    "count_strays": ([],),
+    "count_orphaned_writes": ([],),
     "delta_history": (KEY, ["a"]),
     "drop_lock": (1,),
-    "find_by_run": (["r"],),
     "find_checkpoint": (KEY,),
-    "find_given": (["t"],),
-    "find_given_leftovers": (["t"],),
-    "find_leftovers": ("", 10, None),
-    "find_next": (RULE, "", 10),
-    "find_strays": (["t"], "1", RULE),
-    "find_writers": ("", 10),
+    "find_leftovers": (["t"],),
+    "find_next_leftovers": ("", None),
+    "find_next_threads": ("", RULE),
+    "find_orphaned_writes": ("", "1", RULE),
+    "find_threads": (Rule(run_ids=["r"]), ["t"]),
     "get_checkpoint": (PageCache(), KEY),
     "get_settled": (PageCache(), KEY),
     "has_lock": (1,),
@@ -103,9 +117,9 @@ def test_what_was_written_is_noted_for_its_thread_alone() -> None:
     for name, args in READING.items():
         written.note_call(declared(Kind.READ)[name], args or ())
     assert not written.has("t")
-    written.note_call(threads.delete_thread, ("a",))
+    written.note_call(delete_thread.delete_thread, ("a",))
     assert (written.has("a"), written.has("t")) == (True, False)
-    written.note_call(threads.copy_thread, (("a", "b"), False, {}))
+    written.note_call(copy_thread.copy_thread, (("a", "b"), False, {}))
     assert written.has("t")
 
 

@@ -13,7 +13,7 @@ from langgraph.checkpoint.serde.types import TASKS
 
 from checkpoint_store import PostgresSaver
 from checkpoint_store.serde import pages
-from checkpoint_store.storage.report import SweepReport
+from checkpoint_store.storage.sweep_report import SweepReport
 from tests.integration.histories import Histories, Key, id_at, unreachable
 
 
@@ -48,7 +48,7 @@ def sweep(saver: PostgresSaver, made: Histories, chance: random.Random) -> set[K
     left = made.left_by_rule(
         keep=keep or 1,
         cutoff=None if older_than is None else datetime.now(UTC) - older_than,
-        whole=keep is None,
+        deletes_threads=keep is None,
         spare_active=spare_active,
     )
 

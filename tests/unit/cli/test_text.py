@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from checkpoint_store.cli.text import counted, moment, printable, short_id, size
-from checkpoint_store.storage.thread_list import time_of
+from checkpoint_store.storage.checkpoint_time import time_of
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+"""Deletion of everything stored for a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from checkpoint_store.sql.executor import Executor
+from checkpoint_store.sql.statements import Statements
+from checkpoint_store.storage.locks import claim_threads, lock_removal
+from checkpoint_store.storage.operation import Kind, operation
+from checkpoint_store.storage.sweep_report import SweepReport, report_of
+
+
+@operation(Kind.WRITE, in_transaction=True, thread_of=lambda thread_id: thread_id)
+def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
+    """Delete everything stored for a thread."""
+    delete_threads(db, sql, [thread_id])
+
+
+@operation(Kind.WRITE, in_transaction=True)
+def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> SweepReport:
+    """Delete everything stored for some threads. Returns what was there, without the number of threads."""
+    lock_removal(db, sql, thread_ids)
+    return delete_locked_threads(db, sql, thread_ids)
+
+
+def delete_locked_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> SweepReport:
+    """Delete the same under the threads' removal locks, in a transaction."""
+    claim_threads(db, sql, thread_ids)
+    report = SweepReport()
+    # Twice, for the rows of a put that the first DELETE had to wait for: it had found a blob there.
+    for _ in range(2):
+        [(writes, checkpoints, blobs, pages)] = db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})
+        report = report.plus(report_of(checkpoints=checkpoints, writes=writes, blobs=blobs, pages=pages))
+    return report
