@@ -1,4 +1,4 @@
-"""What an error of the server's or the driver's means, in our words."""
+"""Translation of the server's and the driver's errors into the package's."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from checkpoint_store.schema import Tables
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _NO_TABLES = {"42P01": "undefined_table", "42703": "undefined_column", "3F000": "invalid_schema_name"}
 _NO_RIGHT = "42501"  # insufficient_privilege
-_WHO_AND_HOW = {_NO_RIGHT: "insufficient_privilege", "42704": "undefined_object"}
-"""What a URL may have wrong: a database that its user may not connect to, a parameter that the server doesn't know."""
+_USER_AND_PARAMETERS = {_NO_RIGHT: "insufficient_privilege", "42704": "undefined_object"}
+"""Mistakes of a URL: a database that its user may not connect to, a parameter that the server doesn't know."""
 _NO_SUCH_PREPARED = {"26000": "invalid_sql_statement_name", "42P05": "duplicate_prepared_statement"}
 _NO_SERVER = ("08", "28", "3D000", "53300", "57P0")
 """Connection exceptions, refused logins, no such database, too many connections, server shutting down or starting."""
@@ -52,10 +52,10 @@ FOREIGN = (
     UnicodeError,
     CheckoutTimeout,
 )
-"""What comes from below us, to be told in our words; beside what the dialect's driver raises."""
+"""Errors to be translated, beside those that the dialect's driver raises."""
 
 _ADVICE = "Check that the server runs, and that the URL and the login are right."
-_UNSEEN = "What it says is in the server's log; it is not shown here, since it may quote values."
+_UNSEEN = "Its message is in the server's log; it is not shown here, since it may quote values."
 _NO_GRANT = (
     "A GRANT does not help: the table's policies have to let the row pass for this role, and for what your listeners "
     "set on the connection."
@@ -74,14 +74,14 @@ _GONE = (
     "a whole."
 )
 _LOST = ("08", "57P01", "57P02", "57P05")
-"""What ends a connection that was there."""
+"""Errors that end a connection."""
 _ENDED = " Your transaction can only be rolled back now: do that first."
 
 Meaning = tuple[type[CheckpointStoreError], str]
 
 _MEANINGS: Mapping[str, Meaning] = MappingProxyType(
     {
-        # By SQLSTATE, or its class. What transactions do wrong comes before, and so does what passes by itself.
+        # By SQLSTATE, or its class. Transient errors, and lost transactions, are translated before.
         "22": (UnstorableValue, "the database can't hold a value. {unseen}"),
         "22021": (UnstorableValue, "the database's encoding lacks a character of a value. {utf8}"),
         "22P05": (UnstorableValue, "the database's encoding lacks a character of a value. {utf8}"),
@@ -124,7 +124,7 @@ _MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         ),
         "58": (Unavailable, "the server's system failed. Look into its log."),
         "72": (Unavailable, "what the statement was to read is gone by now. Try again."),
-        # What hosts have of their own.
+        # Constraints, triggers and policies of the host's.
         **dict.fromkeys(
             ("02", "09", "20", "21", "23", "27", "2F", "38", "39", "44", "HV", "P0"),
             (Refused, "{hurdle} refused the statement. {unseen}"),
@@ -137,13 +137,13 @@ _MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         "XX": (CheckpointStoreError, "the server failed. Look into its log; it may be a defect, or damaged data."),
     }
 )
-"""What SQLSTATEs mean: the class of our error, and what it says and advises."""
+"""The meaning of SQLSTATEs: the class of our error, and its message and advice."""
 
 _OF_A_FUNCTIONS_OWN = ("08", "25", "40", "53", "57", "58", "55P03")
-"""What goes wrong in a trigger's function, but is no fault of it."""
+"""Errors in a trigger's function that it has not caused."""
 
 
-def explain(
+def translate(
     error: BaseException,
     where: str,
     t: Tables,
@@ -157,99 +157,162 @@ def explain(
 
     Args:
         error: One of `FOREIGN`.
-        where: How messages name the database.
+        where: The name of the database in messages.
         t: The tables, for messages about rights.
-        callers: Whether it came in a transaction of the caller's, who then wants to know what has ended it.
-        tried: For how long, in seconds, the call was made again.
-        role: Returns the role that lacks a right, where that can be known.
-        kept: How many connections, and so all of the pool, the application has, and no call of ours.
+        callers: Whether it came in a transaction of the caller's; the message then says what it means for that.
+        tried: For how long, in seconds, the call was retried.
+        role: Returns the role that lacks a right, if that can be known.
+        kept: The size of a pool all of whose connections the application has, and no call of ours; otherwise 0.
     """
-    said = diagnosis_of(error)
-    state = said.state
-    message = said.message or (f"the server said {said.name}" if state else type(driver_error(error)).__name__)
-    ended = _ENDED if callers else ""
-    cause = driver_error(error)
+    failure = _Failure(error, where, callers=callers)
+    return (
+        _of_time_limit(failure, kept)
+        or _of_function(failure)
+        or _of_tables_and_rights(failure, t, role)
+        or _of_pooler(failure)
+        or _of_transient_error(failure, tried)
+        or _of_lost_connection(failure)
+        or (_of_state(failure) if failure.state else _without_state(failure))
+    )
+
+
+class _Failure:
+    """An error to be translated, and what is known of it.
+
+    Args:
+        error: The error.
+        where: The name of the database in messages.
+        callers: Whether it came in a transaction of the caller's.
+    """
+
+    def __init__(self, error: BaseException, where: str, *, callers: bool) -> None:
+        self.error = error
+        self.where = where
+        self.callers = callers
+        self.cause = driver_error(error)
+        self.said = diagnosis_of(error)
+        self.state = self.said.state
+        unsaid = f"the server said {self.said.name}" if self.state else type(self.cause).__name__
+        self.message = self.said.message or unsaid
+        self.ended = _ENDED if callers else ""
+        """The end of a message: the consequence for the transaction."""
+        self.transient = transient_error_of(error)
+        self.is_idle_limit = self.state in ("25P03", "25P04")
+        self.is_connecting = not isinstance(error, exc.DBAPIError) or error.statement is None
+        # psycopg gives no state to errors of libpq's: no server listens there, or the login was refused.
+        self.is_lost = isinstance(error, exc.DBAPIError) and (
+            error.connection_invalidated or (isinstance(error, exc.OperationalError) and not self.state)
+        )
+
+
+def _of_time_limit(failure: _Failure, kept: int) -> CheckpointStoreError | None:
+    """Translate the end of a wait: for a connection of the pool, or for a statement."""
+    error, where = failure.error, failure.where
     if isinstance(error, (exc.TimeoutError, CheckoutTimeout)):
-        told = f"{where}: no connection became free in time ({message})"
-        return Unavailable(f"{told}. {full_of_others(kept)} {_NO_SECOND}" if kept else told)
+        text = f"{where}: no connection became free in time ({failure.message})"
+        return Unavailable(f"{text}. {full_of_others(kept)} {_NO_SECOND}" if kept else text)
     if isinstance(error, exc.StatementError) and isinstance(error.orig, TimeoutError):
         return Unavailable(
             f"{where}: the statement took longer than the engine's command_timeout allows. "
             "Raise it, in the engine or the URL, or find out what the statement waited for."
         )
-    if said.in_function and not state.startswith(_OF_A_FUNCTIONS_OWN):
-        return Refused(f"{where}: {_hurdle(said)} refused the statement ({said.name}). {_UNSEEN}{ended}")
+    return None
+
+
+def _of_function(failure: _Failure) -> CheckpointStoreError | None:
+    """Translate an error of a function of the database's, such as a trigger's."""
+    said = failure.said
+    if not said.in_function or said.state.startswith(_OF_A_FUNCTIONS_OWN):
+        return None
+    return Refused(f"{failure.where}: {_hurdle(said)} refused the statement ({said.name}). {_UNSEEN}{failure.ended}")
+
+
+def _of_tables_and_rights(failure: _Failure, t: Tables, role: Callable[[], str | None]) -> CheckpointStoreError | None:
+    """Translate missing tables, missing rights, and a URL that the server or the driver does not accept."""
+    state, where, message = failure.state, failure.where, failure.message
     if state in _NO_TABLES:
-        return NotSetUp(f"{message}.{ended} {SET_UP}")
-    if said.is_by_policy:
-        return Refused(f"{where}: {message}.{ended} {_NO_GRANT}")
-    if isinstance(cause, ClientConfigurationError) or (state in _WHO_AND_HOW and _is_connecting(error)):
+        return NotSetUp(f"{message}.{failure.ended} {SET_UP}")
+    if failure.said.is_by_policy:
+        return Refused(f"{where}: {message}.{failure.ended} {_NO_GRANT}")
+    is_of_url = state in _USER_AND_PARAMETERS and failure.is_connecting
+    if is_of_url or isinstance(failure.cause, ClientConfigurationError):
         return (AccessDenied if state == _NO_RIGHT else InvalidURL)(f"{where}: {message}")
     if state == _NO_RIGHT:
-        return access_denied(f"{message}.{ended}".removesuffix("."), t.schema, role())
-    if state in _NO_SUCH_PREPARED or is_statement_pooling(error):
-        return InvalidOption(
-            f"{where}: {message}. {_TRANSACTION_MODE if state in _NO_SUCH_PREPARED else _STATEMENT_MODE}"
-        )
-    fault = None if callers else transient_error_of(error)
-    if fault and tried:
-        advice = "" if is_conflict(error) else f" {_ADVICE}"
+        return access_denied(f"{message}.{failure.ended}".removesuffix("."), t.schema, role())
+    return None
+
+
+def _of_pooler(failure: _Failure) -> CheckpointStoreError | None:
+    """Translate the errors of a pooler that lends each transaction, or each statement, another server connection."""
+    if failure.state in _NO_SUCH_PREPARED:
+        return InvalidOption(f"{failure.where}: {failure.message}. {_TRANSACTION_MODE}")
+    if is_statement_pooling(failure.error):
+        return InvalidOption(f"{failure.where}: {failure.message}. {_STATEMENT_MODE}")
+    return None
+
+
+def _of_transient_error(failure: _Failure, tried: float) -> CheckpointStoreError | None:
+    """Translate a transient error that retries did not get past, or a conflict that was not retried."""
+    transient, where, message = failure.transient, failure.where, failure.message
+    if transient is None or failure.callers:
+        return None
+    in_conflict = is_conflict(failure.error)
+    if tried:
+        advice = "" if in_conflict else f" {_ADVICE}"
         return Unavailable(
-            f"{where}: {message}. Tried again for {round(tried, 3):g} s (retry_timeout): {fault.reason}.{advice}"
+            f"{where}: {message}. Tried again for {round(tried, 3):g} s (retry_timeout): {transient.reason}.{advice}"
         )
-    if fault and is_conflict(error):
-        return Unavailable(f"{where}: {message}: {fault.reason}. Try again, or set retry_timeout.")
-    # psycopg gives no state to what comes from libpq: nobody listens there, or the login was refused.
-    lost = isinstance(error, exc.DBAPIError) and (
-        error.connection_invalidated or (isinstance(error, exc.OperationalError) and not state)
-    )
-    is_limit = state in ("25P03", "25P04")
-    is_closed = lost or state.startswith(_LOST) or (callers and transient_error_of(error) == TRANSIENT_ERRORS["08"])
-    if callers and not is_limit and not said.in_function and is_closed and not _is_connecting(error):
-        # What a driver says that finds its connection closed is about its own classes.
+    if in_conflict:
+        return Unavailable(f"{where}: {message}: {transient.reason}. Try again, or set retry_timeout.")
+    return None
+
+
+def _of_lost_connection(failure: _Failure) -> CheckpointStoreError | None:
+    """Translate a connection that was lost or could not be made."""
+    state, where, message = failure.state, failure.where, failure.message
+    if failure.is_idle_limit:
+        return None
+    is_closed = failure.is_lost or state.startswith(_LOST) or failure.transient == TRANSIENT_ERRORS["08"]
+    if failure.callers and is_closed and not failure.said.in_function and not failure.is_connecting:
+        # A driver that finds its connection closed says something about its own classes.
         return Unavailable(f"{where}: {message + ': ' if state.startswith('57P') else ''}{_GONE}")
-    if not is_limit and (fault or lost or state.startswith(_NO_SERVER) or isinstance(error, OSError)):
+    is_transient = failure.transient is not None and not failure.callers
+    if is_transient or failure.is_lost or state.startswith(_NO_SERVER) or isinstance(failure.error, OSError):
         return Unavailable(f"{where}: {message}. {_ADVICE}")
-    return _by_state(error, said, f"{where}: ", message, ended)
+    return None
 
 
-def _by_state(error: BaseException, said: Diagnosis, where: str, message: str, ended: str) -> CheckpointStoreError:
-    """Return our error for one that the server has a code for, or for one that nobody foresaw."""
-    state = said.state
-    if not state:
-        return _without_state(error, where, message, ended)
-    keys = (state, state[:4], state[:2])
+def _of_state(failure: _Failure) -> CheckpointStoreError:
+    """Translate an error by its SQLSTATE."""
+    said, state = failure.said, failure.state
     kind, words = next(
-        (_MEANINGS[key] for key in keys if key in _MEANINGS), (CheckpointStoreError, "the call has failed.")
+        (_MEANINGS[key] for key in (state, state[:4], state[:2]) if key in _MEANINGS),
+        (CheckpointStoreError, "the call has failed."),
     )
-    told = words.format(
+    text = words.format(
         hurdle=_hurdle(said), unseen=_UNSEEN, utf8="Make the database with ENCODING 'UTF8', or store other text."
     )
-    quoted = f"{message} ({state})" if said.message else said.name
-    return kind(f"{where}{quoted}: {told}{ended if kind is not WrongTransaction else ''}")
+    quoted = f"{failure.message} ({state})" if said.message else said.name
+    return kind(f"{failure.where}: {quoted}: {text}{failure.ended if kind is not WrongTransaction else ''}")
 
 
-def _without_state(error: BaseException, where: str, message: str, ended: str) -> CheckpointStoreError:
-    """Return our error for one that no server has sent."""
-    cause = driver_error(error)
+def _without_state(failure: _Failure) -> CheckpointStoreError:
+    """Translate an error that no server has sent."""
+    where, cause, ended = failure.where, failure.cause, failure.ended
     if isinstance(cause, UnicodeEncodeError):
         return UnstorableValue(
-            f"{where}the connection's encoding, {cause.encoding}, lacks a character of a value. Make the database with "
-            f"ENCODING 'UTF8', or store other text.{ended}"
+            f"{where}: the connection's encoding, {cause.encoding}, lacks a character of a value. Make the database "
+            f"with ENCODING 'UTF8', or store other text.{ended}"
         )
-    if isinstance(error, exc.InvalidRequestError):
-        return WrongTransaction(f"{where}{message}")
-    if isinstance(error, exc.DataError) or type(cause).__name__ == "DataError":
-        return UnstorableValue(f"{where}the driver can't send a value to PostgreSQL. {_UNSEEN}{ended}")
-    return CheckpointStoreError(f"{where}{message}{'.' + ended if ended else ''}")
-
-
-def _is_connecting(error: BaseException) -> bool:
-    return not isinstance(error, exc.DBAPIError) or error.statement is None
+    if isinstance(failure.error, exc.InvalidRequestError):
+        return WrongTransaction(f"{where}: {failure.message}")
+    if isinstance(failure.error, exc.DataError) or type(cause).__name__ == "DataError":
+        return UnstorableValue(f"{where}: the driver can't send a value to PostgreSQL. {_UNSEEN}{ended}")
+    return CheckpointStoreError(f"{where}: {failure.message}{'.' + ended if ended else ''}")
 
 
 def _hurdle(said: Diagnosis) -> str:
-    """Name what has refused a row, as far as the server has."""
+    """Return the name of the constraint, column or function that has refused a row, as far as the server says it."""
     of_table = f' of table "{said.table}"' if said.table else ""
     if said.in_function:
         return f"the database's function {said.function}" if said.function else "a function of the database's"

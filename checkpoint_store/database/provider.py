@@ -13,7 +13,7 @@ from sqlalchemy import URL, Dialect, Engine
 from sqlalchemy.util import await_only
 
 from checkpoint_store.conninfo.driver_errors import is_from_driver, raise_from, remove_values
-from checkpoint_store.database.error_translation import FOREIGN, explain
+from checkpoint_store.database.error_translation import FOREIGN, translate
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.session import POLL_SECONDS, lock_session_of
 from checkpoint_store.database.pool import kept_by_others
@@ -111,7 +111,7 @@ class ConnectionProvider(ABC):
             raise error
         if not isinstance(error, FOREIGN) and not is_from_driver(error):
             raise error
-        told = explain(
+        told = translate(
             *(error, self.where, self.sql.tables),
             callers=self.is_callers,
             tried=tried,

@@ -22,7 +22,7 @@ from checkpoint_store.conninfo.transient_errors import (
     name_of,
     transient_error_of,
 )
-from checkpoint_store.database.error_translation import explain
+from checkpoint_store.database.error_translation import translate
 from checkpoint_store.database.fair_queue import CheckoutTimeout
 from checkpoint_store.schema import Tables
 
@@ -157,5 +157,5 @@ def test_the_table_is_frozen_and_documented() -> None:
 @pytest.mark.parametrize(("tried", "told"), [(0.999324, "0.999 s"), (3600.0004, "3600 s")])
 def test_for_how_long_something_was_tried_is_rounded(tried: float, told: str) -> None:
     """To milliseconds, and an hour is no power of ten."""
-    error = explain(ConnectionRefusedError("refused"), "here", Tables(), tried=tried)
+    error = translate(ConnectionRefusedError("refused"), "here", Tables(), tried=tried)
     assert f"Tried again for {told} (retry_timeout)" in str(error)
