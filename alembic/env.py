@@ -20,13 +20,14 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic import context
 from checkpoint_store.conninfo.driver_errors import diagnosis_of, without_values
+from checkpoint_store.conninfo.url import masked
 from checkpoint_store.database.pooler import is_pooled
 from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.migrations.alembic_config import SCHEMA_OPTION, schema_option
 from checkpoint_store.migrations.ddl import create_schema
 from checkpoint_store.migrations.lock import migration_lock
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
-from checkpoint_store.url import engine_arguments, masked, pooler_options
+from checkpoint_store.url import engine_arguments, pooler_options
 
 config = context.config
 arguments = context.get_x_argument(as_dictionary=True)

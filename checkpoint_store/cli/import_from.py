@@ -13,8 +13,8 @@ import typer
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Interrupted, Json, Schema, Url, advise_upgrade
 from checkpoint_store.cli.text import counted
+from checkpoint_store.conninfo.url import masked
 from checkpoint_store.errors import InvalidURL, NotInstalled, TransferError, Unavailable
-from checkpoint_store.url import masked
 
 if TYPE_CHECKING:
     from checkpoint_store.tools.transfer import TransferReport

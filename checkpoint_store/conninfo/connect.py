@@ -1,9 +1,10 @@
-"""How a connection to a URL is made: to one host after the other, and so that it is noticed when that host is gone.
+"""Connections to a URL: to one host after the other, with sockets that notice when their host is gone.
 
-asyncpg has one time limit for all hosts of a URL together, so that one that is switched off uses it up before the next
-is asked. And whether a silent connection is still one it leaves to the system, which finds out after hours. Here
-libpq's parameters mean what they mean there: `connect_timeout` is each host's, and `keepalives`, `keepalives_idle`,
-`keepalives_interval`, `keepalives_count` and `tcp_user_timeout` are set on the socket.
+SQLAlchemy's multi-host URLs (`?host=a:1&host=b:2`) are not used, since they leave the list to asyncpg, which has one
+time limit for all hosts together: a host that is switched off uses it up before the next is tried. And asyncpg leaves
+it to the system to notice that a silent connection is dead, which takes hours. Here libpq's parameters have the same
+meaning as there: `connect_timeout` is each host's, and `keepalives`, `keepalives_idle`, `keepalives_interval`,
+`keepalives_count` and `tcp_user_timeout` are set on the socket.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ import asyncpg
 from checkpoint_store.conninfo.transient_errors import transient_error_of
 
 EACH_SECONDS = 5.0
-"""How long each of several hosts is waited for, by default."""
+"""The default time limit for each of several hosts."""
 
 KEEPALIVE = {
     "keepalives": 1,
-    # Below the five minutes after which many a firewall forgets a silent connection.
+    # Below the five minutes after which many firewalls forget a silent connection.
     "keepalives_idle": 60,
     "keepalives_interval": 10,
     "keepalives_count": 5,
-    # In milliseconds. Between two that reach each other an answer of TCP's takes less than one second.
+    # In milliseconds. Hosts that reach each other acknowledge data in less than one second.
     "tcp_user_timeout": 30_000,
 }
-"""What is set on sockets where the URL does not say otherwise; 0 is the system's own."""
+"""The defaults of a socket's settings; 0 stands for the system's own."""
 
 
 class Connector:
-    """Makes connections to one URL, in the place of `asyncpg.connect`.
+    """Maker of connections to one URL, in the place of `asyncpg.connect`.
 
     Args:
         hosts: Names or socket directories, and ports where the URL has them, in the order in which to try them.
-        target: What the URL says of the kind of server, such as `read-write`.
+        target: The kind of server that the URL asks for, such as `read-write`.
         settings: Those of `KEEPALIVE` that the URL has.
     """
 
@@ -48,13 +49,13 @@ class Connector:
         self._settings = {**KEEPALIVE, **settings}
 
     async def __call__(self, **arguments: Any) -> Any:
-        """Connect. Takes and returns what `asyncpg.connect` does, which also raises what is raised."""
-        connection = await (self._one_of_them(**arguments) if len(self._hosts) > 1 else asyncpg.connect(**arguments))
+        """Connect as `asyncpg.connect` does, with its arguments, its result and its errors."""
+        connection = await (self._connect_to_one(**arguments) if len(self._hosts) > 1 else asyncpg.connect(**arguments))
         self._keep_alive(connection._transport.get_extra_info("socket"))
         return connection
 
-    async def _one_of_them(self, *, timeout: float = EACH_SECONDS, **arguments: Any) -> Any:
-        # Alone each host is as good as any for whom it is only a preference.
+    async def _connect_to_one(self, *, timeout: float = EACH_SECONDS, **arguments: Any) -> Any:
+        # A preference is no condition for a single host, so it takes two rounds.
         targets = ("standby", "any") if self._target == "prefer-standby" else (self._target,)
         failure: BaseException | None = None
         for target in targets:
@@ -63,7 +64,7 @@ class Connector:
                 try:
                     return await asyncpg.connect(**{**arguments, **place})
                 except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
-                    # A refused login is one everywhere.
+                    # A login that one host refuses is refused by all.
                     if transient_error_of(error) is None:
                         raise
                     failure = error

@@ -416,7 +416,7 @@ def test_a_schema_of_its_own(run: Cli, url: str) -> None:
         (["threads", "--schema", "no such"], 3, "Run `checkpoint-store upgrade --schema 'no such'`."),
         (["check", "--schema", "nope"], 3, "Run `checkpoint-store upgrade --schema nope`."),
         (["sweep", "--keep-last", "1", "--schema", "nope"], 3, "Run `checkpoint-store upgrade --schema nope`."),
-        (["threads", "--url", "postgresql://app:hunter2@db:99999/x"], 2, "the port is out of range"),
+        (["threads", "--url", "postgresql://app:hunter2@db:99999/x"], 2, "the port must be a number from 1 to 65535"),
         (["history", "nobody"], 1, "nothing is stored for the thread 'nobody'"),
         (["show", "nobody"], 1, "nothing is stored for the thread 'nobody'"),
         (["show", "bob-chat", "zzz"], 1, "the thread 'bob-chat' has no checkpoint 'zzz' of the root graph"),

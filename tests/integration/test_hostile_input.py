@@ -317,7 +317,7 @@ def test_a_choice_is_one_of_those_that_there_are(sync_saver: PostgresSaver, valu
     for wanted, call in (
         ("strategy is .*; it is 'keep_latest' or 'delete'", lambda: sync_saver.prune(["t1"], strategy=value)),
         ("order is .*; it is 'newest' or 'thread_id'", lambda: sync_saver.list_threads(order=value)),
-        ("pooler is .*; it is 'transaction'", lambda: AsyncPostgresSaver(engine, pooler=value)),
+        ("pooler must be 'transaction'", lambda: AsyncPostgresSaver(engine, pooler=value)),
         ("driver is .*; it is 'asyncpg' or 'psycopg'", lambda: pooler_options(value)),
     ):
         with pytest.raises((InvalidOption, InvalidConfig), match=wanted):

@@ -7,8 +7,8 @@ import traceback
 
 import pytest
 
+from checkpoint_store.conninfo.url import engine_arguments, masked
 from checkpoint_store.errors import InvalidURL
-from checkpoint_store.url import engine_arguments, masked
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
@@ -61,18 +61,18 @@ def test_parameters_that_asyncpg_lacks_are_left_out_with_a_warning(caplog: pytes
 @pytest.mark.parametrize(
     ("conn_string", "message"),
     [
-        ("mysql://me:secret@host/app", "names the driver 'mysql'; use postgresql://"),
+        ("mysql://me:secret@host/app", "names the driver 'mysql'; it must be postgresql://"),
         ("postgresql+psycopg2://me:secret@host/app", "names the driver 'postgresql\\+psycopg2'"),
         ("sqlite:///file", "names the driver 'sqlite'"),
-        ("host=localhost password=secret", r"key=value pairs; it should look like postgresql://.*\?sslmode="),
-        ("db.internal", "not a URL; it should look like postgresql://"),
-        ("", "should look like postgresql://"),
-        (None, "should look like postgresql://"),
+        ("host=localhost password=secret", r"key=value pairs; it must look like postgresql://.*\?sslmode="),
+        ("db.internal", "not a URL; it must look like postgresql://"),
+        ("", "must look like postgresql://"),
+        (None, "must look like postgresql://"),
         ("postgresql://me:secret@host:port/app", "can't be parsed"),
-        ("postgresql://me:secret@host:65536/app", "host:65536/app': the port is out of range; .* from 1 to 65535"),
-        ("postgresql://me:secret@host:0/app", "the port is out of range"),
+        ("postgresql://me:secret@host:65536/app", "host:65536/app': the port must be a number from 1 to 65535"),
+        ("postgresql://me:secret@host:0/app", "the port must be a number from 1 to 65535"),
         ("postgresql://me:654321/secret@host/app", "can't be parsed"),
-        ("postgresql://me:secret@host/app?timeout=soon", "timeout is 'soon'; it takes a number"),
+        ("postgresql://me:secret@host/app?timeout=soon", "timeout must be a number, not 'soon'"),
     ],
 )
 def test_an_unusable_string_gets_one_clear_error_without_its_password(conn_string: str, message: str) -> None:
