@@ -1,4 +1,4 @@
-"""A Core statement, compiled once for each driver; no I/O."""
+"""Core statements, each compiled once for a driver; no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Statement:
 
     It is executed as driver SQL, because SQLAlchemy's statement cache costs more than the statement: at every call it
     derives a key from the whole construct (0.25 ms for `put_checkpoint`), and on SQLAlchemy 2.0 it can't hold
-    PostgreSQL's upserts at all (2 ms to compile one). It also keeps a host's `schema_translate_map` off our tables.
+    PostgreSQL's upserts at all (2 ms to compile one). Nor does a host's `schema_translate_map` apply to our tables.
     """
 
     def __init__(self, construct: Executable) -> None:
@@ -41,7 +41,7 @@ class Statement:
             order = tuple(compiled.positiontup) if compiled.positional else None
             sql = compiled.string
             if dialect.driver == "psycopg":
-                # As text, which psycopg would choose, an array of bytes is twice as long, and takes long to escape.
+                # psycopg would send an array of bytes as text, which is twice as long and takes long to escape.
                 sql = sql.replace(")s::BYTEA[]", ")b::BYTEA[]")
             known = self._compiled[key] = (sql, order)
         return known
@@ -50,13 +50,13 @@ class Statement:
 class Read(NamedTuple):
     """A statement that reads checkpoints, in two forms.
 
-    Joining pages is a large part of the plan, and each execution pays for it whether there are pages or not.
+    Joining pages is a large part of the plan, which each execution pays for whether there are pages or not.
     """
 
     plain: Statement
-    """Returns recipes as they are, of the type `schema.PAGED`."""
+    """It returns recipes as they are, of the type `schema.PAGED`."""
     joined: Statement
-    """Returns their values."""
+    """It returns the values of recipes."""
 
     @classmethod
     def of(cls, build: Callable[..., Executable], *args: Any) -> Self:

@@ -37,11 +37,11 @@ from sqlalchemy.dialects.postgresql import array, insert
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, rows_of
 from checkpoint_store.sql.expressions import (
+    channel_versions,
     digests_of,
     in_namespace,
     in_threads,
     int_literal,
-    member,
     param,
     same_blob,
     same_checkpoint,
@@ -322,7 +322,7 @@ def _here_in_order(t: Tables) -> FromClause:
 
 def _used(c: FromClause, left: FromClause) -> Select[Any]:
     """Select the keys of the blobs that the remaining checkpoints refer to."""
-    document = member(c.c.checkpoint, text_literal("channel_versions"))
+    document = channel_versions(c)
     versions = func.jsonb_each_text(document).table_valued("key", "value")
     pairs = select(versions.c.key, versions.c.value).correlate(c).lateral("pairs")
     return select(c.c.thread_id, c.c.checkpoint_ns, *pairs.c).select_from(left.join(pairs, true()))

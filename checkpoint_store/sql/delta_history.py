@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
-    Boolean,
     ColumnElement,
     FromClause,
     Select,
@@ -19,7 +18,6 @@ from sqlalchemy import (
     and_,
     cast,
     func,
-    literal_column,
     or_,
     select,
     true,
@@ -29,6 +27,8 @@ from sqlalchemy.sql.selectable import LateralFromClause
 from checkpoint_store.schema import Tables
 from checkpoint_store.sql.arrays import aggregate, array_param, rows_of
 from checkpoint_store.sql.expressions import (
+    bool_literal,
+    channel_values,
     has_member,
     in_namespace,
     int_literal,
@@ -66,7 +66,7 @@ def ancestors(t: Tables) -> Select[Any]:
         select(
             c.c.checkpoint_id,
             c.c.parent_checkpoint_id,
-            _flag(True).label("first"),
+            bool_literal(True).label("first"),
             _is_sound(c).label("sound"),
             channels.label("sought"),
             found.c.found,
@@ -77,7 +77,7 @@ def ancestors(t: Tables) -> Select[Any]:
     )
     left, parent = _left(chain), _parent(t, chain)
     found = _found(t, parent, left.c.sought)
-    own = [parent.c.checkpoint_id, parent.c.parent_checkpoint_id, _flag(False), _is_sound(parent)]
+    own = [parent.c.checkpoint_id, parent.c.parent_checkpoint_id, bool_literal(False), _is_sound(parent)]
     # UNION, not UNION ALL: a row that was there before ends the walk, so that a cycle of parents can't make it endless.
     chain = chain.union(
         select(*own, left.c.sought, found.c.found)
@@ -108,18 +108,12 @@ def _is_sound(c: FromClause) -> ColumnElement[bool]:
     )
 
 
-def _flag(value: bool) -> ColumnElement[bool]:
-    return literal_column(str(value).lower(), Boolean)
-
-
 def _found(t: Tables, c: FromClause, sought: ColumnElement[Any]) -> LateralFromClause:
     """Return those of the sought channels that a checkpoint has a value of, inline or as a blob."""
     channel = rows_of(sought, "channel").c.channel
-    inline = has_member(member(c.c.checkpoint, text_literal("channel_values")), channel)
+    inline = has_member(channel_values(c), channel)
     b = t.checkpoint_blobs
-    blob = (
-        select(literal_column("true", Boolean)).where(is_value(b, c, channel, param("thread_id"))).limit(int_literal(1))
-    )
+    blob = select(bool_literal(True)).where(is_value(b, c, channel, param("thread_id"))).limit(int_literal(1))
     blob = blob.correlate(c, channel.table)
     return (
         select(func.array_agg(channel).label("found")).where(or_(inline, blob.scalar_subquery())).correlate(c).lateral()
@@ -154,7 +148,7 @@ def _writes(t: Tables, chain: FromClause) -> LateralFromClause:
 def _values(t: Tables, chain: FromClause) -> LateralFromClause:
     c, b = t.checkpoints, t.checkpoint_blobs
     found = rows_of(chain.c.found, "channel")
-    inline = cast(member(member(c.c.checkpoint, text_literal("channel_values")), found.c.channel), Text)
+    inline = cast(member(channel_values(c), found.c.channel), Text)
     # With the limit the primary key is looked up, as in `read`.
     blob = (
         select(b.c.version, *value_of(t, b, param("thread_id")))

@@ -1,4 +1,4 @@
-"""Where a statement is executed: through SQLAlchemy's `Connection`, or straight on the driver's."""
+"""The interface by which operations execute statements, and its implementation on SQLAlchemy's `Connection`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _IN_TRANSACTION = (1, 2, 3)
 
 
 class Executor(ABC):
-    """Executes statements on one connection, in a greenlet of SQLAlchemy's if the engine is an async one."""
+    """An executor of statements on one connection; on an async engine, in one of SQLAlchemy's greenlets."""
 
     @abstractmethod
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
-        """Execute a statement. Returns its rows, none for a statement that returns none."""
+        """Execute a statement and return its rows; none for a statement that returns no rows."""
 
     @property
     @abstractmethod
     def is_in_transaction(self) -> bool:
-        """Whether the next statement is in one transaction with the last, as the server has said behind that."""
+        """Whether the next statement is in one transaction with the last, as the server said after that one."""
 
 
 class ConnectionExecutor(Executor):
-    """Executes as SQLAlchemy does: in the connection's transaction, seen by event listeners and the log.
+    """An executor in the transaction of an SQLAlchemy connection, whose event listeners and log see each statement.
 
     Args:
         conn: The connection.
@@ -42,7 +42,7 @@ class ConnectionExecutor(Executor):
         self._conn = conn
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
-        """Execute a statement."""
+        """Execute a statement and return its rows."""
         dialect = self._conn.dialect
         try:
             result = self._conn.exec_driver_sql(statement.sql(dialect), statement.parameters(dialect, binds))
@@ -57,7 +57,7 @@ class ConnectionExecutor(Executor):
 
 
 def is_in_transaction(driver: Any) -> bool:
-    """Tell whether a driver's connection is in a transaction."""
+    """Return whether a driver's connection is in a transaction."""
     if hasattr(driver, "is_in_transaction"):
         return bool(driver.is_in_transaction())  # asyncpg
     return driver.pgconn.transaction_status in _IN_TRANSACTION

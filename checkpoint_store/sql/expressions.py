@@ -47,6 +47,11 @@ def int_literal(value: int) -> ColumnElement[int]:
     return literal_column(str(value), Integer)
 
 
+def bool_literal(value: bool) -> ColumnElement[bool]:
+    """Return a truth value as a literal."""
+    return literal_column(str(value).lower(), Boolean)
+
+
 def in_namespace(rows: FromClause, *more: str) -> ColumnElement[bool]:
     """Return the condition that rows belong to the namespace that the call names, and equal it in more columns.
 
@@ -110,9 +115,19 @@ def is_a(kind: str, part: ColumnElement[Any]) -> ColumnElement[bool]:
     return func.jsonb_typeof(part) == text_literal(kind)
 
 
+def channel_versions(c: FromClause) -> ColumnElement[Any]:
+    """Return the versions of a checkpoint's channels, a JSON object."""
+    return member(c.c.checkpoint, text_literal("channel_versions"))
+
+
+def channel_values(c: FromClause) -> ColumnElement[Any]:
+    """Return the values of a checkpoint's channels that are inline, a JSON object."""
+    return member(c.c.checkpoint, text_literal("channel_values"))
+
+
 def is_value(b: FromClause, c: FromClause, channel: ColumnElement[str], thread: Thread = None) -> ColumnElement[bool]:
     """Return the condition that a blob is the value of a channel at a checkpoint."""
-    version = member_text(member(c.c.checkpoint, text_literal("channel_versions")), channel)
+    version = member_text(channel_versions(c), channel)
     is_version = and_(b.c.channel == channel, b.c.version == version)
     return and_(same_namespace(b, c, thread), is_version, b.c.type != text_literal("empty"))
 

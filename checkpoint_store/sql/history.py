@@ -9,11 +9,11 @@ from sqlalchemy.sql.selectable import LateralFromClause
 
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql.expressions import (
+    channel_versions,
     digests_in,
     digests_of,
     in_namespace,
     int_literal,
-    member,
     member_text,
     members_of,
     param,
@@ -45,7 +45,7 @@ def summaries(t: Tables) -> Select[Any]:
     )
     before = c.alias("before")
     parent = (
-        select(member(before.c.checkpoint, text_literal("channel_versions")).label("versions"))
+        select(channel_versions(before).label("versions"))
         .where(same_namespace(before, c), before.c.checkpoint_id == c.c.parent_checkpoint_id)
         .correlate(c)
         .lateral("parent")

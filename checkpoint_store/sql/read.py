@@ -26,6 +26,7 @@ from checkpoint_store.schema import Tables
 from checkpoint_store.sql.arrays import aggregate
 from checkpoint_store.sql.expressions import (
     Thread,
+    channel_versions,
     in_namespace,
     int_literal,
     is_a,
@@ -171,7 +172,7 @@ def _namespaces(t: Tables) -> CTE:
 def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFromClause:
     b = t.checkpoint_blobs
     # What somebody wrote by hand may be no object, and must not fail the whole list.
-    versions = member(c.c.checkpoint, text_literal("channel_versions"))
+    versions = channel_versions(c)
     pairs = func.jsonb_each_text(case((is_a("object", versions), versions))).table_valued("key", "value")
     # A SELECT of its own: a distributed PostgreSQL can't plan the set-returning function in the join itself.
     current = select(pairs.c.key.label("channel"), pairs.c.value.label("version")).correlate(c).subquery("current")

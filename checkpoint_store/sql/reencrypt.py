@@ -34,10 +34,11 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from checkpoint_store.schema import Tables
 from checkpoint_store.sql.arrays import aggregate, rows_of_binds
 from checkpoint_store.sql.expressions import (
+    channel_values,
+    channel_versions,
     int_literal,
     is_a,
     is_value,
-    member,
     member_text,
     param,
     text_literal,
@@ -75,7 +76,7 @@ def next_inline_values(t: Tables) -> Select[Any]:
     b = t.checkpoint_blobs
     chosen = _after(t.checkpoints).where(_has_inline(t.checkpoints)).subquery("c")
     one = _members(chosen)
-    version = member_text(member(chosen.c.checkpoint, text_literal("channel_versions")), one.c.channel)
+    version = member_text(channel_versions(chosen), one.c.channel)
     kind, blob = value_of(t, b)
     maybe = case((one.c.value == cast(text_literal("true"), JSONB), blob)).label("blob")
     found = (
@@ -94,7 +95,7 @@ def next_inline_values(t: Tables) -> Select[Any]:
     ]
     inline = select(*aggregate(columns, "inline")).select_from(one.outerjoin(found, true())).correlate(chosen).lateral()
     keys = [chosen.c[column.name] for column in t.checkpoints.primary_key]
-    values = cast(member(chosen.c.checkpoint, text_literal("channel_values")), Text)
+    values = cast(channel_values(chosen), Text)
     return select(*keys, values, *inline.c).select_from(chosen.join(inline, true())).order_by(*keys)
 
 
@@ -122,7 +123,7 @@ def move_inline(t: Tables) -> Select[Any]:
         update(c)
         .values(checkpoint=func.jsonb_set(c.c.checkpoint, name, cast(new.c.after, JSONB)))
         .where(_same(c, new, [column.name for column in c.primary_key]))
-        .where(member(c.c.checkpoint, text_literal("channel_values")) == cast(new.c.before, JSONB))
+        .where(channel_values(c) == cast(new.c.before, JSONB))
         .returning(*c.primary_key)
         .cte("moved")
     )
@@ -194,7 +195,7 @@ def _rewrite(table: Table) -> Update:
 
 
 def _members(c: FromClause) -> FromClause:
-    values = member(c.c.checkpoint, text_literal("channel_values"))
+    values = channel_values(c)
     return (
         func.jsonb_each(case((is_a("object", values), values)))
         .table_valued(Column("channel", Text), Column("value", JSONB))
@@ -203,7 +204,7 @@ def _members(c: FromClause) -> FromClause:
 
 
 def _has_inline(c: FromClause) -> ColumnElement[bool]:
-    values = member(c.c.checkpoint, text_literal("channel_values"))
+    values = channel_values(c)
     return and_(is_a("object", values), values != cast(text_literal("{}"), JSONB))
 
 

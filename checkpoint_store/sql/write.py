@@ -29,7 +29,15 @@ from sqlalchemy.sql.dml import ReturningInsert
 
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, rows_of_binds
-from checkpoint_store.sql.expressions import int_literal, member, param, same_blob, text_literal
+from checkpoint_store.sql.expressions import (
+    channel_values,
+    channel_versions,
+    int_literal,
+    member,
+    param,
+    same_blob,
+    text_literal,
+)
 
 UNGATED, NEEDS, COMPLETE = range(3)
 """Whether a thread's rows depend on its pages: not at all, on those that do not come along, or they all do."""
@@ -104,8 +112,8 @@ def kept_values(
     p = t.checkpoints
     parent = (
         select(
-            member(p.c.checkpoint, text_literal("channel_values")).label("inline"),
-            member(p.c.checkpoint, text_literal("channel_versions")).label("versions"),
+            channel_values(p).label("inline"),
+            channel_versions(p).label("versions"),
         )
         .where(p.c.thread_id == thread_id, p.c.checkpoint_ns == checkpoint_ns)
         .where(p.c.checkpoint_id.in_([keeps_from, checkpoint_id]))
