@@ -27,15 +27,15 @@ INTERRUPT, ERROR = "__interrupt__", "__error__"
 
 
 def summaries(t: Tables) -> Select[Any]:
-    """Select the newest checkpoints of a thread in all its namespaces, and what each of them added.
+    """Select the newest checkpoints of a thread in all its namespaces, with the bytes that each of them added.
 
-    A row is a namespace, an id, its parent's id, the metadata as JSON text, the bytes that came with it (the
-    checkpoint, values that its parent does not have, as far as those share no pages with the parent's, and pending
-    writes), the number of tasks that have stored writes, and those channels of theirs that mean something.
+    A row is a namespace, an id, its parent's id, the metadata as JSON text, the added bytes (of the checkpoint itself,
+    its pending writes, and values and pages that its parent does not have), the number of tasks that have stored
+    writes, and those of `INTERRUPT` and `ERROR` that they wrote to.
 
     Binds: `thread_id`, `limit`.
     """
-    c, w = t.checkpoints, t.checkpoint_writes
+    c = t.checkpoints
     chosen = (
         select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id)
         .where(c.c.thread_id == param("thread_id"))
@@ -50,21 +50,9 @@ def summaries(t: Tables) -> Select[Any]:
         .correlate(c)
         .lateral("parent")
     )
-    said = func.array_agg(w.c.channel.distinct()).filter(
-        w.c.channel.in_([text_literal(INTERRUPT), text_literal(ERROR)])
-    )
-    writes = (
-        select(
-            func.count(w.c.task_id.distinct()).label("tasks"),
-            func.coalesce(func.sum(func.pg_column_size(w.c.blob)), int_literal(0)).label("bytes"),
-            said.label("said"),
-        )
-        .where(same_checkpoint(w, c))
-        .correlate(c)
-        .lateral("writes")
-    )
-    values = _new_values(t, c, parent)
+    writes, values = _writes(t, c), _new_values(t, c, parent)
     own = func.pg_column_size(c.c.checkpoint) + func.pg_column_size(c.c.metadata)
+    rows = chosen.join(c, same_checkpoint(c, chosen)).outerjoin(parent, true())
     return (
         select(
             c.c.checkpoint_ns,
@@ -75,18 +63,16 @@ def summaries(t: Tables) -> Select[Any]:
             writes.c.tasks,
             writes.c.said,
         )
-        .select_from(
-            chosen.join(c, same_checkpoint(c, chosen))
-            .outerjoin(parent, true())
-            .join(writes, true())
-            .join(values, true())
-        )
+        .select_from(rows.join(writes, true()).join(values, true()))
         .order_by(c.c.checkpoint_id.desc(), c.c.checkpoint_ns.desc())
     )
 
 
 def ids_with_prefix(t: Tables) -> Select[Any]:
-    """Select the ids that begin so, of a thread's namespace, two at most. Binds: those of `named`, `prefix`."""
+    """Select at most two checkpoint ids of a namespace that have a prefix.
+
+    Binds: `thread_id`, `checkpoint_ns`, `prefix`.
+    """
     c = t.checkpoints.c
     begins = func.starts_with(c.checkpoint_id, param("prefix"), type_=Boolean())
     return (
@@ -97,8 +83,24 @@ def ids_with_prefix(t: Tables) -> Select[Any]:
     )
 
 
+def _writes(t: Tables, c: FromClause) -> LateralFromClause:
+    """Select the number of tasks that have stored writes at a checkpoint, their bytes, and their special channels."""
+    w = t.checkpoint_writes
+    is_special = w.c.channel.in_([text_literal(INTERRUPT), text_literal(ERROR)])
+    return (
+        select(
+            func.count(w.c.task_id.distinct()).label("tasks"),
+            func.coalesce(func.sum(func.pg_column_size(w.c.blob)), int_literal(0)).label("bytes"),
+            func.array_agg(w.c.channel.distinct()).filter(is_special).label("said"),
+        )
+        .where(same_checkpoint(w, c))
+        .correlate(c)
+        .lateral("writes")
+    )
+
+
 def _new_values(t: Tables, c: FromClause, parent: FromClause) -> LateralFromClause:
-    """The bytes of a checkpoint's blobs that its parent does not have, and of the pages that the parent's do not."""
+    """Select the bytes of the blobs and pages of a checkpoint that its parent does not have."""
     b, old, p = t.checkpoint_blobs, t.checkpoint_blobs.alias("old"), t.checkpoint_pages
     versions = members_of(c.c.checkpoint, "channel_versions")
     current = func.jsonb_each_text(versions).table_valued("key", "value").render_derived("current")

@@ -1,4 +1,4 @@
-"""The statements that read checkpoints whole, one or a page of them; no I/O."""
+"""The statements that read complete checkpoints, one or a batch of a list; no I/O."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from checkpoint_store.schema import Tables
 from checkpoint_store.sql.arrays import aggregate
 from checkpoint_store.sql.expressions import (
     Thread,
-    channel_versions,
     in_namespace,
     int_literal,
     is_a,
     member,
     member_text,
+    members_of,
     param,
     same_checkpoint,
     same_namespace,
@@ -44,21 +44,21 @@ TASKS = "__pregel_tasks"
 """LangGraph's channel of pending sends (`langgraph.checkpoint.serde.types.TASKS`, not imported: see `schema`)."""
 
 MAX_ROWS = 128
-"""How many rows a page of a list may have."""
+"""The most rows that a batch of a list may have."""
 
 
 def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool, thread: Thread = None) -> Select[Any]:
-    """Select checkpoints whole: with the blobs of their channels, their pending writes and old-style pending sends.
+    """Select checkpoints with the blobs of their channels, their pending writes and old-style pending sends.
 
-    The columns are those of `rows.Row`. What belongs to a checkpoint comes as parallel arrays from LATERAL subqueries,
-    the shape that a distributed PostgreSQL takes too.
+    The columns are those of `serde.records.Row`. The rows that belong to a checkpoint come as parallel arrays from
+    LATERAL subqueries, a shape that a distributed PostgreSQL can plan too.
 
     Args:
         t: The tables.
-        chosen: Which rows of `checkpoints`, ordered and limited as wanted. It is a subquery of its own, so that the
-            LATERAL parts run for these rows only, and only after sorting and limiting.
+        chosen: The rows of `checkpoints` to read, in order. It is a subquery of its own, so that the LATERAL parts are
+            executed for these rows only, and only after sorting and limiting.
         joined: Whether pages are joined to values.
-        thread: The thread that they all belong to, if it is known.
+        thread: The thread that all of them belong to, if there is one.
     """
     c = chosen.subquery("c")
     blobs, writes, sends = _blobs(t, c, thread, joined=joined), _writes(t, c, thread), _sends(t, c, thread)
@@ -99,52 +99,50 @@ def has_newer(t: Tables) -> Select[Any]:
     return select(newer.exists())
 
 
-def list_page(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[Any]:
-    """Select one page of checkpoints, newest first.
+def list_checkpoints(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[Any]:
+    """Select one batch of a list of checkpoints, newest first.
 
-    Binds: `page_size`, at most `MAX_ROWS`, and one for each condition.
+    Binds: `batch_size`, at most `MAX_ROWS`, and one for each condition.
 
     Args:
         t: The tables.
         conditions: Any of `thread_id`, `checkpoint_ns`, `checkpoint_id`, `filter` (JSON text that the metadata must
-            contain), `before` (a checkpoint id) and `after_row`, which says that the page begins after the row with
+            contain), `before` (a checkpoint id), and `after_row`: the batch begins after the row with
             `last_checkpoint_id`, `last_thread_id` and `last_checkpoint_ns`.
         joined: Whether pages are joined to values.
     """
     c = t.checkpoints.c
-    across = "thread_id" in conditions and "checkpoint_ns" not in conditions
     wanted = [c[name] == param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id") if name in conditions]
     if "filter" in conditions:
         wanted.append(c.metadata.op("@>", return_type=Boolean)(cast(param("filter"), JSONB)))
     if "before" in conditions:
         wanted.append(c.checkpoint_id < param("before"))
-    # Ids are unique only within a thread and namespace; what the conditions leave open completes the order.
+    # Ids are unique only within a namespace of a thread; the columns without a condition complete the order.
     names = ["checkpoint_id", *(name for name in ("thread_id", "checkpoint_ns") if name not in conditions)]
     if "after_row" in conditions:
         last = [param(f"last_{name}") for name in names]
         wanted.append(tuple_(*[c[name] for name in names]) < tuple_(*last) if len(names) > 1 else c[names[0]] < last[0])
-    page = (
-        select(t.checkpoints).where(*wanted).order_by(*[c[name].desc() for name in names]).limit(int_literal(MAX_ROWS))
-    )
-    if across:
-        # Namespace by namespace each part of the page comes from the index in order. Otherwise every page would read
-        # and sort the whole thread: its index has the namespace before the checkpoint.
+    in_order = [c[name].desc() for name in names]
+    batch = select(t.checkpoints).where(*wanted).order_by(*in_order).limit(int_literal(MAX_ROWS))
+    if "thread_id" in conditions and "checkpoint_ns" not in conditions:
+        # Of each namespace the rows come from the index in order. Otherwise every batch would read and sort all of the
+        # thread, whose index has the namespace before the checkpoint.
         namespaces = _namespaces(t)
-        part = page.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces).lateral("part")
-        page = select(part).select_from(namespaces.join(part, true()))
-        page = page.order_by(*[part.c[name].desc() for name in names]).limit(int_literal(MAX_ROWS))
-    # A limit that is a parameter tells the planner nothing: it would plan for a tenth of the thread, and compile the
-    # plan of a long one (JIT), which takes longer than running it. So it is told the most there can be first.
-    most = page.subquery("page")
-    ordered = select(most).order_by(*[most.c[name].desc() for name in names])
-    size = select(param("page_size", Integer)).scalar_subquery()
+        part = batch.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces).lateral("part")
+        batch = select(part).select_from(namespaces.join(part, true()))
+        batch = batch.order_by(*[part.c[name].desc() for name in names]).limit(int_literal(MAX_ROWS))
+    # For a limit that is a parameter the planner expects a tenth of the thread, and compiles the plan of a long one
+    # (JIT), which takes longer than running it. So there is a constant limit first.
+    largest = batch.subquery("batch")
+    ordered = select(largest).order_by(*[largest.c[name].desc() for name in names])
+    size = select(param("batch_size", Integer)).scalar_subquery()
     thread = param("thread_id") if "thread_id" in conditions else None
-    whole = checkpoints(t, ordered.limit(size), joined=joined, thread=thread)
-    return whole.order_by(*[whole.selected_columns[name].desc() for name in names])
+    found = checkpoints(t, ordered.limit(size), joined=joined, thread=thread)
+    return found.order_by(*[found.selected_columns[name].desc() for name in names])
 
 
 def inventory(t: Tables) -> Select[Any]:
-    """Select the checkpoints of a thread, once for each task that has pending writes: its path and how many it has.
+    """Select the checkpoints of a thread, once for each task with pending writes: its path and their number.
 
     Binds: `thread_id`.
     """
@@ -159,7 +157,7 @@ def inventory(t: Tables) -> Select[Any]:
 
 
 def _namespaces(t: Tables) -> CTE:
-    """The namespaces of a thread, by a walk that jumps from one to the next in the index."""
+    """Return the namespaces of a thread, by a walk that jumps from one to the next in the index."""
     c = t.checkpoints.c
     ordered = (
         select(c.checkpoint_ns).where(c.thread_id == param("thread_id")).order_by(c.checkpoint_ns).limit(int_literal(1))
@@ -171,13 +169,12 @@ def _namespaces(t: Tables) -> CTE:
 
 def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFromClause:
     b = t.checkpoint_blobs
-    # What somebody wrote by hand may be no object, and must not fail the whole list.
-    versions = channel_versions(c)
-    pairs = func.jsonb_each_text(case((is_a("object", versions), versions))).table_valued("key", "value")
+    # Versions that were changed by hand may not be an object, which must not make the whole list fail.
+    pairs = func.jsonb_each_text(members_of(c.c.checkpoint, "channel_versions")).table_valued("key", "value")
     # A SELECT of its own: a distributed PostgreSQL can't plan the set-returning function in the join itself.
     current = select(pairs.c.key.label("channel"), pairs.c.value.label("version")).correlate(c).subquery("current")
-    # The limit has the primary key looked up for each channel. Otherwise the planner, which takes every checkpoint to
-    # have 100 channels, would rather read all blobs of a thread and hash them.
+    # With the limit the primary key is looked up for each channel. Otherwise the planner, which expects 100 channels of
+    # every checkpoint, would rather read all blobs of a thread and hash them.
     found = (
         select(*(value_of(t, b, thread) if joined else (b.c.type, b.c.blob)))
         .where(same_namespace(b, c, thread), b.c.channel == current.c.channel, b.c.version == current.c.version)
@@ -205,7 +202,7 @@ def _writes(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
 
 
 def _sends(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
-    """Before format 4 a step's sends were writes of the parent, in its own thread and namespace."""
+    """Select the sends of a step: before format 4 these were writes of its parent, in the same namespace."""
     w = t.checkpoint_writes
     is_number = is_a("number", member(c.c.checkpoint, text_literal("v")))
     old = case((is_number, cast(member_text(c.c.checkpoint, text_literal("v")), Numeric) < int_literal(4)))

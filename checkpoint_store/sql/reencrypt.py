@@ -40,6 +40,7 @@ from checkpoint_store.sql.expressions import (
     is_a,
     is_value,
     member_text,
+    members_of,
     param,
     text_literal,
     value_of,
@@ -195,9 +196,8 @@ def _rewrite(table: Table) -> Update:
 
 
 def _members(c: FromClause) -> FromClause:
-    values = channel_values(c)
     return (
-        func.jsonb_each(case((is_a("object", values), values)))
+        func.jsonb_each(members_of(c.c.checkpoint, "channel_values"))
         .table_valued(Column("channel", Text), Column("value", JSONB))
         .render_derived("one")
     )

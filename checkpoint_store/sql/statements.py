@@ -38,7 +38,7 @@ class Statements:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         # These two are built once for each set of conditions.
-        self.list_page: Callable[[frozenset[str]], Read] = cache(partial(Read.of, read.list_page, tables))
+        self.list_checkpoints: Callable[[frozenset[str]], Read] = cache(partial(Read.of, read.list_checkpoints, tables))
         self.list_threads: Callable[[frozenset[str]], Statement] = cache(
             lambda conditions: Statement(list_threads.list_threads(tables, conditions))
         )

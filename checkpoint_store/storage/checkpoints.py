@@ -256,7 +256,7 @@ def list_page(
     if last is not None:
         conditions |= {"after_row"}
         binds.update(last_thread_id=last[0], last_checkpoint_ns=last[1], last_checkpoint_id=last[2])
-    return _read(db, sql.list_page(conditions), page_cache, {**binds, "page_size": size})
+    return _read(db, sql.list_checkpoints(conditions), page_cache, {**binds, "batch_size": size})
 
 
 def _read(db: Executor, read: Read, page_cache: PageCache, binds: dict[str, Any]) -> Sequence[Row]:

@@ -20,7 +20,7 @@ from checkpoint_store.storage.write_batch import Put, merged
 
 SQL = Statements(tables)
 NAMED = {"thread_id": "thread-3", "checkpoint_ns": ""}
-PAGE = {**NAMED, "page_size": 20}
+PAGE = {**NAMED, "batch_size": 20}
 
 # From here on a server with LLVM compiles a plan first, which takes longer than any of these reads.
 JIT_ABOVE_COST = 100_000
@@ -99,19 +99,25 @@ def _collect(node: dict[str, Any], into: list[dict[str, Any]]) -> None:
 STATEMENTS: dict[str, tuple[Statement, dict[str, Any]]] = {
     "get latest": (SQL.get_latest.joined, NAMED),
     "get by id": (SQL.get_checkpoint.joined, {**NAMED, "checkpoint_id": "005000"}),
-    "first page": (SQL.list_page(frozenset(NAMED)).joined, PAGE),
+    "first page": (SQL.list_checkpoints(frozenset(NAMED)).joined, PAGE),
     "next page": (
-        SQL.list_page(frozenset({*NAMED, "after_row"})).joined,
+        SQL.list_checkpoints(frozenset({*NAMED, "after_row"})).joined,
         {**PAGE, "last_checkpoint_id": "005000"},
     ),
-    "page before": (SQL.list_page(frozenset({*NAMED, "before"})).joined, {**PAGE, "before": "005000"}),
-    "page by id": (SQL.list_page(frozenset({*NAMED, "checkpoint_id"})).joined, {**PAGE, "checkpoint_id": "005000"}),
-    "page of a thread": (SQL.list_page(frozenset({"thread_id"})).joined, {"thread_id": "thread-3", "page_size": 20}),
+    "page before": (SQL.list_checkpoints(frozenset({*NAMED, "before"})).joined, {**PAGE, "before": "005000"}),
+    "page by id": (
+        SQL.list_checkpoints(frozenset({*NAMED, "checkpoint_id"})).joined,
+        {**PAGE, "checkpoint_id": "005000"},
+    ),
+    "page of a thread": (
+        SQL.list_checkpoints(frozenset({"thread_id"})).joined,
+        {"thread_id": "thread-3", "batch_size": 20},
+    ),
     "delta history": (SQL.ancestors, {**NAMED, "checkpoint_id": "005000", "channels": ["messages"]}),
 }
 PLAIN = {
     "get latest, plain": (SQL.get_latest.plain, NAMED),
-    "first page, plain": (SQL.list_page(frozenset(NAMED)).plain, PAGE),
+    "first page, plain": (SQL.list_checkpoints(frozenset(NAMED)).plain, PAGE),
 }
 
 

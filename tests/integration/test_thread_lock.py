@@ -484,7 +484,7 @@ async def test_a_lock_outlives_another_table_of_the_name(
     """Partitioning makes another table, and so does a restore: whoever asks then meets the lock that was had before."""
     kinds: list[tuple[Any, dict[str, Any]]] = [
         (Statements.lock_removal, {"thread_ids": ["t1"]}),
-        (Statements.lock_graphs, {"thread_ids": ["t1"], "checkpoint_nss": [""]}),
+        (Statements.lock_namespaces, {"thread_ids": ["t1"], "checkpoint_nss": [""]}),
     ]
     async with saver.thread_lock("t1"), engine.connect() as holding, engine.connect() as asking:
         sqls = statements_of(None)

@@ -30,9 +30,9 @@ HOT = {
     "known_pages": SQL.known_pages,
     "get_latest": SQL.get_latest,
     "get_checkpoint": SQL.get_checkpoint,
-    "list of a namespace": SQL.list_page(frozenset({"thread_id", "checkpoint_ns"})),
-    "list of a thread": SQL.list_page(frozenset({"thread_id"})),
-    "list by everything": SQL.list_page(frozenset(OF_ONE_THREAD)),
+    "list of a namespace": SQL.list_checkpoints(frozenset({"thread_id", "checkpoint_ns"})),
+    "list of a thread": SQL.list_checkpoints(frozenset({"thread_id"})),
+    "list by everything": SQL.list_checkpoints(frozenset(OF_ONE_THREAD)),
     "ancestors": SQL.ancestors,
     "has_newer": SQL.has_newer,
 }
@@ -127,7 +127,7 @@ def test_every_table_is_asked_for_the_thread(name: str) -> None:
 
 def test_one_that_does_not_name_the_thread_is_seen() -> None:
     """A list of all threads touches them all, and the walk says so of every table."""
-    missing = unrouted(SQL.list_page(frozenset()).joined.construct, rows=False)
+    missing = unrouted(SQL.list_checkpoints(frozenset()).joined.construct, rows=False)
 
     assert {each.rpartition(" ")[2] for each in missing} == {
         "checkpoints",

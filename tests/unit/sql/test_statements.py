@@ -28,7 +28,9 @@ THREAD_CONDITIONS = ["after", "prefix", "filter", "count"]
 def every_statement(sql: Statements) -> Iterator[tuple[str, Statement]]:
     names = [name for name, found in vars(Statements).items() if isinstance(found, cached_property)]
     found = {name: getattr(sql, name) for name in names}
-    found |= {f"list_page of {n}": sql.list_page(frozenset(CONDITIONS[:n])) for n in range(len(CONDITIONS) + 1)}
+    found |= {
+        f"list_checkpoints of {n}": sql.list_checkpoints(frozenset(CONDITIONS[:n])) for n in range(len(CONDITIONS) + 1)
+    }
     for order, n in product(("newest", "thread_id", "rootless"), range(len(THREAD_CONDITIONS) + 1)):
         conditions = frozenset({order, *THREAD_CONDITIONS[:n]})
         found[f"list_threads of {conditions}"] = sql.list_threads(conditions)
