@@ -4,8 +4,8 @@
 
     telemetry.instrument(saver)
 
-Savers have no hooks for this, which would cost something when nobody looks. Instead `instrument` puts methods in front
-of those of one saver's source: a saver that is not instrumented runs the code that it always ran.
+It registers an observer with one saver: the others, and every saver as long as none is registered, pay one look at an
+attribute for it.
 
 Names follow OpenTelemetry's semantic conventions for database clients where those have any
 (https://opentelemetry.io/docs/specs/semconv/database/); what is our own begins with `checkpoint_store`. No value,
@@ -15,20 +15,15 @@ statement or parameter is in any of it, and a thread's id only if that is wanted
 from __future__ import annotations
 
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import exc
 
 from checkpoint_store.conninfo.transient_errors import name_of
 from checkpoint_store.database.backend import Backend
-from checkpoint_store.database.engine_provider import EngineProvider
-from checkpoint_store.database.provider import ConnectionProvider
-from checkpoint_store.database.replica_provider import ReplicaProvider
 from checkpoint_store.errors import InvalidOption, NotInstalled
 from checkpoint_store.saver.base import BasePostgresSaver
 from checkpoint_store.sql.compiled import Statement
@@ -40,10 +35,6 @@ try:
     from opentelemetry import context, metrics, trace
 except ImportError:
     raise NotInstalled('telemetry needs an extra: pip install "checkpoint-store[otel]"') from None
-
-T = TypeVar("T")
-Described = tuple[str, str | None, Change | None]
-"""What a call is named, the thread it is about, and what it stores."""
 
 _SECONDS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0]
 """Buckets, as the conventions have them for `db.client.operation.duration`."""
@@ -69,17 +60,12 @@ def instrument(
     Raises:
         InvalidOption: If it is instrumented already.
     """
-    source = saver._backend
-    if source in _observed:
+    backend = saver._backend
+    if backend.observer is not None:
         raise InvalidOption("this saver is instrumented already")
-    observation = _Observation(
-        source,
-        trace.get_tracer("checkpoint_store", tracer_provider=tracer_provider),
-        metrics.get_meter("checkpoint_store", meter_provider=meter_provider),
-        thread_ids=thread_ids,
-    )
-    observation.begin()
-    _observed[source] = observation
+    tracer = trace.get_tracer("checkpoint_store", tracer_provider=tracer_provider)
+    meter = metrics.get_meter("checkpoint_store", meter_provider=meter_provider)
+    backend.observe(_Observer(backend, tracer, meter, thread_ids=thread_ids))
 
 
 def uninstrument(saver: BasePostgresSaver) -> None:
@@ -88,11 +74,7 @@ def uninstrument(saver: BasePostgresSaver) -> None:
     Args:
         saver: The saver; it need not have been.
     """
-    if (observation := _observed.pop(saver._backend, None)) is not None:
-        observation.end()
-
-
-_observed: weakref.WeakKeyDictionary[Backend, _Observation] = weakref.WeakKeyDictionary()
+    saver._backend.observe(None)
 
 
 class _Call:
@@ -119,8 +101,8 @@ class _Call:
 _call: ContextVar[_Call | None] = ContextVar("checkpoint_store_call", default=None)
 
 
-class _Watching(Executor):
-    """Executes on another executor, and weighs what goes there and comes back."""
+class _CountingExecutor(Executor):
+    """Executes on another executor, and counts statements, bytes and pages."""
 
     def __init__(self, executor: Executor, call: _Call) -> None:
         self._executor = executor
@@ -141,17 +123,14 @@ class _Watching(Executor):
         return self._executor.is_in_transaction
 
 
-class _Observation:
-    """What is put in front of one source's methods."""
+class _Observer:
+    """Makes spans and measurements of one backend's calls."""
 
-    def __init__(self, source: Backend, tracer: trace.Tracer, meter: metrics.Meter, *, thread_ids: bool) -> None:
-        self._backend = source
-        self._origins = list(_origins_of(source.provider))
+    def __init__(self, backend: Backend, tracer: trace.Tracer, meter: metrics.Meter, *, thread_ids: bool) -> None:
         self._tracer = tracer
         self._thread_ids = thread_ids
-        self._database = _database_of(source)
-        self._pool = {**self._database, "db.client.connection.pool.name": source.provider.where}
-        self._shadowed: list[tuple[Any, str]] = []
+        self._database = _database_of(backend)
+        self._pool = {**self._database, "db.client.connection.pool.name": backend.provider.where}
         self._duration = meter.create_histogram(
             "db.client.operation.duration",
             unit="s",
@@ -180,71 +159,40 @@ class _Observation:
             "checkpoint_store.retries", unit="{retry}", description="Calls made again after what failed by itself."
         )
 
-    def begin(self) -> None:
-        """Put methods in front."""
-        # Of its class, not of the object: the source may be copied, and a copy's methods are the copy's.
-        kind: Any = type(self._backend)
-        self._backend.__class__ = type(kind.__name__, (_Observed, kind), {"observation": self})
-        for provider in self._origins:
-            if isinstance(provider, EngineProvider):
-                self._shadow(provider, "_borrow", self._borrowed(provider._borrow))
-                self._shadow(provider._retries, "repeat", self._repeated(provider._retries.repeat))
-            else:
-                self._shadow(provider, "run", self._lent(provider.run))
+    def call(self, name: str, thread_id: str | None) -> AbstractContextManager[None]:
+        """Return a block for a call of the saver's."""
+        return self._measured(name, thread_id)
 
-    def end(self) -> None:
-        """Take them away again."""
-        self._backend.__class__ = type(self._backend).__mro__[2]
-        for thing, name in self._shadowed:
-            delattr(thing, name)
+    def store(self, change: Change) -> AbstractContextManager[None]:
+        """Return a block for a call that stores a change."""
+        return self._measured("put" if isinstance(change, Put) else "put_writes", change.thread_id, change)
 
-    def _shadow(self, thing: Any, name: str, method: Callable[..., Any]) -> None:
-        self._shadowed.append((thing, name))
-        setattr(thing, name, method)
+    def commit(self, changes: Sequence[Change]) -> AbstractContextManager[None]:
+        """Return a block for a commit of a pipeline, with a span if it is not a part of one call's."""
+        call = _call.get()
+        if call is not None and [call.change] == changes:
+            return nullcontext()
+        # Several calls share it, or one has waited for it.
+        return self._measured("store", None, count=len(changes))
 
-    def _borrowed(self, method: Callable[..., Any]) -> Any:
-        def observed(operation: Operation[..., Any], args: tuple[Any, ...]) -> Any:
-            began = time.perf_counter()
+    def connected(self, seconds: float) -> None:
+        """Record the wait for a connection."""
+        self._wait.record(seconds, self._pool)
+        if (call := _call.get()) is not None:
+            call.waited += seconds
 
-            def watched(executor: Executor, sql: Any, *given: Any) -> Any:
-                waited = time.perf_counter() - began
-                self._wait.record(waited, self._pool)
-                if (call := _call.get()) is not None:
-                    call.waited += waited
-                return self._execute(operation, executor, sql, given)
+    def retried(self, error: BaseException) -> None:
+        """Count a retry."""
+        self._retries.add(1, {**self._database, "error.type": name_of(error)})
+        if (call := _call.get()) is not None:
+            call.retries += 1
 
-            return method(replace(operation, function=watched), args)
-
-        return observed
-
-    def _lent(self, method: Callable[..., Any]) -> Any:
-        def observed(operation: Operation[..., Any], *args: Any) -> Any:
-            def watched(executor: Executor, sql: Any, *given: Any) -> Any:
-                return self._execute(operation, executor, sql, given)
-
-            return method(replace(operation, function=watched), *args)
-
-        return observed
-
-    def _repeated(self, method: Callable[..., Any]) -> Any:
-        def observed(fault: Any, error: BaseException, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-            kind = name_of(error)
-
-            def again(*args: Any) -> Any:
-                self._retries.add(1, {**self._database, "error.type": kind})
-                if (call := _call.get()) is not None:
-                    call.retries += 1
-                return function(*args)
-
-            return method(fault, error, again, *args, **options)
-
-        return observed
-
-    def _execute(self, operation: Operation[..., Any], executor: Executor, sql: Any, args: tuple[Any, ...]) -> Any:
-        """Run an operation on an executor, and count what goes there and comes back."""
+    @contextmanager
+    def operation(self, operation: Operation[..., Any], args: Sequence[Any], db: Executor) -> Iterator[Executor]:
+        """Yield an executor that counts statements and bytes."""
         taken, call = _Call(), _call.get()
         try:
-            return operation.function(_Watching(executor, taken), sql, *args)
+            yield _CountingExecutor(db, taken)
         finally:
             if call is not None:
                 call.statements += taken.statements
@@ -266,10 +214,10 @@ class _Observation:
             self._pages.add(shared, {**self._database, "checkpoint_store.page.state": "shared"})
 
     @contextmanager
-    def measured(
-        self, name: str, thread_id: str | None, change: Change | None, count: int | None = None
+    def _measured(
+        self, name: str, thread_id: str | None, change: Change | None = None, count: int | None = None
     ) -> Iterator[None]:
-        """Have a span and a measurement for a block, or for the commit of so many calls."""
+        """Make a span and a measurement of a block, or of the commit of N calls."""
         if count is None and _call.get() is not None:
             yield  # it is part of a call
             return
@@ -305,54 +253,6 @@ class _Observation:
             self._duration.record(time.perf_counter() - began, attributes)
 
 
-class _Observed(Backend):
-    """The methods that are put in front of a source's; a class of its own is made of it for each source."""
-
-    observation: _Observation
-
-    async def run(self, *args: Any, **options: Any) -> Any:
-        with self.observation.measured(*_asked(*args)):
-            return await super().run(*args, **options)
-
-    def run_blocking(self, *args: Any, **options: Any) -> Any:
-        with self.observation.measured(*_asked(*args)):
-            return super().run_blocking(*args, **options)
-
-    async def store(self, change: Change) -> None:
-        with self.observation.measured(*_stored(change)):
-            await super().store(change)  # type: ignore[safe-super]
-
-    def store_blocking(self, change: Change) -> None:
-        with self.observation.measured(*_stored(change)):
-            super().store_blocking(change)  # type: ignore[safe-super]
-
-    async def setup(self, timeout: float) -> None:
-        with self.observation.measured("setup", None, None):
-            await super().setup(timeout)
-
-    def setup_blocking(self, timeout: float) -> None:
-        with self.observation.measured("setup", None, None):
-            super().setup_blocking(timeout)
-
-    async def _store_all(self, changes: Sequence[Change]) -> None:
-        call = _call.get()
-        if call is not None and [call.change] == changes:
-            await super()._store_all(changes)  # type: ignore[misc]
-            return
-        # Several calls share a commit, or one has waited for it, and this is nobody's task.
-        with self.observation.measured("store", None, None, count=len(changes)):
-            await super()._store_all(changes)  # type: ignore[misc]
-
-
-def _asked(operation: Operation[..., Any], *args: Any) -> Described:
-    """Describe an operation: its name, and the thread it is about."""
-    return operation.name, operation.thread(args), None
-
-
-def _stored(change: Change) -> Described:
-    return ("put" if isinstance(change, Put) else "put_writes"), change.thread_id, change
-
-
 def _failure(error: BaseException) -> dict[str, Any]:
     """Return the attributes of an error: its class, and the server's code for what caused it."""
     cause: BaseException | None = error
@@ -364,9 +264,9 @@ def _failure(error: BaseException) -> dict[str, Any]:
     return {"error.type": type(error).__qualname__, **({"db.response.status_code": state} if state else {})}
 
 
-def _database_of(source: Backend) -> dict[str, Any]:
+def _database_of(backend: Backend) -> dict[str, Any]:
     """Return the attributes that name the database; never a user or a password."""
-    url, schema = source.provider.engine.url, source.sql.tables.schema
+    url, schema = backend.provider.engine.url, backend.sql.tables.schema
     named = {
         "db.system.name": "postgresql",
         "db.namespace": f"{url.database}|{schema}" if url.database and schema else url.database,
@@ -374,13 +274,6 @@ def _database_of(source: Backend) -> dict[str, Any]:
         "server.port": url.port,
     }
     return {name: value for name, value in named.items() if value is not None}
-
-
-def _origins_of(provider: ConnectionProvider) -> Iterator[ConnectionProvider]:
-    if isinstance(provider, ReplicaProvider):
-        yield from (provider.primary, provider.replica)
-    else:
-        yield provider
 
 
 def _size_of(values: Any) -> int:

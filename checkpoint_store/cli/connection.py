@@ -78,7 +78,7 @@ def on_engine(
     async def run() -> T:
         engine = create_async_engine(address, **pool_options({"connect_args": connect_args}))
         try:
-            with engine_backend(engine, {}).provider.told():
+            with engine_backend(engine, {}).provider.translate_errors():
                 return await work(engine)
         finally:
             await engine.dispose()

@@ -1,17 +1,28 @@
-"""What the contract asks for: operations, run on connections of one origin, from coroutines and from plain code."""
+"""A backend: runs a saver's operations on its provider's connections, for coroutines and for plain code."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
+
+from checkpoint_store.database.closing import State, closing, closing_blocking
+from checkpoint_store.database.event_loop import EventLoop
+from checkpoint_store.database.group_commit import AsyncPipeline
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.scheduling import to_the_end
+from checkpoint_store.database.observer import Observer
+from checkpoint_store.database.pool import dispose
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.errors import Closed, Refused, WrongThread
 from checkpoint_store.storage import checkpoints
@@ -22,90 +33,117 @@ from checkpoint_store.storage.write_batch import Change
 P = ParamSpec("P")
 T = TypeVar("T")
 
-
 ASK_SECONDS = 60.0
 """How often the database is asked whether the stock saver has set up tables since."""
+
+_continues = attrgetter("continues")
+_UNOBSERVED = nullcontext()
 
 
 @dataclass
 class PageSharing:
-    """Whether large values are stored as pages; savers share what one of them has found out."""
+    """Whether large values are stored as pages; savers share the database's answer."""
 
     wanted: bool | None
-    """What the caller said; None for where the stock saver doesn't read."""
+    """The caller's option; None to share pages unless the stock saver reads the tables."""
     pages: bool | None = None
-    """What was found out; None as long as the database has not been asked."""
+    """The database's answer; None as long as it has not been asked."""
     _asked: float = -math.inf
 
     @property
     def decided(self) -> bool | None:
-        """Whether values are stored so; None where the database has to be asked, now and then."""
+        """Whether values are stored so; None if the database has to be asked, now and then."""
         if self.wanted is not None:
             return self.wanted
         if time.monotonic() - self._asked < ASK_SECONDS:
             return self.pages
         if self.pages is not None:
-            self._asked = time.monotonic()  # those who come meanwhile go by what is known
+            self._asked = time.monotonic()  # calls that come meanwhile go by the last answer
         return None
 
     def found(self, is_adopted: bool) -> bool:
-        """Note what was found out, and tell whether values are stored so."""
+        """Note the database's answer. Return whether values are stored so."""
         self.pages, self._asked = not is_adopted, time.monotonic()
         return self.pages
 
 
 class Backend(ABC):
-    """Runs operations on connections of one origin.
+    """Runs operations on the connections of one provider.
 
     Args:
-        origin: Where the connections come from.
-        page_cache: What is remembered of pages.
-        sharing: Whether large values are stored as pages.
+        provider: The provider.
+        page_cache: The pages known to be stored.
+        page_sharing: Whether large values are stored as pages.
     """
 
     def __init__(self, provider: ConnectionProvider, page_cache: PageCache, page_sharing: PageSharing) -> None:
         self.provider = provider
         self.sql = provider.sql
-        self.page_sharing = page_sharing
-        """Whether large values are stored as pages."""
         self.page_cache = page_cache
-        """What is remembered of pages."""
-        self._closed = False
+        self.page_sharing = page_sharing
+        self.observer: Observer | None = None
 
-    async def run(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
+    @abstractmethod
+    def with_provider(self, provider: ConnectionProvider) -> Backend:
+        """Return a backend like this one on another provider, each change in a commit of its own."""
+
+    @abstractmethod
+    def call(self, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+        """Call a function of the provider, from any coroutine."""
+
+    @abstractmethod
+    def call_blocking(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of the provider and wait for it, from a thread other than the loop's."""
+
+    def run(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> Coroutine[Any, Any, T]:
         """Run an operation, from any coroutine."""
+        if self.observer is not None:
+            block = self.observer.call(operation.name, operation.thread(args))
+            return self._observed(block, self.call, self.provider.run, operation, *args)
         self.check_open()
-        result: T = await self._await(self._run, operation, *args)
-        return result
+        return self.call(self.provider.run, operation, *args)
 
     def run_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation and wait for it, from a thread other than the loop's."""
-        self.check_open()
-        result: T = self._call(self._run, operation, *args)
+        with self.observer.call(operation.name, operation.thread(args)) if self.observer else _UNOBSERVED:
+            self.check_open()
+            result: T = self.call_blocking(self.provider.run, operation, *args)
         return result
+
+    def store(self, change: Change) -> Coroutine[Any, Any, None]:
+        """Store a change, from any coroutine."""
+        if self.observer is not None:
+            return self._observed(self.observer.store(change), self._store, change)
+        self.check_open()
+        return self._store(change)
+
+    def store_blocking(self, change: Change) -> None:
+        """Store a change and wait for it."""
+        with self.observer.store(change) if self.observer else _UNOBSERVED:
+            self.check_open()
+            self._store_blocking(change)
 
     async def setup(self, timeout: float) -> None:
         """Bring the schema to head, from any coroutine."""
-        self.check_open()
-        await self._await(self.provider.setup, timeout)
+        with self.observer.call("setup", None) if self.observer else _UNOBSERVED:
+            self.check_open()
+            await self.call(self.provider.setup, timeout)
 
     def setup_blocking(self, timeout: float) -> None:
         """Bring the schema to head and wait for it."""
-        self.check_open()
-        self._call(self.provider.setup, timeout)
+        with self.observer.call("setup", None) if self.observer else _UNOBSERVED:
+            self.check_open()
+            self.call_blocking(self.provider.setup, timeout)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Register an observer, in place of another one if there is one."""
+        self.observer = observer
+        self.provider.observe(observer)
 
     def check_open(self) -> None:
-        """Raise if this source is closed."""
-        if self._closed:
-            raise Closed("this saver is closed. Make a new one, or use it inside its `with` block.")
-
-    @abstractmethod
-    async def store(self, change: Change) -> None:
-        """Store a change, from any coroutine."""
-
-    @abstractmethod
-    def store_blocking(self, change: Change) -> None:
-        """Store a change and wait for it."""
+        """Raise if this backend is closed."""
+        if self.provider.state is not State.OPEN:
+            self.provider.check_open()
 
     @abstractmethod
     def check_sync(self) -> None:
@@ -122,42 +160,55 @@ class Backend(ABC):
     async def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock, from any coroutine."""
         self.check_open()
-        await self._await(self.provider.take_lock, request)
+        await self.call(self.provider.take_lock, request)
 
     def take_lock_blocking(self, request: LockRequest) -> None:
         """Take a thread's lock."""
         self.check_open()
-        self._call(self.provider.take_lock, request)
+        self.call_blocking(self.provider.take_lock, request)
 
     async def drop_lock(self, request: LockRequest) -> None:
         """Give a thread's lock back, from any coroutine."""
         if request.is_lost:
-            self.provider.lock_session.forget(request)  # and there may be no loop any more
+            self.provider.lock_session.forget(request)  # its loop may have ended
         else:
-            await to_the_end(self._await(self.provider.drop_lock, request))
+            await to_the_end(self.call(self.provider.drop_lock, request))
 
     def drop_lock_blocking(self, request: LockRequest) -> None:
         """Give a thread's lock back."""
         if request.is_lost:
             self.provider.lock_session.forget(request)
         else:
-            self._call(self.provider.drop_lock, request)
+            self.call_blocking(self.provider.drop_lock, request)
 
     async def leave_lock(self, request: LockRequest) -> None:
         """Give a lock up, whether it was wanted, held, or given back already."""
         request.given_up.set()
         with suppress(Closed, WrongThread):  # then its session has ended too
-            await to_the_end(self._await(self.provider.drop_lock, request))
+            await to_the_end(self.call(self.provider.drop_lock, request))
 
     @abstractmethod
     def leave_lock_blocking(self, request: LockRequest) -> None:
         """Give a lock up, whether it was wanted, held, or given back already, and wait for nothing but the server."""
 
+    async def _observed(
+        self, block: AbstractContextManager[object], call: Callable[..., Coroutine[Any, Any, T]], *args: Any
+    ) -> T:
+        with block:
+            self.check_open()
+            return await call(*args)
+
+    def _store(self, change: Change) -> Coroutine[Any, Any, None]:
+        return self.call(self._commit, [change])
+
+    def _store_blocking(self, change: Change) -> None:
+        self.call_blocking(self._commit, [change])
+
     def _commit(self, changes: Sequence[Change]) -> None:
-        """Store changes in one commit; with a look at what is there first, where one of them is to continue that."""
+        """Store changes in one commit."""
         if self.provider.lock_session.lost:
             self.provider.lock_session.check(self.sql, changes)  # here already: there may be no server
-        continues = any(change.continues for change in changes)
+        continues = any(map(_continues, changes))
         operation = checkpoints.store_continuing if continues else checkpoints.store
         # Raised here, once all else is committed.
         if refused := self.provider.run(operation, self.page_cache, changes):
@@ -165,14 +216,199 @@ class Backend(ABC):
             error._by_thread = refused
             raise error
 
-    @abstractmethod
-    async def _await(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function of the origin's, from any coroutine."""
 
-    @abstractmethod
-    def _call(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function of the origin's and wait for it."""
+class AsyncBackend(Backend):
+    """Runs operations on the event loop of an async engine or connection, each in a greenlet of SQLAlchemy's.
 
-    def _run(self, operation: Operation[..., T], *args: Any) -> T:
-        self.check_open()  # still: the call may have been on its way for a while
-        return self.provider.run(operation, *args)
+    One greenlet from checkout to return: each switch in and out of one costs as much as a small statement.
+
+    Args:
+        provider: The provider.
+        event_loop: The loop of its connections.
+        page_cache: The pages known to be stored.
+        page_sharing: Whether large values are stored as pages.
+        engine: The engine of the connections; None if these are the caller's.
+        replica: The engine of a replica, if there is one.
+        pipe: Lets concurrent changes share commits.
+    """
+
+    def __init__(
+        self,
+        provider: ConnectionProvider,
+        event_loop: EventLoop,
+        page_cache: PageCache,
+        page_sharing: PageSharing,
+        *,
+        engine: AsyncEngine | None = None,
+        replica: AsyncEngine | None = None,
+        pipe: AsyncPipeline | None = None,
+    ) -> None:
+        super().__init__(provider, page_cache, page_sharing)
+        self.event_loop = event_loop
+        self.owned = False
+        """Whether the engine and its loop are ours, and end with the saver."""
+        self._closing = threading.RLock()
+        self._engine = engine
+        self._replica = replica
+        self._pipe = pipe
+
+    def with_provider(self, provider: ConnectionProvider) -> AsyncBackend:
+        """Return a backend like this one on another provider."""
+        return AsyncBackend(provider, self.event_loop, self.page_cache, self.page_sharing)
+
+    def call(self, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+        """Call a function of the provider, from any coroutine."""
+        if self.event_loop.loop is asyncio.get_running_loop():
+            return greenlet_spawn(function, *args)
+        return self.event_loop.acall(greenlet_spawn, function, *args)
+
+    def call_blocking(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of the provider and wait for it, from a thread other than the loop's."""
+        result: T = self.event_loop.call(greenlet_spawn, function, *args)
+        return result
+
+    def leave_lock_blocking(self, request: LockRequest) -> None:
+        """Have a lock given up, on the loop."""
+        request.given_up.set()
+        with suppress(Closed, WrongThread):
+            self.event_loop.send(greenlet_spawn, self.provider.drop_lock, request)
+
+    def check_sync(self) -> None:
+        """Raise unless a sync call can be made from here."""
+        self.check_open()
+        self.event_loop.check_sync()
+
+    async def close(self) -> None:
+        """Refuse further operations, and give back what is ours."""
+        self._refuse()
+        if self.event_loop.is_ours:
+            await asyncio.to_thread(self.close_blocking)
+        elif self.owned and self.provider.state is State.DRAINING and not self.event_loop.is_left_behind:
+            await self.event_loop.acall(self._close)
+
+    def close_blocking(self) -> None:
+        """Refuse further operations, and give back what is ours."""
+        self._refuse()
+        # At the end of the interpreter the loop, and all that lived on it, may have gone first.
+        if self.event_loop.is_closed:
+            return
+        with self._closing:
+            if self.provider.state is State.DRAINING:
+                with closing_blocking(self._end):  # also after Ctrl-C
+                    self.event_loop.call(self._drain)
+
+    def _refuse(self) -> None:
+        """Refuse further operations."""
+        if self.provider.state is State.OPEN:
+            # A pipeline of the caller's may have changes of others among ours.
+            is_left = self.owned or self.event_loop.is_ours or self._pipe is not None
+            self.provider.close(State.DRAINING if is_left else State.CLOSED)
+
+    def _end(self) -> None:
+        try:
+            self.event_loop.call(self._release)
+        finally:
+            if self.owned:
+                self.event_loop.stop()
+
+    async def _close(self) -> None:
+        async with closing(self._release_shielded):  # also if the wait for the pipeline is cancelled
+            await self._drain()
+
+    async def _drain(self) -> None:
+        if self.owned and self._pipe is not None:
+            await self._pipe.aclose()
+
+    async def _release_shielded(self) -> None:
+        await to_the_end(self._release())
+
+    async def _release(self) -> None:
+        async with closing(self._dispose):
+            if self.owned:
+                await greenlet_spawn(self.provider.lock_session.close)
+
+    async def _dispose(self) -> None:
+        """Close the connections, which nobody else could on a loop of ours."""
+        goes_on = self._pipe is not None and not self.owned
+        self.provider.close(State.DRAINING if goes_on else State.CLOSED, is_disposed=self._engine is not None)
+        try:
+            for engine in (self._engine, self._replica if self.event_loop.is_ours else None):
+                if engine is not None:
+                    await greenlet_spawn(dispose, engine.sync_engine)
+        except BaseException:
+            self.provider.close(State.DRAINING)  # to be closed once more
+            raise
+
+    def _store(self, change: Change) -> Coroutine[Any, Any, None]:
+        if self._pipe is None:
+            return super()._store(change)
+        submitting = self._store_all, self.sql.tables.schema, change
+        if self.event_loop.loop is asyncio.get_running_loop():
+            return self._pipe.submit(*submitting)
+        return self.event_loop.acall(self._pipe.submit, *submitting)
+
+    def _store_blocking(self, change: Change) -> None:
+        if self._pipe is None:
+            super()._store_blocking(change)
+        else:
+            self.event_loop.call(self._pipe.submit, self._store_all, self.sql.tables.schema, change)
+
+    async def _store_all(self, changes: Sequence[Change]) -> None:
+        # Also when this saver has been closed meanwhile: it was open when the first call came in, and there may be
+        # others' among them.
+        with self.observer.commit(changes) if self.observer else _UNOBSERVED:
+            await greenlet_spawn(self._commit, changes)
+
+
+class SyncBackend(Backend):
+    """Runs operations in the calling thread, on a sync engine or connection; for coroutines, in a worker thread."""
+
+    def with_provider(self, provider: ConnectionProvider) -> SyncBackend:
+        """Return a backend like this one on another provider."""
+        return SyncBackend(provider, self.page_cache, self.page_sharing)
+
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of the provider in a worker thread."""
+        if not self.provider.is_callers:
+            return await asyncio.to_thread(function, *args)
+        call = asyncio.ensure_future(asyncio.to_thread(function, *args))
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            # The caller will go on with the connection, or close it: the call has to leave it first.
+            await asyncio.wait([call])
+            call.exception()
+            raise
+
+    def call_blocking(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of the provider."""
+        return function(*args)
+
+    async def take_lock(self, request: LockRequest) -> None:
+        """Take a thread's lock, in a worker thread; if cancelled, not before that has stopped."""
+        self.check_open()
+        call = asyncio.ensure_future(asyncio.to_thread(self.provider.take_lock, request))
+        try:
+            await asyncio.shield(call)
+        except asyncio.CancelledError:
+            request.given_up.set()
+            await to_the_end(asyncio.wait([call]))
+            call.exception()
+            raise
+
+    def leave_lock_blocking(self, request: LockRequest) -> None:
+        """Give a lock up."""
+        request.given_up.set()
+        self.provider.drop_lock(request)
+
+    def check_sync(self) -> None:
+        """Raise if this backend is closed; a thread that runs a loop may call too, and blocks it."""
+        self.check_open()
+
+    async def close(self) -> None:
+        """Refuse further operations; engine and connections are the caller's."""
+        self.close_blocking()
+
+    def close_blocking(self) -> None:
+        """Refuse further operations; engine and connections are the caller's."""
+        self.provider.close(State.CLOSED)

@@ -1,12 +1,24 @@
-"""Blocks that close something at their end: what goes wrong in them first is raised, and not what follows from it."""
+"""The end of a saver: the states on the way there, and blocks that close something."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from enum import Enum, auto
 
 log = logging.getLogger("checkpoint_store")
+
+
+class State(Enum):
+    """The states of a provider, and so of its saver."""
+
+    OPEN = auto()
+    """Calls are accepted."""
+    DRAINING = auto()
+    """Calls are refused. Those accepted before are carried out, those in a pipeline too, and retried if need be."""
+    CLOSED = auto()
+    """Nothing is retried, and no connection is opened in a pool that was disposed of."""
 
 
 @asynccontextmanager
@@ -14,7 +26,7 @@ async def closing(close: Callable[[], Awaitable[object]]) -> AsyncIterator[None]
     """Close something after a block; when both fail, raise the block's error and log the other.
 
     Args:
-        close: What closes it.
+        close: The function that closes it.
     """
     try:
         yield

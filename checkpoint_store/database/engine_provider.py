@@ -1,7 +1,8 @@
-"""An engine, the caller's or our own -> a connection of its pool for each operation."""
+"""A provider on an engine: a connection of its pool for each operation."""
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -12,10 +13,12 @@ from sqlalchemy import Connection, Dialect, Engine, NullPool, Pool, QueuePool, S
 
 from checkpoint_store.conninfo.fork import in_children
 from checkpoint_store.conninfo.transient_errors import transient_error_of
+from checkpoint_store.database.checkout import Checkout
+from checkpoint_store.database.closing import State
 from checkpoint_store.database.error_translation import FOREIGN
 from checkpoint_store.database.fair_queue import FairSemaphore, alone_with
 from checkpoint_store.database.locks.request import LockRequest
-from checkpoint_store.database.pool import borrowed, detached, dispose, kept_by_others, migrating
+from checkpoint_store.database.pool import detached, dispose, kept_by_others, migrating
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
 from checkpoint_store.database.retry import Retries
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
@@ -27,18 +30,20 @@ from checkpoint_store.storage import probes
 from checkpoint_store.storage.operation import Operation
 
 T = TypeVar("T")
+Slot = AbstractContextManager[object]
+"""A block that has a place in the queue for a connection; may be entered by any number of calls."""
 
-_origins: weakref.WeakSet[EngineProvider] = weakref.WeakSet()
-_turns: weakref.WeakKeyDictionary[Pool, FairSemaphore] = weakref.WeakKeyDictionary()
+_providers: weakref.WeakSet[EngineProvider] = weakref.WeakSet()
+_slots: weakref.WeakKeyDictionary[Pool, FairSemaphore] = weakref.WeakKeyDictionary()
 
 
 class EngineProvider(ConnectionProvider):
-    """Borrows connections from an engine's pool, and leaves engine and pool as they were.
+    """Runs operations on connections of an engine's pool, and leaves engine and pool as they were.
 
     Args:
-        engine: A sync engine, or what an async one has inside.
-        sql: The statements that operations get.
-        retry_timeout: For how long, in seconds, an operation is done again that failed by something that passes.
+        engine: A sync engine, or the one inside an async engine.
+        sql: The statements that operations use.
+        retry_timeout: For how long, in seconds, an operation is retried that fails with a transient error.
         pooler: Whether a pooler of transactions stands before the server.
     """
 
@@ -46,127 +51,137 @@ class EngineProvider(ConnectionProvider):
         super().__init__(engine, sql)
         self.pooler = pooler
         """Whether a pooler of transactions stands before the server."""
+        self.slot = _slot_of(engine.pool, engine.dialect)
         self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
-        self.turn = _turn_on(engine.pool, engine.dialect)
-        """Waits for a connection of the pool, in a `with` block."""
-        has_overflow = getattr(engine.pool, "_max_overflow", 0) != 0
-        self.long_turn = nullcontext if engine.dialect.is_async and has_overflow else self.turn
-        """The same, for who goes on to make other calls meanwhile, which may need a turn each."""
         self._parents_pool: Pool | None = None
-        self._lends = self._keeps = True
-        _origins.add(self)
+        _providers.add(self)
 
     @property
     def retries(self) -> int:
-        """How many times an operation was done again."""
+        """The number of retries."""
         return self._retries.count
 
-    def stop_trying(self, *, lends: bool = True) -> None:
-        """Let what fails from now on not be done again: it would open connections that nobody closes."""
-        self._retries.stop()
-        self._lends = lends
-
-    def keep_nothing(self) -> None:
-        """Let no connection be left open by what is still to come: nobody else could close it."""
-        self._keeps = False
-
-    def check_lends(self) -> None:
-        """Raise if this saver has closed its engine: the next connection would be opened in the engine's next pool."""
-        if not self._lends:
-            raise Closed("this saver was closed before the call got a connection; nothing was carried out")
+    @property
+    def long_slot(self) -> Slot:
+        """The slot of a call that makes others meanwhile, which may need a slot each."""
+        has_overflow = getattr(self.engine.pool, "_max_overflow", 0) != 0
+        return nullcontext() if self.engine.dialect.is_async and has_overflow else self.slot
 
     def run(self, operation: Operation[..., T], *args: Any) -> T:
-        """Run an operation on a connection of the pool."""
+        """Run an operation on a connection of the pool, and again as long as it fails with a transient error."""
         try:
-            result: T = self._insist(self._borrow, operation, args)
+            return self._run_once(operation, args)
+        except Exception as error:
+            result: T = self._retry(error, None, self._run_once, operation, args)
+            return result
         finally:
             if self.written.is_asked:
                 self.written.note_call(operation, args)
-        return result
 
-    def setup(self, timeout: float) -> None:
-        """Migrate on a connection of the pool, unless the database is at head."""
-        self._insist(self._setup, timeout)
-
-    def _setup(self, timeout: float) -> None:
-        try:
-            if is_head(self.run(probes.revisions)):
-                return
-        except NotSetUp:
-            pass
-        pause = pause_of(self.engine.dialect)
-        retry_conflicts(partial(self._migrate, pause), timeout, pause)
-
-    def _migrate(self, pause: Callable[[float], None], timeout: LockTimeout) -> None:
-        with self.turn():
-            self.check_lends()
-            with migrating(self.engine) as conn:
-                upgrade_to_head(conn, self.sql, timeout, pause)
-
-    def take_lock(self, request: LockRequest) -> None:
-        """Take a thread's lock until it is dropped; trying again is part of the wait for it."""
-        # Before as well: a connection that is being opened counts as one that somebody has.
-        kept = kept_by_others(self.engine)
-        request.kept = lambda: min(kept, kept_by_others(self.engine))
-        self._insist(self.lock_session.take, self._detach, self.sql, request, request=request)
-
-    def drop_lock(self, request: LockRequest) -> None:
-        """Give a thread's lock back."""
-        with self.told():
-            self.lock_session.drop(self.sql, request)
-
-    def role(self) -> str | None:
-        """Return the database role that our statements run as: on another connection, since an error may end one."""
-        with suppress(Exception):
-            return self._borrow(probes.role, ())
-        return None
-
-    def _detach(self) -> Connection:
-        with self.turn():
-            self.check_lends()
-            return detached(self.engine)
-
-    def _insist(self, function: Callable[..., T], *args: Any, request: LockRequest | None = None) -> T:
-        """Call a function that borrows connections, and again if what keeps it from succeeding is likely to pass.
-
-        Args:
-            function: What to call.
-            args: Its arguments.
-            request: What it is for, if that has a time limit of its own.
-        """
-        try:
-            return function(*args)
-        except Exception as error:
-            fault = transient_error_of(error) if isinstance(error, FOREIGN) else None
-            if fault is None or not self._retries.seconds:
-                self.tell(error)
-            # Once in any case: it may have met a connection that had lain in the pool for too long.
-            left = None if request is None else request.left
-            seconds = self._retries.seconds if left is None else min(left, self._retries.seconds)
-            # By now it has given back its connection, and its turn.
-            with self.told(seconds):
-                return self._retries.repeat(fault, error, function, *args, seconds=seconds)
-
-    def _borrow(self, operation: Operation[..., T], args: tuple[Any, ...]) -> T:
+    def _run_once(self, operation: Operation[..., T], args: tuple[Any, ...]) -> T:
         if self._parents_pool is self.engine.pool:
             raise WrongThread(
                 "this saver's engine was used before the process forked; its connections belong to the parent. "
                 "Call engine.dispose(close=False) in the child first, or make engine and saver there."
             )
+        if self.state is State.CLOSED:
+            self.check_open()
+        began = 0.0 if self.observer is None else time.perf_counter()
         try:
-            with self.turn():
-                self.check_lends()
-                with borrowed(self.engine, whole=operation.in_transaction, pooler=self.pooler) as db:
+            with self.slot:
+                if self.is_disposed:
+                    self.check_connects()
+                with Checkout(self.engine, in_transaction=operation.in_transaction, pooler=self.pooler) as db:
+                    if self.observer is not None:
+                        self.observer.connected(time.perf_counter() - began)
+                    elif not self.lock_session.lost:
+                        return operation.function(db, self.sql, *args)
                     return self.perform(operation, db, args)
         finally:
-            if not self._keeps:
+            if self.is_disposed:
                 dispose(self.engine)
+
+    def check_connects(self) -> None:
+        """Raise if the engine was disposed of: the next connection would be opened in its next pool."""
+        if self.state is State.CLOSED and self.is_disposed:
+            raise Closed("this saver was closed before the call got a connection; nothing was carried out")
+
+    def setup(self, timeout: float) -> None:
+        """Migrate on a connection of the pool, unless the database is at head."""
+        with suppress(NotSetUp):
+            if is_head(self.run(probes.revisions)):
+                return
+        pause = pause_of(self.engine.dialect)
+        try:
+            retry_conflicts(partial(self._migrate, pause), timeout, pause)
+        except Exception as error:
+            self._retry(error, None, retry_conflicts, partial(self._migrate, pause), timeout, pause)
+
+    def _migrate(self, pause: Callable[[float], None], timeout: LockTimeout) -> None:
+        with self.slot:
+            self.check_connects()
+            with migrating(self.engine) as conn:
+                upgrade_to_head(conn, self.sql, timeout, pause)
+
+    def take_lock(self, request: LockRequest) -> None:
+        """Take a thread's lock until it is dropped; its time-out includes retries."""
+        # Before as well: a connection that is being opened counts as checked out.
+        kept = kept_by_others(self.engine)
+        request.kept = lambda: min(kept, kept_by_others(self.engine))
+        try:
+            self.lock_session.take(self._detach, self.sql, request)
+        except Exception as error:
+            self._retry(error, request.left, self.lock_session.take, self._detach, self.sql, request)
+
+    def drop_lock(self, request: LockRequest) -> None:
+        """Give a thread's lock back."""
+        with self.translate_errors():
+            self.lock_session.drop(self.sql, request)
+
+    def role(self) -> str | None:
+        """Return the database role that our statements run as: on another connection, since an error may end one."""
+        with suppress(Exception):
+            return self._run_once(probes.role, ())
+        return None
+
+    def _detach(self) -> Connection:
+        with self.slot:
+            self.check_connects()
+            return detached(self.engine)
+
+    def _retry(self, error: Exception, limit: float | None, function: Callable[..., T], *args: Any) -> T:
+        """Retry a function after a transient error; raise any other error in our words.
+
+        By now it has given back its connection, and its slot.
+
+        Args:
+            error: The error that it has raised.
+            limit: For how many seconds at most, if there is a limit of its own.
+            function: The function.
+            args: Its arguments.
+        """
+        transient = transient_error_of(error) if isinstance(error, FOREIGN) else None
+        if transient is None or not self._retries.seconds:
+            self.raise_translated(error)
+        # Once in any case: the connection may have lain in the pool for too long.
+        seconds = self._retries.seconds if limit is None else min(limit, self._retries.seconds)
+        try:
+            return self._retries.repeat(transient, error, seconds, self._before_retry, function, *args)
+        except Exception as last:
+            self.raise_translated(last, seconds)
+
+    def _before_retry(self, error: BaseException) -> None:
+        if self.state is State.CLOSED:  # it would open connections that nobody closes
+            raise Closed("this saver was closed while a call was retried; whether it was carried out is unknown")
+        if self.observer is not None:
+            self.observer.retried(error)
 
 
 def _leave_pools() -> None:
-    """Leave the connections that there are to the process this one was forked from."""
-    for provider in _origins:
+    """Leave the connections of all engines to the process this one was forked from."""
+    for provider in _providers:
         pool = provider.engine.pool
+        provider.slot = _slot_of(pool, provider.engine.dialect)
         is_unused = isinstance(pool, QueuePool) and not pool.checkedin() + pool.checkedout()
         if not is_unused and not isinstance(pool, NullPool):
             provider._parents_pool = pool
@@ -175,16 +190,15 @@ def _leave_pools() -> None:
 in_children(_leave_pools)
 
 
-def _turn_on(pool: Pool, dialect: Dialect) -> Callable[[], AbstractContextManager[object]]:
-    """Return what waits for a connection of a pool."""
+def _slot_of(pool: Pool, dialect: Dialect) -> Slot:
+    """Return the slot that all savers on a pool share."""
     if isinstance(pool, StaticPool):
-        # Not with the pool: the engine gets another one when it is disposed of, and savers made then share that.
-        return partial(alone_with, dialect, is_async=dialect.is_async)
-    # Without a limit of its own the pool never makes anybody wait.
+        # By the dialect: a disposed engine gets another pool, and savers made then share the slot.
+        return alone_with(dialect, is_async=dialect.is_async)
+    # Without a limit of its own the pool never lets a call wait.
     if not dialect.is_async or not isinstance(pool, QueuePool) or not pool.size():
-        return nullcontext
-    # A task that gives a connection back would take it again before those in the pool's queue have woken up. This
-    # queue is fair, and shared by all savers on the pool. Threads have no such trouble. And it leaves the overflow to
-    # the host: those connections are closed when they are given back, so that each burst would open new ones.
-    turns = FairSemaphore(pool.size(), pool.timeout())
-    return (_turns.get(pool) or _turns.setdefault(pool, turns)).taken
+        return nullcontext()
+    # A task that gives a connection back would take it again before those in the pool's queue have woken up: this queue
+    # is fair. Threads need none. And it leaves the overflow to the host: those connections are closed when they are
+    # given back, so each burst would open new ones.
+    return _slots.get(pool) or _slots.setdefault(pool, FairSemaphore(pool.size(), pool.timeout()))

@@ -9,8 +9,7 @@ from sqlalchemy import Connection, Dialect, Engine, delete, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
-from checkpoint_store.database.async_backend import AsyncBackend
-from checkpoint_store.database.backend import Backend, PageSharing
+from checkpoint_store.database.backend import AsyncBackend, Backend, PageSharing, SyncBackend
 from checkpoint_store.database.engine_provider import EngineProvider
 from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.database.group_commit import AsyncPipeline
@@ -19,7 +18,6 @@ from checkpoint_store.database.options import SaverOptions
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.replica_provider import ReplicaProvider
 from checkpoint_store.database.retry import RETRY_SECONDS
-from checkpoint_store.database.sync_backend import SyncBackend
 from checkpoint_store.errors import InvalidOption, UnusableConnection
 from checkpoint_store.serde.arguments import flag
 from checkpoint_store.sql.statements import Statements, statements_of

@@ -1,16 +1,17 @@
-"""A connection or session of the caller's -> operations in the caller's transaction, one at a time."""
+"""Providers on a connection or session of the caller's: operations in the caller's transaction, one at a time."""
 
 from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.orm import Session
 
+from checkpoint_store.database.closing import State
 from checkpoint_store.database.fair_queue import alone_with, wait_for_others
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
@@ -26,18 +27,18 @@ T = TypeVar("T")
 
 _guarded: weakref.WeakSet[Connection] = weakref.WeakSet()
 _ended: weakref.WeakSet[object] = weakref.WeakSet()
-"""The transactions of connections whose COMMIT or ROLLBACK is on its way, or was."""
+"""The transactions of connections that have begun to COMMIT or ROLLBACK."""
 
 
 class HostProvider(ConnectionProvider):
-    """Lends what is the caller's, to one at a time, for as long as the transaction lasts that it is lent for.
+    """Runs one operation at a time on a connection or session of the caller's, as long as its transaction lasts.
 
     That is the one that is open when the saver is made. A saver made before any has begun may begin the first, and goes
-    on in those that the caller begins; it never begins another, which nobody might end.
+    on in those that the caller begins; it never begins another, which the caller might never end.
 
     Args:
-        engine: Where the connection comes from.
-        sql: The statements that operations get.
+        engine: The engine of the connection.
+        sql: The statements that operations use.
         shared: The connection or session.
     """
 
@@ -49,6 +50,16 @@ class HostProvider(ConnectionProvider):
         self._bound_in = shared.get_transaction()
         self._may_begin = self._bound_in is None
 
+    def run(self, operation: Operation[..., T], *args: Any) -> T:
+        """Run an operation on the connection when it is free."""
+        if self.state is State.CLOSED:
+            self.check_open()
+        return self._use(lambda conn: self.perform(operation, ConnectionExecutor(conn), args))
+
+    def setup(self, timeout: float) -> None:
+        """Migrate in the caller's transaction."""
+        self._use(lambda conn: _migrate(conn, self.sql, timeout))
+
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock until the caller's transaction ends."""
         super().take_lock(request)
@@ -56,22 +67,23 @@ class HostProvider(ConnectionProvider):
         self.lock_session.within.add(request)
 
     def drop_lock(self, request: LockRequest) -> None:
-        """Let go of it, but not of the lock; and look whether that was there to the end."""
+        """Forget a lock, but keep it, and note if it was lost before."""
         self.lock_session.forget(request)
-        # A savepoint that was rolled back has freed what was taken in it. With the transaction it ends as it should.
+        # A savepoint that was rolled back has freed the locks taken in it; the end of the transaction frees them too.
         if request.is_held and not request.given_up.is_set() and self._is_in(request.transaction):
             with suppress(Exception):
-                request.is_lost = not self._ask(locks.has_lock, request.number)
+                request.is_lost = not self._use(
+                    lambda conn: locks.has_lock(ConnectionExecutor(conn), self.sql, request.number), flushes=False
+                )
         super().drop_lock(request)
 
     def perform(self, operation: Operation[..., T], db: Executor, args: Sequence[Any]) -> T:
-        """Call an operation; not one that stores for a thread whose lock a savepoint has freed."""
+        """Call an operation on the connection, but not for a thread whose lock a savepoint has freed."""
         if self.lock_session.within and operation.kind is Kind.STORE:
             threads = {change.thread_id for change in args[-1]}
-            for request in [
-                one for one in self.lock_session.within if one.thread_id in threads and self._is_in(one.transaction)
-            ]:
-                if not locks.has_lock(db, self.sql, request.number):
+            held = [one for one in self.lock_session.within if one.thread_id in threads]
+            for request in held:
+                if self._is_in(request.transaction) and not locks.has_lock(db, self.sql, request.number):
                     request.is_lost = True
                     self.lock_session.lost.add(request)
         return super().perform(operation, db, args)
@@ -81,18 +93,20 @@ class HostProvider(ConnectionProvider):
         return now is not None and now is transaction and now not in _ended
 
     @abstractmethod
-    def _ask(self, operation: Operation[..., T], *args: Any) -> T:
-        """Lend the connection as it is: nothing of the caller's is flushed."""
+    def _use(self, use: Callable[[Connection], T], *, flushes: bool = True) -> T:
+        """Call a function with the connection when it is free.
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Be alone with what is the caller's, which all savers on it share, in the transaction the call was made in."""
-        called_in = self._shared.get_transaction()
-        with self._alone_with(self._shared):
-            self._check(called_in)
-            yield
+        Args:
+            use: The function.
+            flushes: Whether a session is flushed first.
+        """
+
+    def _alone(self, thing: Connection | Session) -> AbstractContextManager[object]:
+        """Return a block that no other call on the connection or session is in, by whichever saver."""
+        return alone_with(thing, is_async=self.engine.dialect.is_async)
 
     def _check(self, called_in: object) -> None:
+        """Raise if the transaction that a call was made in has ended."""
         now = self._shared.get_transaction()
         if now is None:
             is_over = not self._may_begin or called_in is not None or getattr(self._shared, "closed", False)
@@ -102,45 +116,38 @@ class HostProvider(ConnectionProvider):
             raise _over()
         self._may_begin = False
 
-    def _alone_with(self, shared: Connection | Session) -> AbstractContextManager[object]:
-        return alone_with(shared, is_async=self.engine.dialect.is_async)
-
 
 class HostConnectionProvider(HostProvider):
-    """Lends a connection of the caller's, in the caller's transaction.
+    """Runs operations on a connection of the caller's, in the caller's transaction.
 
     Args:
-        connection: An open connection: a sync one, or what an async one has inside.
-        sql: The statements that operations get.
+        connection: An open connection: a sync one, or the one inside an async connection.
+        sql: The statements that operations use.
     """
 
     def __init__(self, connection: Connection, sql: Statements) -> None:
         super().__init__(connection.engine, sql, connection)
         self._connection = connection
 
-    def run(self, operation: Operation[..., T], *args: Any) -> T:
-        """Lend the connection when it is free."""
-        with self.told(), self._alone():
-            _guard(self._connection)
-            return self.perform(operation, ConnectionExecutor(self._connection), args)
-
-    _ask = run
-
-    def setup(self, timeout: float) -> None:
-        """Migrate in the caller's transaction."""
-        with self.told(), self._alone():
-            _guard(self._connection)
-            _migrate(self._connection, self.sql, timeout)
+    def _use(self, use: Callable[[Connection], T], *, flushes: bool = True) -> T:  # noqa: ARG002 - there is no session
+        called_in = self._connection.get_transaction()
+        try:
+            with self._alone(self._connection):
+                self._check(called_in)
+                _guard(self._connection)
+                return use(self._connection)
+        except Exception as error:
+            self.raise_translated(error)
 
 
 class HostSessionProvider(HostProvider):
-    """Lends the connection that a session of the caller's is working on, after a flush.
+    """Runs operations on the connection that a session of the caller's uses, after a flush.
 
     Args:
-        session: A sync session, or what an async one has inside.
+        session: A sync session, or the one inside an async session.
         engine: The one of its engines that has the tables.
-        sql: The statements that operations get.
-        bind_arguments: What tells `Session.connection()` which engine that is.
+        sql: The statements that operations use.
+        bind_arguments: Tell `Session.connection()` which engine that is.
     """
 
     def __init__(self, session: Session, engine: Engine, sql: Statements, bind_arguments: Mapping[str, Any]) -> None:
@@ -149,28 +156,19 @@ class HostSessionProvider(HostProvider):
         self._bind_arguments = bind_arguments
         event.listen(session, "before_commit", wait_for_others)
 
-    def run(self, operation: Operation[..., T], *args: Any) -> T:
-        """Lend the session's connection when it is free."""
-        return self._lend(lambda conn: self.perform(operation, ConnectionExecutor(conn), args))
-
-    def setup(self, timeout: float) -> None:
-        """Migrate in the caller's transaction."""
-        self._lend(lambda conn: _migrate(conn, self.sql, timeout))
-
-    def _ask(self, operation: Operation[..., T], *args: Any) -> T:
-        return self._lend(lambda conn: self.perform(operation, ConnectionExecutor(conn), args), flushes=False)
-
-    def _lend(self, use: Callable[[Connection], T], *, flushes: bool = True) -> T:
-        with self._alone():
-            # Asked for each time: after a commit the session may go on with another one.
-            with self.told():
+    def _use(self, use: Callable[[Connection], T], *, flushes: bool = True) -> T:
+        called_in = self._session.get_transaction()
+        with self._alone(self._session):
+            self._check(called_in)
+            # Each time: after a commit the session may go on with another connection.
+            with self.translate_errors():
                 conn = self._session_connection()
-            with self._alone_with(conn):
+            with self._alone(conn):
                 _guard(conn)
-                # What goes wrong here is about the caller's own rows.
+                # An error here is about the caller's own rows.
                 if flushes:
                     self._session.flush()
-                with self.told():
+                with self.translate_errors():
                     return use(conn)
 
     def _session_connection(self) -> Connection:
@@ -178,17 +176,17 @@ class HostSessionProvider(HostProvider):
         try:
             return self._session.connection(dict(self._bind_arguments))
         except exc.InvalidRequestError as error:
-            # The caller is in the middle of ending it. After a flush that failed SQLAlchemy's own word is as good.
+            # The caller is about to end it. After a flush that failed SQLAlchemy's own message is as good.
             if transaction is None or transaction.is_active or isinstance(error, exc.PendingRollbackError):
                 raise
             raise _over() from None
 
 
 def _guard(conn: Connection) -> None:
-    """Have the end of a connection's transaction wait for a call of ours on it; refuse calls that come after.
+    """Have the end of a connection's transaction wait for a call of ours on it; refuse calls that come later.
 
     Raises:
-        WrongTransaction: If the end is on its way.
+        WrongTransaction: If the end has begun.
     """
     if conn.get_transaction() in _ended:
         raise _over()

@@ -1,4 +1,7 @@
-"""Where connections come from, in sync style: on an async engine all of this runs in a greenlet of SQLAlchemy's."""
+"""A provider: the source of the connections that operations run on.
+
+All of it is in sync style: on an async engine it runs in a greenlet of SQLAlchemy's.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ from sqlalchemy import URL, Dialect, Engine
 from sqlalchemy.util import await_only
 
 from checkpoint_store.conninfo.driver_errors import is_from_driver, raise_from, remove_values
+from checkpoint_store.database.closing import State
 from checkpoint_store.database.error_translation import FOREIGN, translate
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.session import POLL_SECONDS, lock_session_of
+from checkpoint_store.database.observer import Observer
 from checkpoint_store.database.pool import kept_by_others
 from checkpoint_store.database.replication_lag import replication_lag_of
-from checkpoint_store.errors import CheckpointStoreError
+from checkpoint_store.errors import CheckpointStoreError, Closed
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks
@@ -28,11 +33,11 @@ T = TypeVar("T")
 
 
 class ConnectionProvider(ABC):
-    """Lends connections to operations.
+    """Runs operations on connections.
 
     Args:
-        engine: Where the connections come from, directly or not.
-        sql: The statements that operations get.
+        engine: The engine of the connections.
+        sql: The statements that operations use.
     """
 
     is_callers = False
@@ -41,14 +46,18 @@ class ConnectionProvider(ABC):
     def __init__(self, engine: Engine, sql: Statements) -> None:
         self.engine = engine
         self.sql = sql
+        self.state = State.OPEN
+        self.is_disposed = False
+        """Whether closing has disposed of the engine: connections opened later would stay open."""
+        self.observer: Observer | None = None
         self.lock_session = lock_session_of(engine.dialect)
         """Holds the locks that runs have on threads."""
         self.written = replication_lag_of(engine.dialect)
-        """What was written; noted where it is committed."""
+        """The threads that a replica may not have as they are."""
 
     @property
     def retries(self) -> int:
-        """How many times an operation was done again; in a transaction of the caller's none ever is."""
+        """The number of retries; in a transaction of the caller's there are none."""
         return 0
 
     @abstractmethod
@@ -57,18 +66,34 @@ class ConnectionProvider(ABC):
 
     @abstractmethod
     def setup(self, timeout: float) -> None:
-        """Bring the schema to head, waiting so many seconds for others that do."""
+        """Bring the schema to head, waiting some seconds at most for other migrations."""
+
+    def close(self, state: State, *, is_disposed: bool = False) -> None:
+        """Go on to a further state."""
+        self.state, self.is_disposed = state, is_disposed
+
+    def check_open(self) -> None:
+        """Raise unless calls are accepted."""
+        if self.state is not State.OPEN:
+            raise Closed("this saver is closed. Make a new one, or use it inside its `with` block.")
+
+    def observe(self, observer: Observer | None) -> None:
+        """Register an observer, or none."""
+        self.observer = observer
 
     def perform(self, operation: Operation[..., T], db: Executor, args: Sequence[Any]) -> T:
-        """Call an operation, at last; not one that stores for a thread whose lock was lost while the call waited."""
+        """Call an operation on a connection; observed, and not for a thread whose lock was lost meanwhile."""
         if self.lock_session.lost and operation.kind is Kind.STORE:
             self.lock_session.check(self.sql, args[-1], db)
-        return operation.function(db, self.sql, *args)
+        if self.observer is None:
+            return operation.function(db, self.sql, *args)
+        with self.observer.operation(operation, args, db) as observed:
+            return operation.function(observed, self.sql, *args)
 
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock until the caller's transaction ends."""
         pause = pause_of(self.engine.dialect)
-        # Each try by itself: who waits in the server holds up the connection, which others may share.
+        # Each try by itself: a wait in the server would block the connection, which others may share.
         while (number := self.run(locks.take_lock_in_transaction, request.thread_id)) is None:
             if request.left == 0:
                 raise request.locked()
@@ -77,56 +102,51 @@ class ConnectionProvider(ABC):
         request.number, request.schema, request.is_held = number, self.sql.tables.schema, True
 
     def drop_lock(self, request: LockRequest) -> None:
-        """Let go of it, but not of the lock: others may not go on before they can see what was stored."""
+        """Forget a lock, but keep it: others may not go on before they can see what was stored."""
         request.is_held = False
-
-    def stop_trying(self, *, lends: bool = True) -> None:  # noqa: B027 - by default nothing is done again anyway
-        """Let what fails from now on not be done again.
-
-        Args:
-            lends: Whether what waits for a connection still gets one.
-        """
-
-    def keep_nothing(self) -> None:  # noqa: B027 - what is the caller's is the caller's to close
-        """Let no connection be left open by what is still to come."""
 
     @property
     def where(self) -> str:
-        """How messages name the database: without user, password and parameters, any of which may be secret."""
+        """The database's name in messages: without user, password and parameters, any of which may be secret."""
         url = self.engine.url
         return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
 
     @contextmanager
-    def told(self, tried: float = 0.0) -> Iterator[None]:
-        """Tell errors of the server's and the driver's in our words, and for how many seconds it was tried again."""
+    def translate_errors(self) -> Iterator[None]:
+        """Raise errors of the server and the driver in our words."""
         try:
             yield
         except Exception as error:
-            self.tell(error, tried)
+            self.raise_translated(error)
 
-    def tell(self, error: Exception, tried: float = 0.0) -> NoReturn:
-        """Raise an error in our words, if it is of the server's or the driver's, or else as it is."""
+    def raise_translated(self, error: Exception, tried: float = 0.0) -> NoReturn:
+        """Raise an error in our words if it is of the server or the driver, or else as it is.
+
+        Args:
+            error: The error.
+            tried: For how many seconds the operation was retried.
+        """
         if isinstance(error, CheckpointStoreError):
             remove_values(error)
             raise error
         if not isinstance(error, FOREIGN) and not is_from_driver(error):
             raise error
-        told = translate(
+        translated = translate(
             *(error, self.where, self.sql.tables),
             callers=self.is_callers,
             tried=tried,
             role=self.role,
             kept=0 if self.is_callers else kept_by_others(self.engine),
         )
-        raise_from(told, error)
+        raise_from(translated, error)
 
     def role(self) -> str | None:
-        """Return the database role that our statements run as, where that can be known after an error."""
+        """Return the database role that our statements run as, if it can be known after an error."""
         return None
 
 
 def pause_of(dialect: Dialect) -> Callable[[float], None]:
-    """Return what sleeps for so many seconds, in a greenlet without holding up its loop."""
+    """Return a function that sleeps for some seconds, in a greenlet without blocking its loop."""
     return _pause if dialect.is_async else time.sleep
 
 

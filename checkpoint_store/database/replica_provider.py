@@ -1,12 +1,12 @@
-"""A primary and a replica of it -> reads that may lag go to the replica, and never behind what this process wrote.
+"""A provider on a primary and a replica: reads that may lag go to the replica, and always see this process's writes.
 
-A streaming replica is some milliseconds or, on a bad day, minutes behind. For a run that would be wrong: what it goes
-on from has to be the newest there is. So the newest checkpoint always comes from the primary, whoever wrote it. What is
-looked up by id comes from the replica if that has a newer one too: then nobody is at work on this one any more, and its
-pending writes are complete. History, delta channels and lists come from the replica as far as it has them.
+A streaming replica lags by some milliseconds or, on a bad day, by minutes. A run has to continue the newest checkpoint,
+so that always comes from the primary, whichever process wrote it. A checkpoint with a given id comes from the replica
+if that has a newer one too: then no run is at work on this one any more, and its pending writes are complete. History,
+delta channels and lists come from the replica as far as it has them.
 
-Threads that this process has written are read from the primary until the replica is known to have caught up, which is
-told by positions in the write-ahead log.
+Threads that this process has written are read from the primary until positions in the write-ahead log show that the
+replica has caught up.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import exc
 
+from checkpoint_store.database.closing import State
 from checkpoint_store.database.engine_provider import EngineProvider
 from checkpoint_store.database.locks.request import LockRequest
+from checkpoint_store.database.observer import Observer
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.storage import probes
@@ -29,22 +31,21 @@ T = TypeVar("T")
 log = logging.getLogger("checkpoint_store")
 
 REST_SECONDS = 5.0
-"""How long a replica that has failed is left alone."""
+"""For how long a replica that has failed is not asked."""
 
 
 class ReplicaProvider(ConnectionProvider):
-    """Lends connections of the primary, and of the replica for reads that may lag.
+    """Runs operations on connections of the primary, and of the replica if they may lag.
 
     Args:
-        primary: Where all is written.
-        replica: Where some of it is read; not tried again when it fails.
+        primary: The provider for all that is written.
+        replica: The provider for reads that may lag; without retries.
     """
 
     def __init__(self, primary: EngineProvider, replica: EngineProvider) -> None:
         super().__init__(primary.engine, primary.sql)
         self.primary = primary
         self.replica = replica
-        self.turn = primary.turn
         if not primary.written.is_asked:
             primary.written.is_asked = True
             if primary.engine.dialect.server_version_info is not None:
@@ -53,21 +54,25 @@ class ReplicaProvider(ConnectionProvider):
 
     @property
     def retries(self) -> int:
-        """How many times an operation was done again."""
+        """The number of retries, on the primary."""
         return self.primary.retries
 
-    def stop_trying(self, *, lends: bool = True) -> None:
-        """Let what fails from now on not be done again, on the primary."""
-        self.primary.stop_trying(lends=lends)
+    def close(self, state: State, *, is_disposed: bool = False) -> None:
+        """Go on to a further state."""
+        super().close(state, is_disposed=is_disposed)
+        self.primary.close(state, is_disposed=is_disposed)
+        if state is State.DRAINING:
+            self.replica.close(state, is_disposed=is_disposed)
 
-    def keep_nothing(self) -> None:
-        """Let no connection be left open by what is still to come."""
-        self.primary.keep_nothing()
-        self.replica.keep_nothing()
+    def observe(self, observer: Observer | None) -> None:
+        """Register an observer, or none."""
+        super().observe(observer)
+        self.primary.observe(observer)
+        self.replica.observe(observer)
 
     def run(self, operation: Operation[..., T], *args: Any) -> T:
         """Run an operation on a connection of either."""
-        if operation.may_lag is not None and operation.may_lag(*args):
+        if operation.may_lag is not None and operation.may_lag(*args) and self.state is not State.CLOSED:
             found: T | None = self._ask(operation.thread(args), operation.on_replica or operation, args)
             if found is not None:
                 return found
@@ -86,7 +91,7 @@ class ReplicaProvider(ConnectionProvider):
         self.primary.setup(timeout)
 
     def _ask(self, thread_id: str | None, operation: Operation[..., T], args: tuple[Any, ...]) -> T | None:
-        """Return what the replica answers; None if it is not to be asked, or fails."""
+        """Return the replica's answer; None if it may not be asked, or fails."""
         if time.monotonic() < self._rests_until:
             return None
         try:
@@ -97,8 +102,8 @@ class ReplicaProvider(ConnectionProvider):
                     return None
             return self.replica.run(operation, *args)
         except (CheckpointStoreError, exc.SQLAlchemyError) as error:
-            # Whatever it is: it can't be reached, it has not got the tables yet, the read stood in the way of what it
-            # replays. If it is the call's own fault, the primary says so too.
+            # Whatever it is: the replica can't be reached, it lacks the tables yet, the read stood in the way of
+            # the replay. If the call itself is wrong, the primary raises the same.
             self._rests_until = time.monotonic() + REST_SECONDS
             log.warning(
                 "%s: a read has failed (%s); for %g s the primary is asked instead",

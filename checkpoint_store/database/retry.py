@@ -1,4 +1,4 @@
-"""What went wrong and passes by itself -> another try, and another, until a deadline."""
+"""Retries of operations that fail with transient errors, until a deadline."""
 
 from __future__ import annotations
 
@@ -15,91 +15,91 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from checkpoint_store.conninfo.fork import ProcessLock
 from checkpoint_store.conninfo.transient_errors import TransientError, name_of, transient_error_of
-from checkpoint_store.errors import Closed
 from checkpoint_store.serde import arguments
 
 T = TypeVar("T")
 
 RETRY_SECONDS = 10.0
-"""How long a call is tried again by default: most servers restart, and most standbys take over, in less."""
+"""For how long an operation is retried by default: most servers restart, and most standbys take over, in less."""
 
 _jittered = wait_random_exponential(multiplier=0.1, max=1.0)
-"""The wait before the next try, in seconds; the first repetition comes at once."""
+"""The wait before the next try, in seconds; the first retry comes at once."""
 
 log = logging.getLogger("checkpoint_store")
 
 
 class Retries:
-    """Makes the calls of one saver again that failed by something that passes.
+    """Retries the operations of one saver that fail with transient errors.
 
     Args:
-        seconds: For how long after a call has failed for the first time; 0 for never.
-        dialect: That of the engine, whose savers share what is logged.
-        pause: Sleeps for so many seconds.
-        where: How the log names the database.
+        seconds: For how long after the first failure of an operation; 0 for no retry.
+        dialect: The dialect of the engine, whose savers share their log messages.
+        pause: Sleeps for some seconds.
+        where: The database's name in the log.
 
     Raises:
-        InvalidOption: If `seconds` is no such time.
+        InvalidOption: If `seconds` can't be used.
     """
 
     def __init__(self, seconds: float, dialect: Dialect, pause: Callable[[float], None], where: str) -> None:
         self.seconds = arguments.seconds(seconds, "retry_timeout", "0 for no second try")
         self.count = 0
-        """How many times a call was made again."""
+        """The number of retries."""
         self._pause = pause
-        self._stopped = False
         self._where = where
         self._incidents = _incidents.setdefault(dialect, {})
 
-    def stop(self) -> None:
-        """Make no call again from now on."""
-        self._stopped = True
-
     def repeat(
-        self, fault: TransientError, error: BaseException, function: Callable[..., T], *args: Any, seconds: float
+        self,
+        transient: TransientError,
+        error: BaseException,
+        seconds: float,
+        before: Callable[[BaseException], None],
+        function: Callable[..., T],
+        *args: Any,
     ) -> T:
         """Call a function again, and again after waits that grow, until it succeeds or the time is over.
 
         Args:
-            fault: What has kept it from succeeding.
-            error: What it has raised.
-            function: What to call.
-            args: Its arguments.
+            transient: The kind of error that it has failed with.
+            error: The error.
             seconds: For how long.
+            before: Called with the error before each try; what it raises ends them.
+            function: The function.
+            args: Its arguments.
 
         Raises:
-            Closed: If the saver was closed meanwhile.
-            BaseException: What it raised last, or as the first thing that doesn't pass.
+            BaseException: The last error, or the first that is not transient.
         """
-        with self._noted(fault, error, seconds) as incident:
+
+        def begin(_: RetryCallState) -> None:
+            before(error)
+            with _lock.current:
+                self.count += 1
+                incident.tries += 1
+
+        with self._noted(transient, error, seconds) as incident:
             repeating = Retrying(
                 sleep=self._pause,
-                retry=retry_if_exception(_passes),
+                retry=retry_if_exception(_is_transient),
                 stop=stop_after_delay(seconds),
                 wait=partial(_wait, seconds),
-                before=lambda _: self._count(incident),
+                before=begin,
                 reraise=True,
             )
             return repeating(function, *args)
 
-    def _count(self, incident: Incident) -> None:
-        if self._stopped:
-            raise Closed("this saver was closed while a call was tried again; whether it was carried out is unknown")
-        with _lock.current:
-            self.count += 1
-            incident.tries += 1
-
     @contextmanager
-    def _noted(self, fault: TransientError, error: BaseException, seconds: float) -> Iterator[Incident]:
-        """Log the first failure of many at once, and that it has passed when the last one's call has succeeded."""
+    def _noted(self, transient: TransientError, error: BaseException, seconds: float) -> Iterator[Incident]:
+        """Log the first of simultaneous failures, and its end when the last of their retries has succeeded."""
         with _lock.current:
-            incident = self._incidents.setdefault(fault.ends_connections, Incident())
+            incident = self._incidents.setdefault(transient.ends_connections, Incident())
             is_first = not incident.calls
             if is_first:
                 incident.tries, incident.since = 0, time.monotonic()
             incident.calls += 1
         if is_first:
-            log.warning("%s: %s (%s); trying again for %g s", self._where, fault.reason, name_of(error), seconds)
+            log.warning("%s: %s (%s); trying again for %g s", self._where, transient.reason, name_of(error), seconds)
         has_passed = False
         try:
             yield incident
@@ -113,21 +113,21 @@ class Retries:
 
 
 class Incident:
-    """What one failure after the other of an engine's calls has in common, from the first to the end of the last."""
+    """Failures of an engine's operations that overlap in time: from the first one to the end of the last retry."""
 
     def __init__(self) -> None:
         self.calls = 0
-        """How many calls are being tried again."""
+        """The number of operations that are being retried."""
         self.tries = 0
-        """How many times they were."""
+        """The number of their retries."""
         self.since = 0.0
-        """When the first of them failed."""
+        """The time of the first failure."""
 
 
 _lock = ProcessLock()
 
-# Lost connections and conflicts between transactions have nothing to do with each other. As elsewhere an engine goes by
-# its dialect, which is the same for its execution_options() variants.
+# By dialect, which an engine shares with its execution_options() variants, and apart for lost connections and for
+# conflicts between transactions, which have nothing to do with each other.
 _incidents: weakref.WeakKeyDictionary[Dialect, dict[bool, Incident]] = weakref.WeakKeyDictionary()
 
 
@@ -137,5 +137,5 @@ def _wait(seconds: float, state: RetryCallState) -> float:
     return min(_jittered(state), max(0.0, left))
 
 
-def _passes(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     return transient_error_of(error) is not None

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import (
     async_scoped_session,
 )
 
-from checkpoint_store.database.async_backend import AsyncBackend
+from checkpoint_store.database.backend import AsyncBackend
 from checkpoint_store.database.closing import closing
 from checkpoint_store.database.factory import backend_for, backend_within
 from checkpoint_store.database.group_commit import AsyncPipeline

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
-from checkpoint_store.database.async_backend import AsyncBackend
+from checkpoint_store.database.backend import AsyncBackend
 from checkpoint_store.database.group_commit import AsyncPipeline
 from checkpoint_store.database.options import ConnectionOptions, SaverOptions, suggestion
 from checkpoint_store.errors import InvalidOption

@@ -25,7 +25,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, Check
 from sqlalchemy.util import greenlet_spawn
 
 from checkpoint_store.conninfo.driver_errors import diagnosis_of, is_from_driver, raise_from
-from checkpoint_store.database.pinned_provider import held
+from checkpoint_store.database.pinned_provider import pinned
 from checkpoint_store.errors import (
     AccessDenied,
     Closed,
@@ -338,15 +338,15 @@ class _Transfer:
         if source.provider.is_callers:
             yield bound
             return
-        holding, origin = held(source)
-        bound._backend = holding
-        self._calls.call(source._call, source._await, origin.begin)
+        bound._backend, provider = pinned(source)
+        run = bound._backend.call_blocking, bound._backend.call
+        self._calls.call(*run, provider.begin)
         try:
             yield bound
         except BaseException as error:
-            self._calls.call(source._call, source._await, origin.end, error)
+            self._calls.call(*run, provider.end, error)
             raise
-        self._calls.call(source._call, source._await, origin.end, None)
+        self._calls.call(*run, provider.end)
 
 
 def _name_of(thread_id: Any) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy import StaticPool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.database import async_backend
+from checkpoint_store.database import backend
 from checkpoint_store.database.locks.session import LockSession
 from checkpoint_store.database.pool import dispose
 from checkpoint_store.errors import Closed, WrongThread
@@ -175,7 +175,7 @@ def test_a_sync_call_that_waits_for_a_connection_opens_none_after_the_end(url: s
     """The same, where the loop is the saver's and the engine the host's."""
     saver = PostgresSaver(engine_on(url, **ONE_CONNECTION))
     with calls(saver, saver) as outcomes:
-        turns = saver._backend.provider.turn.__self__  # type: ignore[attr-defined]
+        turns = saver._backend.provider.slot  # type: ignore[attr-defined]
         asyncio.run(is_true(lambda: gate.waiting() == 1 and turns._waiting))
         saver.close()
         gate.open()
@@ -248,7 +248,7 @@ async def test_a_transfer_that_waits_for_a_connection_opens_none_after_the_end(u
         first = asyncio.create_task(saver.aget_tuple(CONFIG))
         await is_true(lambda: gate.waiting() == 1)
         transfer = asyncio.create_task(acopy_threads(source, saver))
-        turns = saver._backend.provider.turn.__self__  # type: ignore[attr-defined]
+        turns = saver._backend.provider.slot  # type: ignore[attr-defined]
         await is_true(lambda: turns._waiting)
     gate.open()
 
@@ -270,7 +270,7 @@ def test_what_a_shared_pipeline_stores_after_the_end_leaves_no_session_behind(ur
 
     with calls(saver) as found, ThreadPoolExecutor() as pool:
         asyncio.run(is_true(lambda: gate.waiting() == 1))
-        turns = saver._backend.provider.turn.__self__  # type: ignore[attr-defined]
+        turns = saver._backend.provider.slot  # type: ignore[attr-defined]
         puts = [pool.submit(put, f"t{n}") for n in range(3)]
         asyncio.run(is_true(lambda: turns._waiting))
         saver.close()
@@ -352,7 +352,7 @@ async def test_what_went_wrong_in_the_block_is_not_hidden_by_what_closing_says(
                 if first:
                     raise first
 
-    monkeypatch.setattr(async_backend, "dispose", fail)
+    monkeypatch.setattr(backend, "dispose", fail)
     first = ValueError("the first one")
     with pytest.raises(ValueError, match="the first one") as caught:
         await enter(first)

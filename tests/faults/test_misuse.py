@@ -175,7 +175,7 @@ FORKS = {
         engine = create_engine(sync_engine().url, poolclass=StaticPool)
         sync = PostgresSaver(engine)
         sync.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
-        with sync._backend.provider.turn():
+        with sync._backend.provider.slot:
             def child():
                 engine.dispose(close=False)
                 return sync.get_tuple(CONFIG).metadata

@@ -424,7 +424,7 @@ async def test_a_closed_saver_tries_nothing_any_more(url: str) -> None:
             locks.enter_context(locked(url))
             await until(lambda: execute(url, WAITING) == 1)
 
-    with pytest.raises(Closed, match="closed while a call was tried again"):
+    with pytest.raises(Closed, match="closed while a call was retried"):
         await unlucky
     await until(lambda: execute(url, SESSIONS) == 0)
 

@@ -150,7 +150,7 @@ def test_calls_that_ended_with_their_loop_stand_in_nobodys_way(url: str, pipelin
     async def abandon() -> None:
         await lock.__aenter__()
         calls.extend(asyncio.create_task(saver.aput(THREAD, empty_checkpoint(), {}, {})) for _ in range(20))
-        turns = saver._backend.provider.turn.__self__  # type: ignore[attr-defined]
+        turns = saver._backend.provider.slot  # type: ignore[attr-defined]
         for _ in range(10_000):
             if saver._backend._pipe._waiting if pipeline else turns._waiting:  # type: ignore[attr-defined]
                 return

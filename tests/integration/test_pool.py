@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -107,7 +107,8 @@ async def test_a_pool_without_a_limit_has_none_for_calls(url: str) -> None:
     """`pool_size=0`: nobody ever waits for a connection."""
     async with host(url, pool_size=0) as engine:
         saver = AsyncPostgresSaver(engine)
-        assert saver._backend.provider.turn is saver._backend.provider.long_turn  # type: ignore[attr-defined]
+        assert isinstance(saver._backend.provider.slot, nullcontext)  # type: ignore[attr-defined]
+        assert isinstance(saver._backend.provider.long_slot, nullcontext)  # type: ignore[attr-defined]
         await burst(saver, 20)
 
 

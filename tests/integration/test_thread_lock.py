@@ -697,7 +697,7 @@ async def test_a_put_that_waits_for_a_connection_is_refused_once_the_lock_is_los
     saver = AsyncPostgresSaver(engine)
     with pytest.raises(LockLost):  # noqa: PT012
         async with saver.thread_lock("t1") as lock:
-            with saver._backend.provider.turn():  # type: ignore[attr-defined]
+            with saver._backend.provider.slot:  # type: ignore[attr-defined]
                 storing = asyncio.ensure_future(put(saver))
                 await lose(lock, sql)
             with pytest.raises(LockLost):
