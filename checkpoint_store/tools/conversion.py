@@ -1,4 +1,4 @@
-"""A whole database's large values, from plain blobs to shared pages or back; while it is in use, and resumable."""
+"""Conversion of a database's large values to shared pages, or back, while it is in use; it can be resumed."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ async def share(
 ) -> int:
     """Store the large values of a database as pages, as `share_pages=True` does for new ones.
 
-    Each batch is a transaction of its own and finds only what is left to do: what was interrupted can be called again.
+    Each batch is a transaction of its own, and after an interruption the next call converts what is left.
 
     Args:
-        engine: The engine; a sync one is worked on from worker threads.
+        engine: The engine; a sync one is used in worker threads.
         schema: The PostgreSQL schema of the tables.
-        batch_size: How many values to read and rewrite at a time.
+        batch_size: The number of values to read and rewrite at a time.
         on_progress: Called after each batch with the number of values rewritten so far.
 
     Returns:
-        How many values were rewritten.
+        The number of values that were rewritten.
 
     Raises:
         InvalidOption: If an argument can't be used.
         NotSetUp: If the tables are missing.
-        WrongTransaction: If a listener begins our transactions, and in another isolation level than READ COMMITTED.
+        WrongTransaction: If a listener begins our transactions in another isolation level than READ COMMITTED.
         Unavailable: If the server can't be reached.
     """
-    most = _batch(batch_size, on_progress)
-    source, shelf = engine_backend(engine, {"schema": schema, "share_pages": True}), PageCache()
-    await source.run(locks.check_removal)
+    limit = _limit(batch_size, on_progress)
+    backend, page_cache = engine_backend(engine, {"schema": schema, "share_pages": True}), PageCache()
+    await backend.run(locks.check_removal)
     done, last = 0, _FIRST
-    while rows := await source.run(shared_pages.next_blobs, "msgpack", last, most):
+    while rows := await backend.run(shared_pages.next_blobs, "msgpack", last, limit):
         for _, same_thread in groupby(rows, itemgetter(0)):
-            puts = [await asyncio.to_thread(_cut, row, shelf) for row in same_thread]
-            shared = await source.run(shared_pages.share_blobs, puts)
-            if shared < len(puts):  # deleted meanwhile: nothing refers to their pages
-                await source.run(shared_pages.collect_pages, puts[0].thread_id)
+            puts = [await asyncio.to_thread(_cut, row, page_cache) for row in same_thread]
+            shared = await backend.run(shared_pages.share_blobs, puts)
+            if shared < len(puts):  # some were deleted meanwhile: nothing refers to their pages
+                await backend.run(shared_pages.collect_pages, puts[0].thread_id)
             done += shared
         last = tuple(rows[-1][:4])
         if on_progress:
@@ -76,46 +76,45 @@ async def inline(
 ) -> int:
     """Store paged values as plain blobs again, which the stock saver can read, and delete the pages.
 
-    Stop what shares pages first: what is stored as pages meanwhile may be left. A value that lacks a page stays as it
-    is.
+    Stop what shares pages first: pages that are stored meanwhile may be left. A value that lacks a page stays as it is.
 
     Args:
-        engine: The engine; a sync one is worked on from worker threads.
+        engine: The engine; a sync one is used in worker threads.
         schema: The PostgreSQL schema of the tables.
         batch_size: How many values to rewrite at a time.
         on_progress: Called after each batch with the number of values rewritten so far.
 
     Returns:
-        How many values were rewritten.
+        The number of values that were rewritten.
 
     Raises:
         InvalidOption: If an argument can't be used.
         NotSetUp: If the tables are missing.
-        WrongTransaction: If a listener begins our transactions, and in another isolation level than READ COMMITTED.
+        WrongTransaction: If a listener begins our transactions in another isolation level than READ COMMITTED.
         Unavailable: If the server can't be reached.
     """
-    most = _batch(batch_size, on_progress)
-    source = engine_backend(engine, {"schema": schema, "share_pages": False})
-    await source.run(locks.check_removal)
+    limit = _limit(batch_size, on_progress)
+    backend = engine_backend(engine, {"schema": schema, "share_pages": False})
+    await backend.run(locks.check_removal)
     done, last = 0, _FIRST
-    while rows := await source.run(shared_pages.next_blobs, PAGED, last, most):
-        done += await source.run(shared_pages.inline_blobs, [tuple(row[:4]) for row in rows])
+    while rows := await backend.run(shared_pages.next_blobs, PAGED, last, limit):
+        done += await backend.run(shared_pages.inline_blobs, [tuple(row[:4]) for row in rows])
         for thread_id in dict.fromkeys(row[0] for row in rows):
-            await source.run(shared_pages.collect_pages, thread_id)
+            await backend.run(shared_pages.collect_pages, thread_id)
         last = tuple(rows[-1][:4])
         if on_progress:
             on_progress(done)
     return done
 
 
-def _batch(batch_size: object, on_progress: object) -> int:
+def _limit(batch_size: object, on_progress: object) -> int:
     callback(on_progress, "on_progress")
     return positive(batch_size, "batch_size")
 
 
-def _cut(row: Row, shelf: PageCache) -> Put:
-    """Return a stored blob as a put of nothing but its pages and its recipe."""
+def _cut(row: Row, page_cache: PageCache) -> Put:
+    """Cut a stored blob into pages. Returns a put of only these and their recipe."""
     thread_id, checkpoint_ns, channel, version, blob = row
     named = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": "", "parent_checkpoint_id": None}
     value = {"channels": [channel], "versions": [version], "types": ["msgpack"], "blobs": [blob]}
-    return write_batch.paged({**named, **value, "checkpoint": "", "metadata": "", "kept": None}, shelf)
+    return write_batch.paged({**named, **value, "checkpoint": "", "metadata": "", "kept": None}, page_cache)

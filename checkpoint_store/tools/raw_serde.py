@@ -1,7 +1,7 @@
-"""LangGraph's serializer, so that what it reads and writes again stays as it is, byte for byte.
+"""A serializer that reads and writes values without a change, byte for byte.
 
-Objects are left packed: nothing is imported and nothing is constructed, so it needs none of the application's code, and
-can't be made to call anything by what is stored.
+Objects stay packed: nothing is imported, constructed or called, so it needs none of the application's code, and stored
+values can do no harm.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from checkpoint_store.errors import UnreadableValue
 
 
 class PassthroughSerializer(JsonPlusSerializer):
-    """Copies values; those that only another serializer can read, such as encrypted and pickled ones, it refuses."""
+    """LangGraph's serializer without objects; it refuses encrypted and pickled values, which it can't read."""
 
     def __init__(self) -> None:
         super().__init__(__unpack_ext_hook__=_packed)
@@ -36,6 +36,6 @@ _KINDS = frozenset({"null", "bytes", "bytearray", "msgpack"})
 
 def _packed(code: int, content: bytes) -> Any:
     if code == EXT_DELTA_SNAPSHOT:
-        # Savers have to know one when they see it.
+        # Savers look for this class.
         return _DeltaSnapshot(ormsgpack.unpackb(content, ext_hook=_packed, option=ormsgpack.OPT_NON_STR_KEYS))
     return ormsgpack.Ext(code, content)

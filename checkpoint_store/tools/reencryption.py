@@ -1,7 +1,7 @@
-"""Encryption of what is stored: keys that follow each other, and rows that were written before a key, or under another.
+"""Re-encryption of stored values: those in clear, and those with an older key.
 
 serde = EncryptedSerializer(KeyRing.aes(new_key, old_key))
-saver = AsyncPostgresSaver(engine, serde=serde, require_encryption=True)
+await reencrypt(engine, serde, serde)
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from checkpoint_store.storage.operation import Kind, operation
 
 @dataclass(frozen=True)
 class Reencryption:
-    """How far a database has been encrypted anew."""
+    """The numbers of values that a re-encryption has found."""
 
     blobs: int = 0
     """Channel values rewritten."""
     writes: int = 0
     """Pending writes rewritten."""
     scalars: int = 0
-    """Values that were inline in a checkpoint's JSON, in clear."""
+    """Values rewritten that were inline in a checkpoint's JSON, in clear."""
     current: int = 0
-    """What was encrypted with the new key already."""
+    """Values that had the new key already."""
     unreadable: int = 0
-    """What neither key opens, or lacks a page or a version; left as it is."""
+    """Values that neither key opens, or that lack a page or a version; they stay as they are."""
     busy: int = 0
-    """What somebody has changed while it was being rewritten; call again."""
+    """Values that another process has changed meanwhile; call again."""
 
 
 class Unencrypted(NamedTuple):
-    """What is stored in clear; a saver with `require_encryption` refuses to read it."""
+    """The numbers of values in clear; a saver with `require_encryption` refuses to read them."""
 
     blobs: int
     writes: int
@@ -60,13 +60,10 @@ class Unencrypted(NamedTuple):
 
 Progress = Callable[[Reencryption], None]
 
-_PART = 16
-"""The bytes of a nonce, and those of a tag."""
-
 _FIRST = {"thread_id": "", "checkpoint_ns": "", "checkpoint_id": "", "channel": "", "version": "", "task_id": ""}
 _FIRST_IDX = -(2**31)
 
-# An Ext of msgpack's with LangGraph's code for a channel's snapshot (langgraph/checkpoint/serde/jsonplus.py).
+# A msgpack Ext with LangGraph's code for a channel's snapshot (langgraph/checkpoint/serde/jsonplus.py).
 _SNAPSHOT = re.compile(rb"(?s:[\xd4-\xd8]|\xc7.|\xc8..|\xc9.{4})\x07")
 
 
@@ -79,38 +76,38 @@ async def reencrypt(
     batch_size: int = 50,
     on_progress: Progress | None = None,
 ) -> Reencryption:
-    """Encrypt everything in a database with a new key: what is in clear, inline or in pages, and what has an old key.
+    """Encrypt everything in a database with a new key: values in clear, inline or in pages, and values with an old key.
 
-    May be interrupted and called again, and run while the database is in use: each batch is a statement of its own, and
-    changes no row that somebody else has changed meanwhile. Values are decrypted and encrypted, not decoded. By then
-    savers have to know the new key, and those that write in clear or with an old key have to be gone.
+    It may be interrupted and called again, and run while the database is in use: each batch is one statement, which
+    changes no row that has changed meanwhile. Values are decrypted and encrypted, not decoded. Before, give savers the
+    new key, and stop those that write in clear or with an old key.
 
     Args:
-        engine: The engine; a sync one is worked on from worker threads.
-        old: What opens the values that are encrypted with an old key; None if nothing is encrypted yet.
-        new: What encrypts; of a `KeyRing` the newest key.
+        engine: The engine; a sync one is used in worker threads.
+        old: The serializer that opens values with an old key; None if nothing is encrypted yet.
+        new: The serializer that encrypts; of a `KeyRing` with the newest key.
         schema: The PostgreSQL schema of the tables.
-        batch_size: How many rows to read and rewrite at a time.
-        on_progress: Called after each batch with what has been done so far.
+        batch_size: The number of rows to read and rewrite at a time.
+        on_progress: Called after each batch with the numbers so far.
 
     Returns:
-        What was done.
+        The numbers of values.
 
     Raises:
-        InvalidOption: If `old` or `new` is no `EncryptedSerializer`, or another argument can't be used.
-        UnusableConnection: If `engine` is no engine that we can work on.
+        InvalidOption: If `old` or `new` is not an `EncryptedSerializer`, or another argument can't be used.
+        UnusableConnection: If `engine` is not a supported engine.
         NotSetUp: If the tables are missing.
-        WrongTransaction: If a listener begins our transactions, and in another isolation level than READ COMMITTED.
+        WrongTransaction: If a listener begins our transactions in another isolation level than READ COMMITTED.
         Unavailable: If the server can't be reached.
     """
     for name, serde in (("old", old), ("new", new)):
         if not isinstance(serde, EncryptedSerializer) and not (serde is None and name == "old"):
-            raise InvalidOption(f"{name} is {short_repr(serde)}; it has to be an EncryptedSerializer of LangGraph's")
+            raise InvalidOption(f"{name} must be an EncryptedSerializer of LangGraph's, not {short_repr(serde)}")
     callback(on_progress, "on_progress")
-    most = positive(batch_size, "batch_size")
-    source = engine_backend(engine, {"schema": schema, "share_pages": False})
-    await source.run(locks.check_removal)
-    rewriting, tables = _Rewriting(source, _Safe(old, new), most, on_progress), source.sql.tables
+    limit = positive(batch_size, "batch_size")
+    backend = engine_backend(engine, {"schema": schema, "share_pages": False})
+    await backend.run(locks.check_removal)
+    rewriting, tables = _Rewriting(backend, _Encrypter(old, new), limit, on_progress), backend.sql.tables
     await rewriting.values("blobs", tables.checkpoint_blobs, "next_blob_values", "rewrite_blobs", _of_value)
     await rewriting.values("writes", tables.checkpoint_writes, "next_write_values", "rewrite_writes", _of_write)
     await rewriting.scalars(tables.checkpoints)
@@ -118,40 +115,40 @@ async def reencrypt(
 
 
 async def count_unencrypted(engine: AsyncEngine | Engine, *, schema: str | None = None) -> Unencrypted:
-    """Count what is stored in clear.
+    """Count the values in clear.
 
     Args:
-        engine: The engine; a sync one is worked on from a worker thread.
+        engine: The engine; a sync one is used in a worker thread.
         schema: The PostgreSQL schema of the tables.
 
     Returns:
-        How many channel values, pending writes and inline values.
+        The numbers of channel values, pending writes and inline values.
 
     Raises:
         NotSetUp: If the tables are missing.
         Unavailable: If the server can't be reached.
     """
-    source = engine_backend(engine, {"schema": schema, "share_pages": False})
-    return Unencrypted._make((await source.run(_look, "count_plain", {}))[0])
+    backend = engine_backend(engine, {"schema": schema, "share_pages": False})
+    return Unencrypted._make((await backend.run(_look, "count_plain", {}))[0])
 
 
 class _Rewriting:
-    """One call of `reencrypt`, and how far it is."""
+    """The state of one call of `reencrypt`."""
 
-    def __init__(self, source: Backend, safe: _Safe, batch_size: int, on_progress: Progress | None) -> None:
+    def __init__(self, backend: Backend, encrypter: _Encrypter, batch_size: int, on_progress: Progress | None) -> None:
         self.report = Reencryption()
-        self._backend = source
-        self._safe = safe
+        self._backend = backend
+        self._encrypter = encrypter
         self._batch_size = batch_size
         self._on_progress = on_progress
 
     async def values(
         self, name: str, table: Table, read: str, rewrite: str, place: Callable[[Sequence[Any], str], Place]
     ) -> None:
-        """Rewrite the bytes in a table, whose rows are of a place by their key and channel."""
+        """Rewrite the values of a table; `place` returns the place of one by its key and channel."""
         keys = [column.name for column in table.primary_key]
-        async for rows in self._pages(keys, read):
-            rewritten, current, unreadable = await asyncio.to_thread(self._safe.again, rows, place)
+        async for rows in self._batches(keys, read):
+            rewritten, current, unreadable = await asyncio.to_thread(self._encrypter.reencrypted, rows, place)
             names = [*keys, "digest", "type", "blob"]
             done = len(await self._backend.run(_fetch, rewrite, array_binds(names, rewritten))) if rewritten else 0
             for thread_id in dict.fromkeys(row[0] for row in rows if row[-3] == PAGED):
@@ -159,10 +156,10 @@ class _Rewriting:
             self._note(**{name: done}, current=current, unreadable=unreadable, busy=len(rewritten) - done)
 
     async def scalars(self, table: Table) -> None:
-        """Make blobs of what is inline."""
+        """Move inline values into blobs."""
         keys = [column.name for column in table.primary_key]
-        async for rows in self._pages(keys, "next_inline_values"):
-            checkpoints, values, unreadable = await asyncio.to_thread(self._safe.blobs_of, rows)
+        async for rows in self._batches(keys, "next_inline_values"):
+            checkpoints, values, unreadable = await asyncio.to_thread(self._encrypter.blobs_of, rows)
             of_value = ("thread_id", "checkpoint_ns", "channel", "version", "checkpoint_id", "type", "blob")
             binds = {
                 **array_binds((*keys, "before", "after"), [row[:-1] for row in checkpoints]),
@@ -172,7 +169,7 @@ class _Rewriting:
             done = sum(row[-1] for row in checkpoints if row[: len(keys)] in moved)
             self._note(scalars=done, unreadable=unreadable, busy=len(checkpoints) - len(moved))
 
-    async def _pages(self, keys: Sequence[str], read: str) -> AsyncIterator[Sequence[Row]]:
+    async def _batches(self, keys: Sequence[str], read: str) -> AsyncIterator[Sequence[Row]]:
         last: Sequence[Any] = [_FIRST.get(key, _FIRST_IDX) for key in keys]
         while True:
             binds = {f"last_{key}": value for key, value in zip(keys, last, strict=True)}
@@ -187,15 +184,17 @@ class _Rewriting:
             self._on_progress(self.report)
 
 
-class _Safe:
-    """Opens with old keys, and encrypts with the new one."""
+class _Encrypter:
+    """Encryption with the new key, of values in clear and with either key."""
 
     def __init__(self, old: EncryptedSerializer | None, new: EncryptedSerializer) -> None:
         self._new = new
         self._any = KeyRing(*[serde.cipher for serde in (old, new) if serde is not None])
 
-    def again(self, rows: Sequence[Row], place: Callable[[Sequence[Any], str], Place]) -> tuple[list[Row], int, int]:
-        """Return rows with their values encrypted anew, and how many needn't be, and how many can't."""
+    def reencrypted(
+        self, rows: Sequence[Row], place: Callable[[Sequence[Any], str], Place]
+    ) -> tuple[list[Row], int, int]:
+        """Return rows with their values encrypted anew, and the numbers of the current and the unreadable ones."""
         rewritten: list[Row] = []
         current = unreadable = 0
         for *key, channel, digest, _, kind, blob in rows:
@@ -209,35 +208,32 @@ class _Safe:
         return rewritten, current, unreadable
 
     def blobs_of(self, rows: Sequence[Row]) -> tuple[list[Row], list[Row], int]:
-        """Return what is inline in checkpoints as blobs.
+        """Return the inline values of checkpoints as blobs.
 
         Returns:
-            The checkpoints, with their inline values before and after and how many were taken out; the blobs; and how
-            many values have to stay where they are.
+            The checkpoints, with their inline values before and after and the number of those taken out; the blobs; and
+            the number of unreadable values, which stay inline.
         """
         checkpoints: list[Row] = []
         blobs: dict[Any, Row] = {}
         unreadable = 0
         for thread_id, checkpoint_ns, checkpoint_id, before, *inline in rows:
             after: dict[str, Any] = {}
-            taken = 0
             for channel, text, version, kind, blob in zip(*inline, strict=True):
                 try:
-                    # Beside a blob there may be the mark of a snapshot; anything else is out of date.
                     place = associated_data.of_value(checkpoint_ns, channel, version)
                     if blob is not None and self._is_snapshot(kind, blob, place):
-                        after[channel] = True
+                        after[channel] = True  # the mark of a snapshot in the blob
                         continue
                     value = jsonb.decode(text)
-                    if kind is None:
-                        key = (thread_id, checkpoint_ns, channel, validation.version_text(version, "", channel))
-                        if key not in blobs:
-                            blobs[key] = (*key, checkpoint_id, *associated_data.dumps(self._new, value, place))
-                    taken += 1
+                    key = (thread_id, checkpoint_ns, channel, validation.version_text(version, "", channel))
+                    # Beside any other blob an inline value is out of date.
+                    if kind is None and key not in blobs:
+                        blobs[key] = (*key, checkpoint_id, *associated_data.dumps(self._new, value, place))
                 except Exception:
                     after[channel] = orjson.Fragment(text)
                     unreadable += 1
-            if taken:
+            if taken := len(inline[0]) - len(after):
                 checkpoints.append((thread_id, checkpoint_ns, checkpoint_id, before, jsonb.encode(after), taken))
         return checkpoints, list(blobs.values()), unreadable
 
@@ -248,10 +244,10 @@ class _Safe:
                 blob = self._any.decrypt_at(associated_data.associated(kind, place), name, blob)
             return kind == "msgpack" and bool(_SNAPSHOT.match(blob))
         except ValueError:
-            return True  # who can't know leaves it as it is
+            return True  # unknown: it stays as it is
 
     def _encrypted(self, kind: str | None, blob: bytes | None, place: Place) -> tuple[str, bytes] | None:
-        """Return type and bytes of a value as they should be, or None if they are."""
+        """Return the type and bytes of a value with the new key, or None if it has that."""
         if kind is None or blob is None:
             raise ValueError("there is no value")
         kind, encrypted, name = kind.partition("+")

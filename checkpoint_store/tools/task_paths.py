@@ -1,7 +1,7 @@
-"""The paths of tasks in other savers: all that copying a thread needs and LangGraph's contract does not tell.
+"""The paths of tasks in other savers, which LangGraph's interface does not return.
 
-`put_writes` takes the path of the task, and lists have writes in the order of paths, but not the paths. While a step is
-half done they matter still: the writes of a task that ends later belong among the others, by its path.
+`put_writes` takes the path of the task, and lists have writes in the order of paths, but not the paths. They matter
+in a step that is not finished: the writes of a task that ends later are sorted among the others, by its path.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from sqlalchemy import URL, Dialect
 
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.copy_thread import task_paths
-from checkpoint_store.tools.saver_calls import Calls
+from checkpoint_store.tools.saver_calls import SaverCalls
 
 log = logging.getLogger(__name__)
 
 PathsAt = Callable[[str, str], Mapping[str, str]]
-"""The paths of tasks by their ids, as far as they are known, at a checkpoint of a namespace."""
+"""Takes a namespace and a checkpoint id, and returns the known paths of tasks by their ids."""
 
 
-def paths_at(source: BaseCheckpointSaver[Any], thread_id: Any, calls: Calls) -> PathsAt:
-    """Return what tells the paths of a thread's tasks; of LangGraph's own savers it does, of others it knows none.
+def paths_at(source: BaseCheckpointSaver[Any], thread_id: Any, calls: SaverCalls) -> PathsAt:
+    """Return the paths of a thread's tasks in one of LangGraph's own savers; in others none are known.
 
     Args:
         source: The saver.
         thread_id: The thread, as the saver names it.
-        calls: How the saver is called.
+        calls: The calls of the saver, sync or async.
     """
     if isinstance(source, InMemorySaver):
         writes = source.writes
@@ -43,13 +43,13 @@ def paths_at(source: BaseCheckpointSaver[Any], thread_id: Any, calls: Calls) -> 
         try:
             for namespace, checkpoint_id, task_id, path in _read(source, str(thread_id), calls, *known):
                 paths.setdefault((namespace, checkpoint_id), {})[task_id] = path
-        except Exception as error:  # whatever its driver raises; an old SQLite file has no such column
+        except Exception as error:  # any error of its driver: an old SQLite file has no such column
             log.warning("the paths of tasks can't be read from %s: %s", type(source).__name__, error)
     return lambda *key: paths.get(key, {})
 
 
 def _known(source: BaseCheckpointSaver[Any]) -> tuple[Statement, Dialect] | None:
-    """Return what to execute on the saver's `conn`, if it is one of LangGraph's or derived from one."""
+    """Return the statement to execute on the saver's `conn`, if its class is one of LangGraph's or derived from one."""
     if hasattr(source, "conn"):
         for base in type(source).__mro__:
             if base.__module__.startswith("langgraph.checkpoint.sqlite"):
@@ -59,9 +59,9 @@ def _known(source: BaseCheckpointSaver[Any]) -> tuple[Statement, Dialect] | None
     return None
 
 
-def _read(source: Any, thread_id: str, calls: Calls, statement: Statement, dialect: Dialect) -> Iterable[Any]:
+def _read(source: Any, thread_id: str, calls: SaverCalls, statement: Statement, dialect: Dialect) -> Iterable[Any]:
     query = source.conn, statement.sql(dialect), statement.parameters(dialect, {"thread_id": thread_id})
-    if (loop := getattr(source, "loop", None)) is not None:  # an async saver, which is called from other threads too
+    if (loop := getattr(source, "loop", None)) is not None:  # an async saver, called from another thread
         blocking = partial(_fetch_on, loop)
         rows = calls.call(blocking, _fetch_async, *query)
     else:
@@ -70,8 +70,8 @@ def _read(source: Any, thread_id: str, calls: Calls, statement: Statement, diale
 
 
 def _fetch(conn: Any, *query: Any) -> list[Any]:
-    with _lent(conn) as lent:
-        rows: list[Any] = lent.execute(*query).fetchall()
+    with _connection(conn) as connection:
+        rows: list[Any] = connection.execute(*query).fetchall()
     return rows
 
 
@@ -80,8 +80,8 @@ async def _fetch_in_thread(conn: Any, *query: Any) -> list[Any]:
 
 
 async def _fetch_async(conn: Any, *query: Any) -> list[Any]:
-    async with _lent(conn) as lent:
-        rows: list[Any] = await (await lent.execute(*query)).fetchall()
+    async with _connection(conn) as connection:
+        rows: list[Any] = await (await connection.execute(*query)).fetchall()
     return rows
 
 
@@ -89,6 +89,6 @@ def _fetch_on(loop: asyncio.AbstractEventLoop, conn: Any, *query: Any) -> list[A
     return asyncio.run_coroutine_threadsafe(_fetch_async(conn, *query), loop).result()
 
 
-def _lent(conn: Any) -> Any:
-    """Return a context that has a connection, of a pool or the one there is."""
+def _connection(conn: Any) -> Any:
+    """Return a context manager for a connection of a pool, or for a connection."""
     return conn.connection() if hasattr(conn, "getconn") else nullcontext(conn)

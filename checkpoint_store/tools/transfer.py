@@ -1,13 +1,13 @@
-"""Threads of any other LangGraph saver -> one of ours: through the contract that all savers keep, and resumable.
+"""Copying of threads from any LangGraph saver into one of ours, through LangGraph's interface; it can be resumed.
 
     with SqliteSaver.from_conn_string("checkpoints.sqlite") as old, PostgresSaver.from_conn_string(url) as new:
         new.setup()
         report = copy_threads(old, new)
 
-A thread is copied in one transaction, and counted before that is committed: whenever it ends, by an error, by Ctrl-C or
-by `kill -9`, each thread is in the target as a whole or not at all, and the next call goes on with those that are not.
+A thread is copied in one transaction, and counted before the commit: after an error, Ctrl-C or `kill -9` each thread is
+in the target completely or not at all, and the next call copies those that are missing.
 
-It is written in sync style, once. Sync code calls it as it is; for async code it runs in one of SQLAlchemy's greenlets.
+It is written once, in sync style; async code runs it in one of SQLAlchemy's greenlets.
 """
 
 from __future__ import annotations
@@ -45,35 +45,33 @@ from checkpoint_store.serde.arguments import callback, has_methods
 from checkpoint_store.serde.keys import checked_thread_id
 from checkpoint_store.storage.checkpoints import take_inventory
 from checkpoint_store.storage.delete_thread import delete_threads
-from checkpoint_store.tools.saver_calls import Awaiting, Calling, Calls
+from checkpoint_store.tools.inventory import Inventory, Key, counts, first, inventory_of, key_of, place, totals
+from checkpoint_store.tools.saver_calls import SaverCalls
 from checkpoint_store.tools.task_paths import PathsAt, paths_at
-
-Inventory = Counter[tuple[str, ...]]
-"""What there is of a thread: each namespace and checkpoint once; with a task, as often as it has writes there."""
 
 Progress = Callable[["TransferReport"], None]
 
-_HOPELESS = (AccessDenied, Closed, NotSetUp, Unavailable, WrongThread, WrongTransaction)
-"""After these the next thread would not fare better, and they say best themselves what is wrong."""
+_FATAL = (AccessDenied, Closed, NotSetUp, Unavailable, WrongThread, WrongTransaction)
+"""Errors that the next thread would raise too; they are raised as they are."""
 
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What was copied, and what was in the target already.
+    """The numbers of what was copied, and of what was in the target already.
 
-    A thread that had gone on in the source since it was copied counts as copied; of its checkpoints and writes, those
-    that had been there count as skipped.
+    A thread that had gone on in the source since it was copied counts as copied; its checkpoints and writes that were
+    in the target count as skipped.
     """
 
     threads: int = 0
     checkpoints: int = 0
     writes: int = 0
-    """Pending writes: what tasks stored after a checkpoint."""
+    """Pending writes."""
     skipped_threads: int = 0
     skipped_checkpoints: int = 0
     skipped_writes: int = 0
     failed_threads: int = 0
-    """Those that `on_error` was told of."""
+    """Threads that `on_error` was called with."""
 
     def __add__(self, other: TransferReport) -> TransferReport:
         return TransferReport(*[getattr(self, field.name) + getattr(other, field.name) for field in fields(self)])
@@ -87,30 +85,30 @@ def copy_threads(
     on_progress: Progress | None = None,
     on_error: Callable[[str, Exception], None] | None = None,
 ) -> TransferReport:
-    """Copy threads from any LangGraph saver into one of ours, whole: all namespaces, forks and pending writes.
+    """Copy threads from any LangGraph saver into one of ours, with all namespaces, forks and pending writes.
 
-    Ids, parents, metadata, values, versions and the order of writes are kept. It can be called again and again: a
-    thread that is there is skipped, one that has gone on in the source is copied anew, and one that has gone on in the
-    target is left as it is.
+    Ids, parents, metadata, values, versions and the order of writes are kept. It can be called again: a thread that is
+    in the target is skipped, one that has gone on in the source is copied anew, and one that has gone on in the target
+    is left as it is.
 
     Args:
         source: The saver to read, by its sync methods, or by its async ones if it has no others. It is not changed.
         target: The saver to write. On a connection of yours everything becomes part of your transaction.
-        thread_ids: Which threads; None for all, for which a saver of others is read once more, to find them.
+        thread_ids: The threads to copy; None for all, for which another kind of saver is read once more to find them.
         on_progress: Called after each thread with the report so far.
         on_error: Called with a thread's id and its error; the thread is then left out. By default the error is raised.
 
     Returns:
-        How much was copied, and how much was there.
+        The numbers of what was copied, and of what was there.
 
     Raises:
-        TransferError: If a thread can't be copied; nothing of it is stored, and all that was copied before it is.
-        InvalidConfig: If `thread_ids` are no thread ids; nothing is copied.
+        TransferError: If a thread can't be copied; nothing of it is stored, and the threads copied before it stay.
+        InvalidConfig: If `thread_ids` are not thread ids; nothing is copied.
         InvalidOption: If the target is not one of ours, or another argument can't be used; nothing is copied.
         NotSetUp: If the target's tables are missing.
         Unavailable: If the target's server can't be reached.
     """
-    return _Transfer(source, target, Calling()).run(thread_ids, on_progress, on_error)
+    return _Transfer(source, target, SaverCalls()).run(thread_ids, on_progress, on_error)
 
 
 async def acopy_threads(
@@ -125,7 +123,9 @@ async def acopy_threads(
 
     A source that has only sync methods is read in worker threads.
     """
-    return await greenlet_spawn(_Transfer(source, target, Awaiting()).run, thread_ids, on_progress, on_error)
+    return await greenlet_spawn(
+        _Transfer(source, target, SaverCalls(awaiting=True)).run, thread_ids, on_progress, on_error
+    )
 
 
 class _Transfer:
@@ -134,16 +134,16 @@ class _Transfer:
     Args:
         source: The saver to read.
         target: The saver to write.
-        calls: How they are called.
+        calls: The calls of both, sync or async.
     """
 
-    def __init__(self, source: BaseCheckpointSaver[Any], target: BasePostgresSaver, calls: Calls) -> None:
+    def __init__(self, source: BaseCheckpointSaver[Any], target: BasePostgresSaver, calls: SaverCalls) -> None:
         if not (has_methods(source, "list") or has_methods(source, "alist")):
-            raise InvalidOption(f"source is {short_repr(source)}; it has to be a LangGraph saver, with list or alist")
+            raise InvalidOption(f"source must be a LangGraph saver, with list or alist, not {short_repr(source)}")
         if not isinstance(target, BasePostgresSaver):
             raise InvalidOption(
-                f"target is a {type(target).__module__}.{type(target).__qualname__}; it has to be an "
-                "AsyncPostgresSaver or a PostgresSaver of checkpoint_store"
+                "target must be an AsyncPostgresSaver or a PostgresSaver of checkpoint_store, not a "
+                f"{type(target).__module__}.{type(target).__qualname__}"
             )
         self._source = source
         self._target = target
@@ -163,7 +163,7 @@ class _Transfer:
             try:
                 report += self._copy(thread_id, expected)
             except Exception as error:
-                if on_error is None or isinstance(error, _HOPELESS):
+                if on_error is None or isinstance(error, _FATAL):
                     raise
                 on_error(thread_id, error)
                 report += TransferReport(failed_threads=1)
@@ -172,79 +172,81 @@ class _Transfer:
         return report
 
     def _threads(self, thread_ids: Iterable[str] | None) -> Mapping[Any, int]:
-        """Return the threads to copy, each with how many checkpoints it has at least."""
+        """Return the threads to copy, each with its smallest number of checkpoints."""
         if thread_ids is not None:
             if isinstance(thread_ids, str) or not isinstance(thread_ids, Iterable):
-                raise InvalidConfig(
-                    f"thread_ids is {short_repr(thread_ids)}; it has to be a list of thread ids, or None"
-                )
-            given = validation.members_of(thread_ids, "thread_ids", InvalidConfig)
-            names = [_name_of(one) for one in given]  # all of them, before anything is copied
-            return {name if issubclass(type(one), str) else one: 1 for one, name in zip(given, names, strict=True)}
+                raise InvalidConfig(f"thread_ids must be a list of thread ids, or None, not {short_repr(thread_ids)}")
+            ids = validation.members_of(thread_ids, "thread_ids", InvalidConfig)
+            names = [_name_of(one) for one in ids]  # all are checked before anything is copied
+            return {name if isinstance(one, str) else one: 1 for one, name in zip(ids, names, strict=True)}
         source = self._source
-        if isinstance(source, BasePostgresSaver):  # which knows its threads without reading them
-            by_id: Any = (
-                partial(source.list_threads, order="thread_id"),
-                partial(source.alist_threads, order="thread_id"),
-            )
-            return dict.fromkeys((thread.thread_id for thread in self._calls.listed(*by_id)), 1)
+        if isinstance(source, BasePostgresSaver):
+            by_id: Any = [partial(lister, order="thread_id") for lister in (source.list_threads, source.alist_threads)]
+            return {thread.thread_id: 1 for thread in self._calls.items(*by_id)}
         return Counter(found.config["configurable"]["thread_id"] for found in self._list(None))
 
     def _copy(self, thread_id: Any, expected: int) -> TransferReport:
-        """Copy one thread, in one transaction, unless it is there."""
+        """Copy one thread, in one transaction, unless it is in the target."""
         config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
         name = _name_of(thread_id)
-        told = short_repr(name, 200)
         with self._transaction() as target:
             there, _ = self._inventory(target, name)
             if there:
-                here, special = self._look(config)
-                new, others = here - there, there - here
-                if new and others:
-                    raise TransferError(
-                        f"thread {told} has gone on in the source and in the target since it was copied: only the "
-                        f"source has {_first(new)}, only the target {_first(others)}. Leave it out, or delete it in "
-                        "the target to have it copied again."
-                    )
-                if not new:
-                    if not others:
-                        self._compare(target, name, special)
+                here = self._compare(target, name, config, there)
+                if not here - there:
                     return _report(here, there)
                 self._delete(target, name, there)
             here = self._put(target, name, config)
-            if (listed := _counts(here)[0]) < expected:
-                raise TransferError(
-                    f"thread {told}: the source lists {listed} checkpoints, where {expected} or more were expected. "
-                    "Is the thread id right, does the source list all namespaces of a thread, was it deleted meanwhile?"
-                )
-            stored, _ = self._inventory(target, name)
-            if stored != here:
-                raise TransferError(
-                    f"thread {told}: read {_told(here)}, but stored {_told(stored)}; they differ at "
-                    f"{_first((here - stored) + (stored - here))}. The source has something twice that put_writes "
-                    "stores once, such as two errors of a task."
-                )
+            self._check(target, name, here, expected)
         return _report(here, there)
 
-    def _delete(self, target: BasePostgresSaver, name: str, there: Inventory) -> None:
-        """Delete a thread from the target, unless it has more than was seen there: somebody has gone on with it."""
-        at, (again, _) = target._backend, self._inventory(target, name)
-        deleted = self._calls.call(at.run_blocking, at.run, delete_threads, [name])
-        # Counted as well, for what was committed since it was looked at again.
-        if again != there or deleted.checkpoints != _counts(there)[0]:
+    def _compare(self, target: BasePostgresSaver, name: str, config: RunnableConfig, there: Inventory) -> Inventory:
+        """Return the source's inventory of a thread that is in the target.
+
+        Raises:
+            TransferError: If the thread has gone on in both, or was resumed in one of them.
+        """
+        here, special = Inventory(), dict[Key, list[Any]]()
+        for found in self._list(config):
+            here.update(inventory_of(found))
+            if writes := _special(found):
+                special[key_of(found)] = writes
+        new, others = here - there, there - here
+        if new and others:
             raise TransferError(
-                f"thread {short_repr(name, 200)} has gone on in the target while the source was read. Nothing was "
-                "changed: stop what writes to it, and copy it again."
+                f"{_thread(name)} has gone on in the source and in the target since it was copied: only the source has "
+                f"{first(new)}, only the target {first(others)}. Leave it out, or delete it in the target to have it "
+                "copied again."
+            )
+        for key, writes in special.items() if here == there else ():
+            stored = self._calls.call(target.get_tuple, target.aget_tuple, _config(name, *key))
+            if not self._is_same(writes, _special(stored)):
+                raise TransferError(
+                    f"{_thread(name)}, {place(*key)}: the source has another interrupt, answer or error than the "
+                    "target, and which is newer can't be known. Leave the thread out, or delete it in the target to "
+                    "have it copied again."
+                )
+        return here
+
+    def _delete(self, target: BasePostgresSaver, name: str, there: Inventory) -> None:
+        """Delete a thread from the target, unless it has gone on there since the inventory was taken."""
+        backend, (again, _) = target._backend, self._inventory(target, name)
+        deleted = self._calls.call(backend.run_blocking, backend.run, delete_threads, [name])
+        # The deleted checkpoints are counted too, for commits after the second inventory.
+        if again != there or deleted.checkpoints != counts(there)[0]:
+            raise TransferError(
+                f"{_thread(name)} has gone on in the target while the source was read. Nothing was changed: stop what "
+                "writes to it, and copy it again."
             )
 
     def _put(self, target: BasePostgresSaver, name: str, config: RunnableConfig) -> Inventory:
-        """Put a thread's checkpoints, each with its writes. Returns what was put."""
+        """Put a thread's checkpoints, each with its writes. Returns the inventory of what was put."""
         here, paths = Inventory(), self._paths(config)
-        # A value is stored under its version and serves all checkpoints that name it, so it goes with the first one. As
-        # all of them are committed at once, it does not matter that this is the newest.
+        # A value is stored under its version for all checkpoints that name it, so it is put with the first one. As all
+        # are committed together, it does not matter that this is the newest.
         stored: set[tuple[str, str, str]] = set()
         for found in self._list(config):
-            key, checkpoint = _key(found), found.checkpoint
+            key, checkpoint = key_of(found), found.checkpoint
             try:
                 new_versions = {
                     channel: version
@@ -255,33 +257,28 @@ class _Transfer:
                 self._calls.call(target.put, target.aput, *put)
                 for writes in _writes(found, paths):
                     self._calls.call(target.put_writes, target.aput_writes, _config(name, *key), *writes)
-            except _HOPELESS:
+            except _FATAL:
                 raise
             except Exception as error:
-                _fail(f"{_place(name, *key)} can't be stored", error)
+                _fail(f"{_thread(name)}, {place(*key)} can't be stored", error)
             stored.update((key[0], channel, str(version)) for channel, version in new_versions.items())
-            here.update(_inventory(found))
+            here.update(inventory_of(found))
         return here
 
-    def _look(self, config: RunnableConfig) -> tuple[Inventory, dict[tuple[str, str], list[Any]]]:
-        """Return what the source has of a thread, and by checkpoint those writes that a later one replaces."""
-        here, special = Inventory(), {}
-        for found in self._list(config):
-            here.update(_inventory(found))
-            if some := _special(found):
-                special[_key(found)] = some
-        return here, special
-
-    def _compare(self, target: BasePostgresSaver, name: str, special: dict[tuple[str, str], list[Any]]) -> None:
-        """Make sure that a thread that has as much on both sides was not resumed on one of them."""
-        for key, some in special.items():
-            found = self._calls.call(target.get_tuple, target.aget_tuple, _config(name, *key))
-            if not self._is_same(some, _special(found)):
-                raise TransferError(
-                    f"{_place(name, *key)}: the source has another interrupt, "
-                    "answer or error than the target, and which is newer can't be told. Leave the thread out, or "
-                    "delete it in the target to have it copied again."
-                )
+    def _check(self, target: BasePostgresSaver, name: str, here: Inventory, expected: int) -> None:
+        """Raise unless the target has what the source lists, and that is not less than expected."""
+        if (listed := counts(here)[0]) < expected:
+            raise TransferError(
+                f"{_thread(name)}: the source lists {listed} checkpoints, where {expected} or more were expected. Is "
+                "the thread id right, does the source list all namespaces of a thread, was it deleted meanwhile?"
+            )
+        stored, _ = self._inventory(target, name)
+        if stored != here:
+            raise TransferError(
+                f"{_thread(name)}: read {totals(here)}, but stored {totals(stored)}; they differ at "
+                f"{first((here - stored) + (stored - here))}. The source has something twice that put_writes stores "
+                "once, such as two errors of a task."
+            )
 
     def _is_same(self, ours: list[Any], theirs: list[Any]) -> bool:
         serde = self._target.serde
@@ -292,43 +289,39 @@ class _Transfer:
         return bool(serde.dumps_typed(ours) == serde.dumps_typed(theirs))
 
     def _list(self, config: RunnableConfig | None) -> Iterator[CheckpointTuple]:
-        """List the source's checkpoints, in the first way that it has, and name what goes wrong there."""
+        """Yield the source's checkpoints; an error names the source and the place."""
         last = None
         try:
-            ways: Any = partial(self._source.list, config), partial(self._source.alist, config)
-            with closing(self._calls.listed(*ways)) as listed:
+            forms: Any = partial(self._source.list, config), partial(self._source.alist, config)
+            with closing(self._calls.items(*forms)) as listed:
                 for last in listed:
                     yield last
-        except _HOPELESS:
+        except _FATAL:
             raise
         except Exception as error:
-            whose = (
-                "all threads" if config is None else f"thread {short_repr(config['configurable']['thread_id'], 200)}"
-            )
-            where = "" if last is None else f", after checkpoint {short_repr(last.checkpoint['id'], 200)}"
-            _fail(f"{type(self._source).__name__} can't list {whose}{where}", error)
+            threads = "all threads" if config is None else _thread(config["configurable"]["thread_id"])
+            after = "" if last is None else f", after checkpoint {short_repr(last.checkpoint['id'], 200)}"
+            _fail(f"{type(self._source).__name__} can't list {threads}{after}", error)
 
     def _paths(self, config: RunnableConfig) -> PathsAt:
-        """Return what tells the paths of a thread's tasks in the source, where that is to be had."""
+        """Return the paths of a thread's tasks in the source, as far as they can be read."""
         thread_id = config["configurable"]["thread_id"]
         if not isinstance(self._source, BasePostgresSaver):
             return paths_at(self._source, thread_id, self._calls)
         _, paths = self._inventory(self._source, thread_id)
         return lambda *key: paths.get(key, {})
 
-    def _inventory(
-        self, saver: BasePostgresSaver, thread_id: str
-    ) -> tuple[Inventory, dict[tuple[str, str], dict[str, str]]]:
-        """Return what one of ours has of a thread, and the paths of its tasks."""
-        source = saver._backend
-        found, paths = Inventory(), dict[tuple[str, str], dict[str, str]]()
-        rows = self._calls.call(source.run_blocking, source.run, take_inventory, thread_id)
+    def _inventory(self, saver: BasePostgresSaver, thread_id: str) -> tuple[Inventory, dict[Key, dict[str, str]]]:
+        """Return the inventory of a thread in one of our savers, and the paths of its tasks."""
+        backend = saver._backend
+        inventory, paths = Inventory(), dict[Key, dict[str, str]]()
+        rows = self._calls.call(backend.run_blocking, backend.run, take_inventory, thread_id)
         for namespace, checkpoint_id, task_id, task_path, count in rows:
-            found[namespace, checkpoint_id] = 1
+            inventory[namespace, checkpoint_id] = 1
             if task_id is not None:
-                found[namespace, checkpoint_id, task_id] = count
+                inventory[namespace, checkpoint_id, task_id] = count
                 paths.setdefault((namespace, checkpoint_id), {})[task_id] = task_path
-        return found, paths
+        return inventory, paths
 
     @contextmanager
     def _transaction(self) -> Iterator[BasePostgresSaver]:
@@ -350,16 +343,20 @@ class _Transfer:
 
 
 def _name_of(thread_id: Any) -> str:
-    """Return what the target calls a thread: an in-memory saver may know it by a number, of which graphs take the text.
+    """Return the target's id of a thread: an in-memory saver may have a number, of which graphs take the text.
 
     Raises:
-        InvalidConfig: If that can't be a thread id.
+        InvalidConfig: If it can't be a thread id.
     """
-    if not issubclass(type(thread_id), str) and thread_id is not None:
+    if not isinstance(thread_id, str) and thread_id is not None:
         with suppress(Exception):
-            hash(thread_id)  # those by which a saver finds it have one
+            hash(thread_id)  # savers look it up in a dict
             thread_id = str(thread_id)
     return checked_thread_id(thread_id, "a thread's id")
+
+
+def _thread(thread_id: Any) -> str:
+    return f"thread {short_repr(thread_id, 200)}"
 
 
 def _config(thread_id: str, namespace: str, checkpoint_id: str | None) -> RunnableConfig:
@@ -367,18 +364,8 @@ def _config(thread_id: str, namespace: str, checkpoint_id: str | None) -> Runnab
     return {"configurable": {**named, "checkpoint_id": checkpoint_id} if checkpoint_id else named}
 
 
-def _key(found: CheckpointTuple) -> tuple[str, str]:
-    return found.config["configurable"].get("checkpoint_ns") or "", found.checkpoint["id"]
-
-
 def _parent_id(found: CheckpointTuple) -> str | None:
     return found.parent_config["configurable"].get("checkpoint_id") if found.parent_config else None
-
-
-def _inventory(found: CheckpointTuple) -> Inventory:
-    """Return what a checkpoint adds to its thread's inventory."""
-    key = _key(found)
-    return Inventory([key, *[(*key, task_id) for task_id, _, _ in found.pending_writes or ()]])
 
 
 def _special(found: CheckpointTuple | None) -> list[Any]:
@@ -388,56 +375,33 @@ def _special(found: CheckpointTuple | None) -> list[Any]:
 
 
 def _writes(found: CheckpointTuple, paths: PathsAt) -> Iterator[tuple[list[tuple[str, Any]], str, str]]:
-    """Return the arguments of the calls that store a checkpoint's writes again, in the same order.
+    """Yield the arguments of the calls that store a checkpoint's writes again, in the same order.
 
-    The contract has them ordered by the paths of their tasks, but not the paths. Where these are not to be had, tasks
-    get a number instead: it sorts as the path did among the others, and before the paths of tasks still to be done.
+    LangGraph lists writes in the order of their tasks' paths, without the paths. A task with an unknown path gets a
+    number instead: it sorts as the path did among the others, and before the paths of later tasks.
     """
     tasks: dict[str, list[tuple[str, Any]]] = {}
     for task_id, channel, value in found.pending_writes or ():
         tasks.setdefault(task_id, []).append((channel, value))
-    known = paths(*_key(found)) if tasks else {}
+    known = paths(*key_of(found)) if tasks else {}
     for number, (task_id, writes) in enumerate(tasks.items()):
         path = known.get(task_id, f"{number:06}")
-        # In calls of their own, because these would take up places by which the others are known.
+        # Special writes are put by calls of their own: they would take up indexes of the others.
         for is_special in (True, False):
             if some := [write for write in writes if (write[0] in WRITES_IDX_MAP) is is_special]:
                 yield some, task_id, path
 
 
 def _report(here: Inventory, there: Inventory) -> TransferReport:
-    """Return the report of one thread, from what the source has of it and what the target had."""
+    """Return the report of one thread, from its inventories in the source and, before, in the target."""
     new = here - there
-    return TransferReport(int(bool(new)), *_counts(new), int(not new), *_counts(here & there))
+    return TransferReport(int(bool(new)), *counts(new), int(not new), *counts(here & there))
 
 
-def _counts(inventory: Inventory) -> tuple[int, int]:
-    """Return the numbers of checkpoints and of writes."""
-    checkpoints = sum(len(item) == 2 for item in inventory)
-    return checkpoints, inventory.total() - checkpoints
-
-
-def _told(inventory: Inventory) -> str:
-    return "{} checkpoints and {} writes".format(*_counts(inventory))
-
-
-def _place(name: str, namespace: str, checkpoint_id: str) -> str:
-    return (
-        f"thread {short_repr(name, 200)}, namespace {short_repr(namespace, 200)}, checkpoint "
-        f"{short_repr(checkpoint_id, 200)}"
-    )
-
-
-def _first(inventory: Inventory) -> str:
-    namespace, checkpoint_id, *task_id = min(inventory)
-    task = f", writes of task {short_repr(task_id[0], 200)}" if task_id else ""
-    return f"namespace {short_repr(namespace, 200)}, checkpoint {short_repr(checkpoint_id, 200)}{task}"
-
-
-def _fail(what: str, error: Exception) -> NoReturn:
-    """Raise an error that names a thread; what a driver of the source's says may quote values."""
+def _fail(summary: str, error: Exception) -> NoReturn:
+    """Raise a TransferError without values: those that a driver's message quotes are left out."""
     kind = type(error).__name__
     if is_from_driver(error):
-        said = diagnosis_of(error)
-        raise_from(TransferError(f"{what}: {kind}: {said.message or said.name}"), error)
-    raise TransferError(f"{what}: {kind}: {safe_str(error)}") from error
+        diagnosis = diagnosis_of(error)
+        raise_from(TransferError(f"{summary}: {kind}: {diagnosis.message or diagnosis.name}"), error)
+    raise TransferError(f"{summary}: {kind}: {safe_str(error)}") from error

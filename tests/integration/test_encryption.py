@@ -507,20 +507,20 @@ async def test_a_row_changed_between_reading_and_writing_stays(
     """A write replaced in just that moment, or a checkpoint, is the newer one, and done the next time."""
     secret = make(aes(NEW))
     (config,) = store(make(), steps=1)
-    again, blobs_of = reencryption._Safe.again, reencryption._Safe.blobs_of
+    reencrypted, blobs_of = reencryption._Encrypter.reencrypted, reencryption._Encrypter.blobs_of
 
     def late_write(self: Any, rows: Any, place: Any) -> Any:
         if place is reencryption._of_write:
             secret.put_writes(config, [("__interrupt__", "asked anew")], "task")
-        return again(self, rows, place)
+        return reencrypted(self, rows, place)
 
     def late_checkpoint(self: Any, rows: Any) -> Any:
         sql.execute("UPDATE checkpoints SET checkpoint = jsonb_set(checkpoint, '{channel_values,number}', '8')")
         return blobs_of(self, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reencryption._Safe, "again", late_write)
-        patch.setattr(reencryption._Safe, "blobs_of", late_checkpoint)
+        patch.setattr(reencryption._Encrypter, "reencrypted", late_write)
+        patch.setattr(reencryption._Encrypter, "blobs_of", late_checkpoint)
         done = await reencrypt(engine, None, aes(NEW))
     assert (done.writes, done.scalars, done.busy) == (2, 0, 2)
     last = await reencrypt(engine, None, aes(NEW))
@@ -549,7 +549,7 @@ async def test_it_comes_after_conversion_and_in_any_schema(engine: AsyncEngine, 
 async def test_what_is_wrong_is_told(engine: AsyncEngine, make_database: Callable[[], str]) -> None:
     """Serializers that don't encrypt, and tables that aren't there."""
     for old, new in ((None, JsonPlusSerializer()), (JsonPlusSerializer(), aes(NEW)), (aes(OLD), None)):
-        with pytest.raises(InvalidOption, match="it has to be an EncryptedSerializer"):
+        with pytest.raises(InvalidOption, match="must be an EncryptedSerializer"):
             await reencrypt(engine, old, new)  # type: ignore[arg-type]
     async with AsyncPostgresSaver.from_conn_string(make_database()) as empty:
         with pytest.raises(NotSetUp):

@@ -26,6 +26,7 @@ from checkpoint_store.errors import UnreadableValue
 from checkpoint_store.serde import pages
 from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.storage import shared_pages
+from checkpoint_store.tools import conversion as cutting
 
 THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 
@@ -296,14 +297,14 @@ async def test_values_deleted_while_they_are_converted_leave_no_pages(
     saver = AsyncPostgresSaver(engine, share_pages=False)
     for thread_id in ("t", "other"):
         await put(saver, messages(200), {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
-    cut = conversion._cut
+    cut = cutting._cut
 
     def late(*args: Any) -> Any:
         asyncio.run_coroutine_threadsafe(saver.adelete_thread("t"), loop).result()
         return cut(*args)
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(conversion, "_cut", late)
+    monkeypatch.setattr(cutting, "_cut", late)
 
     assert await conversion.share(engine) == 1
     assert await conn.fetchval("SELECT count(*) FROM checkpoint_pages WHERE thread_id = 't'") == 0

@@ -758,7 +758,10 @@ async def test_wrong_arguments_are_told_apart(saver: AsyncPostgresSaver) -> None
     """One id instead of a list of ids; source and target mixed up."""
     with pytest.raises(InvalidConfig, match="a list of thread ids"):
         await acopy_threads(InMemorySaver(), saver, "t")
-    with pytest.raises(InvalidOption, match=r"target is a langgraph\.checkpoint\.memory\.InMemorySaver"):
+    with pytest.raises(
+        InvalidOption,
+        match=r"target must be an AsyncPostgresSaver .*, not a langgraph\.checkpoint\.memory\.InMemorySaver",
+    ):
         await acopy_threads(saver, InMemorySaver())  # type: ignore[arg-type]
 
 
