@@ -1,4 +1,4 @@
-"""The statements that copy a thread, without a row leaving the server; no I/O."""
+"""The statements that copy a thread within the server; no I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from checkpoint_store.sql.expressions import member_text, param, text_literal
 
 
 def stored_threads(t: Tables) -> Select[Any]:
-    """Select whether anything is stored for one thread, and whether for another. Binds: `thread_id`, `target_id`."""
+    """Select whether rows exist of one thread, and whether of another. Binds: `thread_id`, `target_id`."""
     tables = (t.checkpoints, t.checkpoint_writes, t.checkpoint_blobs)
     stored: list[ColumnElement[Any]] = [
         or_(*[select(table.c.thread_id).where(table.c.thread_id == param(name)).exists() for table in tables])
@@ -26,26 +26,22 @@ TABLES = ("checkpoint_pages", "checkpoint_blobs", "checkpoints", "checkpoint_wri
 
 
 def copy_rows(t: Tables) -> Select[Any]:
-    """Insert everything that is stored for a thread under another id.
+    """Insert all rows of a thread under another id.
 
-    Returns how many rows it has made of each table, and how many there are: something of a host's may drop some.
+    Returns two arrays by the order of `TABLES`: the numbers of inserted rows and of the source's, which differ if a
+    trigger of the host drops any.
 
-    It sees the source as of one moment, which each commit of a writer or collector leaves whole, so it locks nothing
-    there. The target must have nothing; it gets a row in `checkpoint_threads` whether there are pages or not.
+    It locks nothing of the source: its snapshot has all of a commit or nothing. There must be no rows of the target,
+    which gets a row in `checkpoint_threads` whether there are pages or not.
 
     Binds: `thread_id`, `target_id`, and `epoch`, one that the target's pages never had.
     """
     threads, epoch = t.checkpoint_threads, param("epoch", BigInteger)
     made = insert(threads).values(thread_id=param("target_id"), epoch=epoch)
     made = made.on_conflict_do_update(index_elements=list(threads.primary_key), set_={"epoch": epoch})
-    copies = [
-        _copied(t.checkpoint_pages),
-        _copied(t.checkpoint_blobs),
-        _copied(t.checkpoints, metadata=_renamed(t)),
-        _copied(t.checkpoint_writes),
-    ]
-    counts = [select(func.count()).select_from(copy).scalar_subquery() for copy in copies]
     tables = (t.checkpoint_pages, t.checkpoint_blobs, t.checkpoints, t.checkpoint_writes)
+    copies = [_copied(one, **({"metadata": _renamed(t)} if one is t.checkpoints else {})) for one in tables]
+    counts = [select(func.count()).select_from(copy).scalar_subquery() for copy in copies]
     stored = [select(func.count()).where(one.c.thread_id == param("thread_id")).scalar_subquery() for one in tables]
     return select(array(counts), array(stored)).add_cte(made.cte("made"))
 
@@ -75,7 +71,7 @@ def _copied(table: Table, **changed: ColumnElement[Any]) -> Any:
 
 
 def _renamed(t: Tables) -> ColumnElement[Any]:
-    """The metadata; where it names the thread, as older versions of LangGraph had it, it names the copy."""
+    """Return the metadata; if it names the thread, as with older versions of LangGraph, it names the copy."""
     metadata, name = t.checkpoints.c.metadata, text_literal("thread_id")
     path = func.array_append(text_literal("{}").cast(ARRAY(Text)), name)
     new = func.jsonb_set(metadata, path, func.to_jsonb(param("target_id")))

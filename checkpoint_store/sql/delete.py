@@ -1,4 +1,4 @@
-"""The statements that delete checkpoints with all that only they need, or count what would be deleted; no I/O.
+"""The statements that delete checkpoints with all rows that only they need, or count these rows; no I/O.
 
 They are executed in one transaction and in the order in which `write.store` locks rows: writes, checkpoints, blobs,
 pages. Rows that nothing refers to are found by EXCEPT: a planner that misjudges the size of a thread would join two
@@ -83,7 +83,7 @@ def delete_checkpoints(t: Tables) -> Executable:
 
 
 def count_checkpoints(t: Tables) -> Executable:
-    """Count what `delete_checkpoints` would delete. Binds and rows: the same."""
+    """Count the rows that `delete_checkpoints` would delete. Binds and result: the same."""
     w, c, span = t.checkpoint_writes, t.checkpoints, _spans()
     writes = select(_size(w.c.blob)).select_from(span.join(w, _is_deleted(w, span))).cte("writes")
     checkpoints = select(_json_size(t)).select_from(span.join(c, _is_deleted(c, span))).cte("checkpoints")
@@ -177,7 +177,7 @@ def delete_blobs(t: Tables, *, in_range: bool = False) -> Executable:
 
 
 def count_blobs(t: Tables) -> Executable:
-    """Count what `delete_blobs` would delete once some checkpoints are deleted. Binds: see `_namespaces`."""
+    """Count the blobs that `delete_blobs` would delete once some checkpoints are deleted. Binds: see `_namespaces`."""
     b, dead = t.checkpoint_blobs, _dead_blobs(t, without_deleted=True)
     return _count(select(_size(b.c.blob)).select_from(dead.join(b, same_blob(b, dead))).cte("gone"))
 
@@ -202,7 +202,7 @@ def delete_pages(t: Tables) -> Executable:
 
 
 def count_pages(t: Tables) -> Executable:
-    """Count what `delete_pages` would delete once some checkpoints are deleted.
+    """Count the pages that `delete_pages` would delete once some checkpoints are deleted.
 
     Binds: `thread_ids`, and see `_namespaces`.
     """

@@ -1,4 +1,4 @@
-"""The statements that find rows to delete, and what other checkpoints need of them; no I/O."""
+"""The statements that find rows to delete, and those of them that other checkpoints need; no I/O."""
 
 from __future__ import annotations
 

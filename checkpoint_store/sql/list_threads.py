@@ -1,8 +1,8 @@
-"""The statements that list threads, some rows of an index at a time; no I/O.
+"""The statements that list threads, a limited number of rows of an index at a time; no I/O.
 
-No row says that it is its thread's newest, so a list walks through an index and looks for each thread it meets whether
-there is a newer checkpoint. A statement looks at no more rows than it is told; whoever lists goes on from where it
-ended. Threads with very many rows there are named to the next statement, which passes over them within the index.
+No row says that it is its thread's newest, so a list walks through an index and checks for each thread that it meets
+whether there is a newer checkpoint. A statement reads at most a given number of rows, and the next one continues where
+it ended. Threads with very many rows among them are skipped by the next statement, within the index.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Set
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     Boolean,
     ColumnElement,
     FromClause,
@@ -30,10 +31,10 @@ from checkpoint_store.sql.arrays import aggregate, array_param
 from checkpoint_store.sql.expressions import int_literal, param, text_literal
 
 MAX_STEPS = 4096
-"""How many rows of an index a statement may look at."""
+"""The most rows of an index that a statement may read."""
 
 MANY = 16
-"""A thread with so many rows in one look is passed over in the next."""
+"""The number of rows with which a thread is skipped by the next statement."""
 
 
 def list_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
@@ -42,43 +43,26 @@ def list_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
 
 
 def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
-    """Select the threads whose newest root checkpoint is among the next ones of all threads, newest first.
+    """Select the threads that have their newest root checkpoint among the next ones of all threads, newest first.
 
-    One row: how many checkpoints were looked at, the id and thread of the last of them, the threads with `MANY` of
-    them, and what was found as arrays, as `_found` has it.
-
-    Binds: `passed` (array of threads to pass over), `steps` (how many checkpoints to look at), `wanted` (how many
-    threads), and those of the conditions.
+    One row: the number of checkpoints read, the id and thread of the last of them, the threads with `MANY` of them, and
+    the threads found, as arrays: see `_found`.
 
     Args:
         t: The tables.
-        conditions: Some of `after` (binds `last_checkpoint_id`, `last_thread_id`), `prefix`, `filter` (JSON text of
-            what the metadata must contain), `count`, which says that checkpoints are counted.
+        conditions: Some of `after` (binds `last_checkpoint_id`, `last_thread_id`), `prefix`, `filter` (JSON text that
+            the metadata must contain), and `count`: checkpoints are counted.
+
+    Binds: `skipped` (array of threads), `steps` (the most checkpoints to read), `wanted` (the most threads), and those
+    of the conditions.
     """
-    c = t.checkpoints.c
-    # As in the index.
-    is_root = c.checkpoint_ns.like(text_literal(""))
-    wanted = [is_root, c.thread_id != func.all(array_param("skipped"))]
-    if "after" in conditions:
-        position = tuple_(param("last_checkpoint_id"), param("last_thread_id"))
-        wanted.append(tuple_(c.checkpoint_id, c.thread_id) < position)
-    if "prefix" in conditions:
-        wanted.append(_has_prefix(c.thread_id))
-    # The planner is told the most there can be first, as in `reading.list_page`.
-    most = select(c.checkpoint_id, c.thread_id).where(*wanted)
-    most_rows = most.order_by(c.checkpoint_id.desc(), c.thread_id.desc()).limit(int_literal(MAX_STEPS)).subquery("most")
-    part = (
-        select(most_rows)
-        .order_by(most_rows.c.checkpoint_id.desc(), most_rows.c.thread_id.desc())
-        .limit(select(param("steps", Integer)).scalar_subquery())
-        .cte("part")
-    )
+    part = _next_checkpoints(t, conditions)
     met = (
         select(part.c.thread_id, func.max(part.c.checkpoint_id).label("checkpoint_id"), func.count().label("rows"))
         .group_by(part.c.thread_id)
         .cte("met")
     )
-    # Sorted before the lookups, which then end with the last thread that is wanted.
+    # Sorted before the lookups, which end with the last thread that is wanted.
     sought = select(met).order_by(met.c.checkpoint_id.desc(), met.c.thread_id.desc()).subquery("sought")
     newest = _newest(t, sought)
     found = (
@@ -95,15 +79,37 @@ def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
     )
 
 
+def _next_checkpoints(t: Tables, conditions: Set[str]) -> CTE:
+    """Select the next root checkpoints of all threads, newest first."""
+    c = t.checkpoints.c
+    # By LIKE, as in the index.
+    is_root = c.checkpoint_ns.like(text_literal(""))
+    wanted = [is_root, c.thread_id != func.all(array_param("skipped"))]
+    if "after" in conditions:
+        position = tuple_(param("last_checkpoint_id"), param("last_thread_id"))
+        wanted.append(tuple_(c.checkpoint_id, c.thread_id) < position)
+    if "prefix" in conditions:
+        wanted.append(_has_prefix(c.thread_id))
+    rows = select(c.checkpoint_id, c.thread_id).where(*wanted).order_by(c.checkpoint_id.desc(), c.thread_id.desc())
+    # A constant limit first, for the planner, as in `read.list_checkpoints`.
+    most = rows.limit(int_literal(MAX_STEPS)).subquery("most")
+    return (
+        select(most)
+        .order_by(most.c.checkpoint_id.desc(), most.c.thread_id.desc())
+        .limit(select(param("steps", Integer)).scalar_subquery())
+        .cte("part")
+    )
+
+
 def threads_by_id(t: Tables, conditions: Set[str]) -> Select[Any]:
     """Select the next threads in the order of their ids, by a walk that jumps from one to the next in the index.
 
-    The columns and the binds are those of `newest_threads`, without `passed`; what is looked at are threads.
+    Columns and binds are those of `newest_threads`, without `skipped`, and `steps` are threads.
 
     Args:
         t: The tables.
-        conditions: Those of `newest_threads` (`after` binds `last_thread_id` alone), and `rootless`, which says that
-            only threads without a root checkpoint are wanted.
+        conditions: Those of `newest_threads` (`after` binds `last_thread_id` alone), and `rootless`: only threads
+            without a root checkpoint are wanted.
     """
     c = t.checkpoints.c
     ordered = select(c.thread_id).order_by(c.thread_id).limit(int_literal(1))
@@ -132,7 +138,7 @@ def threads_by_id(t: Tables, conditions: Set[str]) -> Select[Any]:
 
 
 def _newest(t: Tables, threads: FromClause) -> Any:
-    """The newest root checkpoint of a thread."""
+    """Return the newest root checkpoint of a thread."""
     n = t.checkpoints.alias("n")
     return (
         select(n.c.checkpoint_id, n.c.metadata)
@@ -147,7 +153,7 @@ def _newest(t: Tables, threads: FromClause) -> Any:
 def _found(
     t: Tables, ordered: Select[Any], conditions: Set[str], order: Callable[[FromClause], list[Any]]
 ) -> FromClause:
-    """As many threads as are wanted: id, newest root checkpoint, its metadata as JSON text, number of checkpoints."""
+    """Select the wanted threads: id, newest root checkpoint, its metadata as JSON text, number of checkpoints."""
     if "filter" in conditions:
         metadata = ordered.selected_columns["metadata"]
         ordered = ordered.where(metadata.op("@>", return_type=Boolean)(cast(param("filter"), JSONB)))
@@ -167,6 +173,6 @@ def _found(
 
 
 def _has_prefix(thread_id: ColumnElement[str]) -> ColumnElement[bool]:
-    # As a number, of which the planner expects a third: of a prefix that it does not know it would expect so few rows
-    # that it would rather sort them all than walk.
+    # As a comparison of numbers, of which the planner expects a third of the rows. For an unknown prefix it would
+    # expect so few that it would rather sort them all than walk.
     return cast(func.starts_with(thread_id, param("prefix"), type_=Boolean()), Integer) > int_literal(0)

@@ -1,10 +1,10 @@
-"""The statements by which writers of one thread keep out of each other's way; no I/O.
+"""The statements by which writers of one thread exclude each other; no I/O.
 
-Advisory locks go by a number. Ours are hashes of the thread with the name of the schema that has the `checkpoints`
-table, as the catalog has it: the same for all who use that table, whatever they call its schema, and others in every
-other schema. Not with the table's oid, which is another one after a restore, or once the tables are partitioned: then
-two could hold the lock of one thread. Two threads may have one number; then one waits for the other, which does no
-harm.
+An advisory lock is identified by a number. Ours is a hash of the thread and of the name that the catalog has for the
+schema of the `checkpoints` table: the same for all users of that table, however they name its schema, and another one
+in every other schema. It is not made from the table's oid, which changes with a restore and with partitioning: then two
+could hold the lock of one thread. Two threads may have the same number; then one waits for the other, which is
+harmless.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _LOCKS = Table(
 
 
 def lock_number(_: Tables) -> Select[Any]:
-    """Select the number that a thread's lock goes by, NULL if there is no such table.
+    """Select the number of a thread's lock, NULL if there is no such table.
 
     Binds: `thread_id`, `table` (the qualified name of `checkpoints`).
     """
@@ -61,22 +61,22 @@ def lock_number(_: Tables) -> Select[Any]:
 
 
 def take_lock(_: Tables) -> Select[Any]:
-    """Try to take a lock for this session: whether nobody else has it. Binds: `number`."""
+    """Try to take a lock for this session, and select whether it has it. Binds: `number`."""
     return select(func.pg_try_advisory_lock(param("number", BigInteger)))
 
 
 def release_lock(_: Tables) -> Select[Any]:
-    """Give a lock back: whether this session had it. Binds: `number`."""
+    """Release a lock, and select whether this session had it. Binds: `number`."""
     return select(func.pg_advisory_unlock(param("number", BigInteger)))
 
 
 def take_lock_in_transaction(t: Tables) -> Select[Any]:
     """Try to take a thread's lock until the end of the transaction.
 
-    Selects its number, NULL if there is no such table, whether nobody else has it, and the transaction's isolation
-    level. Binds: those of `lock_number`.
+    Selects its number, NULL if there is no such table, whether the transaction has it, and its isolation level. Binds:
+    those of `lock_number`.
     """
-    # The OFFSET has the number computed once.
+    # With the OFFSET the number is computed once.
     lock = lock_number(t).offset(int_literal(0)).subquery("lock").c.number
     return select(lock, func.pg_try_advisory_xact_lock(lock), _level())
 
@@ -84,7 +84,7 @@ def take_lock_in_transaction(t: Tables) -> Select[Any]:
 def has_lock(_: Tables) -> Select[Any]:
     """Select whether this session has a lock. Binds: `number`."""
     lock, halves = param("number", BigInteger), 4_294_967_295
-    # As the view has it: https://www.postgresql.org/docs/current/view-pg-locks.html
+    # As the view splits it: https://www.postgresql.org/docs/current/view-pg-locks.html
     upper = cast(lock.op(">>")(int_literal(32)).op("&")(int_literal(halves)), OID)
     lower = cast(lock.op("&")(int_literal(halves)), OID)
     is_it = and_(_LOCKS.c.classid == upper, _LOCKS.c.objid == lower, _LOCKS.c.objsubid == int_literal(1))
@@ -95,15 +95,16 @@ def has_lock(_: Tables) -> Select[Any]:
 
 
 def begin_session(_: Tables) -> Select[Any]:
-    """Change what settings of this session the server has; fails on a standby, whose locks exclude nobody who writes.
+    """Change those of some settings that the server has for this session; fails on a standby.
 
-    A session that was begun on one would keep a lock through its promotion, beside who has it on the old primary.
+    The locks of a standby exclude no writers, and a session of one would keep a lock through its promotion, while
+    another session has the lock on the old primary.
 
     Binds: `names` and `values`, arrays of equal length.
     """
     new = rows_of_binds(name=Text, value=Text)
     known = func.current_setting(new.c.name, true()).is_not(None)
-    # A standby refuses this as it refuses to write, which is tried again.
+    # A standby refuses this with the error for a write, which is transient.
     no_standby = cast(func.pg_current_xact_id(), Text)
     return select(func.set_config(new.c.name, new.c.value, false()), no_standby).where(known)
 
@@ -114,9 +115,9 @@ def session_id(_: Tables) -> Select[Any]:
 
 
 def lock_namespaces(_: Tables) -> Select[Any]:
-    """Wait until nobody else is about to continue some namespaces, and keep others from it until the transaction ends.
+    """Wait until no other transaction is about to continue some namespaces, and exclude others until this one ends.
 
-    Returns the transaction's isolation level, once for each. Binds: `table`, and as arrays `thread_ids` and
+    Returns the transaction's isolation level, once for each. Binds: `table`, and parallel arrays `thread_ids` and
     `checkpoint_nss`.
     """
     new = rows_of_binds(thread_id=Text, checkpoint_ns=Text)
@@ -125,24 +126,25 @@ def lock_namespaces(_: Tables) -> Select[Any]:
 
 
 def lock_removal(_: Tables) -> Select[Any]:
-    """Wait until nobody else removes anything of some threads, and keep others from it until the transaction ends.
+    """Wait until no other transaction deletes rows of some threads, and exclude others until this one ends.
 
-    Those who only store don't notice; it is another lock than that of a run, who may remove something in its block.
+    It does not exclude transactions that only store, nor is it the lock of a run, which may delete while it holds that.
 
-    Returns the transaction's isolation level, once for each. Binds: `thread_ids`, and `table`, the checkpoints' name
-    with its schema.
+    Returns the transaction's isolation level, once for each. Binds: `thread_ids`, and `table`, the qualified name of
+    `checkpoints`.
     """
     thread_id = func.unnest(array_param("thread_ids")).column_valued("thread_id")
     return _take_all(func.hashtextextended(thread_id.collate("C"), _seed("removal")))
 
 
 def continuations(t: Tables) -> Select[Any]:
-    """Select for some checkpoints whether each continues the newest of its namespace, or is stored already as it is.
+    """Select for some checkpoints whether each continues the newest of its namespace, or is stored already.
 
-    To be executed after `lock_namespaces`, in the same transaction: its snapshot then has all that was stored before.
+    It has to be executed after `lock_namespaces`, in the same transaction: then its snapshot has everything that was
+    stored before.
 
-    Returns thread, namespace, id, parent, the newest id, and whether the checkpoint continues it. Binds, as arrays:
-    `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `parent_checkpoint_ids`.
+    A row is thread, namespace, id, parent, the newest id, and whether the checkpoint continues it. Binds: parallel
+    arrays `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `parent_checkpoint_ids`.
     """
     c = t.checkpoints
     new = rows_of_binds(thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_checkpoint_id=Text)
@@ -166,14 +168,14 @@ def continuations(t: Tables) -> Select[Any]:
 
 
 def _take_all(lock: ColumnElement[int]) -> Select[Any]:
-    """Take locks, all in one order so that no two wait for each other, and select the isolation level for each."""
+    """Take locks, in one order so that no two transactions deadlock, and select the isolation level for each."""
     lock = lock.label("lock")
     locks = select(lock).distinct().order_by(lock).offset(int_literal(0)).subquery("locks")
     return select(_level(), func.pg_advisory_xact_lock(locks.c.lock))
 
 
 def _seed(purpose: str) -> ColumnElement[int]:
-    """What locks of one purpose in one schema have in common; NULL if there is no table of checkpoints."""
+    """Return the seed of the hashes for locks of one purpose in one schema, NULL if there is no such table."""
     oid = cast(func.to_regclass(param("table")), OID)
     schema = (
         select(_NAMESPACE.c.nspname.collate("C"))

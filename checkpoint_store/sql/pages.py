@@ -1,4 +1,4 @@
-"""The statements that turn stored values into shared pages, and back; no I/O."""
+"""The statements that convert stored values to shared pages and back; no I/O."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from checkpoint_store.sql.write import claimed_threads, new_pages
 
 
 def next_blobs(t: Tables) -> Select[Any]:
-    """Select the blobs of a type that follow a key, with the bytes stored: a recipe as it is.
+    """Select the blobs of a type that follow a key, with the stored bytes: a recipe as it is.
 
     Binds: `type`, `min_bytes`, `limit`, and the key to start after: `thread_id`, `checkpoint_ns`, `channel`, `version`.
     """
@@ -39,10 +39,10 @@ def next_blobs(t: Tables) -> Select[Any]:
 
 
 def share_blobs(t: Tables) -> Select[Any]:
-    """Put recipes in the place of plain blobs of one thread, and store all their pages; see `claimed_threads`.
+    """Replace plain blobs of one thread by recipes, and store all their pages; see `write.claimed_threads`.
 
-    Returns the thread if it passed, how many pages were written, and how many blobs were replaced. Binds: those of
-    `store` for gates, pages and blobs.
+    Returns the thread if it passed, with the numbers of pages written and of blobs replaced. Binds: those of
+    `write.store` for gates, pages and blobs.
     """
     passed, b = claimed_threads(t), t.checkpoint_blobs
     pages = new_pages(t, passed)
@@ -61,7 +61,7 @@ def share_blobs(t: Tables) -> Select[Any]:
 
 
 def inline_blobs(t: Tables) -> Update:
-    """Put their values in the place of recipes, except where a page is missing.
+    """Replace recipes by their values, unless a page is missing. Returns a thread for each.
 
     Binds: the blobs' keys as arrays, `blob_thread_ids`, `blob_checkpoint_nss`, `blob_channels`, `blob_versions`.
     """

@@ -1,4 +1,4 @@
-"""The statements that ask a database who we are to it, and in which state it is; no I/O."""
+"""The statements that ask a database for its state and our role; no I/O."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def revision(t: Tables) -> Select[Any]:
 
 
 def log_position(_: Tables) -> Select[Any]:
-    """Select the position at which the write-ahead log ends, counting what is written but not flushed."""
+    """Select the position at which the write-ahead log ends, including the part that is not flushed yet."""
     return select(cast(func.pg_current_wal_insert_lsn(), Text))
 
 

@@ -1,7 +1,6 @@
-"""The statements that encrypt what is stored, or encrypt it anew; no I/O.
+"""The statements that encrypt stored values, or encrypt them anew; no I/O.
 
-Each rewrites a row only if it is still what was read, going by the SHA-256 of its bytes: whoever wrote to it meanwhile
-is not overwritten.
+Each rewrites a row only if the SHA-256 of its bytes is still that which was read: a write in between is not lost.
 """
 
 from __future__ import annotations
@@ -48,29 +47,29 @@ from checkpoint_store.sql.expressions import (
 
 
 def next_blob_values(t: Tables) -> Select[Any]:
-    """Select the blobs that follow a key: see `_page`; of those that are paged, the value that they make.
+    """Select the blobs that follow a key: see `_batch`; of a recipe the value.
 
     Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_channel`, `last_version`, and `limit`.
     """
     b = t.checkpoint_blobs
     kind, value = value_of(t, b)
-    return _page(b, kind, value).where(b.c.type != text_literal("empty"))
+    return _batch(b, kind, value).where(b.c.type != text_literal("empty"))
 
 
 def next_write_values(t: Tables) -> Select[Any]:
-    """Select the pending writes that follow a key: see `_page`.
+    """Select the pending writes that follow a key: see `_batch`.
 
     Binds: the key to start after, `last_thread_id` to `last_idx`, and `limit`.
     """
     w = t.checkpoint_writes
-    return _page(w, w.c.type, w.c.blob)
+    return _batch(w, w.c.type, w.c.blob)
 
 
 def next_inline_values(t: Tables) -> Select[Any]:
-    """Select the checkpoints that follow a key and have values inline: key, values as JSON, and what is inline.
+    """Select the checkpoints with inline values that follow a key: key, all inline values as JSON, and arrays of them.
 
-    That is, as arrays: the channel, its value as JSON, its version, and of the blob of that version, if there is one,
-    its type; and its bytes where the value is true, which may be the mark of a snapshot.
+    The arrays are the channels, their values as JSON, their versions, and the types of the blobs of these versions, if
+    there are any; and the bytes of those at which the value is true, which may mark a snapshot.
 
     Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_checkpoint_id`, and `limit`.
     """
@@ -101,21 +100,21 @@ def next_inline_values(t: Tables) -> Select[Any]:
 
 
 def rewrite_blobs(t: Tables) -> Update:
-    """Put other bytes in the place of stored ones. Returns a thread for each. Binds: see `_rewrite`."""
+    """Replace types and bytes of blobs: see `_rewrite`."""
     return _rewrite(t.checkpoint_blobs)
 
 
 def rewrite_writes(t: Tables) -> Update:
-    """Put other bytes in the place of stored ones. Returns a thread for each. Binds: see `_rewrite`."""
+    """Replace types and bytes of pending writes: see `_rewrite`."""
     return _rewrite(t.checkpoint_writes)
 
 
 def move_inline(t: Tables) -> Select[Any]:
-    """Store values as blobs, and leave them out of their checkpoints. Returns the keys of the checkpoints.
+    """Store inline values as blobs, and take them out of their checkpoints. Returns the keys of the checkpoints.
 
-    Binds, as arrays: of checkpoints `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `befores` and `afters` (their
-    inline values as JSON text); of values `value_thread_ids`, `value_checkpoint_nss`, `value_checkpoint_ids`,
-    `value_channels`, `value_versions`, `value_types`, `value_blobs`.
+    Binds: parallel arrays of checkpoints, `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `befores` and `afters`
+    (their inline values as JSON text), and of values, `value_thread_ids`, `value_checkpoint_nss`,
+    `value_checkpoint_ids`, `value_channels`, `value_versions`, `value_types`, `value_blobs`.
     """
     c, b = t.checkpoints, t.checkpoint_blobs
     new = rows_of_binds(thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, before=Text, after=Text)
@@ -145,7 +144,7 @@ def move_inline(t: Tables) -> Select[Any]:
         .order_by(*[value.c[column.name] for column in b.primary_key])
     )
     values = insert(b).from_select(names, chosen)
-    # What is there already is what the version stands for, unless it only says that there is nothing.
+    # A blob that exists already is the value of that version, unless its type says that there is none.
     values = values.on_conflict_do_update(
         index_elements=list(b.primary_key),
         set_={"type": values.excluded.type, "blob": values.excluded.blob},
@@ -155,7 +154,7 @@ def move_inline(t: Tables) -> Select[Any]:
 
 
 def count_plain(t: Tables) -> Select[Any]:
-    """Count what is not encrypted: blobs, pending writes, and values inline."""
+    """Count the values that are not encrypted: blobs, pending writes, inline values."""
     b, w, c = t.checkpoint_blobs, t.checkpoint_writes, t.checkpoints
     plain = [
         func.strpos(func.coalesce(table.c.type, text_literal("")), text_literal("+")) == int_literal(0)
@@ -170,8 +169,8 @@ def count_plain(t: Tables) -> Select[Any]:
     )
 
 
-def _page(table: Table, kind: ColumnElement[Any], value: ColumnElement[Any]) -> Select[Any]:
-    """Key, channel, SHA-256 and type of what is stored, type and bytes of the value."""
+def _batch(table: Table, kind: ColumnElement[Any], value: ColumnElement[Any]) -> Select[Any]:
+    """Select key, channel, SHA-256 and type of the stored bytes, type and bytes of the value."""
     keys = [*table.primary_key, table.c.channel.label("of_channel")]
     stored = (func.sha256(table.c.blob).label("digest"), table.c.type.label("stored_type"))
     return _after(table).with_only_columns(*keys, *stored, kind, value)
@@ -184,7 +183,10 @@ def _after(table: Table) -> Select[Any]:
 
 
 def _rewrite(table: Table) -> Update:
-    """Binds: the rows' keys as arrays, and `digests` (of what they hold), `types` and `blobs`."""
+    """Replace types and bytes of rows, and return a thread for each.
+
+    Binds: parallel arrays of the rows' keys, `digests` (of the bytes that were read), `types` and `blobs`.
+    """
     keys = {column.name: type(column.type) for column in table.primary_key}
     new = rows_of_binds(**keys, digest=LargeBinary, type=Text, blob=LargeBinary)
     return (
@@ -209,7 +211,7 @@ def _has_inline(c: FromClause) -> ColumnElement[bool]:
 
 
 def _is_blob(t: Tables, c: FromClause, channel: Any) -> ColumnElement[bool]:
-    """Whether there is a blob for a channel of a checkpoint: it wins over what is inline."""
+    """Return whether there is a blob for a channel of a checkpoint: it takes precedence over an inline value."""
     return exists().where(is_value(t.checkpoint_blobs, c, channel)).correlate(c, channel.table)
 
 

@@ -1,7 +1,7 @@
-"""The statements that tell what is stored, and how large it is; no I/O.
+"""The statements that count rows and their bytes; no I/O.
 
-Bytes are those that PostgreSQL stores of the columns: compressed where it compresses, without indexes and row headers.
-To ask for them reads no large value: what is stored out of line says how long it is.
+Bytes are those that PostgreSQL stores of the columns, after its compression, without indexes and row headers. No large
+value is read for them: the length of a value that is stored out of line is part of the row.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from checkpoint_store.sql.expressions import digests_of, int_literal, members_of
 
 
 def thread_tables(t: Tables) -> Any:
-    """Select how many rows and bytes each table has of a thread, under the table's name. Binds: `thread_id`."""
+    """Select the name of each table, and the numbers of rows and bytes that it has of a thread. Binds: `thread_id`."""
     return union_all(
         *[
             select(text_literal(table.name), func.count(), _total(_row_bytes(table))).where(
@@ -45,10 +45,10 @@ def thread_tables(t: Tables) -> Any:
 
 
 def thread_channels(t: Tables) -> Select[Any]:
-    """Select what the channels of a thread occupy, the largest first.
+    """Select the channels of a thread with the bytes that they occupy, the largest first.
 
-    A row is a graph (the namespace without what is different at each call), a channel, how many values and pending
-    writes it has, and their bytes. A page that several values share is counted once. Binds: `thread_id`.
+    A row is a graph (the namespace without task ids, which differ at each call), a channel, its numbers of values and
+    of pending writes, and their bytes. A page that several values share is counted once. Binds: `thread_id`.
     """
     c, b, w, p = t.checkpoints, t.checkpoint_blobs, t.checkpoint_writes, t.checkpoint_pages
     nothing = int_literal(0).label("count")
@@ -57,7 +57,7 @@ def thread_channels(t: Tables) -> Select[Any]:
     paged = digests_of(b).add_columns(_graph(b), b.c.channel)
     paged = paged.where(b.c.thread_id == param("thread_id"), b.c.type == text_literal(PAGED))
     digests = paged.subquery("digests")
-    # A page that several channels share is the first one's.
+    # A page that several channels share counts for the first of them.
     first = func.row_number().over(partition_by=digests.c.digest, order_by=[digests.c.graph, digests.c.channel])
     placed = select(digests, first.label("place")).subquery("placed")
     once = select(placed).where(placed.c.place == int_literal(1)).subquery("once")
@@ -85,7 +85,7 @@ def thread_channels(t: Tables) -> Select[Any]:
 
 
 def largest_threads(t: Tables) -> Select[Any]:
-    """Select the threads that have most, how many checkpoints and how many bytes; reads all rows. Binds: `limit`."""
+    """Select the largest threads, with their numbers of checkpoints and bytes; reads all rows. Binds: `limit`."""
     parts = union_all(
         *[
             select(
@@ -106,16 +106,16 @@ def largest_threads(t: Tables) -> Select[Any]:
 
 
 def table_sizes(_: Tables) -> Select[Any]:
-    """Select how many rows tables have, as the server last counted, and what they occupy with all that belongs to them.
+    """Select the names of tables, their rows by the server's last count, and their bytes with indexes and TOAST.
 
-    A row is a name, the rows, and the bytes; of a partitioned table those of its partitions. Binds: `names`.
+    Of a partitioned table these are the sums of its partitions. Binds: `names`.
     """
     name = func.unnest(array_param("names")).table_valued("name").render_derived("named")
     part = func.pg_partition_tree(func.to_regclass(name.c.name)).table_valued("relid").lateral("part")
     known = table("pg_class", column("oid"), column("reltuples"), schema="pg_catalog")
-    # A table without partitions is no part of a tree either.
+    # A table without partitions is not part of a tree.
     relation = func.coalesce(part.c.relid, func.to_regclass(name.c.name))
-    # -1 says that nobody has counted yet.
+    # -1 means that the rows were not counted yet.
     rows = cast(func.sum(known.c.reltuples).filter(known.c.reltuples >= int_literal(0)), BigInteger)
     size = func.sum(func.pg_total_relation_size(relation))
     return (
@@ -126,7 +126,7 @@ def table_sizes(_: Tables) -> Select[Any]:
 
 
 def _graph(rows: FromClause) -> ColumnElement[str]:
-    """A namespace without the ids of tasks: `node:task|node:task` is `node|node`."""
+    """Return a namespace without the ids of tasks: `node|node` for `node:task|node:task`."""
     return func.regexp_replace(
         rows.c.checkpoint_ns, text_literal(":[^|]*"), text_literal(""), text_literal("g"), type_=Text
     ).label("graph")

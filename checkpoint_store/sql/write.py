@@ -1,4 +1,4 @@
-"""The statements that store checkpoints, blobs, pages and pending writes: one call's, or many at once; no I/O."""
+"""The statements that store checkpoints, blobs, pages and pending writes, of one call or of many at once; no I/O."""
 
 from __future__ import annotations
 
@@ -40,24 +40,23 @@ from checkpoint_store.sql.expressions import (
 )
 
 UNGATED, NEEDS, COMPLETE = range(3)
-"""Whether a thread's rows depend on its pages: not at all, on those that do not come along, or they all do."""
-
+"""The kinds of threads: without pages, with pages that have to be there already, with all of its pages in the call."""
 
 _GATE = {"thread_id": Text, "kind": Integer, "epoch": BigInteger, "first": Integer, "last": Integer}
-"""The threads: of which kind each is, the epoch that it gets if it has none, and which pages are needed of it.
-
-Those from the first to the last among the digests of all threads.
-"""
+"""The columns of threads: their kind, the epoch of a new row, and the range of the needed pages among all digests."""
 
 
 def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
     """Upsert a checkpoint together with the blobs that are new in it: one statement, so atomic on its own.
 
-    Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `parent_checkpoint_id`, `checkpoint` and `metadata` (JSON
-    text), and the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`; with `kept`, which
-    is for checkpoints that have something to keep, that too: see `kept_values`.
-
     Returns a row, unless a trigger drops the checkpoint.
+
+    Args:
+        t: The tables.
+        kept: Whether the checkpoint keeps values of its parent: see `kept_values`.
+
+    Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `parent_checkpoint_id`, `checkpoint` and `metadata` (JSON
+    text), the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`, and `kept`.
     """
     new = rows_of_binds(channel=Text, version=Text, type=Text, blob=LargeBinary)
     blobs = keeping(
@@ -69,7 +68,7 @@ def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
     row: dict[str, ColumnElement[Any]] = {
         **{name: param(name) for name in own},
-        # JSON travels as text, so that the host's json_serializer can't change it.
+        # JSON is sent as text, so that the host's json_serializer can't change it.
         "checkpoint": cast(param("checkpoint"), JSONB),
         "metadata": cast(param("metadata"), JSONB),
     }
@@ -95,11 +94,11 @@ def kept_values(
     keeps_from: ColumnElement[str],
     kept: ColumnElement[str],
 ) -> Select[Any]:
-    """Select what a checkpoint's parent has inline of some channels, as a JSON object, or NULL: always one row.
+    """Select the inline values that a checkpoint keeps of its parent, as a JSON object, or NULL: always one row.
 
-    A step that does not know a channel leaves its value out and its version as it is. A blob is found by its version
-    again; what is inline has to come along. A checkpoint that is there already has brought it along: it is stored once
-    more, and its parent may have been removed since.
+    A step that does not know a channel omits its value and does not change its version. A blob is found by that
+    version, an inline value has to be copied. A checkpoint that is stored once more has copied it already, and its
+    parent may have been deleted since.
 
     Args:
         t: The tables.
@@ -107,7 +106,7 @@ def kept_values(
         checkpoint_ns: Its namespace.
         checkpoint_id: Its id.
         keeps_from: Its parent.
-        kept: The versions of those channels, a JSON object as text; a value of another version is not theirs.
+        kept: The versions of those channels, a JSON object as text; only a value of that version is kept.
     """
     p = t.checkpoints
     parent = (
@@ -136,14 +135,14 @@ def kept_values(
 
 
 def _with_values(checkpoint: ColumnElement[Any], inline: ColumnElement[Any]) -> ColumnElement[Any]:
-    """A checkpoint with some more channel values inline, if there are any."""
+    """Return a checkpoint with more channel values inline, if there are any."""
     values = member(checkpoint, text_literal("channel_values")).op("||")(inline)
     path = array([text_literal("channel_values")])
     return case((inline.is_(None), checkpoint), else_=func.jsonb_set(checkpoint, path, values, type_=JSONB))
 
 
 def put_writes(t: Tables) -> Insert:
-    """Store the pending writes of one task; see `replacing_special` for those that are there already.
+    """Insert the pending writes of one task; see `replacing_special` for those that exist already.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `task_id`, `task_path`, and the writes as four arrays of equal
     length, `idxs`, `channels`, `types`, `blobs`, with no `idx` twice.
@@ -159,7 +158,7 @@ def put_writes(t: Tables) -> Insert:
 
 
 def replacing(insertion: Insert, *columns: str, where: ColumnElement[bool] | None = None) -> Insert:
-    """An insert that replaces some columns of the rows that are there already, or of some of them."""
+    """Return an insert that replaces some columns of rows that exist already, or of those that meet a condition."""
     table: Any = insertion.table
     return insertion.on_conflict_do_update(
         index_elements=list(table.primary_key), set_={name: insertion.excluded[name] for name in columns}, where=where
@@ -167,10 +166,10 @@ def replacing(insertion: Insert, *columns: str, where: ColumnElement[bool] | Non
 
 
 def replacing_special(insertion: Insert) -> Insert:
-    """An insert of pending writes, decided row by row as LangGraph's `InMemorySaver` does.
+    """Return an insert of pending writes that decides row by row, as LangGraph's `InMemorySaver` does.
 
-    A write to a special channel, whose `idx` is negative, replaces the one that is there; an ordinary write stays as it
-    was first stored.
+    A write to a special channel, which has a negative `idx`, replaces the stored one; an ordinary write stays as it was
+    first stored.
     """
     return replacing(
         insertion, "channel", "type", "blob", "task_path", where=insertion.excluded["idx"] < int_literal(0)
@@ -178,9 +177,9 @@ def replacing_special(insertion: Insert) -> Insert:
 
 
 def keeping(insertion: Insert) -> Insert:
-    """An insert that leaves the rows that are there already as they are, and locks them.
+    """Return an insert that does not change rows that exist already, but locks them.
 
-    Without the lock, whoever deletes a row that nothing refers to would not notice the one who is about to.
+    Without the lock, another transaction could delete a row to which this one is about to refer.
     """
     table: Any = insertion.table
     return insertion.on_conflict_do_update(
@@ -191,16 +190,16 @@ def keeping(insertion: Insert) -> Insert:
 def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> Select[Any]:
     """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
 
-    What is stored of a thread whose rows refer to pages depends on `passed_threads`; of one that does not pass nothing
-    is. Returns the threads that pass, and beside each how many rows were written of all together: writes, checkpoints,
-    blobs and pages. Not counted is what was there already, but for checkpoints and special writes.
+    Rows of a thread are stored only if `passed_threads` has it. Returns these threads, and in each row the numbers of
+    all rows written: writes, checkpoints, blobs and pages. A row that existed already counts only if it is a checkpoint
+    or a special write.
 
     Args:
         t: The tables.
-        one_thread: Whether it is for a single thread, all of whose pages come along: see `claimed_threads`.
-        simple: Whether there are no pending writes, and no checkpoint keeps anything of its parent's.
+        one_thread: Whether it is for a single thread with all of its pages in the call: see `claimed_threads`.
+        simple: Whether there are no pending writes, and no checkpoint keeps values of its parent.
 
-    Binds: arrays by the names of `changes.merged`.
+    Binds: arrays by the names of `write_batch.merged`.
     """
     passed = claimed_threads(t) if one_thread else passed_threads(t)
     namespace = {"checkpoint_ns": Text}
@@ -216,7 +215,7 @@ def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> Selec
     value = {"channel": Text, "type": Text, "blob": LargeBinary}
     new_writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
     stored = replacing(checkpoints, "checkpoint", "metadata")
-    # The counts are computed in this order: it is the one in which everybody locks rows (see `removing`).
+    # The counts are computed in this order, the one in which every transaction locks rows (see `delete`).
     rows = [
         *([] if simple else [new_writes.returning(int_literal(1)).cte("new_writes")]),
         stored.returning(int_literal(1)).cte("new_checkpoints"),
@@ -227,20 +226,20 @@ def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> Selec
 
 
 def known_pages(t: Tables) -> Select[Any]:
-    """Select which of some pages a thread has. Binds: `thread_id`, `digests` (array of bytes)."""
+    """Select those of some pages that a thread has. Binds: `thread_id`, `digests` (array of bytes)."""
     p = t.checkpoint_pages
     is_one = p.c.digest == func.any(array_param("digests", LargeBinary))
     return select(p.c.digest).where(p.c.thread_id == param("thread_id"), is_one)
 
 
 def missing_pages(t: Tables) -> Select[Any]:
-    """Select the threads of pages that are not there, though the recipe that names them is, once for each.
+    """Select the threads of pages that do not exist, though a recipe names them, once for each page.
 
-    Binds, as arrays: the recipe's key, `thread_ids`, `checkpoint_nss`, `channels`, `versions`, and `digests`.
+    Binds: parallel arrays of the recipe's key, `thread_ids`, `checkpoint_nss`, `channels`, `versions`, and `digests`.
     """
     p, b = t.checkpoint_pages, t.checkpoint_blobs
     sought = rows_of_binds(thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text, digest=LargeBinary)
-    # A subquery that returns a value is not made a join, so the server never reads all rows for some.
+    # A scalar subquery is not made a join, so the server never reads all rows of a table.
     page = select(p.c.digest).where(p.c.thread_id == sought.c.thread_id, p.c.digest == sought.c.digest)
     recipe = select(b.c.type).where(b.c.thread_id == sought.c.thread_id, same_blob(b, sought))
     return select(sought.c.thread_id).where(
@@ -250,7 +249,7 @@ def missing_pages(t: Tables) -> Select[Any]:
 
 
 def new_pages(t: Tables, passed: CTE) -> CTE:
-    """Insert the pages that come as arrays, of the threads that passed, as far as they are not there."""
+    """Insert the pages that come as arrays, of the threads that passed, unless they exist."""
     pages = new_rows(passed, "page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary)
     return pages.on_conflict_do_nothing().returning(int_literal(1)).cte("new_pages")
 
@@ -264,7 +263,7 @@ def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
 
 
 def new_checkpoints(passed: CTE, t: Tables, *, kept: bool) -> Insert:
-    """Insert checkpoints that come as arrays, of the threads that passed, each with what it keeps of its parent's."""
+    """Insert checkpoints that come as arrays, of the threads that passed, each with the values that it keeps."""
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
     more = ["keeps_from", "kept"] if kept else []
     new = rows_of_binds("checkpoint_", **dict.fromkeys([*own, "checkpoint", "metadata", *more], Text))
@@ -283,27 +282,27 @@ def new_checkpoints(passed: CTE, t: Tables, *, kept: bool) -> Insert:
 
 
 def _in_order(target: Table, new: FromClause) -> list[ColumnElement[Any]]:
-    """The order in which everybody locks rows: by key, as Python sorts strings."""
+    """Return the order in which every transaction locks rows: by key, as Python sorts strings."""
     keys = [new.c[column.key] for column in target.primary_key]
     return [column.collate("C") if isinstance(column.type, Text) else column for column in keys]
 
 
 def passed_threads(t: Tables) -> CTE:
-    """The threads whose rows may be stored. Binds: the gates and the needed pages of `changes.merged`.
+    """Select the threads with rows that may be stored. Binds: the gates and the needed pages of `write_batch.merged`.
 
-    A thread of which not all pages come along passes if the others are there, and nobody deletes pages of it before
-    this is committed: who does has locked its row in `checkpoint_threads`, and gives it another epoch. Having waited
-    for that lock, a statement goes on with the snapshot that it began with, except for the locked row itself: so the
-    row is joined twice, as it is when it is locked and as it was in the snapshot in which the pages were seen.
+    A thread that needs pages passes if they exist and no transaction deletes any before this one commits: a transaction
+    that does has locked the thread's row in `checkpoint_threads`, and gives it another epoch. After waiting for that
+    lock a statement continues with the snapshot that it began with, except for the locked row itself: so the row is
+    joined twice, as it is once it is locked and as it was in the snapshot that has the pages.
 
-    A thread whose pages all come along passes if its row could be made, or was there and could be locked. That may fail
-    only where somebody else makes or deletes the row at the same time.
+    A thread with all of its pages in the call passes if its row could be inserted, or locked. That fails only if
+    another transaction inserts or deletes the row at the same time.
     """
     threads, seen, p = t.checkpoint_threads, t.checkpoint_threads.alias("seen"), t.checkpoint_pages
     made = _new_threads(t).on_conflict_do_nothing().returning(threads.c.thread_id).cte("made")
-    # Few, whatever their number: a plan for just these would seem so much cheaper that the server makes one each time.
+    # As few rows: a plan for their real number would seem so much cheaper that the server plans every execution anew.
     gate = few_rows_of_binds("gate_", **_GATE)
-    # In one scan of the key's index, which skips from page to page: to look each up takes three times as long.
+    # One scan of the key's index, which skips from page to page: to look each up takes three times as long.
     needed = select(array_param("needed_digests", LargeBinary)).scalar_subquery()
     theirs = needed[slice(gate.c.first, gate.c.last)]
     found = select(func.count()).where(p.c.thread_id == gate.c.thread_id, p.c.digest == func.any(theirs))
@@ -314,7 +313,7 @@ def passed_threads(t: Tables) -> CTE:
         .select_from(
             gate.join(threads, threads.c.thread_id == gate.c.thread_id).join(seen, seen.c.thread_id == gate.c.thread_id)
         )
-        # Not by OR, of which the server would also check what concerns the gate alone beforehand: the pages twice.
+        # CASE, not OR: of that the server would check the part about the gate beforehand, and count the pages twice.
         .where(case((gate.c.kind == int_literal(NEEDS), is_whole), else_=gate.c.kind == int_literal(COMPLETE)))
         .order_by(threads.c.thread_id)
         .with_for_update(read=True, of=threads)
@@ -326,10 +325,10 @@ def passed_threads(t: Tables) -> CTE:
 
 
 def claimed_threads(t: Tables) -> CTE:
-    """The same for one thread whose pages all come along: no matter what others do, it passes.
+    """Select the same for one thread with all of its pages in the call: it passes, whatever other transactions do.
 
-    It has to write to the row to be told of one that has come since its snapshot. Unless there is none it can be told
-    of: then something of the database's keeps it from being made, or hides it.
+    It updates the row, by which it gets one that was inserted after its snapshot too. If it gets none, then a trigger
+    drops the row or a policy hides it.
     """
     threads = t.checkpoint_threads
     claimed = _new_threads(t).on_conflict_do_update(
@@ -339,7 +338,7 @@ def claimed_threads(t: Tables) -> CTE:
 
 
 def _new_threads(t: Tables) -> Insert:
-    """Insert rows for the threads whose pages all come along."""
+    """Insert rows for the threads with all of their pages in the call."""
     gate = rows_of_binds("gate_", **_GATE)
     new = select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == int_literal(COMPLETE)).order_by(gate.c.thread_id)
     return insert(t.checkpoint_threads).from_select(["thread_id", "epoch"], new)

@@ -45,7 +45,7 @@ def forms(statement: Statement | Read) -> list[Statement]:
 
 
 def tables_in(clause: FromClause) -> Iterator[FromClause]:
-    """The tables of a FROM, and not what is inside of its subqueries."""
+    """Return the tables of a FROM, without those inside its subqueries."""
     if isinstance(clause, Join):
         yield from tables_in(clause.left)
         yield from tables_in(clause.right)
@@ -54,7 +54,7 @@ def tables_in(clause: FromClause) -> Iterator[FromClause]:
 
 
 def equalities(*clauses: Any) -> Iterator[tuple[Any, Any]]:
-    """What must be equal for a row to be found: the parts of conditions that are joined by AND."""
+    """Return the sides of the equalities that are joined by AND."""
     for clause in clauses:
         if isinstance(clause, BooleanClauseList) and clause.operator is operators.and_:
             yield from equalities(*clause.clauses)
@@ -70,27 +70,27 @@ def joins(clause: FromClause) -> Iterator[Any]:
 
 
 def is_thread(value: Any, *, rows: bool) -> bool:
-    """Whether it is the thread that came with the call; or, for many threads, with the row."""
+    """Return whether a value is the thread that came with the call or, for many threads, with the row."""
     if isinstance(value, BindParameter):
         return value.key == "thread_id"
     return rows and getattr(value, "name", None) == "thread_id"
 
 
 def thread_of(insertion: Insert) -> Any:
-    """What a row that is inserted gets as its thread."""
+    """Return the thread of the rows that are inserted."""
     if insertion.select is None:
         return {getattr(key, "name", key): value for key, value in (insertion._values or {}).items()}["thread_id"]
     return dict(zip(insertion._select_names or (), insertion.select.selected_columns, strict=True))["thread_id"]
 
 
 def froms_of(part: Select[Any]) -> list[FromClause]:
-    """What `get_final_froms` returns, which takes the SQL for that of no database: that has no slices of arrays."""
+    """Return the same as `get_final_froms`, which compiles for no database: that has no slices of arrays."""
     compiler = asyncpg.dialect().statement_compiler(asyncpg.dialect(), part)
     return part._compile_state_factory(part, compiler)._get_display_froms()
 
 
 def unrouted(construct: Any, *, rows: bool) -> set[str]:
-    """The tables of a statement and its parts that are read or written without naming the thread."""
+    """Return the tables that a statement or a part of it reads or writes without naming the thread."""
     missing = set()
     # In a condition on the rows that a statement changes, their table is that of the row, not one to be read.
     changed = {part.table for part in visitors.iterate(construct) if isinstance(part, (Update, Delete))}
@@ -118,15 +118,15 @@ def unrouted(construct: Any, *, rows: bool) -> set[str]:
 
 @pytest.mark.parametrize("name", HOT)
 def test_every_table_is_asked_for_the_thread(name: str) -> None:
-    """An equality of its own for each table, with the thread that came with the call, not by way of another table."""
+    """Each table has an equality with the thread that came with the call, not with another table's column."""
     for statement in forms(HOT[name]):
         found = {table for table in visitors.iterate(statement.construct) if isinstance(table, Table)}
         assert found, "the walk sees tables"
         assert unrouted(statement.construct, rows=name in OF_MANY_THREADS) == set()
 
 
-def test_one_that_does_not_name_the_thread_is_seen() -> None:
-    """A list of all threads touches them all, and the walk says so of every table."""
+def test_a_statement_that_does_not_name_the_thread_is_found() -> None:
+    """A list of all threads reads every table without naming one, and the walk finds each."""
     missing = unrouted(SQL.list_checkpoints(frozenset()).joined.construct, rows=False)
 
     assert {each.rpartition(" ")[2] for each in missing} == {
@@ -138,7 +138,7 @@ def test_one_that_does_not_name_the_thread_is_seen() -> None:
 
 
 def test_the_page_on_citus_distributes_every_table() -> None:
-    """The calls it has to be made with are there for each table, by the column that statements name."""
+    """It has a call for each table, with the column that statements name."""
     page = (Path(__file__).parents[3] / "docs/how-to/citus.md").read_text()
     calls = re.findall(r"^SELECT create_distributed_table\('(\w+)', 'thread_id'(.*)\);$", page, re.MULTILINE)
 

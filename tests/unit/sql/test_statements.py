@@ -1,4 +1,4 @@
-"""The SQL text of the statements: one text each, whatever the number of rows."""
+"""The SQL texts of the statements: one each, for any number of rows."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def every_statement(sql: Statements) -> Iterator[tuple[str, Statement]]:
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.driver)
 def test_statements_compile_once_to_one_text(dialect: Dialect) -> None:
-    """A second call gets the very same string, so that the driver's prepared statements always hit."""
+    """A second call gets the same string, so that the driver finds its prepared statement."""
     sql = Statements(Tables())
     for _, statement in every_statement(sql):
         assert statement.sql(dialect) is statement.sql(dialect)
 
 
 def test_statements_of_two_savers_have_the_same_text() -> None:
-    """Connections of a shared pool hold one prepared statement for all savers, not one each."""
+    """A connection of a shared pool has one prepared statement for all savers, not one for each."""
     ours = dict(every_statement(Statements(Tables())))
     theirs = dict(every_statement(Statements(Tables())))
 
@@ -72,7 +72,7 @@ def test_cache_keys_are_stable() -> None:
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.driver)
 def test_values_travel_as_parameters_only(dialect: Dialect) -> None:
-    """No literal in any text but our own JSON keys and constants."""
+    """No text has a literal but our own JSON keys and constants."""
     own = {"channel_versions", "channel_values", "v", "empty", "pages", "msgpack", TASKS, "{}", ""}
     own |= {"thread_id", "run_id", "object", ":[^|]*", "g", INTERRUPT, ERROR, *Tables().metadata.tables}
     own |= {"run_id", "parents", "counters_since_delta_snapshot", "true", "__", "branch:", ":"}
@@ -101,7 +101,7 @@ def test_a_schema_qualifies_every_table() -> None:
 
 
 def test_there_is_no_sql_string_in_the_package() -> None:
-    """Statements are Core; SQL text stands in migrations only, and in what they are made of."""
+    """Statements are Core; only migrations have SQL text, and the modules that these are made of."""
     package = Path(checkpoint_store.__file__).parent
     for path in set(package.rglob("*.py")) - {package / name for name in ("migrations/ddl.py", "partitioning.py")}:
         tree = ast.parse(path.read_text())
