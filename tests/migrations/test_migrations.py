@@ -528,4 +528,4 @@ def test_the_command_line_refuses_a_name_that_can_be_no_schemas() -> None:
     failed = alembic("-x", f"schema={'x' * 64}", "upgrade", "head", "--sql", url=None, check=False)
 
     assert failed.returncode != 0
-    assert "FAILED: schema is 'xxx" in failed.stdout + failed.stderr
+    assert "FAILED: schema must have at most 63 bytes, not 64 as 'xxx" in failed.stdout + failed.stderr

@@ -175,11 +175,11 @@ async def test_any_name_works_offline(empty: AsyncEngine, empty_url: str, name: 
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("", "has to be the name"),
-        ("a\0b", "has to be the name"),
-        (42, "has to be the name"),
-        ("x" * 64, "64 bytes"),
-        ("ß" * 32, "64 bytes"),
+        ("", "must be the name"),
+        ("a\0b", "must be the name"),
+        (42, "must be the name"),
+        ("x" * 64, "63 bytes, not 64"),
+        ("ß" * 32, "63 bytes, not 64"),
     ],
 )
 async def test_a_name_that_can_be_none_is_refused(empty: AsyncEngine, name: Any, why: str) -> None:
