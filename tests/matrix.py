@@ -35,8 +35,11 @@ CACHE = REPOSITORY / ".matrix"
 SERVERS = [13, 14, 15, 16, 17, 18]
 NEWEST_PYTHON = "newest"
 
-# Migrations, statements and plans, values, transactions, the contract: what versions of the rest have a say in.
+# Private names, migrations, statements and plans, values, transactions, the contract: what versions of the rest have a
+# say in.
 SLICE = [
+    "tests/unit/database/test_liveness.py",
+    "tests/unit/database/test_sqlalchemy_private.py",
     "tests/unit/serde/test_jsonb.py",
     "tests/unit/sql/test_routing.py",
     "tests/unit/sql/test_statements.py",

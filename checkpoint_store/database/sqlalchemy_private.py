@@ -41,7 +41,8 @@ def raise_connect_error(error: Exception, engine: Engine) -> NoReturn:
 def raise_statement_error(conn: Connection, error: BaseException, sql: str | None, parameters: Any) -> NoReturn:
     """Raise an error of a statement executed on the driver's connection as `conn.execute()` does.
 
-    That wraps it, calls `handle_error` listeners, and invalidates the connection if it is lost or was interrupted.
+    That wraps it, calls `handle_error` listeners, and invalidates the connection if it is lost or was interrupted. It
+    is to be called while the error is handled.
     """
     conn._handle_dbapi_exception(error, sql, parameters, None, None)
 
