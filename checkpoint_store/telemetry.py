@@ -1,15 +1,14 @@
-"""OpenTelemetry for savers: a span for each call, and metrics of what it took; nothing of either unless asked for.
+"""OpenTelemetry for savers: a span for each call, and metrics of its cost; off unless a saver is instrumented.
 
     from checkpoint_store import telemetry
 
     telemetry.instrument(saver)
 
-It registers an observer with one saver: the others, and every saver as long as none is registered, pay one look at an
-attribute for it.
+It registers an observer with that saver. To a saver without one it costs a look at an attribute.
 
 Names follow OpenTelemetry's semantic conventions for database clients where those have any
-(https://opentelemetry.io/docs/specs/semconv/database/); what is our own begins with `checkpoint_store`. No value,
-statement or parameter is in any of it, and a thread's id only if that is wanted.
+(https://opentelemetry.io/docs/specs/semconv/database/); our own begin with `checkpoint_store`. Neither spans nor
+metrics have a value, statement or parameter; spans have a thread's id only if you want it.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ def instrument(
     meter_provider: metrics.MeterProvider | None = None,
     thread_ids: bool = False,
 ) -> None:
-    """Have a saver, and the copies that LangGraph makes of it, tell OpenTelemetry what they do.
+    """Have a saver, and the copies that LangGraph makes of it, send spans and metrics to OpenTelemetry.
 
-    Savers that `bind` returns are others, and instrumented one by one if wanted.
+    Savers that `bind` returns are others; instrument each one that you want to see.
 
     Args:
         saver: Either saver.
-        tracer_provider: Where spans go; the global one by default.
-        meter_provider: Where metrics go; the global one by default.
+        tracer_provider: Receives the spans; the global one by default.
+        meter_provider: Receives the metrics; the global one by default.
         thread_ids: Whether spans name the thread, as `gen_ai.conversation.id`.
 
     Raises:
@@ -72,13 +71,13 @@ def uninstrument(saver: BasePostgresSaver) -> None:
     """Have a saver run as if it had never been instrumented.
 
     Args:
-        saver: The saver; it need not have been.
+        saver: The saver; instrumented or not.
     """
     saver._backend.observe(None)
 
 
 class _Call:
-    """What one call, or one commit of several, has taken so far."""
+    """The cost of one call, or of one commit of several, up to now."""
 
     def __init__(self, change: Change | None = None) -> None:
         self.change = change
@@ -87,15 +86,15 @@ class _Call:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What a span has of it, with nothing that is nothing."""
-        told = {
+        """The attributes of its span, without zeros."""
+        attributes = {
             "checkpoint_store.statements": self.statements,
             "checkpoint_store.bytes_sent": self.sent,
             "checkpoint_store.bytes_received": self.received,
             "checkpoint_store.pool_wait": self.waited,
             "checkpoint_store.retries": self.retries,
         }
-        return {name: value for name, value in told.items() if value}
+        return {name: value for name, value in attributes.items() if value}
 
 
 _call: ContextVar[_Call | None] = ContextVar("checkpoint_store_call", default=None)
@@ -146,7 +145,7 @@ class _Observer:
         self._batch = meter.create_histogram(
             "checkpoint_store.batch.size",
             unit="{call}",
-            description="How many calls share a commit.",
+            description="The number of calls that share a commit.",
             explicit_bucket_boundaries_advisory=[1, 2, 4, 8, 16, 32, 64, 128, 256],
         )
         self._bytes = meter.create_counter(
@@ -156,7 +155,7 @@ class _Observer:
             "checkpoint_store.pages", unit="{page}", description="Pages of stored values: sent, or there already."
         )
         self._retries = meter.create_counter(
-            "checkpoint_store.retries", unit="{retry}", description="Calls made again after what failed by itself."
+            "checkpoint_store.retries", unit="{retry}", description="Retries after transient errors."
         )
 
     def call(self, name: str, thread_id: str | None) -> AbstractContextManager[None]:
@@ -168,7 +167,7 @@ class _Observer:
         return self._measured("put" if isinstance(change, Put) else "put_writes", change.thread_id, change)
 
     def commit(self, changes: Sequence[Change]) -> AbstractContextManager[None]:
-        """Return a block for a commit of a pipeline, with a span if it is not a part of one call's."""
+        """Return a block for a commit of a pipeline, with a span unless it is part of one call's."""
         call = _call.get()
         if call is not None and [call.change] == changes:
             return nullcontext()
@@ -223,18 +222,18 @@ class _Observer:
             return
         attributes: dict[str, Any] = {**self._database, "db.operation.name": name}
         # A commit of several calls belongs to none of their traces.
-        within = None if count is None else context.Context()
-        told = {**attributes, "db.operation.batch.size": count} if (count or 1) > 1 else {**attributes}
+        parent = None if count is None else context.Context()
+        of_span = {**attributes, "db.operation.batch.size": count} if (count or 1) > 1 else {**attributes}
         if self._thread_ids and thread_id is not None:
-            told["gen_ai.conversation.id"] = thread_id
+            of_span["gen_ai.conversation.id"] = thread_id
         call, began = _Call(change), time.perf_counter()
         outer = _call.set(call)
         try:
             with self._tracer.start_as_current_span(
                 f"{name} checkpoints",
-                within,
+                parent,
                 trace.SpanKind.CLIENT,
-                told,
+                of_span,
                 record_exception=False,
                 set_status_on_exception=False,
             ) as span:
@@ -254,12 +253,11 @@ class _Observer:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    """Return the attributes of an error: its class, and the server's code for what caused it."""
+    """Return the attributes of an error: its class, and the server's code for its cause."""
     cause: BaseException | None = error
     state = None
     while cause is not None and state is None:
-        provider = cause.orig if isinstance(cause, exc.DBAPIError) else cause
-        state = getattr(provider, "sqlstate", None)
+        state = getattr(cause.orig if isinstance(cause, exc.DBAPIError) else cause, "sqlstate", None)
         cause = cause.__cause__
     return {"error.type": type(error).__qualname__, **({"db.response.status_code": state} if state else {})}
 
@@ -277,7 +275,7 @@ def _database_of(backend: Backend) -> dict[str, Any]:
 
 
 def _size_of(values: Any) -> int:
-    """Return about how many bytes some values are: those of text and bytes, also in lists."""
+    """Return the approximate size of values in bytes: of text and bytes, also in lists."""
     return sum(
         len(value) if isinstance(value, (str, bytes)) else _size_of(value) if isinstance(value, (list, tuple)) else 0
         for value in values

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,6 +19,7 @@ from checkpoint_store.database.group_commit import AsyncPipeline
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.scheduling import to_the_end
 from checkpoint_store.database.observer import Observer
+from checkpoint_store.database.page_sharing import PageSharing
 from checkpoint_store.database.pool import dispose
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.errors import Closed, Refused, WrongThread
@@ -33,38 +31,8 @@ from checkpoint_store.storage.write_batch import Change
 P = ParamSpec("P")
 T = TypeVar("T")
 
-ASK_SECONDS = 60.0
-"""How often the database is asked whether the stock saver has set up tables since."""
-
 _continues = attrgetter("continues")
 _UNOBSERVED = nullcontext()
-
-
-@dataclass
-class PageSharing:
-    """Whether large values are stored as pages; savers share the database's answer."""
-
-    wanted: bool | None
-    """The caller's option; None to share pages unless the stock saver reads the tables."""
-    pages: bool | None = None
-    """The database's answer; None as long as it has not been asked."""
-    _asked: float = -math.inf
-
-    @property
-    def decided(self) -> bool | None:
-        """Whether values are stored so; None if the database has to be asked, now and then."""
-        if self.wanted is not None:
-            return self.wanted
-        if time.monotonic() - self._asked < ASK_SECONDS:
-            return self.pages
-        if self.pages is not None:
-            self._asked = time.monotonic()  # calls that come meanwhile go by the last answer
-        return None
-
-    def found(self, is_adopted: bool) -> bool:
-        """Note the database's answer. Return whether values are stored so."""
-        self.pages, self._asked = not is_adopted, time.monotonic()
-        return self.pages
 
 
 class Backend(ABC):
@@ -198,11 +166,13 @@ class Backend(ABC):
             self.check_open()
             return await call(*args)
 
+    @abstractmethod
     def _store(self, change: Change) -> Coroutine[Any, Any, None]:
-        return self.call(self._commit, [change])
+        """Store a change, from any coroutine."""
 
+    @abstractmethod
     def _store_blocking(self, change: Change) -> None:
-        self.call_blocking(self._commit, [change])
+        """Store a change and wait for it."""
 
     def _commit(self, changes: Sequence[Change]) -> None:
         """Store changes in one commit."""
@@ -341,7 +311,7 @@ class AsyncBackend(Backend):
 
     def _store(self, change: Change) -> Coroutine[Any, Any, None]:
         if self._pipe is None:
-            return super()._store(change)
+            return self.call(self._commit, [change])
         submitting = self._store_all, self.sql.tables.schema, change
         if self.event_loop.loop is asyncio.get_running_loop():
             return self._pipe.submit(*submitting)
@@ -349,7 +319,7 @@ class AsyncBackend(Backend):
 
     def _store_blocking(self, change: Change) -> None:
         if self._pipe is None:
-            super()._store_blocking(change)
+            self.call_blocking(self._commit, [change])
         else:
             self.event_loop.call(self._pipe.submit, self._store_all, self.sql.tables.schema, change)
 
@@ -383,6 +353,12 @@ class SyncBackend(Backend):
     def call_blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function of the provider."""
         return function(*args)
+
+    def _store(self, change: Change) -> Coroutine[Any, Any, None]:
+        return self.call(self._commit, [change])
+
+    def _store_blocking(self, change: Change) -> None:
+        self._commit([change])
 
     async def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock, in a worker thread; if cancelled, not before that has stopped."""

@@ -1,4 +1,4 @@
-"""What the caller handed us -> a source: of which kind it is, and whether we can work on it."""
+"""Backends for what a saver is made with: an engine, a connection or a session, each of a kind that we can use."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from sqlalchemy import Connection, Dialect, Engine, delete, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
-from checkpoint_store.database.backend import AsyncBackend, Backend, PageSharing, SyncBackend
+from checkpoint_store.database.backend import AsyncBackend, Backend, SyncBackend
 from checkpoint_store.database.engine_provider import EngineProvider
 from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.database.group_commit import AsyncPipeline
 from checkpoint_store.database.host_provider import HostConnectionProvider, HostSessionProvider
 from checkpoint_store.database.options import SaverOptions
+from checkpoint_store.database.page_sharing import PageSharing
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.replica_provider import ReplicaProvider
 from checkpoint_store.database.retry import RETRY_SECONDS
@@ -28,30 +29,31 @@ _DRIVERS = ("asyncpg", "psycopg")
 
 
 def backend_for(conn: object, pipe: object, options: SaverOptions[Any], *, sync: bool) -> Backend:
-    """Return a backend on the connections that a saver is made with.
+    """Return a backend for an engine or connection.
 
     Args:
-        conn: An engine or a connection.
+        conn: The engine or connection.
         pipe: A pipeline or None.
-        options: Those of the saver.
-        sync: Whether the saver is for sync code, and so takes what has no event loop too.
+        options: The saver's options.
+        sync: Whether the saver is a sync one, which takes sync engines and connections too.
 
     Raises:
-        UnusableConnection: If `conn`, `pipe` or `read_engine` is something else, or of another database, or of a driver
-            that we don't know.
+        UnusableConnection: If `conn`, `pipe` or `read_engine` is of another kind, database or driver.
         InvalidOption: If an option can't be used, or not with `conn`.
     """
     check_pooler(options.get("pooler"))
     if isinstance(conn, (AsyncSession, Session, async_scoped_session, scoped_session)):
         raise UnusableConnection(
-            f"conn is {_named(conn)}. Make the saver on the session's engine, and work in a transaction of the session "
-            "with saver.bind(session)."
+            f"conn is {_kind_of(conn)}. Make the saver on the session's engine, and work in a transaction of the "
+            "session with saver.bind(session)."
         )
     if not (isinstance(conn, (AsyncEngine, AsyncConnection)) or (sync and isinstance(conn, (Engine, Connection)))):
         kinds = "AsyncEngine or open AsyncConnection" + ", or a sync Engine or open Connection," * sync
-        raise UnusableConnection(_unfit("conn", conn, kinds) + " From a connection string, use from_conn_string().")
+        raise UnusableConnection(
+            _wrong_kind("conn", conn, kinds) + " From a connection string, use from_conn_string()."
+        )
     if pipe is not None and not isinstance(pipe, AsyncPipeline):
-        raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it has to be an AsyncPipeline or None")
+        raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it must be an AsyncPipeline or None")
     if isinstance(conn, (AsyncEngine, Engine)):
         return engine_backend(conn, options, pipe)
     if options.get("read_engine") is not None:
@@ -67,34 +69,34 @@ def backend_for(conn: object, pipe: object, options: SaverOptions[Any], *, sync:
     return _host_backend(provider, page_cache, _page_sharing(options))
 
 
-def backend_within(conn: object, source: Backend, bind_arguments: Mapping[str, Any] | None, *, sync: bool) -> Backend:
-    """Return a source like another one, but in a transaction of the caller's.
+def backend_within(conn: object, backend: Backend, bind_arguments: Mapping[str, Any] | None, *, sync: bool) -> Backend:
+    """Return a backend like another one, but in a transaction of the caller's.
 
     Args:
         conn: A connection or session.
-        source: The other one.
-        bind_arguments: Which of a session's engines has the tables; see `Session.connection`.
+        backend: The other one.
+        bind_arguments: Tell which of a session's engines has the tables; see `Session.connection`.
         sync: As for `backend_for`.
 
     Raises:
-        UnusableConnection: If `conn` is something else, or of an engine that we can't work on.
+        UnusableConnection: If `conn` is of another kind, database or driver.
         InvalidOption: If `bind_arguments` come with a connection.
     """
     if isinstance(conn, (async_scoped_session, scoped_session)):
-        conn = conn()  # the one that is current here: LangGraph calls from other threads and tasks
+        conn = conn()  # the current one: LangGraph calls from other threads and tasks
     if not (isinstance(conn, (AsyncConnection, AsyncSession)) or (sync and isinstance(conn, (Connection, Session)))):
         kinds = "AsyncSession or open AsyncConnection" + ", or a sync Session or open Connection," * sync
-        raise UnusableConnection(_unfit("conn_or_session", conn, kinds))
+        raise UnusableConnection(_wrong_kind("conn_or_session", conn, kinds))
     provider: ConnectionProvider
     if isinstance(conn, (AsyncSession, Session)):
-        provider = _session_provider(conn, source, bind_arguments)
+        provider = _session_provider(conn, backend, bind_arguments)
     elif bind_arguments is None:
-        provider = _connection_provider("conn_or_session", conn, source.sql)
+        provider = _connection_provider("conn_or_session", conn, backend.sql)
     else:
         raise InvalidOption("bind_arguments are for a session; a connection is one engine's")
-    bound = _host_backend(provider, source.page_cache, source.page_sharing)
-    if isinstance(bound, AsyncBackend) and isinstance(source, AsyncBackend) and not bound.event_loop.is_bound:
-        bound.event_loop = source.event_loop
+    bound = _host_backend(provider, backend.page_cache, backend.page_sharing)
+    if isinstance(bound, AsyncBackend) and isinstance(backend, AsyncBackend) and not bound.event_loop.is_bound:
+        bound.event_loop = backend.event_loop
     return bound
 
 
@@ -104,12 +106,11 @@ def engine_backend(
     """Return a backend on an engine.
 
     Raises:
-        UnusableConnection: If an engine speaks to another database, or by a driver that we don't know; or if
-            `read_engine` is not of the same kind.
+        UnusableConnection: If an engine is of another kind, database or driver.
         InvalidOption: If `pipe` was made for another engine, or comes with a sync one; or if an option can't be used.
     """
     if not isinstance(engine, (AsyncEngine, Engine)):
-        raise UnusableConnection(_unfit("engine", engine, "AsyncEngine or Engine"))
+        raise UnusableConnection(_wrong_kind("engine", engine, "AsyncEngine or Engine"))
     _check_dialect("conn", engine, engine.dialect)
     page_sharing = _page_sharing(options)
     sql = statements_of(options.get("schema"))
@@ -144,10 +145,10 @@ def _engine_provider(engine: AsyncEngine | Engine, sql: Statements, options: Sav
         return primary
     kind = AsyncEngine if isinstance(engine, AsyncEngine) else Engine
     if not isinstance(read_engine, kind):
-        raise UnusableConnection(_unfit("read_engine", read_engine, f"{kind.__name__}, as conn is,"))
+        raise UnusableConnection(_wrong_kind("read_engine", read_engine, f"{kind.__name__}, as conn is,"))
     _check_dialect("read_engine", read_engine, read_engine.dialect)
     replica = read_engine.sync_engine if isinstance(read_engine, AsyncEngine) else read_engine
-    # What fails there is asked of the primary, at once.
+    # Without retries: a read that fails there is repeated on the primary, at once.
     return ReplicaProvider(primary, EngineProvider(replica, sql, 0, pooler=pooler))
 
 
@@ -163,51 +164,53 @@ def _connection_provider(name: str, conn: AsyncConnection | Connection, sql: Sta
     within = conn.sync_connection if isinstance(conn, AsyncConnection) else conn
     if within is None or within.closed:
         block = "async with" if isinstance(conn, AsyncConnection) else "with"
-        raise UnusableConnection(f"{name} is {_named(conn)} that is not open. Use `{block} engine.connect() as conn`.")
+        raise UnusableConnection(
+            f"{name} is {_kind_of(conn)} that is not open. Use `{block} engine.connect() as conn`."
+        )
     _check_dialect(name, conn, within.dialect)
     return HostConnectionProvider(within, sql)
 
 
 def _session_provider(
-    session: AsyncSession | Session, source: Backend, bind_arguments: Mapping[str, Any] | None
+    session: AsyncSession | Session, backend: Backend, bind_arguments: Mapping[str, Any] | None
 ) -> HostSessionProvider:
     within = session.sync_session if isinstance(session, AsyncSession) else session
-    # By the clause a session that sends readers elsewhere takes us for a writer.
-    arguments = dict(bind_arguments or {"clause": delete(source.sql.tables.checkpoints)})
+    # By this clause a session that routes reads to other engines routes us to the one for writes.
+    arguments = dict(bind_arguments or {"clause": delete(backend.sql.tables.checkpoints)})
     if isinstance(bind := arguments.get("bind"), (AsyncEngine, AsyncConnection)):
         arguments["bind"] = bind.sync_engine if isinstance(bind, AsyncEngine) else bind.sync_connection
     try:
         engine = (arguments.get("bind") or within.get_bind(**arguments)).engine
     except exc.UnboundExecutionError:
-        if bind_arguments is not None or source.provider.is_callers:
+        if bind_arguments is not None or backend.provider.is_callers:
             raise
-        # It knows engines for its own tables only.
-        engine = source.provider.engine
+        # It has engines for its own tables only.
+        engine = backend.provider.engine
         arguments = {"bind": engine}
     _check_dialect("conn_or_session", session, engine.dialect)
-    return HostSessionProvider(within, engine, source.sql, arguments)
+    return HostSessionProvider(within, engine, backend.sql, arguments)
 
 
 def _check_dialect(name: str, conn: object, dialect: Dialect) -> None:
-    if not _is_known(dialect):
+    if not _is_usable(dialect):
         raise UnusableConnection(
-            f"{name} is {_named(conn)} of {dialect.name}+{dialect.driver}; it has to be an AsyncEngine of "
+            f"{name} is {_kind_of(conn)} of {dialect.name}+{dialect.driver}; it must be an AsyncEngine of "
             "postgresql+asyncpg or postgresql+psycopg, or for PostgresSaver also an Engine of postgresql+psycopg. "
             "From a connection string, use from_conn_string()."
         )
     if dialect.is_async and not isinstance(conn, (AsyncEngine, AsyncConnection, AsyncSession)):
-        raise UnusableConnection(f"{name} is {_named(conn)}, the inside of an async one. Pass the async one itself.")
+        raise UnusableConnection(f"{name} is {_kind_of(conn)}, the inside of an async one. Pass the async one itself.")
 
 
-def _is_known(dialect: Dialect) -> bool:
+def _is_usable(dialect: Dialect) -> bool:
     return dialect.name == "postgresql" and dialect.driver in _DRIVERS
 
 
-def _unfit(name: str, value: object, kinds: str) -> str:
-    is_sync = isinstance(value, Session) or (isinstance(value, (Engine, Connection)) and _is_known(value.dialect))
+def _wrong_kind(name: str, value: object, kinds: str) -> str:
+    is_sync = isinstance(value, Session) or (isinstance(value, (Engine, Connection)) and _is_usable(value.dialect))
     way_out = " Use PostgresSaver, which takes it too." if is_sync else ""
-    return f"{name} is {_named(value)}; it has to be an {kinds} of SQLAlchemy.{way_out}"
+    return f"{name} is {_kind_of(value)}; it must be an {kinds} of SQLAlchemy.{way_out}"
 
 
-def _named(value: object) -> str:
+def _kind_of(value: object) -> str:
     return f"a {type(value).__module__}.{type(value).__qualname__}"

@@ -1,4 +1,4 @@
-"""What this process has written and a replica may not have yet: told by positions in the write-ahead log."""
+"""The threads that this process has written and a replica may lack, by positions in the write-ahead log."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from sqlalchemy import Dialect
 from checkpoint_store.storage.operation import Kind, Operation
 
 MOST_THREADS = 10_000
-"""How many threads are remembered as written; when there are more, all threads count as such for a while."""
+"""The largest number of threads to remember; with more, all threads count as written for a while."""
 
 ASK_SECONDS = 0.2
-"""How often the servers are asked how far they are, at most."""
+"""The shortest time between two questions to the servers for their positions."""
 
 
 class ReplicationLag:
-    """Which threads this process has written that the replica may not have yet; may be used from any thread.
+    """The threads that this process has written and the replica may lack; may be used from any thread.
 
-    Writes are numbered. Once the primary's log has a position that was taken after a number, and the replica is beyond
-    it, all writes up to that number are there.
+    Writes are numbered. A position of the primary's log is taken after a number; once the replica has replayed the log
+    up to that position, it has all writes up to that number.
     """
 
     is_asked = False
-    """Whether there is a replica, so that anybody will ask."""
+    """Whether there is a replica, so that `has` is called."""
 
     def __init__(self) -> None:
         self._threads: dict[str, int] = {}
-        self._everything = self._last = self._passed = 0
+        self._any = self._last = self._passed = 0
         self._sample: tuple[int, int] | None = None
         self._asked = float("-inf")
         self._lock = threading.Lock()
 
     def note(self, thread_ids: Iterable[str] | None) -> None:
-        """Note that threads were written; with None, any of them may have been."""
+        """Note that threads were written; None for any thread."""
         with self._lock:
             self._last += 1
             self._threads.update(dict.fromkeys(thread_ids or (), self._last))
             if thread_ids is None or len(self._threads) > MOST_THREADS:
-                self._everything = self._last
+                self._any = self._last
                 self._threads.clear()
 
     def note_call(self, operation: Operation[..., Any], args: Sequence[Any]) -> None:
@@ -54,16 +54,16 @@ class ReplicationLag:
             self.note(None if thread_id is None else [thread_id])
 
     def has(self, thread_id: str) -> bool:
-        """Tell whether a thread is among them."""
+        """Return whether the replica may lack writes of a thread."""
         with self._lock:
-            return max(self._everything, self._threads.get(thread_id, 0)) > self._passed
+            return max(self._any, self._threads.get(thread_id, 0)) > self._passed
 
     def ask(self, primary: Callable[[], int | None], replica: Callable[[], int | None]) -> None:
-        """Find out how far the replica is, unless that was done just now.
+        """Ask how far the replica has replayed the log, unless it was asked just now.
 
         Args:
-            primary: Tells where the primary's log ends, as a number of bytes.
-            replica: Tells what of it the replica has replayed; None if it can't tell.
+            primary: Returns the position of the end of the primary's log, in bytes.
+            replica: Returns the position up to which the replica has replayed it; None if it is not a replica.
         """
         with self._lock:
             now = time.monotonic()
@@ -83,9 +83,9 @@ class ReplicationLag:
             self._threads = {thread_id: number for thread_id, number in self._threads.items() if number > self._passed}
 
 
-_unreplicated: weakref.WeakKeyDictionary[Dialect, ReplicationLag] = weakref.WeakKeyDictionary()
+_replication_lags: weakref.WeakKeyDictionary[Dialect, ReplicationLag] = weakref.WeakKeyDictionary()
 
 
 def replication_lag_of(dialect: Dialect) -> ReplicationLag:
-    """Return what all savers on an engine have written; an engine goes by its dialect, as in `EventLoop`."""
-    return _unreplicated.get(dialect) or _unreplicated.setdefault(dialect, ReplicationLag())
+    """Return the writes of all savers on an engine; its dialect stands for it, as in `EventLoop`."""
+    return _replication_lags.get(dialect) or _replication_lags.setdefault(dialect, ReplicationLag())

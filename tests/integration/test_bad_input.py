@@ -175,7 +175,7 @@ async def test_wrong_types_for_conn_are_told_what_is_wanted() -> None:
     for conn in (None, "postgresql://localhost/app", object(), create_engine("sqlite://")):
         for kind in (AsyncPostgresSaver, PostgresSaver):
             with pytest.raises(
-                TypeError, match=r"conn is a .*; it has to be an AsyncEngine .* use from_conn_string\(\)"
+                TypeError, match=r"conn is a .*; it must be an AsyncEngine .* use from_conn_string\(\)"
             ) as caught:
                 kind(conn)  # type: ignore[arg-type]
             assert isinstance(caught.value, errors.CheckpointStoreError)
@@ -189,7 +189,7 @@ async def test_a_connection_that_is_not_open_is_refused(engine: AsyncEngine) -> 
 
 async def test_a_pipe_that_does_not_fit_is_refused_with_the_reason(engine: AsyncEngine) -> None:
     """Neither another library's, nor another engine's, nor one beside a caller's own connection."""
-    with pytest.raises(errors.UnusableConnection, match="pipe is a object; it has to be an AsyncPipeline or None"):
+    with pytest.raises(errors.UnusableConnection, match="pipe is a object; it must be an AsyncPipeline or None"):
         AsyncPostgresSaver(engine, object())  # type: ignore[arg-type]
     with pytest.raises(errors.UnusableConnection, match="engine is a str; a pipeline needs the savers' AsyncEngine"):
         AsyncPipeline("postgresql://localhost")  # type: ignore[arg-type]

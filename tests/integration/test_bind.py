@@ -572,7 +572,7 @@ async def test_a_sync_saver_takes_async_ones_from_other_threads(engine: AsyncEng
 async def test_other_things_are_refused_with_what_is_wanted(engine: AsyncEngine, sync_engine: Engine) -> None:
     """The message says what came, what is wanted, and the way out."""
     saver, sync_saver = AsyncPostgresSaver(engine), PostgresSaver(sync_engine)
-    wanted = "it has to be an AsyncSession or open AsyncConnection"
+    wanted = "it must be an AsyncSession or open AsyncConnection"
     for thing in (None, "postgresql://localhost", engine, sync_engine, object()):
         with pytest.raises(UnusableConnection, match=f"conn_or_session is a .*; {wanted} of SQLAlchemy"):
             saver.bind(thing)  # type: ignore[arg-type]

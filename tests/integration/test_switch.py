@@ -340,7 +340,7 @@ def test_a_process_notices_that_the_stock_saver_has_come(
     url: str, share_pages: bool | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It stores whole from then on, unless it was told otherwise, and says so once, with the way out."""
-    monkeypatch.setattr("checkpoint_store.database.backend.ASK_SECONDS", 0)
+    monkeypatch.setattr("checkpoint_store.database.page_sharing.ASK_SECONDS", 0)
     with (
         PostgresSaver.from_conn_string(url, share_pages=share_pages) as ours,
         PostgresSaver.from_conn_string(url, share_pages=share_pages) as another,

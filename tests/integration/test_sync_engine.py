@@ -247,7 +247,7 @@ async def test_an_async_saver_needs_an_async_engine(engine: Engine) -> None:
     """And says which saver does not."""
     with engine.connect() as conn:
         for sync in (engine, conn):
-            with pytest.raises(UnusableConnection, match=r"it has to be an AsyncEngine .* Use PostgresSaver"):
+            with pytest.raises(UnusableConnection, match=r"it must be an AsyncEngine .* Use PostgresSaver"):
                 AsyncPostgresSaver(sync)  # type: ignore[arg-type]
     inside = create_async_engine(engine.url).sync_engine
     with pytest.raises(UnusableConnection, match=r"the inside of an async one. Pass the async one itself"):
