@@ -64,7 +64,7 @@ class HostProvider(ConnectionProvider):
         """Take a thread's lock until the caller's transaction ends."""
         super().take_lock(request)
         request.transaction = self._shared.get_transaction()
-        self.lock_session.within.add(request)
+        self.lock_session.in_transactions.add(request)
 
     def drop_lock(self, request: LockRequest) -> None:
         """Forget a lock, but keep it, and note if it was lost before."""
@@ -79,9 +79,9 @@ class HostProvider(ConnectionProvider):
 
     def perform(self, operation: Operation[..., T], db: Executor, args: Sequence[Any]) -> T:
         """Call an operation on the connection, but not for a thread whose lock a savepoint has freed."""
-        if self.lock_session.within and operation.kind is Kind.STORE:
+        if self.lock_session.in_transactions and operation.kind is Kind.STORE:
             threads = {change.thread_id for change in args[-1]}
-            held = [one for one in self.lock_session.within if one.thread_id in threads]
+            held = [one for one in self.lock_session.in_transactions if one.thread_id in threads]
             for request in held:
                 if self._is_in(request.transaction) and not locks.has_lock(db, self.sql, request.number):
                     request.is_lost = True

@@ -96,7 +96,7 @@ class ConnectionProvider(ABC):
         # Each try by itself: a wait in the server would block the connection, which others may share.
         while (number := self.run(locks.take_lock_in_transaction, request.thread_id)) is None:
             if request.left == 0:
-                raise request.locked()
+                raise request.thread_locked()
             pause(POLL_SECONDS)
             request.check()
         request.number, request.schema, request.is_held = number, self.sql.tables.schema, True

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from checkpoint_store.database.backend import Backend
-from checkpoint_store.database.locks.request import LockRequest, lost
+from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.serde.arguments import seconds
 
 
@@ -62,7 +62,7 @@ class ThreadLock:
             request.given_up.set()
         await self._backend.drop_lock(request)
         if request.is_lost and error is None:
-            raise lost(request)
+            raise request.lock_lost()
 
     def __enter__(self) -> ThreadLock:
         request = LockRequest(self._thread_id, self._timeout, self._backend.check_open, self)
@@ -89,4 +89,4 @@ class ThreadLock:
             self._backend.leave_lock_blocking(request)
             raise
         if request.is_lost and error is None:
-            raise lost(request)
+            raise request.lock_lost()

@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, partitioning
 from checkpoint_store.database import event_loop
+from checkpoint_store.database.locks import connection as lock_connection
 from checkpoint_store.database.locks import request as lock_request
 from checkpoint_store.database.locks import session as lock_session
 from checkpoint_store.errors import (
@@ -131,7 +132,7 @@ async def test_locks_take_no_connection_of_the_pool(url: str, sql: psycopg.Conne
 
     assert len(sessions) == 1
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    assert lock_session.lock_session_of(engine.dialect)._conn is None
+    assert lock_session.lock_session_of(engine.dialect)._connection is None
     await engine.dispose()
     assert sessions_with_locks(sql) == []
 
@@ -169,7 +170,7 @@ async def test_a_block_that_is_cancelled_gives_the_lock_back(
 
     for cancellations in (1, 2, 3):
         running = asyncio.ensure_future(run())
-        while lock_session.lock_session_of(saver._backend.provider.engine.dialect)._conn is None:  # noqa: ASYNC110
+        while lock_session.lock_session_of(saver._backend.provider.engine.dialect)._connection is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for _ in range(cancellations):
             running.cancel()
@@ -235,8 +236,8 @@ async def test_a_server_that_does_not_answer_has_lost_the_lock(
     saver: AsyncPostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that is open and dead is found out by a sign of life that doesn't come."""
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(lock_session, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(lock_connection, "ANSWER_SECONDS", 0.2)
     async with saver.thread_lock("t0"):
         pass
     with ExitStack() as standing_still, pytest.raises(LockLost):  # noqa: PT012
@@ -250,7 +251,7 @@ async def test_a_lock_is_held_by_a_beating_session(
     saver: AsyncPostgresSaver, other: AsyncPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signs of life do it no harm, nor do others who ask for it meanwhile."""
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 0.001)
     async with saver.thread_lock("t1") as lock:
         with pytest.raises(ThreadLocked):
             await other.thread_lock("t1", timeout=0.3).__aenter__()
@@ -407,7 +408,7 @@ def test_a_sign_of_life_that_fails_is_told_in_sync_code(
     sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of a run that goes on are refused."""
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 0.05)
     with pytest.raises(LockLost):  # noqa: SIM117, PT012
         with sync.thread_lock("t1") as lock:
             sql.execute("SELECT pg_terminate_backend(%s)", sessions_with_locks(sql))
@@ -750,8 +751,8 @@ def test_a_silent_server_has_lost_the_lock(
     sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a thread waits for the sign of life, and with drivers that wait on when they are cancelled."""
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(lock_session, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(lock_connection, "ANSWER_SECONDS", 0.5)
     with pytest.raises(LockLost), sync.thread_lock("t1") as lock, stopped(sessions_with_locks(sql)):  # noqa: PT012
         pause = threading.Event()
         while not lock.lost:
@@ -764,8 +765,8 @@ def test_nobody_waits_longer_behind_who_waits_for_the_server(
     """A time-out is one even while another statement of the session is not answered; who holds a lock keeps it."""
     beats, session_id = threading.Event(), locks.session_id
     monkeypatch.setattr(locks, "session_id", lambda *args: beats.set() or session_id(*args))
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(lock_session, "ANSWER_SECONDS", 60)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(lock_connection, "ANSWER_SECONDS", 60)
     monkeypatch.setattr(lock_request, "SERVER_SECONDS", 0.1)
     with sync.thread_lock("t1") as lock:
         with stopped(sessions_with_locks(sql)):
@@ -904,7 +905,7 @@ def test_ctrl_c_may_come_as_a_block_begins_to_end(
     url: str, sync: PostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody is left then to give the lock back, so the session does."""
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 0.05)
     keep_from_giving_back(sync)
     with PostgresSaver.from_conn_string(url) as other, other.thread_lock("t1", timeout=5):
         pass
@@ -915,7 +916,7 @@ def test_ctrl_c_may_come_twice(
     interrupted: str, url: str, sync: PostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the lock has just come, or is being given back, and again when it is given up because of that."""
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 0.05)
     source = type(sync._backend)
 
     def interrupt(*args: Any) -> None:
@@ -938,7 +939,7 @@ def test_a_lock_that_was_not_given_back_is_free_at_once_in_its_own_process(
     sync: PostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not before the others of the process for long."""
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 60)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 60)
     for _ in range(2):
         keep_from_giving_back(sync)
     with sync.thread_lock("t1", timeout=0), pytest.raises(ThreadLocked):
@@ -949,7 +950,7 @@ def test_a_lock_that_was_lost_and_not_given_back_keeps_nobody_from_storing(
     sync: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is refused is what the block would have stored, and it has ended."""
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 0.05)
     held = lock_session.lock_session_of(sync._backend.provider.engine.dialect)
 
     def be_lost() -> None:
@@ -970,7 +971,7 @@ async def test_a_lock_that_a_coroutine_has_lost_sight_of_is_given_back(
     saver: AsyncPostgresSaver, other: AsyncPostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others that the session has stay."""
-    monkeypatch.setattr(lock_session, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_session, "CHECK_SECONDS", 0.05)
     async with saver.thread_lock("bystander"):
         await saver.thread_lock("t1").__aenter__()
         async with other.thread_lock("t1", timeout=5):
@@ -1007,15 +1008,15 @@ async def test_a_saver_that_was_closed_waits_for_no_lock(
         async with AsyncPostgresSaver.from_conn_string(url) as owner:
             savers = (owner, mine, others)
             first, second, third = (asyncio.ensure_future(one.thread_lock("t1").__aenter__()) for one in savers)
-            keepers = [lock_session.lock_session_of(one._backend.provider.engine.dialect) for one in savers]
-            while not all(one._conn for one in keepers):  # noqa: ASYNC110
+            sessions = [lock_session.lock_session_of(one._backend.provider.engine.dialect) for one in savers]
+            while not all(one._connection for one in sessions):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await mine.aclose()
         for waiting in (first, second):
             with pytest.raises(Closed):
                 await waiting
         assert len(sessions_with_locks(sql)) == 1
-        assert lock_session.lock_session_of(owner._backend.provider.engine.dialect)._conn is None
+        assert lock_session.lock_session_of(owner._backend.provider.engine.dialect)._connection is None
     await (await third).__aexit__(None, None, None)
 
 

@@ -1,4 +1,4 @@
-"""A thread's lock, as one run has to do with it: wanted, held, or lost."""
+"""A run's request for a thread's lock: waiting, held, or lost."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from checkpoint_store.database.pool import full_of_others
 from checkpoint_store.errors import LockLost, ThreadLocked, Unavailable, short_repr
 
 SERVER_SECONDS = 1.0
-"""How long the server may take to let a lock be asked for, however short the time-out: 0 is to try once."""
+"""How long it may take to ask the server for a lock, however short the timeout: 0 is to try once."""
 
 
 class GivenUp(Exception):
-    """Raised where a lock is waited for that nobody wants any more."""
+    """Raised in the wait for a lock that was given up."""
 
 
 class LockRequest:
-    """A lock that is wanted, held, or was lost. Its time-out runs from here.
+    """A lock that is waited for, held, or lost. Its timeout runs from here.
 
     Args:
-        thread_id: Whose lock.
+        thread_id: The thread.
         timeout: How long to wait for it, in seconds; None for as long as it takes.
-        check_open: Raises if whoever wants it was closed.
-        owner: What gives it back, and exists as long as it can.
+        check_open: Raises if the saver that wants it was closed.
+        owner: The object that gives it back, and exists as long as it can.
     """
 
     def __init__(self, thread_id: str, timeout: float | None, check_open: Callable[[], object], owner: object) -> None:
@@ -35,17 +35,18 @@ class LockRequest:
         self.is_held = False
         self.is_lost = False
         self.schema: str | None = None
-        """How the saver calls the schema of its tables."""
+        """The saver's name for the schema of its tables."""
         self.number = 0
+        """The number of the advisory lock."""
         self.transaction: object = None
-        """What holds it, where that is a transaction of the caller's."""
+        """The caller's transaction that holds it, if one does."""
         self.pid = os.getpid()
         self.given_up = threading.Event()
-        """Set when nobody wants it any more."""
+        """Set when it is no longer wanted."""
         self.failure: Exception | None = None
-        """What has kept it from being asked for the last time, if it is asked for again."""
+        """The error of the last attempt, if there is another one."""
         self.kept: Callable[[], int] = lambda: 0
-        """How many connections, and so all of the pool, the application has, and no call of ours."""
+        """Returns the size of a pool all of whose connections the application has; otherwise 0."""
         self._check_open = check_open
         self._owner = weakref.ref(owner)
         self._began = time.monotonic()
@@ -54,7 +55,7 @@ class LockRequest:
         """Check that it is still wanted.
 
         Raises:
-            Closed: If whoever wants it was closed.
+            Closed: If the saver that wants it was closed.
             GivenUp: If it was given up.
         """
         self._check_open()
@@ -63,50 +64,49 @@ class LockRequest:
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether it is held, or was lost, and nobody is left to give it back: Ctrl-C has kept them from it."""
+        """Whether it is held, or was lost, and its owner is gone: Ctrl-C has kept it from giving the lock back."""
         return self.is_held and self._owner() is None
 
     @property
     def left(self) -> float | None:
-        """How many seconds are left to wait for others; None for any number."""
+        """How many seconds are left to wait for other runs; None for any number."""
         return None if self.timeout is None else max(0.0, self._began + self.timeout - time.monotonic())
 
     @property
-    def patience(self) -> float | None:
-        """How many seconds are left to wait for the server, and for those who are asking it something."""
+    def server_left(self) -> float | None:
+        """How many seconds are left to wait for the server, and for other requests that ask it something."""
         if self.timeout is None:
             return None
         return max(0.0, self._began + max(self.timeout, SERVER_SECONDS) - time.monotonic())
 
-    def locked(self) -> ThreadLocked:
-        """Return the error for a lock that others had for too long."""
+    def thread_locked(self) -> ThreadLocked:
+        """Return the error for a lock that another run had for too long."""
         waited = f" for the {round(self.timeout, 3):g} s that this one has waited" if self.timeout else ""
         return ThreadLocked(
             f"thread {short_repr(self.thread_id, 200)}: another run {'has had' if waited else 'has'} the lock{waited}. "
             "Let it finish, or pass a longer timeout."
         )
 
-    def silent(self) -> Unavailable:
+    def unanswered(self) -> Unavailable:
         """Return the error for a server that could not be asked in time."""
-        told = (
+        text = (
             f"thread {short_repr(self.thread_id, 200)}: the lock could not be asked for within "
             f"{max(self.timeout or 0, SERVER_SECONDS):g} s"
         )
         if kept := self.kept():
             way_out = "Take the lock before the session is opened, or on saver.bind(session)."
-            return Unavailable(f"{told}: no connection became free. {full_of_others(kept)} {way_out}")
+            return Unavailable(f"{text}: no connection became free. {full_of_others(kept)} {way_out}")
         return Unavailable(
-            f"{told}: the server does not answer, or no connection of the pool has become free. Check that the server "
+            f"{text}: the server does not answer, or no connection of the pool has become free. Check that the server "
             "runs, or pass a longer timeout."
         )
 
-
-def lost(request: LockRequest) -> LockLost:
-    """Return the error for a lock that was not held to the end."""
-    why = "its session of the server's ended (a restart, a failover, a lost network)"
-    if request.transaction is not None:
-        why = "the savepoint that it was taken in was rolled back. Take it before the savepoint"
-    return LockLost(
-        f"thread {short_repr(request.thread_id, 200)}: the lock was lost, because {why}. Others may have written to "
-        "the thread since. With refuse_forks=True neither could have written past the other."
-    )
+    def lock_lost(self) -> LockLost:
+        """Return the error for a lock that was not held to the end."""
+        reason = "its session of the server's ended (a restart, a failover, a lost network)"
+        if self.transaction is not None:
+            reason = "the savepoint that it was taken in was rolled back. Take it before the savepoint"
+        return LockLost(
+            f"thread {short_repr(self.thread_id, 200)}: the lock was lost, because {reason}. Others may have written "
+            "to the thread since. With refuse_forks=True neither could have written past the other."
+        )

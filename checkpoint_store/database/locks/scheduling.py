@@ -1,4 +1,4 @@
-"""Greenlets on an event loop, and threads: how what is written once waits, and is alone, in either."""
+"""Waiting and mutual exclusion, for greenlets on an event loop and for threads: the lock session is written once."""
 
 from __future__ import annotations
 
@@ -20,81 +20,81 @@ from checkpoint_store.database.locks.request import LockRequest
 T = TypeVar("T")
 
 Opening = futures.Future[None]
-"""What is under way and may take long; who waits for it may cancel it, until it runs, which is its last moment."""
+"""A session that is being opened, which may take long; the waiting request may cancel it until it is set running."""
 
 _END_SECONDS = 1.0
-"""How long something that was cancelled is waited for."""
+"""How long to wait for the end of an opening that was cancelled."""
 
 _LOOK_SECONDS = 0.2
-"""How often a thread that waits looks whether it still has to."""
+"""How often a thread that waits checks that its request is still wanted."""
 
 
 class Scheduling(ABC):
-    """One of the two."""
+    """Waiting and mutual exclusion."""
 
     @abstractmethod
     def alone(self, request: LockRequest | None = None) -> AbstractContextManager[object]:
-        """Return what makes a block the only one.
+        """Return a lock for a block.
 
         Args:
-            request: What it is for. Its patience limits the wait; without it there is none.
+            request: The request that the block serves, if one; it limits the wait.
 
         Raises:
-            Unavailable: If the turn has not come in time.
+            Unavailable: If the lock has not come in time.
         """
 
     @abstractmethod
-    def whole(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function to its end, whoever is cancelled."""
+    def shielded(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function to its end, even if the caller is cancelled meanwhile."""
 
     @abstractmethod
-    def limited(self, seconds: float, hang_up: Callable[[], object]) -> AbstractContextManager[object]:
-        """Return what hangs up on a block that takes longer."""
+    def limited(self, seconds: float, disconnect: Callable[[], object]) -> AbstractContextManager[object]:
+        """Return a time limit for a block: if it takes longer, its connection is ended."""
 
     @abstractmethod
     def pause(self, request: LockRequest, seconds: float) -> None:
-        """Sleep; in a thread only as long as the hold is wanted."""
+        """Sleep; in a thread only as long as the request is wanted."""
 
     @abstractmethod
-    def begin(self, function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
-        """Call a function, for as long as a hold has patience; then, or if interrupted, cancel what it is about."""
+    def start(self, function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
+        """Call a function, for as long as a request may wait; then, or if interrupted, cancel the opening."""
 
     @abstractmethod
     def repeat(self, seconds: float, thing: T, function: Callable[[T], object]) -> Callable[[], object]:
-        """Call a function of a thing again and again, as long as the thing lives; returns what ends it."""
+        """Call a function of a thing again and again, as long as the thing lives. Returns the function that ends it."""
 
 
 class GreenletScheduling(Scheduling):
-    """Greenlets of SQLAlchemy's."""
+    """Waiting and mutual exclusion for SQLAlchemy's greenlets."""
 
     def __init__(self) -> None:
         self._permit = FairSemaphore(1, None)
 
     @contextmanager
     def alone(self, request: LockRequest | None = None) -> Iterator[None]:
-        """Return what makes a block the only one."""
+        """Lock a block."""
         if request is None:
             with self._permit:
                 yield
             return
         try:
-            await_only(self._permit.acquire(request.patience))
+            await_only(self._permit.acquire(request.server_left))
         except CheckoutTimeout:
-            raise request.silent() from None
+            raise request.unanswered() from None
         try:
             yield
         finally:
             self._permit.release()
 
-    def whole(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function to its end, whoever is cancelled."""
+    def shielded(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function to its end, even if the caller is cancelled meanwhile."""
         return await_only(to_the_end(greenlet_spawn(function, *args)))
 
     @contextmanager
-    def limited(self, seconds: float, hang_up: Callable[[], object]) -> Iterator[None]:
-        """Return what hangs up on a block that takes longer."""
+    def limited(self, seconds: float, disconnect: Callable[[], object]) -> Iterator[None]:
+        """Limit the time of a block."""
         # Not by cancelling it: psycopg, cancelled, waits for an answer.
-        limit = asyncio.get_running_loop().call_later(seconds, hang_up)
+        limit = asyncio.get_running_loop().call_later(seconds, disconnect)
         try:
             yield
         finally:
@@ -104,45 +104,45 @@ class GreenletScheduling(Scheduling):
         """Sleep."""
         await_only(asyncio.sleep(seconds))
 
-    def begin(self, function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
-        """Call a function, for as long as a hold has patience."""
-        await_only(_begin(function, opening, request))
+    def start(self, function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
+        """Call a function, for as long as a request may wait."""
+        await_only(_start(function, opening, request))
 
     def repeat(self, seconds: float, thing: T, function: Callable[[T], object]) -> Callable[[], object]:
         """Call a function again and again."""
-        # A reference of its own would keep a thing that is forgotten for ever.
+        # A strong reference would keep a thing alive for ever.
         return asyncio.get_running_loop().create_task(_repeat_in_loop(seconds, weakref.ref(thing), function)).cancel
 
 
 class ThreadScheduling(Scheduling):
-    """Threads, each waiting for itself."""
+    """Waiting and mutual exclusion for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
     @contextmanager
     def alone(self, request: LockRequest | None = None) -> Iterator[None]:
-        """Return what makes a block the only one."""
+        """Lock a block."""
         try:
-            while not self._lock.acquire(timeout=-1 if request is None else _look(request)):
+            while not self._lock.acquire(timeout=-1 if request is None else _until_look(request)):
                 if request is not None:
                     request.check()
-                    if request.patience == 0:
-                        raise request.silent()
+                    if request.server_left == 0:
+                        raise request.unanswered()
             yield
         finally:
-            # Ctrl-C may come between the lock and any note of it.
+            # Ctrl-C may come between the lock and any statement after it.
             if self._lock._is_owned():  # type: ignore[attr-defined]
                 self._lock.release()
 
-    def whole(self, function: Callable[..., T], *args: Any) -> T:
+    def shielded(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function."""
         return function(*args)
 
     @contextmanager
-    def limited(self, seconds: float, hang_up: Callable[[], object]) -> Iterator[None]:
-        """Return what hangs up on a block that takes longer."""
-        limit = threading.Timer(seconds, hang_up)
+    def limited(self, seconds: float, disconnect: Callable[[], object]) -> Iterator[None]:
+        """Limit the time of a block."""
+        limit = threading.Timer(seconds, disconnect)
         limit.daemon = True
         limit.start()
         try:
@@ -151,15 +151,15 @@ class ThreadScheduling(Scheduling):
             limit.cancel()
 
     def pause(self, request: LockRequest, seconds: float) -> None:
-        """Sleep, as long as the hold is wanted."""
+        """Sleep, as long as the request is wanted."""
         request.given_up.wait(seconds)
 
-    def begin(self, function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
-        """Call a function in a thread of its own, for as long as a hold has patience."""
+    def start(self, function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
+        """Call a function in a thread of its own, for as long as a request may wait."""
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(function, opening), name="checkpoint_store session", daemon=True).start()
         try:
-            while not futures.wait([opening], _look(request)).done and request.patience != 0:
+            while not futures.wait([opening], _until_look(request)).done and request.server_left != 0:
                 request.check()
         finally:
             opening.cancel()
@@ -172,15 +172,16 @@ class ThreadScheduling(Scheduling):
         return stopped.set
 
 
-def _look(request: LockRequest) -> float:
-    return _LOOK_SECONDS if request.patience is None else min(_LOOK_SECONDS, request.patience)
+def _until_look(request: LockRequest) -> float:
+    """Return the seconds until the next look at a request that waits."""
+    return _LOOK_SECONDS if request.server_left is None else min(_LOOK_SECONDS, request.server_left)
 
 
-async def _begin(function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
+async def _start(function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
     task = asyncio.ensure_future(greenlet_spawn(function, opening))
     opening.add_done_callback(lambda _: opening.cancelled() and task.cancel())
     try:
-        await asyncio.wait([task], timeout=request.patience)
+        await asyncio.wait([task], timeout=request.server_left)
     finally:
         if opening.cancel():
             await asyncio.wait([task], timeout=_END_SECONDS)
