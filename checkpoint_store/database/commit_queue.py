@@ -1,4 +1,4 @@
-"""Calls that wait for a commit: in order within a thread, and no thread behind another one's backlog; no I/O."""
+"""The queue of calls that wait for a commit: in order within a thread, and fair between threads; no I/O."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from checkpoint_store.storage.write_batch import Change, size_of
 
 Store = Callable[[Sequence[Change]], Awaitable[None]]
 
-IN_VAIN = 4
-"""So many calls that a limit has ended alone, none of them stored, speak for all that were in a commit with them."""
+HOPELESS_CALLS = 4
+"""After N calls of a commit that a limit has ended alone as well, and none that was stored, the others fail too."""
 
-IN_A_ROW = 3
-"""So many of one thread, one after the other, speak for the rest of that thread."""
+HOPELESS_IN_A_ROW = 3
+"""After N such calls of one thread, one after the other, the others of that thread fail too."""
 
 
-class Suspicion:
-    """Calls of a commit that took longer than a limit allows, one of which may be the reason; each goes alone next.
+class LimitedCommit:
+    """A commit that a limit, such as `statement_timeout`, has ended. Its calls wait again, and each goes alone.
+
+    One of them may be the reason.
 
     Args:
-        calls: The calls.
+        calls: Its calls.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = calls
         self.is_cleared = False
-        """Whether those that are left may go together again."""
-        # Once only: otherwise each of many slow calls would have those behind it meet the limit once more.
-        self._is_last = any(call.suspicion is not None for call in calls)
+        """Whether the calls that still wait may share commits again."""
+        # Once only: otherwise each of many slow calls would have the later ones meet the limit once more.
+        self._is_last = any(call.limited is not None for call in calls)
         self._stored = self._failed = self._limited = 0
         self._in_a_row: Counter[str] = Counter()
         for call in calls:
-            call.suspicion = self
+            call.limited = self
 
     def note(self, thread_id: str, *, stored: bool, limited: bool) -> list[Call]:
-        """Note what has become of one of the calls, which went alone.
+        """Note the outcome of a call that went alone.
 
         Args:
             thread_id: Its thread.
@@ -46,16 +48,16 @@ class Suspicion:
             limited: Whether a limit has ended it.
 
         Returns:
-            The calls that would fare no better: so many others have met the limit that it can't be their fault.
+            The calls that are to fail as well: the limit has ended so many others that none of them is the reason.
         """
         self._stored += stored
         self._failed += not stored
         self._limited += limited
         self.is_cleared = bool(self._stored and self._failed and not self._is_last)
         in_a_row = self._in_a_row[thread_id] = limited * (self._in_a_row[thread_id] + 1)
-        if limited and self._limited >= IN_VAIN and not self._stored:
+        if limited and self._limited >= HOPELESS_CALLS and not self._stored:
             return [call for call in self.calls if call.waits]
-        if in_a_row >= IN_A_ROW:
+        if in_a_row >= HOPELESS_IN_A_ROW:
             return [call for call in self.calls if call.waits and call.change.thread_id == thread_id]
         return []
 
@@ -69,9 +71,9 @@ class Call:
     change: Change
     outcome: asyncio.Future[None]
     since: float
-    """When it was made, by the loop's clock."""
-    suspicion: Suspicion | None = None
-    """What it is under since a commit with it has failed."""
+    """The time when it was made, by the loop's clock."""
+    limited: LimitedCommit | None = None
+    """The last commit with it that a limit has ended."""
     waits: bool = True
     """Whether it is in no commit."""
     size: int = field(init=False)
@@ -80,30 +82,31 @@ class Call:
         self.size = size_of(self.change)
 
     @property
-    def lane(self) -> Lane:
-        """Whether it goes alone, and its schema."""
-        return self.suspicion is not None and not self.suspicion.is_cleared, self.schema
+    def group(self) -> Group:
+        """The calls that it may share a commit with."""
+        return self.limited is not None and not self.limited.is_cleared, self.schema
 
 
-Lane = tuple[bool, str | None]
-"""Only calls of one go together."""
+Group = tuple[bool, str | None]
+"""Whether a call goes alone, and its schema: only calls of one group share a commit."""
 
 
-class Waiting:
+class CommitQueue:
     """The calls that wait, each thread's in a queue of its own.
 
-    A thread is busy while calls of it are in a commit. Those that are not, and have calls, stand in the line of their
-    first call's lane. To take a commit's calls, to add one, to pass over one whose caller was cancelled: each costs the
-    same however many wait.
+    A thread is busy while calls of it are in a commit. One that is not, and has calls, is ready, in the group of its
+    first call. To take a commit's calls, to add one, to pass over one whose caller was cancelled: each costs the same,
+    however many calls wait.
     """
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[Call]] = {}
         self._busy: set[str] = set()
-        # By lane. A schema that had its commit goes to the end.
-        self._lines: dict[bool, dict[str | None, deque[str]]] = {False: {}, True: {}}
-        self._standing: dict[str, bool] = {}
-        self._ready = {False: 0, True: 0}
+        # Ready threads by group: of calls that go alone or not, then by schema. After its commit a schema is the last.
+        self._ready: dict[bool, dict[str | None, deque[str]]] = {False: {}, True: {}}
+        self._ready_alone: dict[str, bool] = {}
+        """Whether the first call of a ready thread goes alone."""
+        self._ready_count = {False: 0, True: 0}
         self._count = 0
 
     def __len__(self) -> int:
@@ -115,11 +118,11 @@ class Waiting:
 
     @property
     def ready(self) -> int:
-        """How many could go together now: none is behind a commit of its thread, or goes alone."""
-        return self._ready[False]
+        """How many calls could share commits now: those of ready threads, but for those that go alone."""
+        return self._ready_count[False]
 
     def is_busy(self, thread_id: str) -> bool:
-        """Tell whether calls of a thread are in a commit."""
+        """Return whether calls of a thread are in a commit."""
         return thread_id in self._busy
 
     def begin(self, thread_id: str) -> None:
@@ -127,72 +130,69 @@ class Waiting:
         self._busy.add(thread_id)
 
     def end(self, changes: Iterable[Change]) -> None:
-        """Note that a commit has ended, however it did."""
+        """Note that a commit has ended, with or without success."""
         for thread_id in {change.thread_id: None for change in changes}:
             self._busy.discard(thread_id)
-            self._line_up(thread_id)
+            self._make_ready(thread_id)
 
     def add(self, call: Call) -> None:
-        """Let a call wait behind those of its thread."""
+        """Add a call after those of its thread."""
         thread_id = call.change.thread_id
-        queue = self._queues.setdefault(thread_id, deque())
-        queue.append(call)
+        self._queues.setdefault(thread_id, deque()).append(call)
         self._count += 1
-        if (alone := self._standing.get(thread_id)) is not None:
-            self._ready[alone] += 1
+        if (alone := self._ready_alone.get(thread_id)) is not None:
+            self._ready_count[alone] += 1
         elif thread_id not in self._busy:
-            self._line_up(thread_id)
+            self._make_ready(thread_id)
 
     def put_back(self, calls: Sequence[Call]) -> None:
-        """Let calls of a commit that failed wait before the others of their threads; they are still to `end`."""
+        """Put calls of a failed commit before the others of their threads; `end` comes later."""
         for call in reversed(calls):
             call.waits = True
             self._queues.setdefault(call.change.thread_id, deque()).appendleft(call)
         self._count += len(calls)
 
-    def take(self, most_calls: int, most_bytes: int) -> list[Call]:
-        """Take the calls that go together next; their threads are busy from now on.
+    def take(self, max_calls: int, max_bytes: int) -> list[Call]:
+        """Take the calls of the next shared commit; their threads are busy from now on.
 
-        Threads give a call each in turn, so that one with a long queue does not hold up the others.
+        Threads give a call each, one after the other, so that one with a long queue does not hold up the others.
 
         Args:
-            most_calls: How many at most.
-            most_bytes: How many bytes; one call alone may have more.
+            max_calls: How many at most.
+            max_bytes: How many bytes; one call alone may have more.
         """
-        return self._take(False, most_calls, most_bytes)
+        return self._take(False, max_calls, max_bytes)
 
     def take_alone(self) -> list[Call]:
         """Take a call that goes alone, if there is one."""
         return self._take(True, 1, 0)
 
-    def _take(self, alone: bool, most_calls: int, most_bytes: int) -> list[Call]:
+    def _take(self, alone: bool, max_calls: int, max_bytes: int) -> list[Call]:
         taken: list[Call] = []
-        lines = self._lines[alone]
-        while lines and not taken:
-            schema = next(iter(lines))
-            line = lines.pop(schema)
-            taken = self._take_of((alone, schema), line, most_calls, most_bytes)
-            if line:
-                lines[schema] = line
+        by_schema = self._ready[alone]
+        while by_schema and not taken:
+            schema = next(iter(by_schema))
+            threads = by_schema.pop(schema)
+            taken = self._take_of((alone, schema), threads, max_calls, max_bytes)
+            if threads:
+                by_schema[schema] = threads
         return taken
 
-    def _take_of(self, lane: Lane, line: deque[str], most_calls: int, most_bytes: int) -> list[Call]:
+    def _take_of(self, group: Group, threads: deque[str], max_calls: int, max_bytes: int) -> list[Call]:
         taken: list[Call] = []
         again: deque[str] = deque()  # threads that have given a call and may give another one
         size = 0
-        while (source := line or again) and len(taken) < most_calls:
+        while (source := threads or again) and len(taken) < max_calls:
             thread_id = source[0]
             call = self._first(thread_id)
-            if call is None or call.lane != lane:
-                source.popleft()
-                self._leave(thread_id)
-                if thread_id not in self._busy:
-                    self._line_up(thread_id)
-                continue
-            if taken and size + call.size > most_bytes:
+            if call is not None and call.group == group and taken and size + call.size > max_bytes:
                 break
             source.popleft()
-            self._leave(thread_id)
+            self._make_unready(thread_id)
+            if call is None or call.group != group:
+                if thread_id not in self._busy:
+                    self._make_ready(thread_id)
+                continue
             again.append(thread_id)
             self._queues[thread_id].popleft()
             self._count -= 1
@@ -203,27 +203,26 @@ class Waiting:
         return taken
 
     def _first(self, thread_id: str) -> Call | None:
-        """Return the first call of a thread that is still wanted."""
+        """Return the first call of a thread, but for those whose caller was cancelled, which are removed."""
         queue = self._queues.get(thread_id)
         while queue and queue[0].outcome.done():
-            queue.popleft()  # its caller was cancelled
+            queue.popleft()
             self._count -= 1
-            if (alone := self._standing.get(thread_id)) is not None:
-                self._ready[alone] -= 1
+            if (alone := self._ready_alone.get(thread_id)) is not None:
+                self._ready_count[alone] -= 1
         if not queue:
             self._queues.pop(thread_id, None)
             return None
         return queue[0]
 
-    def _line_up(self, thread_id: str) -> None:
-        """Let a thread that is not busy stand in line, if it has calls."""
+    def _make_ready(self, thread_id: str) -> None:
+        """Make a thread that is not busy ready, if it has calls."""
         if (call := self._first(thread_id)) is not None:
-            alone, schema = call.lane
-            self._lines[alone].setdefault(schema, deque()).append(thread_id)
-            self._standing[thread_id] = alone
-            self._ready[alone] += len(self._queues[thread_id])
+            alone, schema = call.group
+            self._ready[alone].setdefault(schema, deque()).append(thread_id)
+            self._ready_alone[thread_id] = alone
+            self._ready_count[alone] += len(self._queues[thread_id])
 
-    def _leave(self, thread_id: str) -> None:
-        """Note that a thread stands in line no more."""
-        if (alone := self._standing.pop(thread_id, None)) is not None:
-            self._ready[alone] -= len(self._queues.get(thread_id, ()))
+    def _make_unready(self, thread_id: str) -> None:
+        if (alone := self._ready_alone.pop(thread_id, None)) is not None:
+            self._ready_count[alone] -= len(self._queues.get(thread_id, ()))

@@ -1,4 +1,4 @@
-"""Concurrent changes -> few commits: what arrives while a commit is under way goes with the next one."""
+"""Group commit: the calls that arrive while a commit is under way share the next one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.conninfo.transient_errors import is_conflict
-from checkpoint_store.database.commit_queue import Call, Store, Suspicion, Waiting
+from checkpoint_store.database.commit_queue import Call, CommitQueue, LimitedCommit, Store
 from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.errors import (
     ONE_CALLS,
@@ -26,44 +26,44 @@ from checkpoint_store.errors import (
 from checkpoint_store.serde.arguments import number
 from checkpoint_store.storage.write_batch import Change
 
-MOST_CALLS = 256
+MAX_CALLS = 256
 """How many calls a commit may carry."""
 
-MOST_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 4 * 1024 * 1024
 """How many bytes a commit should carry; one call alone may have more."""
 
 FLUSHES = 8
 """How many commits may be under way at once."""
 
-_COHORTS = 2
+_SHARED_COMMITS = 2
 """How many of them may be shared by several calls."""
 
-_ALONE = 4
-"""How many more may be of calls that were in one which a limit has ended: each may take as long again."""
+_SINGLE_COMMITS = 4
+"""How many more may be of calls that go alone after a limit has ended their commit: each may take as long again."""
 
-_AT_ONCE = 4
-"""How many callers are told of their commit before those told get to go on."""
+_RESOLVED_AT_ONCE = 4
+"""How many callers get their outcomes before the loop lets them go on."""
 
-_PATIENCE_SECONDS = 0.02
-"""How long a call waits for company while a commit is under way and another one might be."""
+_GATHER_SECONDS = 0.02
+"""How long calls gather for a second shared commit."""
 
-_IN_VAIN_SECONDS = 1.0
-"""From so long on, a commit that could not be made for want of a server speaks for the calls that waited meanwhile."""
+_OUTAGE_SECONDS = 1.0
+"""After N seconds without a server, the calls that have waited as long as a failed commit fail with it."""
 
 
 class AsyncPipeline:
     """Lets concurrent `put` and `put_writes` share commits: under load the server makes one where it made dozens.
 
-    A call returns when its own rows are committed. Few at once go straight to the database; more than that wait, and
-    what has gathered shares the next commit. Within a thread changes are stored in the order of the calls. A call whose
-    rows the server refuses fails alone. May be shared by all savers on the engine.
+    A call returns when its own rows are committed. A few at once go straight to the database; further ones wait, and
+    share the next commit. Within a thread changes are stored in the order of the calls. If the server refuses the rows
+    of a call, that call alone fails. All savers on the engine may share a pipeline.
 
     Args:
         engine: The engine of the savers.
         flushes: How many commits may be under way at once, each on a connection of the pool.
 
     Raises:
-        UnusableConnection: If `engine` is no `AsyncEngine`.
+        UnusableConnection: If `engine` is not an `AsyncEngine`.
         InvalidOption: If `flushes` is less than one.
     """
 
@@ -73,25 +73,25 @@ class AsyncPipeline:
                 f"engine is a {type(engine).__qualname__}; a pipeline needs the savers' AsyncEngine"
             )
         self.engine = engine
-        self._bridge = EventLoop.of(engine.dialect)
+        self._event_loop = EventLoop.of(engine.dialect)
         self._flushes = number(flushes, "flushes", 1)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start_afresh()
+        self._reset()
 
-    def _start_afresh(self) -> None:
-        self._waiting = Waiting()
+    def _reset(self) -> None:
+        self._waiting = CommitQueue()
         self._under_way = self._shared = self._alone = self._last_size = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def _settle(self) -> None:
+    def _start_on_loop(self) -> None:
         """Start afresh on another loop: the calls of the one before have ended with it, or never will."""
         if (loop := asyncio.get_running_loop()) is not self._loop:
             if self._loop is not None:
-                self._start_afresh()
+                self._reset()
             self._loop = loop
 
     async def submit(self, store: Store, schema: str | None, change: Change) -> None:
@@ -99,12 +99,12 @@ class AsyncPipeline:
 
         Args:
             store: Stores changes, all in one commit.
-            schema: Whose tables; only changes to the same ones go together.
-            change: What to store.
+            schema: The schema of the tables; only changes to the same ones share a commit.
+            change: The change.
         """
         if self._closed:
             raise Closed("this pipeline is closed")
-        self._settle()
+        self._start_on_loop()
         few = self._under_way < self._flushes and not self._shared and not self._waiting
         if few and not self._waiting.is_busy(change.thread_id):
             self._begin()
@@ -117,17 +117,17 @@ class AsyncPipeline:
         loop = asyncio.get_running_loop()
         call = Call(store, schema, change, loop.create_future(), loop.time())
         self._waiting.add(call)
-        # Not at once: other calls of this turn of the loop may come along.
-        loop.call_soon(self._pump)
+        # Not at once: other calls of this iteration of the loop may come along.
+        loop.call_soon(self._start_commits)
         await call.outcome
 
     async def aclose(self) -> None:
         """Refuse further calls, and wait for those that were made."""
         self._closed = True
-        await self._bridge.acall(self._drained)
+        await self._event_loop.acall(self._drained)
 
     async def _drained(self) -> None:
-        self._settle()
+        self._start_on_loop()
         await self._idle.wait()
 
     async def __aenter__(self) -> AsyncPipeline:
@@ -145,44 +145,46 @@ class AsyncPipeline:
     def _end(self, changes: Sequence[Change]) -> None:
         self._under_way -= 1
         self._waiting.end(changes)
-        self._pump()
+        self._start_commits()
 
-    def _pump(self) -> None:
-        """Send off as many commits as may be under way.
+    def _start_commits(self) -> None:
+        """Start as many commits as may be under way.
 
-        A second shared one only when it carries as many calls as the first: so runs that wait for each other's commits
-        fall into cohorts, and while the server works for one of them, the other one's values are encoded.
+        A second shared one starts only with as many calls as the first: so runs that wait for each other's commits fall
+        into two groups, and while the server works for one of them, the other one's values are encoded.
         """
-        while self._send_alone():
+        while self._start_single():
             pass
-        while self._waiting and self._under_way < self._flushes and self._shared < _COHORTS:
+        while self._waiting and self._under_way < self._flushes and self._shared < _SHARED_COMMITS:
             if self._shared and self._waiting.ready < self._last_size:
-                # Not for long: what is under way may itself be waiting for somebody's lock.
-                self._timer = self._timer or asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._push)
+                # Not for long: the one under way may itself wait for a lock that another session has.
+                self._timer = self._timer or asyncio.get_running_loop().call_later(
+                    _GATHER_SECONDS, self._stop_gathering
+                )
                 return
-            if not self._send():
+            if not self._start_shared():
                 break
         if not self._under_way and not self._waiting:
             self._idle.set()
 
-    def _push(self) -> None:
-        """Send off what has waited long enough."""
+    def _stop_gathering(self) -> None:
+        """Start a shared commit with the calls that have gathered."""
         self._timer = None
         if self._waiting and self._under_way < self._flushes:
-            self._send()
-        self._pump()
+            self._start_shared()
+        self._start_commits()
 
-    def _send(self) -> bool:
-        if calls := self._waiting.take(MOST_CALLS, MOST_BYTES):
+    def _start_shared(self) -> bool:
+        if calls := self._waiting.take(MAX_CALLS, MAX_BYTES):
             self._last_size = len(calls)
             self._shared += 1
             self._start(calls, alone=False)
         return bool(calls)
 
-    def _send_alone(self) -> bool:
-        """Send off a call that goes alone, beside the shared commits: they need not wait for it."""
-        most = max(1, min(_ALONE, self._flushes - _COHORTS))
-        if self._alone >= most or self._under_way >= self._flushes or not (calls := self._waiting.take_alone()):
+    def _start_single(self) -> bool:
+        """Start the commit of a call that goes alone, beside the shared ones, which need not wait for it."""
+        limit = max(1, min(_SINGLE_COMMITS, self._flushes - _SHARED_COMMITS))
+        if self._alone >= limit or self._under_way >= self._flushes or not (calls := self._waiting.take_alone()):
             return False
         self._alone += 1
         self._start(calls, alone=True)
@@ -190,15 +192,15 @@ class AsyncPipeline:
 
     def _start(self, calls: list[Call], *, alone: bool) -> None:
         self._begin()
-        task = asyncio.get_running_loop().create_task(self._flush(calls, alone=alone))
+        task = asyncio.get_running_loop().create_task(self._store_and_resolve(calls, alone=alone))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _flush(self, calls: list[Call], *, alone: bool) -> None:
+    async def _store_and_resolve(self, calls: list[Call], *, alone: bool) -> None:
         try:
             outcomes = await self._store(calls)
         except BaseException:
-            # The loop ends: nobody will tell the callers otherwise.
+            # The loop ends, and nothing else would wake the callers.
             for call in calls:
                 call.outcome.cancel()
             raise
@@ -208,48 +210,45 @@ class AsyncPipeline:
             else:
                 self._shared -= 1
             self._end([call.change for call in calls])
-        untold = iter(outcomes)
+        unresolved = iter(outcomes)
         try:
-            # Those who are told first go on first: what they store next is on its way while others still encode.
-            while some := list(islice(untold, _AT_ONCE)):
-                _tell(some)
+            # The first callers go on first: their next changes are on their way while others still encode.
+            while some := list(islice(unresolved, _RESOLVED_AT_ONCE)):
+                _resolve(some)
                 await asyncio.sleep(0)
         finally:
-            _tell(untold)  # also if the loop ends meanwhile: it is committed
+            _resolve(unresolved)  # also if the loop ends meanwhile: they are committed
 
-    async def _store(self, calls: list[Call]) -> list[tuple[Call, Exception | None]]:
-        """Store what some calls want stored.
+    async def _store(self, calls: list[Call]) -> list[Outcome]:
+        """Store the changes of calls.
 
         Returns:
-            What is to be raised for each, but for those that wait again, to go alone.
+            The outcome of each, but for those that wait again, to go alone.
         """
-        outcomes: list[tuple[Call, Exception | None]] = []
+        outcomes: list[Outcome] = []
         parts = deque([calls])
         while parts:
             part = parts.popleft()
             error = await self._error_of(part)
-            is_limit = error is not None and _is_limit(error)
-            first = part[0]
-            if len(part) == 1 and first.suspicion is not None:
-                left = first.suspicion.note(first.change.thread_id, stored=error is None, limited=is_limit)
-                _tell((call, error and _own(error)) for call in left)  # now: they are not to be sent
-            elif error is not None and len(part) > 1 and not _by_thread(error):
-                if is_limit:
-                    # Not in smaller and smaller company: each time it may take as long again.
-                    left = [*part, *chain.from_iterable(parts)]
-                    Suspicion(left)
-                    self._waiting.put_back(left)
+            if error is not None and len(part) > 1 and not _by_thread(error):
+                if _is_limit(error):
+                    # Halves would not do: each commit may take as long again.
+                    limited = [*part, *chain.from_iterable(parts)]
+                    LimitedCommit(limited)
+                    self._waiting.put_back(limited)
                     break
-                if _may_be_one_calls_fault(error):
-                    # In halves, until whoever it was is alone; each half keeps its order.
+                if _may_be_one_calls(error):
+                    # In halves, until the call that is refused is alone; each half keeps its order.
                     half = len(part) // 2
                     parts.extendleft([part[half:], part[:half]])
                     continue
-            outcomes += [(call, error and _share_of(error, call.change.thread_id)) for call in part]
+            if len(part) == 1:
+                _note_limit(part[0], error)
+            outcomes += [(call, error and _error_for(error, call.change.thread_id)) for call in part]
         return outcomes
 
     async def _error_of(self, calls: list[Call]) -> Exception | None:
-        """Store what some calls want stored, in one commit. Returns what has kept it from being made."""
+        """Store the changes of calls in one commit. Returns the error that it failed with."""
         try:
             await self._commit(calls[0].store, [call.change for call in calls])
         except Exception as error:
@@ -262,17 +261,19 @@ class AsyncPipeline:
         try:
             await store(changes)
         except Unavailable as error:
-            # It was tried all this time. Calls that have waited as long would wait as long again, and those behind
-            # them longer: they fail with it. Not so where it was in conflict with others' changes, or took too long.
-            if clock() - begun >= _IN_VAIN_SECONDS and not (is_conflict(error.__cause__) or _is_limit(error)):
-                for call in self._waiting:
-                    if call.since <= begun and not call.outcome.done():
-                        call.outcome.set_exception(_own(error))
+            # It was retried all this time. Calls that have waited as long would wait as long again, and later ones even
+            # longer: they fail with it. Not so if it was in conflict with other changes, or took too long.
+            if clock() - begun >= _OUTAGE_SECONDS and not (is_conflict(error.__cause__) or _is_limit(error)):
+                _resolve((call, _copy_of(error)) for call in self._waiting if call.since <= begun)
             raise
 
 
-def _tell(outcomes: Iterable[tuple[Call, Exception | None]]) -> None:
-    """Let callers know what has become of their calls."""
+Outcome = tuple[Call, Exception | None]
+"""A call, and the error to raise for it, if it was not stored."""
+
+
+def _resolve(outcomes: Iterable[Outcome]) -> None:
+    """Let the callers go on, each with its outcome."""
     for call, error in outcomes:
         if call.outcome.done():
             continue  # its caller was cancelled
@@ -282,13 +283,21 @@ def _tell(outcomes: Iterable[tuple[Call, Exception | None]]) -> None:
             call.outcome.set_exception(error)
 
 
-def _may_be_one_calls_fault(error: Exception) -> bool:
-    """Tell whether others might be stored without it: where the server or the tables are missing they are not."""
+def _note_limit(call: Call, error: Exception | None) -> None:
+    """Note the outcome of a call that went alone after a limit had ended its commit; fail the others if hopeless."""
+    if call.limited is not None:
+        is_limit = error is not None and _is_limit(error)
+        hopeless = call.limited.note(call.change.thread_id, stored=error is None, limited=is_limit)
+        _resolve((other, error and _copy_of(error)) for other in hopeless)  # now: they are not to be sent
+
+
+def _may_be_one_calls(error: Exception) -> bool:
+    """Return whether other calls might be stored without one of them; not if the server or the tables are missing."""
     return isinstance(error, ONE_CALLS) or type(error) is CheckpointStoreError
 
 
 def _is_limit(error: Exception) -> bool:
-    """Tell whether a limit has ended the statement, of the server's or the driver's."""
+    """Return whether a limit has ended the statement, of the server's or the driver's."""
     cause = error.__cause__
     return isinstance(error, LimitReached) or (
         isinstance(cause, exc.StatementError) and isinstance(cause.orig, TimeoutError)
@@ -296,21 +305,21 @@ def _is_limit(error: Exception) -> bool:
 
 
 def _by_thread(error: Exception) -> Mapping[str, str]:
-    """Return which threads an error is about, each with its message, where all others are stored."""
+    """Return the threads that an error is about, each with its message, if all others are stored."""
     return error._by_thread if isinstance(error, Refused) else {}
 
 
-def _share_of(error: Exception, thread_id: str) -> Exception | None:
-    """Return what of an error of several calls is to be raised for one on a thread."""
-    if not (why := _by_thread(error)):
-        return _own(error)
-    return Refused(why[thread_id]) if thread_id in why else None
+def _error_for(error: Exception, thread_id: str) -> Exception | None:
+    """Return the error to raise for a call on a thread, of one that several calls have met."""
+    if not (messages := _by_thread(error)):
+        return _copy_of(error)
+    return Refused(messages[thread_id]) if thread_id in messages else None
 
 
-def _own(error: Exception) -> Exception:
-    """Return an error of ours anew: each caller adds a traceback of its own to the one it gets."""
+def _copy_of(error: Exception) -> Exception:
+    """Return a copy of an error of ours: each caller adds a traceback of its own to the one it gets."""
     if not isinstance(error, CheckpointStoreError):
         return error
-    again = type(error)(*error.args)
-    again.__cause__ = error.__cause__
-    return again
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy

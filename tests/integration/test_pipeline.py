@@ -577,7 +577,7 @@ async def test_a_checkpoint_is_never_visible_before_an_earlier_one_of_its_thread
     url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many commits are under way, whoever looks sees the thread as it was after one of the calls."""
-    monkeypatch.setattr(group_commit, "MOST_CALLS", 7)
+    monkeypatch.setattr(group_commit, "MAX_CALLS", 7)
     # Commits take differently long, so that they would overtake each other if they could.
     await execute(
         url,
@@ -1088,7 +1088,7 @@ async def test_a_commit_carries_a_limited_number_of_calls(
     url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest waits for the next one."""
-    monkeypatch.setattr(group_commit, "MOST_CALLS", 10)
+    monkeypatch.setattr(group_commit, "MAX_CALLS", 10)
     pipe = AsyncPipeline(engine, flushes=1)
     saver, seen = AsyncPostgresSaver(engine, pipe), statements_on(engine)
     async with held(pipe):
@@ -1103,7 +1103,7 @@ async def test_a_commit_carries_a_limited_number_of_bytes(
     url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that has more alone goes alone; order within a thread stays."""
-    monkeypatch.setattr(group_commit, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(group_commit, "MAX_BYTES", 10_000)
     pipe = AsyncPipeline(engine, flushes=1)
     saver, seen = AsyncPostgresSaver(engine, pipe), statements_on(engine)
     sizes = [4000, 4000, 4000, 50_000, 1, 9000]

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from checkpoint_store.database.commit_queue import IN_A_ROW, IN_VAIN, Call, Suspicion, Waiting
+from checkpoint_store.database.commit_queue import HOPELESS_CALLS, HOPELESS_IN_A_ROW, Call, CommitQueue, LimitedCommit
 from checkpoint_store.storage.write_batch import Change, Writes
 
 numbers = count()
@@ -24,16 +24,16 @@ def call_of(thread_id: str, *, schema: str | None = None, size: int = 1) -> Call
     return Call(store, schema, Writes(binds), asyncio.get_running_loop().create_future(), 0.0)
 
 
-def waiting_of(*calls: Call) -> Waiting:
-    waiting = Waiting()
+def waiting_of(*calls: Call) -> CommitQueue:
+    waiting = CommitQueue()
     for call in calls:
         waiting.add(call)
     return waiting
 
 
-def taken(waiting: Waiting, most_calls: int = 100, most_bytes: int = 100) -> list[str]:
+def taken(waiting: CommitQueue, max_calls: int = 100, max_bytes: int = 100) -> list[str]:
     """The threads of the calls that go together next."""
-    return [call.change.thread_id for call in waiting.take(most_calls, most_bytes)]
+    return [call.change.thread_id for call in waiting.take(max_calls, max_bytes)]
 
 
 async def test_a_thread_with_a_backlog_leaves_room_for_the_others() -> None:
@@ -91,19 +91,19 @@ async def test_cancelled_calls_are_passed_over() -> None:
 
 
 async def test_calls_put_back_go_alone_before_the_others_of_their_threads() -> None:
-    """One after the other; once one was stored and another one was not, the rest is above suspicion."""
+    """One after the other; once one was stored and another one was not, the rest may share commits again."""
     calls = [call_of("x"), call_of("x"), call_of("y"), call_of("x")]
     waiting = waiting_of(*calls)
     failed = waiting.take(3, 100)
-    suspicion = Suspicion(failed)
+    limited = LimitedCommit(failed)
     waiting.put_back(failed)
     waiting.end([call.change for call in failed])
     x1, y = waiting.take_alone(), waiting.take_alone()
     assert [*x1, *y] == [calls[0], calls[2]]
     assert (waiting.take_alone(), waiting.take(9, 100)) == ([], [])
 
-    suspicion.note("x", stored=False, limited=True)
-    suspicion.note("y", stored=True, limited=False)
+    limited.note("x", stored=False, limited=True)
+    limited.note("y", stored=True, limited=False)
     waiting.end([calls[0].change])
 
     assert waiting.take_alone() == []
@@ -112,23 +112,23 @@ async def test_calls_put_back_go_alone_before_the_others_of_their_threads() -> N
 
 async def test_where_all_meet_a_limit_the_rest_does_not_have_to() -> None:
     """Of those in one commit, after a few; and of one thread, though others were stored."""
-    suspicion = Suspicion(calls := [call_of(f"{number}") for number in range(10)])
-    for number in range(IN_VAIN - 1):
+    limited = LimitedCommit(calls := [call_of(f"{number}") for number in range(10)])
+    for number in range(HOPELESS_CALLS - 1):
         calls[number].waits = False
-        assert suspicion.note(f"{number}", stored=False, limited=True) == []
-    assert suspicion.note("3", stored=False, limited=True) == calls[IN_VAIN - 1 :]
+        assert limited.note(f"{number}", stored=False, limited=True) == []
+    assert limited.note("3", stored=False, limited=True) == calls[HOPELESS_CALLS - 1 :]
 
-    suspicion = Suspicion(calls := [call_of("stuck") for _ in range(10)] + [call_of("x")])
-    suspicion.note("x", stored=True, limited=False)
-    for _ in range(IN_A_ROW - 1):
-        assert suspicion.note("stuck", stored=False, limited=True) == []
-    assert suspicion.note("stuck", stored=False, limited=True) == calls[:10]
+    limited = LimitedCommit(calls := [call_of("stuck") for _ in range(10)] + [call_of("x")])
+    limited.note("x", stored=True, limited=False)
+    for _ in range(HOPELESS_IN_A_ROW - 1):
+        assert limited.note("stuck", stored=False, limited=True) == []
+    assert limited.note("stuck", stored=False, limited=True) == calls[:10]
 
 
 @pytest.mark.parametrize("seed", range(30))
 async def test_order_is_kept_and_nothing_is_lost(seed: int) -> None:
     """Whatever is added, taken, cancelled, put back and ended: each thread's calls come out in order, each once."""
-    chance, waiting = random.Random(seed), Waiting()
+    chance, waiting = random.Random(seed), CommitQueue()
     under_way: list[list[Call]] = []
     out: list[Call] = []
     made: list[Call] = []
@@ -148,12 +148,12 @@ async def test_order_is_kept_and_nothing_is_lost(seed: int) -> None:
         elif under_way:
             calls = under_way.pop(chance.randrange(len(under_way)))
             if len(calls) > 1 and chance.random() < 0.3:
-                Suspicion(calls)
+                LimitedCommit(calls)
                 waiting.put_back(calls)
             else:
-                if len(calls) == 1 and calls[0].suspicion is not None:
+                if len(calls) == 1 and calls[0].limited is not None:
                     stored = chance.random() < 0.7
-                    calls[0].suspicion.note(calls[0].change.thread_id, stored=stored, limited=not stored)
+                    calls[0].limited.note(calls[0].change.thread_id, stored=stored, limited=not stored)
                 out += calls
             waiting.end([call.change for call in calls])
 
