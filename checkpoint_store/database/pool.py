@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, QueuePool, StaticPool
 
-from checkpoint_store.database.checkout import Checkout, checkouts
+from checkpoint_store.database.checkout import checkouts
 from checkpoint_store.database.isolation import end_begun_transaction, isolate
 from checkpoint_store.database.liveness import check_loop
 from checkpoint_store.database.pooler import is_pooled
@@ -92,8 +92,3 @@ def dispose(engine: Engine) -> None:
     one = vars(pool).get("connection") if isinstance(pool, StaticPool) else None
     if one is None or not one.in_use:
         pool.dispose()
-
-
-def borrowed(engine: Engine, *, whole: bool = False, pooler: bool = False) -> Checkout:
-    """Return a `Checkout`."""
-    return Checkout(engine, in_transaction=whole, pooler=pooler)
