@@ -21,6 +21,7 @@ from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.pool import detached, dispose, kept_by_others, migrating
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
 from checkpoint_store.database.retry import Retries
+from checkpoint_store.database.sqlalchemy_private import max_overflow
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
 from checkpoint_store.migrations.lock_timeout import LockTimeout
 from checkpoint_store.migrations.runner import retry_conflicts, upgrade_to_head
@@ -64,7 +65,7 @@ class EngineProvider(ConnectionProvider):
     @property
     def long_slot(self) -> Slot:
         """The slot of a call that makes others meanwhile, which may need a slot each."""
-        has_overflow = getattr(self.engine.pool, "_max_overflow", 0) != 0
+        has_overflow = max_overflow(self.engine.pool) != 0
         return nullcontext() if self.engine.dialect.is_async and has_overflow else self.slot
 
     def run(self, operation: Operation[..., T], *args: Any) -> T:

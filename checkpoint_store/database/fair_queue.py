@@ -79,10 +79,6 @@ class FairSemaphore(AbstractContextManager[object]):
                 return
         self._free = min(self._free + 1, self._count)  # no more than there are, if one comes back from an ended loop
 
-    def taken(self) -> AbstractContextManager[object]:
-        """Return the holder of a permit for the length of a `with` block, in a greenlet of SQLAlchemy's."""
-        return self
-
     def __enter__(self) -> None:
         if not self._acquire_now():  # as a rule one is free, and no switch is needed
             await_only(self.acquire())
