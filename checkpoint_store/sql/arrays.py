@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, Column, ColumnElement, TableValuedAlias, Text, bindparam, func, select
+from sqlalchemy import ARRAY, Column, ColumnElement, Table, TableValuedAlias, Text, bindparam, func, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 
@@ -18,6 +18,11 @@ def array_binds(columns: Sequence[str], rows: Iterable[Sequence[Any]], prefix: s
 def array_param(name: str, kind: Any = Text) -> ColumnElement[Any]:
     """Return an array that comes with the call."""
     return bindparam(name, type_=ARRAY(kind))
+
+
+def key_types(table: Table) -> dict[str, Any]:
+    """Return the columns of a table's key with their types, as `rows_of_binds` takes them."""
+    return {column.name: type(column.type) for column in table.primary_key}
 
 
 def rows_of_binds(prefix: str = "", /, **columns: Any) -> TableValuedAlias:

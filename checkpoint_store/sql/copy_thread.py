@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, case, col
 from sqlalchemy.dialects.postgresql import ARRAY, array, insert
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.expressions import member_text, param, text_literal
+from checkpoint_store.sql.expressions import count_of, member_text, param, text_literal
 
 
 def stored_threads(t: Tables) -> Select[Any]:
@@ -41,9 +41,8 @@ def copy_rows(t: Tables) -> Select[Any]:
     made = made.on_conflict_do_update(index_elements=list(threads.primary_key), set_={"epoch": epoch})
     tables = (t.checkpoint_pages, t.checkpoint_blobs, t.checkpoints, t.checkpoint_writes)
     copies = [_copied(one, **({"metadata": _renamed(t)} if one is t.checkpoints else {})) for one in tables]
-    counts = [select(func.count()).select_from(copy).scalar_subquery() for copy in copies]
     stored = [select(func.count()).where(one.c.thread_id == param("thread_id")).scalar_subquery() for one in tables]
-    return select(array(counts), array(stored)).add_cte(made.cte("made"))
+    return select(array([*map(count_of, copies)]), array(stored)).add_cte(made.cte("made"))
 
 
 def thread_epoch(t: Tables) -> Select[Any]:

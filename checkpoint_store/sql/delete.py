@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import array, insert
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, rows_of
+from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, key_types, rows_of
 from checkpoint_store.sql.expressions import (
     channel_versions,
     digests_of,
@@ -126,7 +126,7 @@ def reparent(t: Tables) -> Executable:
     `reparented_parent_ids`.
     """
     c, p = t.checkpoints, t.checkpoints.alias("parent")
-    new = few_rows_of_binds("reparented_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_id=Text)
+    new = few_rows_of_binds("reparented_", **key_types(c), parent_id=Text)
     parent = select(p.c.checkpoint_id).where(same_namespace(p, new), p.c.checkpoint_id == new.c.parent_id)
     return update(c).values(parent_checkpoint_id=parent.correlate(new).scalar_subquery()).where(same_checkpoint(c, new))
 

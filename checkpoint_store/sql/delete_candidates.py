@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 
 from checkpoint_store.schema import PAGED, Tables, qualified
-from checkpoint_store.sql.arrays import array_param, few_rows_of_binds
+from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, key_types
 from checkpoint_store.sql.expressions import (
     bool_literal,
     channel_values,
@@ -193,7 +193,7 @@ def channels_without_value(t: Tables) -> Executable:
     Binds: the checkpoints' keys as arrays, `node_thread_ids`, `node_checkpoint_nss`, `node_checkpoint_ids`.
     """
     c, w = t.checkpoints, t.checkpoint_writes
-    node = few_rows_of_binds("node_", thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text)
+    node = few_rows_of_binds("node_", **key_types(c))
     versions = _names(channel_versions(c))
     written = select(w.c.channel).where(same_namespace(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id)
     channel = union(select(versions.c.channel).correlate(c), written.correlate(c)).subquery("channels").c.channel

@@ -60,6 +60,11 @@ def in_namespace(rows: FromClause, *more: str) -> ColumnElement[bool]:
     return and_(*[rows.c[name] == param(name) for name in ("thread_id", "checkpoint_ns", *more)])
 
 
+def in_threads(rows: FromClause) -> ColumnElement[bool]:
+    """Return the condition that rows belong to one of the threads that the call names. Binds: `thread_ids`."""
+    return rows.c.thread_id == func.any(array_param("thread_ids"))
+
+
 Thread = ColumnElement[str] | None
 """The parameter with the thread's id, with which each table of a statement is compared; None if there is no such one.
 
@@ -82,11 +87,6 @@ def same_checkpoint(one: FromClause, other: FromClause, thread: Thread = None) -
 def same_blob(one: FromClause, other: FromClause) -> ColumnElement[bool]:
     """Return the condition that rows of two tables have the key of the same blob."""
     return and_(same_namespace(one, other), one.c.channel == other.c.channel, one.c.version == other.c.version)
-
-
-def in_threads(rows: FromClause) -> ColumnElement[bool]:
-    """Return the condition that rows belong to one of the threads that the call names. Binds: `thread_ids`."""
-    return rows.c.thread_id == func.any(array_param("thread_ids"))
 
 
 def member(document: ColumnElement[Any], name: ColumnElement[str]) -> ColumnElement[Any]:
@@ -188,6 +188,11 @@ def _entries(b: FromClause) -> Select[Any]:
     each = select(place, size, content).select_from(recipe.join(place.table, true())).where(known)
     # Kept apart by an OFFSET as well: otherwise each row that is sorted would carry the whole recipe.
     return each.offset(int_literal(0)).correlate(b)
+
+
+def count_of(rows: FromClause) -> ColumnElement[int]:
+    """Return the number of rows, as a scalar subquery."""
+    return select(func.count()).select_from(rows).scalar_subquery()
 
 
 def write_order(writes: FromClause) -> list[ColumnElement[Any]]:

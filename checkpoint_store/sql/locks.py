@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import OID
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.arrays import array_param, rows_of_binds
+from checkpoint_store.sql.arrays import array_param, key_types, rows_of_binds
 from checkpoint_store.sql.expressions import int_literal, param, same_namespace, text_literal
 
 _CATALOG = MetaData(schema="pg_catalog")
@@ -147,7 +147,7 @@ def continuations(t: Tables) -> Select[Any]:
     arrays `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `parent_checkpoint_ids`.
     """
     c = t.checkpoints
-    new = rows_of_binds(thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, parent_checkpoint_id=Text)
+    new = rows_of_binds(**key_types(c), parent_checkpoint_id=Text)
     newest = (
         select(c.c.checkpoint_id)
         .where(same_namespace(c, new))

@@ -17,8 +17,8 @@ from sqlalchemy import (
 )
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.arrays import rows_of_binds
-from checkpoint_store.sql.expressions import int_literal, param, same_blob, text_literal, value_of
+from checkpoint_store.sql.arrays import key_types, rows_of_binds
+from checkpoint_store.sql.expressions import count_of, int_literal, param, same_blob, text_literal, value_of
 from checkpoint_store.sql.write import claimed_threads, new_pages
 
 
@@ -46,9 +46,7 @@ def share_blobs(t: Tables) -> Select[Any]:
     """
     passed, b = claimed_threads(t), t.checkpoint_blobs
     pages = new_pages(t, passed)
-    new = rows_of_binds(
-        "blob_", thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text, type=Text, blob=LargeBinary
-    )
+    new = rows_of_binds("blob_", **key_types(b), type=Text, blob=LargeBinary)
     replaced = (
         update(b)
         .values(type=new.c.type, blob=new.c.blob)
@@ -56,8 +54,7 @@ def share_blobs(t: Tables) -> Select[Any]:
         .returning(int_literal(1))
         .cte("replaced_blobs")
     )
-    counts = [select(func.count()).select_from(rows).scalar_subquery() for rows in (pages, replaced)]
-    return select(passed.c.thread_id, *counts)
+    return select(passed.c.thread_id, count_of(pages), count_of(replaced))
 
 
 def inline_blobs(t: Tables) -> Update:
@@ -67,7 +64,7 @@ def inline_blobs(t: Tables) -> Update:
     """
     b = t.checkpoint_blobs
     paged = b.alias("paged")
-    new = rows_of_binds("blob_", thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text)
+    new = rows_of_binds("blob_", **key_types(b))
     kind, value = value_of(t, paged)
     whole = select(*[paged.c[column.name] for column in b.primary_key], kind, value)
     whole = whole.select_from(new.join(paged, same_blob(paged, new))).where(paged.c.type == text_literal(PAGED))

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.arrays import aggregate, rows_of_binds
+from checkpoint_store.sql.arrays import aggregate, key_types, rows_of_binds
 from checkpoint_store.sql.expressions import (
     channel_values,
     channel_versions,
@@ -117,7 +117,7 @@ def move_inline(t: Tables) -> Select[Any]:
     `value_checkpoint_ids`, `value_channels`, `value_versions`, `value_types`, `value_blobs`.
     """
     c, b = t.checkpoints, t.checkpoint_blobs
-    new = rows_of_binds(thread_id=Text, checkpoint_ns=Text, checkpoint_id=Text, before=Text, after=Text)
+    new = rows_of_binds(**key_types(c), before=Text, after=Text)
     name = cast(text_literal("{channel_values}"), ARRAY(Text))
     moved = (
         update(c)
@@ -127,16 +127,7 @@ def move_inline(t: Tables) -> Select[Any]:
         .returning(*c.primary_key)
         .cte("moved")
     )
-    value = rows_of_binds(
-        "value_",
-        thread_id=Text,
-        checkpoint_ns=Text,
-        checkpoint_id=Text,
-        channel=Text,
-        version=Text,
-        type=Text,
-        blob=LargeBinary,
-    )
+    value = rows_of_binds("value_", **key_types(c), channel=Text, version=Text, type=Text, blob=LargeBinary)
     names = [column.name for column in b.columns]
     chosen = (
         select(*[value.c[column] for column in names])
@@ -187,7 +178,7 @@ def _rewrite(table: Table) -> Update:
 
     Binds: parallel arrays of the rows' keys, `digests` (of the bytes that were read), `types` and `blobs`.
     """
-    keys = {column.name: type(column.type) for column in table.primary_key}
+    keys = key_types(table)
     new = rows_of_binds(**keys, digest=LargeBinary, type=Text, blob=LargeBinary)
     return (
         update(table)

@@ -28,10 +28,11 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, array, insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, rows_of_binds
+from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, key_types, rows_of_binds
 from checkpoint_store.sql.expressions import (
     channel_values,
     channel_versions,
+    count_of,
     int_literal,
     member,
     param,
@@ -202,18 +203,10 @@ def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> Selec
     Binds: arrays by the names of `write_batch.merged`.
     """
     passed = claimed_threads(t) if one_thread else passed_threads(t)
-    namespace = {"checkpoint_ns": Text}
-    write = {**namespace, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
-    value = {"channel": Text, "type": Text, "blob": LargeBinary}
-    blobs = keeping(
-        new_rows(
-            passed, "blob_", t.checkpoint_blobs, **namespace, channel=Text, version=Text, type=Text, blob=LargeBinary
-        )
-    )
+    blobs = keeping(new_rows(passed, "blob_", t.checkpoint_blobs, type=Text, blob=LargeBinary))
     checkpoints = new_checkpoints(passed, t, kept=not simple)
-    write = {"checkpoint_ns": Text, "checkpoint_id": Text, "task_id": Text, "idx": Integer, "task_path": Text}
-    value = {"channel": Text, "type": Text, "blob": LargeBinary}
-    new_writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write, **value))
+    write = {"task_path": Text, "channel": Text, "type": Text, "blob": LargeBinary}
+    new_writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write))
     stored = replacing(checkpoints, "checkpoint", "metadata")
     # The counts are computed in this order, the one in which every transaction locks rows (see `delete`).
     rows = [
@@ -222,7 +215,7 @@ def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> Selec
         blobs.returning(int_literal(1)).cte("new_blobs"),
         new_pages(t, passed),
     ]
-    return select(passed.c.thread_id, *[select(func.count()).select_from(one).scalar_subquery() for one in rows])
+    return select(passed.c.thread_id, *map(count_of, rows))
 
 
 def known_pages(t: Tables) -> Select[Any]:
@@ -250,16 +243,16 @@ def missing_pages(t: Tables) -> Select[Any]:
 
 def new_pages(t: Tables, passed: CTE) -> CTE:
     """Insert the pages that come as arrays, of the threads that passed, unless they exist."""
-    pages = new_rows(passed, "page_", t.checkpoint_pages, digest=LargeBinary, page=LargeBinary)
+    pages = new_rows(passed, "page_", t.checkpoint_pages, page=LargeBinary)
     return pages.on_conflict_do_nothing().returning(int_literal(1)).cte("new_pages")
 
 
 def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
-    """Insert rows that come as arrays, of the threads that passed."""
-    new, names = rows_of_binds(prefix, thread_id=Text, **columns), ["thread_id", *columns]
-    chosen = select(*[new.c[name] for name in names])
-    chosen = chosen.select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
-    return insert(target).from_select(names, chosen.order_by(*_in_order(target, new)))
+    """Insert rows that come as arrays of their keys and some more columns, of the threads that passed."""
+    columns = {**key_types(target), **columns}
+    new = rows_of_binds(prefix, **columns)
+    chosen = select(*new.c).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
+    return insert(target).from_select([*columns], chosen.order_by(*_in_order(target, new)))
 
 
 def new_checkpoints(passed: CTE, t: Tables, *, kept: bool) -> Insert:
