@@ -1,8 +1,8 @@
-"""Alembic's entry: runs the migrations on a connection handed in, on a database named by URL, or as SQL text.
+"""Alembic's environment: migrations on a connection of the caller's, on a database named by URL, or as SQL text.
 
 The URL comes from `-x url=...`, from CHECKPOINT_STORE_URL, or from `sqlalchemy.url` in the ini file; the PostgreSQL
 schema from `-x schema=...`, from `checkpoint_store_schema` in the ini file, or from the code that drives Alembic. An
-upgrade makes the schema if it is missing.
+upgrade creates the schema if it is missing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ try:
 except CheckpointStoreError as error:
     raise CommandError(str(error)) from error
 
-# Each repeats the first column of a primary key. The stock saver makes them, we don't, and leave those that are there.
+# Each repeats the first column of a primary key. The stock saver creates them; these migrations neither create nor drop
+# them.
 STOCK_INDEXES = {
     "checkpoints_thread_id_idx",
     "checkpoint_blobs_thread_id_idx",
@@ -48,7 +49,7 @@ STOCK_INDEXES = {
 
 
 def run(*, default_schema: str | None = None, **where: Any) -> None:
-    """Run what the command line or the calling code asked for."""
+    """Run the command of the command line or the calling code."""
     # Autogenerate knows the schema that the search_path resolves to as None.
     elsewhere = schema if schema != default_schema else None
 
@@ -76,7 +77,7 @@ def run(*, default_schema: str | None = None, **where: Any) -> None:
 
 
 def run_on(connection: Connection) -> None:
-    """Run on a connection, as the only one who migrates the schema."""
+    """Run on a connection, with the migration lock of the schema."""
     with migration_lock(connection, schema):
         run(connection=connection, default_schema=connection.dialect.default_schema_name)
 
@@ -84,7 +85,7 @@ def run_on(connection: Connection) -> None:
 async def run_on_url(url: str) -> None:
     """Run on an engine of our own."""
     target, connect_args = engine_arguments(url)
-    # Nothing here is executed twice; and so it works through a pooler of transactions too.
+    # No statement here is executed twice; and so it works through a pooler in transaction mode too.
     connect_args = {**pooler_options()["connect_args"], **connect_args}
     engine = create_async_engine(target, connect_args=connect_args, poolclass=NullPool)
     try:
@@ -94,8 +95,8 @@ async def run_on_url(url: str) -> None:
             await connection.run_sync(run_on)
             await connection.commit()
     except (OSError, PostgresError, DBAPIError, CheckpointStoreError) as error:
-        said = diagnosis_of(error)
-        reason = error if isinstance(error, CheckpointStoreError) else said.message or said.name
+        diagnosis = diagnosis_of(error)
+        reason = error if isinstance(error, CheckpointStoreError) else diagnosis.message or diagnosis.name
         raise CommandError(f"{masked(url)}: {reason}") from without_values(error)
     finally:
         await engine.dispose()
@@ -113,6 +114,6 @@ else:
     url = arguments.get("url") or os.environ.get("CHECKPOINT_STORE_URL") or config.get_main_option("sqlalchemy.url")
     if not url:
         raise CommandError(
-            "no database named: set CHECKPOINT_STORE_URL=postgresql://..., or pass -x url=postgresql://..."
+            "no database is named: set CHECKPOINT_STORE_URL=postgresql://..., or pass -x url=postgresql://..."
         )
     asyncio.run(run_on_url(url))

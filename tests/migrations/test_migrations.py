@@ -493,7 +493,7 @@ def test_the_command_line_says_what_is_missing_without_a_url() -> None:
     failed = alembic("upgrade", "head", url=None, check=False)
 
     assert failed.returncode != 0
-    assert "no database named: set CHECKPOINT_STORE_URL" in failed.stderr
+    assert "no database is named: set CHECKPOINT_STORE_URL" in failed.stderr
 
 
 def test_the_command_line_takes_a_url_argument(empty_url: str) -> None:
