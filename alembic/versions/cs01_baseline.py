@@ -1,4 +1,4 @@
-"""Create the three tables, or adopt those of langgraph-checkpoint-postgres, or some that were created by hand like them.
+"""Create the three tables, or adopt those of langgraph-checkpoint-postgres, or ones created by hand like them.
 
 That saver has ten migrations of its own; after any of them its tables are a subset of these. Its three indexes on
 `thread_id` are neither created nor dropped: they belong to it, and repeat the first column of a primary key.

@@ -1,1 +1,1 @@
-"""Connection strings, hosts, and driver errors: which are transient, and what of them may be shown."""
+"""Connection strings, hosts, and driver errors: which of them are transient, and copies of them without values."""

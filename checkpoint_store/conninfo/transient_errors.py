@@ -50,7 +50,7 @@ TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingPr
         PLAN_CHANGED: TransientError(
             "a table was altered after the statement was prepared; another session prepares it", _ENDS
         ),
-        # By class, for what has no SQLSTATE because no server was there to give it.
+        # By class, for errors without an SQLSTATE, since no server has answered.
         ConnectionError: TransientError("the connection was refused or cut; the server may be starting", _ENDS),
         FileNotFoundError: TransientError("the server's socket is not there; the server may be starting", _ENDS),
         TimeoutError: TransientError("no answer while connecting; another attempt may reach another host", _ENDS),
@@ -118,7 +118,7 @@ def transient_error_of(error: BaseException) -> TransientError | None:
 
 def is_statement_pooling(error: BaseException) -> bool:
     """Return whether PgBouncer has closed the connection because its statement mode has no transactions."""
-    cause = error.orig if isinstance(error, exc.StatementError) and error.orig else error
+    cause = driver_error(error)
     return sqlstate_of(cause) == "08P01" and _STATEMENT_POOLING in str(cause)
 
 

@@ -25,7 +25,7 @@ from checkpoint_store.database.sqlalchemy_private import max_overflow
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
 from checkpoint_store.migrations.lock_timeout import LockTimeout
 from checkpoint_store.migrations.runner import retry_conflicts, upgrade_to_head
-from checkpoint_store.migrations.version_check import is_head
+from checkpoint_store.schema import HEAD
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import probes
 from checkpoint_store.storage.operation import Operation
@@ -110,7 +110,7 @@ class EngineProvider(ConnectionProvider):
     def setup(self, timeout: float) -> None:
         """Migrate on a connection of the pool, unless the database is at head."""
         with suppress(NotSetUp):
-            if is_head(self.run(probes.revisions)):
+            if HEAD in self.run(probes.revisions):
                 return
         pause = pause_of(self.engine.dialect)
         try:

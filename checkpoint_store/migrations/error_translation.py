@@ -41,18 +41,10 @@ def raise_failed(
     snapshots: bool = False,
     hint: str = "",
 ) -> NoReturn:
-    """Raise the error for DDL that has failed; a connection that was lost is left to `translate_errors`.
-
-    Args:
-        error: SQLAlchemy's error.
-        action: The noun that the message begins with.
-        conn: The connection.
-        schema: The PostgreSQL schema, or None for the `search_path`'s.
-        in_transaction: Whether the transaction is the caller's.
-        snapshots: Whether the DDL waits for old snapshots too.
-        hint: Advice for a role that lacks a right.
+    """Raise our error for DDL that has failed, as for `tables_in_use`, with a hint for a role that lacks a right.
 
     Raises:
+        DBAPIError: If the connection was lost: `translate_errors` translates it.
         MigrationLocked: If transactions have used the tables past the deadline.
         MigrationError: If it was any other error.
     """

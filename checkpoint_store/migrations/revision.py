@@ -114,6 +114,7 @@ def _framed(
         target: The revision to note afterwards.
         is_first: Whether no revision comes before it.
     """
+    run_and_note = functools.partial(_run_and_note, body, target, is_first=is_first)
 
     @functools.wraps(body)
     def run() -> None:
@@ -126,9 +127,9 @@ def _framed(
                 with contextlib.nullcontext() if timeout is None else limit_lock_waits(op.get_bind(), timeout.seconds):
                     body(schema)
             elif context.as_sql:
-                _run_and_note(body, schema, target, is_first=is_first)
+                run_and_note(schema)
             else:
-                _run_if_due(body, is_due, schema, target, is_first=is_first)
+                _run_if_due(run_and_note, is_due, schema)
         except CheckpointStoreError as error:
             raise CommandError(str(error)) from error
 
@@ -136,24 +137,19 @@ def _framed(
 
 
 def _run_if_due(
-    body: Body,
-    is_due: Callable[[str | None], bool],
-    schema: quoted_name | None,
-    target: str | None,
-    *,
-    is_first: bool,
+    run: Callable[[quoted_name | None], None], is_due: Callable[[str | None], bool], schema: quoted_name | None
 ) -> None:
     conn = op.get_bind()
     if not conn.in_transaction():
         conn.begin()  # as the first statement would
     with without_translate_map(conn), migration_lock(conn, schema):
         if is_due(current(conn, schema)):
-            _run_and_note(body, schema, target, is_first=is_first)
+            run(schema)
         else:
             log.info("%s is at this revision already; nothing is done", VERSION_TABLE)
 
 
-def _run_and_note(body: Body, schema: quoted_name | None, target: str | None, *, is_first: bool) -> None:
+def _run_and_note(body: Body, target: str | None, schema: quoted_name | None, *, is_first: bool) -> None:
     if is_first and schema is not None:
         op.execute(create_schema(schema))
     if is_first:

@@ -62,14 +62,9 @@ def check_revisions(db: Executor, sql: Statements) -> None:
     _require_usable(probes.revisions(db, sql), sql.tables.schema)
 
 
-def is_head(revisions: set[str]) -> bool:
-    """Return whether tables at these revisions are at the one that this version of the library works on."""
-    return HEAD in revisions
-
-
 def is_usable(revisions: set[str]) -> bool:
     """Return whether tables at these revisions are at head, or at a revision of a newer version, which is logged."""
-    if is_head(revisions):
+    if HEAD in revisions:
         return True
     is_newer = bool(revisions) and not revisions <= _known_revisions()
     if is_newer:
