@@ -29,8 +29,8 @@ from checkpoint_store.serde.arguments import flag, has_methods
 from checkpoint_store.serde.codec import Codec, ValuedChannels
 from checkpoint_store.serde.keys import Listing, checked_thread_id, copy_of, key_of, listing_of
 from checkpoint_store.serde.records import Ancestor, Row, size_of
-from checkpoint_store.storage import checkpoints, copy_thread, delete_thread, probes, write_batch
-from checkpoint_store.storage.checkpoint_list import CheckpointCursor
+from checkpoint_store.storage import copy_thread, delete_thread, probes, read, write_batch
+from checkpoint_store.storage.checkpoint_list import CheckpointCursor, list_checkpoints
 from checkpoint_store.storage.write_batch import Put, Writes
 
 T = TypeVar("T")
@@ -87,14 +87,14 @@ class BasePostgresSaver(ThreadsMixin):
             UnreadableValue: If the serializer can't decode a stored value.
             Unavailable: If the server can't be reached.
         """
-        row = await self._backend.run(checkpoints.get_checkpoint, self._backend.page_cache, key_of(config))
+        row = await self._backend.run(read.get_checkpoint, self._backend.page_cache, key_of(config))
         if row is None:
             return None
         return self._noted(made := Row._make(row), await self._decode(made))
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Get one checkpoint, as `aget_tuple`."""
-        row = self._backend.run_blocking(checkpoints.get_checkpoint, self._backend.page_cache, key_of(config))
+        row = self._backend.run_blocking(read.get_checkpoint, self._backend.page_cache, key_of(config))
         if row is None:
             return None
         return self._noted(made := Row._make(row), self._codec.decode_checkpoint(made))
@@ -133,7 +133,7 @@ class BasePostgresSaver(ThreadsMixin):
         cursor = CheckpointCursor(listing)
         while cursor.has_next:
             rows = await self._backend.run(
-                checkpoints.list_page, self._backend.page_cache, listing, (cursor.last, cursor.size)
+                list_checkpoints, self._backend.page_cache, listing, (cursor.last, cursor.size)
             )
             for row in cursor.advance([Row._make(row) for row in rows]):
                 yield await self._decode(row)
@@ -154,7 +154,7 @@ class BasePostgresSaver(ThreadsMixin):
         cursor = CheckpointCursor(listing)
         while cursor.has_next:
             rows = self._backend.run_blocking(
-                checkpoints.list_page, self._backend.page_cache, listing, (cursor.last, cursor.size)
+                list_checkpoints, self._backend.page_cache, listing, (cursor.last, cursor.size)
             )
             for row in cursor.advance([Row._make(row) for row in rows]):
                 yield self._codec.decode_checkpoint(row)
@@ -316,7 +316,7 @@ class BasePostgresSaver(ThreadsMixin):
         if not (channels := validation.names_of(channels)):
             return {}
         key = key_of(config)
-        rows = [Ancestor._make(row) for row in await self._backend.run(checkpoints.delta_history, key, channels)]
+        rows = [Ancestor._make(row) for row in await self._backend.run(read.delta_history, key, channels)]
         is_large = sum(size_of(row.writes, row.value_blobs) for row in rows) > codec.LARGE_BYTES
         return await _call(is_large, self._codec.decode_history, key, channels, rows)
 
@@ -328,7 +328,7 @@ class BasePostgresSaver(ThreadsMixin):
             self._backend.check_sync()
             return {}
         key = key_of(config)
-        rows = [Ancestor._make(row) for row in self._backend.run_blocking(checkpoints.delta_history, key, channels)]
+        rows = [Ancestor._make(row) for row in self._backend.run_blocking(read.delta_history, key, channels)]
         return self._codec.decode_history(key, channels, rows)
 
     def thread_lock(self, thread_id: str, *, timeout: float | None = 60.0) -> ThreadLock:
