@@ -48,11 +48,11 @@ class RetentionMixin(BasePostgresSaver):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        return await greenlet_spawn(sweep.delete_for_runs, self._run_awaiting, _ids(run_ids, "run_ids"))
+        return await greenlet_spawn(sweep.delete_for_runs, self._run_awaiting, _ids(run_ids, "run_ids", plain_text))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> SweepReport:  # type: ignore[override]
         """Delete the checkpoints of runs, as `adelete_for_runs`."""
-        return sweep.delete_for_runs(self._backend.run_blocking, _ids(run_ids, "run_ids"))
+        return sweep.delete_for_runs(self._backend.run_blocking, _ids(run_ids, "run_ids", plain_text))
 
     async def aprune(  # type: ignore[override]
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
@@ -145,7 +145,7 @@ class RetentionMixin(BasePostgresSaver):
 
 
 def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Removal:
-    threads = [checked_thread_id(one, "an id in thread_ids") for one in _ids(thread_ids, "thread_ids")]
+    threads = _ids(thread_ids, "thread_ids", checked_thread_id)
     strategy = choice(strategy, "strategy", STRATEGIES)
     rule = Rule(keep=positive(keep, "keep"))
     if strategy == "delete" and rule.keep != 1:
@@ -186,8 +186,8 @@ def _before_now(age: timedelta) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
 
 
-def _ids(values: Sequence[str], name: str) -> list[str]:
+def _ids(values: Sequence[str], name: str, check: Callable[[Any, str], str]) -> list[str]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidConfig(f"{name} must be a list of ids, such as [{short_repr(values)}], not {short_repr(values)}")
     ids = members_of(values, name, InvalidConfig)
-    return list(dict.fromkeys(plain_text(value, f"an id in {name}") for value in ids))
+    return list(dict.fromkeys([check(value, f"an id in {name}") for value in ids]))
