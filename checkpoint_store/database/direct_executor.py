@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -64,9 +63,9 @@ class DirectExecutor(Executor):
         is_dbapis = adapter is not None and isinstance(error, dialect.loaded_dbapi.Error)
         return is_dbapis and dialect.is_disconnect(error, adapter, None)  # type: ignore[arg-type]
 
-    @abstractmethod
     def _dbapi_error(self, error: BaseException) -> BaseException:
         """Return an error of the driver's as the dialect's DBAPI raises it."""
+        return error
 
 
 class AsyncpgExecutor(DirectExecutor):
@@ -77,10 +76,9 @@ class AsyncpgExecutor(DirectExecutor):
         dialect = self.engine.dialect
         sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
         try:
-            rows: Sequence[Row] = await_only(self.driver.fetch(sql, *parameters))
+            return await_only(self.driver.fetch(sql, *parameters))
         except BaseException as error:
             self.fail(error, sql, parameters)
-        return rows
 
     def _dbapi_error(self, error: BaseException) -> BaseException:
         return dbapi_error(self.pooled, error) if isinstance(error, Exception) else error
@@ -110,18 +108,9 @@ class PsycopgExecutor(DirectExecutor):
         sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
         try:
             cursor = self._wait(self.driver.execute(sql, parameters, binary=True))
-            rows: Sequence[Row] = self._wait(cursor.fetchall()) if cursor.description else []
+            return self._wait(cursor.fetchall()) if cursor.description else []
         except BaseException as error:
             self.fail(error, sql, parameters)
-        return rows
 
-    @property
-    def _wait(self) -> Callable[[Any], Any]:
-        return await_only if self.engine.dialect.is_async else _returned
-
-    def _dbapi_error(self, error: BaseException) -> BaseException:
-        return error
-
-
-def _returned(value: Any) -> Any:
-    return value
+    def _wait(self, result: Any) -> Any:
+        return await_only(result) if self.engine.dialect.is_async else result

@@ -6,11 +6,10 @@ import asyncio
 import contextvars
 import threading
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent import futures
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -29,42 +28,7 @@ _LOOK_SECONDS = 0.2
 """How often a thread that waits checks that its request is still wanted."""
 
 
-class Scheduling(ABC):
-    """Waiting and mutual exclusion."""
-
-    @abstractmethod
-    def alone(self, request: LockRequest | None = None) -> AbstractContextManager[object]:
-        """Return a lock for a block.
-
-        Args:
-            request: The request that the block serves, if one; it limits the wait.
-
-        Raises:
-            Unavailable: If the lock has not come in time.
-        """
-
-    @abstractmethod
-    def shielded(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function to its end, even if the caller is cancelled meanwhile."""
-
-    @abstractmethod
-    def limited(self, seconds: float, disconnect: Callable[[], object]) -> AbstractContextManager[object]:
-        """Return a time limit for a block: if it takes longer, its connection is ended."""
-
-    @abstractmethod
-    def pause(self, request: LockRequest, seconds: float) -> None:
-        """Sleep; in a thread only as long as the request is wanted."""
-
-    @abstractmethod
-    def start(self, function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
-        """Call a function, for as long as a request may wait; then, or if interrupted, cancel the opening."""
-
-    @abstractmethod
-    def repeat(self, seconds: float, thing: T, function: Callable[[T], object]) -> Callable[[], object]:
-        """Call a function of a thing again and again, as long as the thing lives. Returns the function that ends it."""
-
-
-class GreenletScheduling(Scheduling):
+class GreenletScheduling:
     """Waiting and mutual exclusion for SQLAlchemy's greenlets."""
 
     def __init__(self) -> None:
@@ -72,15 +36,18 @@ class GreenletScheduling(Scheduling):
 
     @contextmanager
     def alone(self, request: LockRequest | None = None) -> Iterator[None]:
-        """Lock a block."""
-        if request is None:
-            with self._permit:
-                yield
-            return
+        """Lock a block.
+
+        Args:
+            request: The request that the block serves, if one; it limits the wait.
+
+        Raises:
+            Unavailable: If the lock has not come in time.
+        """
         try:
-            await_only(self._permit.acquire(request.server_left))
+            await_only(self._permit.acquire(None if request is None else request.server_left))
         except CheckoutTimeout:
-            raise request.unanswered() from None
+            raise cast("LockRequest", request).unanswered() from None
         try:
             yield
         finally:
@@ -92,7 +59,7 @@ class GreenletScheduling(Scheduling):
 
     @contextmanager
     def limited(self, seconds: float, disconnect: Callable[[], object]) -> Iterator[None]:
-        """Limit the time of a block."""
+        """Limit the time of a block: if it takes longer, its connection is ended."""
         # Not by cancelling it: psycopg, cancelled, waits for an answer.
         limit = asyncio.get_running_loop().call_later(seconds, disconnect)
         try:
@@ -105,16 +72,16 @@ class GreenletScheduling(Scheduling):
         await_only(asyncio.sleep(seconds))
 
     def start(self, function: Callable[[Opening], None], opening: Opening, request: LockRequest) -> None:
-        """Call a function, for as long as a request may wait."""
+        """Call a function, for as long as a request may wait; then, or if interrupted, cancel the opening."""
         await_only(_start(function, opening, request))
 
     def repeat(self, seconds: float, thing: T, function: Callable[[T], object]) -> Callable[[], object]:
-        """Call a function again and again."""
+        """Call a function of a thing again and again, as long as the thing lives. Returns the function that ends it."""
         # A strong reference would keep a thing alive for ever.
         return asyncio.get_running_loop().create_task(_repeat_in_loop(seconds, weakref.ref(thing), function)).cancel
 
 
-class ThreadScheduling(Scheduling):
+class ThreadScheduling:
     """Waiting and mutual exclusion for threads."""
 
     def __init__(self) -> None:
@@ -122,7 +89,7 @@ class ThreadScheduling(Scheduling):
 
     @contextmanager
     def alone(self, request: LockRequest | None = None) -> Iterator[None]:
-        """Lock a block."""
+        """Lock a block, as for greenlets."""
         try:
             while not self._lock.acquire(timeout=-1 if request is None else _until_look(request)):
                 if request is not None:
@@ -141,7 +108,7 @@ class ThreadScheduling(Scheduling):
 
     @contextmanager
     def limited(self, seconds: float, disconnect: Callable[[], object]) -> Iterator[None]:
-        """Limit the time of a block."""
+        """Limit the time of a block, as for greenlets."""
         limit = threading.Timer(seconds, disconnect)
         limit.daemon = True
         limit.start()
@@ -165,11 +132,14 @@ class ThreadScheduling(Scheduling):
             opening.cancel()
 
     def repeat(self, seconds: float, thing: T, function: Callable[[T], object]) -> Callable[[], object]:
-        """Call a function again and again."""
+        """Call a function of a thing again and again, as for greenlets."""
         stopped = threading.Event()
         arguments = (seconds, weakref.ref(thing), function, stopped)
         threading.Thread(target=_repeat_in_thread, args=arguments, name="checkpoint_store locks", daemon=True).start()
         return stopped.set
+
+
+Scheduling = GreenletScheduling | ThreadScheduling
 
 
 def _until_look(request: LockRequest) -> float:
