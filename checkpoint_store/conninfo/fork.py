@@ -1,4 +1,4 @@
-"""What belongs to one process and not to those that are forked from it."""
+"""Locks and callbacks for processes that are forked from this one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 
 def in_children(function: Callable[[], object]) -> None:
-    """Have a function called first thing in every process that is forked from this one, where processes can be."""
+    """Have a function called first in every process that is forked from this one, on systems that can fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
 
 
 class ProcessLock:
-    """A lock for as long as the process lives; one that is forked from it has its own, which nobody holds."""
+    """A lock of this process; each process that is forked from it has one of its own, which is free."""
 
     def __init__(self) -> None:
         self._renew()

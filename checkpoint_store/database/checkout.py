@@ -128,12 +128,12 @@ def _committed(conn: Connection, *, in_transaction: bool) -> Iterator[Executor]:
     """Commit the statements of a block: at its end, or each by itself."""
     with nothing_late(conn.connection.driver_connection):
         begun = is_begun(conn)
-        # A listener of the pool's or the connection's may have begun a transaction: what it has set may end with that.
+        # A listener of the pool's or the connection's may have begun a transaction: its settings may end with that.
         in_transaction = in_transaction or begun or bool(conn.dispatch.begin)
         # SQLAlchemy's statements have names; through a pooler they are to be prepared and executed in one transaction.
         in_transaction = in_transaction or (conn.dialect.driver == "asyncpg" and is_for_pooler(conn.connection))
         if not begun:
-            # The host's engine may be in AUTOCOMMIT, or at an isolation level that hides from locks what others did.
+            # The host's engine may be in AUTOCOMMIT, or at an isolation level that hides later rows of others.
             isolate(conn, "READ COMMITTED" if in_transaction else "AUTOCOMMIT")
         yield ConnectionExecutor(conn)
         if in_transaction:

@@ -123,7 +123,7 @@ _MEANINGS: Mapping[str, Meaning] = MappingProxyType(
             "or the URL, or find out what the statement waited for.",
         ),
         "58": (Unavailable, "the server's system failed. Look into its log."),
-        "72": (Unavailable, "what the statement was to read is gone by now. Try again."),
+        "72": (Unavailable, "the snapshot that the statement was to read is too old. Try again."),
         # Constraints, triggers and policies of the host's.
         **dict.fromkeys(
             ("02", "09", "20", "21", "23", "27", "2F", "38", "39", "44", "HV", "P0"),
@@ -131,7 +131,8 @@ _MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         ),
         "42704": (
             Refused,
-            "a policy, constraint or trigger asks for what is not there, such as a setting that listeners make.",
+            "a policy, constraint or trigger names an object that does not exist, such as a setting that listeners "
+            "make.",
         ),
         "42": (CheckpointStoreError, "the server does not take the statement; the tables are not as we made them."),
         "XX": (CheckpointStoreError, "the server failed. Look into its log; it may be a defect, or damaged data."),
@@ -159,10 +160,10 @@ def translate(
         error: One of `FOREIGN`.
         where: The name of the database in messages.
         t: The tables, for messages about rights.
-        callers: Whether it came in a transaction of the caller's; the message then says what it means for that.
+        callers: Whether it came in a transaction of the caller's; the message then includes the consequence for that.
         tried: For how long, in seconds, the call was retried.
         role: Returns the role that lacks a right, if that can be known.
-        kept: The size of a pool all of whose connections the application has, and no call of ours; otherwise 0.
+        kept: The size of the pool, if the application has all of its connections, and no call of ours has one.
     """
     failure = _Failure(error, where, callers=callers)
     return (
@@ -177,7 +178,7 @@ def translate(
 
 
 class _Failure:
-    """An error to be translated, and what is known of it.
+    """An error to be translated, with its diagnosis.
 
     Args:
         error: The error.

@@ -75,7 +75,7 @@ class EventLoop:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the loop has ended, or was left behind."""
+        """Whether the loop has ended, or was left to the parent process."""
         return self.is_left_behind or (self.loop is not None and self.loop.is_closed())
 
     @property
@@ -146,7 +146,7 @@ class EventLoop:
         try:
             await is_over.wait()
         except asyncio.CancelledError:
-            # The caller goes on only when the call has ended: what it stores next is newer.
+            # The caller goes on only when the call has ended: its next changes are newer.
             call.cancel()
             await is_over.wait()
             raise

@@ -125,7 +125,7 @@ def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[objec
     """Return the lock of a thing that can be used by one at a time, such as a connection.
 
     Args:
-        thing: The same for all who share it.
+        thing: The thing; the same object for all who share it.
         is_async: Whether they are in greenlets of one event loop; otherwise they are threads.
     """
     with _registry_lock.current:
@@ -136,7 +136,7 @@ def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[objec
 
 
 def wait_for_others(thing: object) -> None:
-    """Wait until all who are `alone_with` a thing, or have asked for it before, are done."""
+    """Wait until a thing is free, after all calls that have asked to be `alone_with` it before."""
     with _registry_lock.current:
         lock: AbstractContextManager[object] | None = _task_locks.get(thing) or _thread_locks.get(thing)
     if lock is not None:

@@ -69,9 +69,7 @@ class AsyncPipeline:
 
     def __init__(self, engine: AsyncEngine, *, flushes: int = FLUSHES) -> None:
         if not isinstance(engine, AsyncEngine):
-            raise UnusableConnection(
-                f"engine is a {type(engine).__qualname__}; a pipeline needs the savers' AsyncEngine"
-            )
+            raise UnusableConnection(f"engine must be the savers' AsyncEngine, not {type(engine).__qualname__}")
         self.engine = engine
         self._event_loop = EventLoop.of(engine.dialect)
         self._flushes = number(flushes, "flushes", 1)

@@ -35,7 +35,7 @@ def discard_unsent(number: int) -> None:
 
 @contextmanager
 def nothing_late(driver: Any) -> Iterator[None]:
-    """Discard what is unsent when the block is interrupted, even if the connection is closed by then."""
+    """Discard unsent bytes when the block is interrupted, even if the connection is closed by then."""
     duplicate = None
     with suppress(OSError, AttributeError):  # it may have been lost while it lay in the pool
         # The connection exists until this is closed too.

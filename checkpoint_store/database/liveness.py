@@ -46,7 +46,7 @@ def is_open(driver: Any) -> bool:
     if hasattr(driver, "is_closed"):
         # asyncpg listens all the time; but the loop may have been busy until now.
         return not driver.is_closed() and not has_ended(socket_of(driver))
-    # psycopg does not: what has arrived meanwhile, as a rule nothing, may be the server's last word.
+    # psycopg does not: bytes that have arrived meanwhile may be the server's last word.
     if not driver.closed:
         with suppress(Exception):  # raised at the end of the stream
             while _has_arrived(driver.fileno()):

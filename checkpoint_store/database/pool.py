@@ -24,7 +24,7 @@ def kept_by_others(engine: Engine) -> int:
 
 
 def full_of_others(kept: int) -> str:
-    """Return the explanation of a pool whose connections, N in all, are `kept_by_others`."""
+    """Return the explanation of a pool with N connections, all `kept_by_others`."""
     held = "The only connection of the pool is" if kept == 1 else f"All {kept} connections of the pool are"
     return (
         f"{held} held by the application itself: a request that holds a session or a connection while it calls a saver "

@@ -50,8 +50,8 @@ def raise_statement_error(conn: Connection, error: BaseException, sql: str | Non
 def keep_others(conn: Connection) -> None:
     """Let a lost connection's error be raised without replacing all others of its pool.
 
-    SQLAlchemy replaces them when the error is what tells it of the loss; no `handle_error` listener of ours may be
-    added to a host's engine to prevent it.
+    SQLAlchemy replaces them if it learns of the loss by the error. A `handle_error` listener could prevent that, but
+    would be one on the host's engine.
     """
     conn._is_disconnect = True
 

@@ -191,7 +191,7 @@ async def test_a_pipe_that_does_not_fit_is_refused_with_the_reason(engine: Async
     """Neither another library's, nor another engine's, nor one beside a caller's own connection."""
     with pytest.raises(errors.UnusableConnection, match="pipe is a object; it must be an AsyncPipeline or None"):
         AsyncPostgresSaver(engine, object())  # type: ignore[arg-type]
-    with pytest.raises(errors.UnusableConnection, match="engine is a str; a pipeline needs the savers' AsyncEngine"):
+    with pytest.raises(errors.UnusableConnection, match="engine must be the savers' AsyncEngine, not str"):
         AsyncPipeline("postgresql://localhost")  # type: ignore[arg-type]
     with pytest.raises(errors.InvalidOption, match="flushes is 0"):
         AsyncPipeline(engine, flushes=0)

@@ -237,7 +237,7 @@ async def test_a_pipeline_needs_an_async_engine(engine: Engine) -> None:
     async_engine = create_async_engine(engine.url)
     with pytest.raises(InvalidOption, match=r"can't be used with a sync engine.*Leave it out, or pass an AsyncEngine"):
         PostgresSaver(engine, AsyncPipeline(async_engine))
-    with pytest.raises(UnusableConnection, match="a pipeline needs the savers' AsyncEngine"):
+    with pytest.raises(UnusableConnection, match="engine must be the savers' AsyncEngine, not Engine"):
         AsyncPipeline(engine)  # type: ignore[arg-type]
     with engine.connect() as conn, pytest.raises(InvalidOption, match="can't be used with a connection"):
         PostgresSaver(conn, AsyncPipeline(async_engine))

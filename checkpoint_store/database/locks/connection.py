@@ -20,8 +20,8 @@ T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 """How long the server may take to answer."""
 
-# The server takes 25 s to give up a client whose machine is gone, and its locks with it: by then the client, if it is
-# still there and only the network is not, has noticed.
+# The server takes 25 s to give up a client that no longer answers, and its locks with it: by then the client, if it
+# still runs and only the network fails, has noticed.
 SETTINGS = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",

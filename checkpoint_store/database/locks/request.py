@@ -46,7 +46,7 @@ class LockRequest:
         self.failure: Exception | None = None
         """The error of the last attempt, if there is another one."""
         self.kept: Callable[[], int] = lambda: 0
-        """Returns the size of a pool all of whose connections the application has; otherwise 0."""
+        """Returns the size of the pool, if the application has all of its connections; otherwise 0."""
         self._check_open = check_open
         self._owner = weakref.ref(owner)
         self._began = time.monotonic()
@@ -64,7 +64,7 @@ class LockRequest:
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether it is held, or was lost, and its owner is gone: Ctrl-C has kept it from giving the lock back."""
+        """Whether it is held, or was lost, and its owner no longer exists: Ctrl-C kept it from giving the lock back."""
         return self.is_held and self._owner() is None
 
     @property

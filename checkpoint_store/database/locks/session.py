@@ -81,7 +81,7 @@ class LockSession:
             self._loop = loop
 
     def take(self, open_connection: Callable[[], Connection], sql: Statements, request: LockRequest) -> None:
-        """Take a lock, waiting for those who have it.
+        """Take a lock, and wait for the runs that have it.
 
         Args:
             open_connection: Takes a connection out of the pool, if one is needed.
@@ -267,7 +267,7 @@ class LockSession:
         self._note_losses()
         if connection is not None:
             connection.abandon()
-        self._stop_checks()  # at last: a check may be what has noticed
+        self._stop_checks()  # at last: a check may have noticed the loss
 
     def _note_end(self, connection: LockConnection) -> None:
         """Note that the server has ended a connection, if it is still the session's."""
