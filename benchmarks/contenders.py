@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.serde.codec import Codec, ValuedChannels, next_config
+from checkpoint_store.serde.encoder import Encoder, ValuedChannels
 from checkpoint_store.sql.statements import statements_of
 
 POOL_SIZE = 10
@@ -107,8 +107,8 @@ class FloorSaver(AsyncPostgresSaver):
 
     def prepare(self, *put: Any) -> None:
         """Encode the arguments of a coming `aput`."""
-        binds = Codec(self.serde).encode_checkpoint(*put, ValuedChannels())
-        self._prepared[binds["checkpoint_id"]] = (self._statement.parameters(self._dialect, binds), next_config(binds))
+        binds, _, config = Encoder(self.serde).encode_checkpoint(*put, ValuedChannels())
+        self._prepared[binds["checkpoint_id"]] = (self._statement.parameters(self._dialect, binds), config)
 
     async def aput(
         self,

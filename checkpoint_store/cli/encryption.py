@@ -17,7 +17,7 @@ from checkpoint_store.cli.text import counted
 from checkpoint_store.errors import InvalidOption, UnreadableValue
 
 if TYPE_CHECKING:
-    from checkpoint_store.serde.key_ring import KeyRing
+    from checkpoint_store.serde.encryption import KeyRing
     from checkpoint_store.tools.reencryption import Reencryption, Unencrypted
 
 KEYS = "CHECKPOINT_STORE_KEYS"
@@ -83,7 +83,7 @@ def _key_ring() -> KeyRing:
     Raises:
         InvalidOption: If there are none, or one is not a key.
     """
-    from checkpoint_store.serde.key_ring import KeyRing
+    from checkpoint_store.serde.encryption import KeyRing
 
     texts = [text.strip() for text in os.environ.get(KEYS, "").split(",") if text.strip()]
     if not texts:

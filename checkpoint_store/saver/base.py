@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any, Self
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -24,19 +26,18 @@ from checkpoint_store.errors import InvalidOption, short_repr
 from checkpoint_store.migrations.version_check import check_revisions
 from checkpoint_store.saver.thread_lock import ThreadLock
 from checkpoint_store.saver.threads import ThreadsMixin
-from checkpoint_store.serde import codec, jsonb, validation
+from checkpoint_store.serde import jsonb
 from checkpoint_store.serde.arguments import flag, has_methods
-from checkpoint_store.serde.codec import Codec, ValuedChannels
-from checkpoint_store.serde.keys import Listing, checked_thread_id, copy_of, key_of, listing_of
-from checkpoint_store.serde.records import Ancestor, Row, size_of
-from checkpoint_store.storage import copy_thread, delete_thread, probes, read, write_batch
-from checkpoint_store.storage.checkpoint_list import CheckpointCursor, list_checkpoints
+from checkpoint_store.serde.decoder import Decoder, is_large
+from checkpoint_store.serde.encoder import Encoder, ValuedChannels, pairs_of, takes_long, values_of
+from checkpoint_store.serde.keys import Listing, checked_thread_id, copy_of, key_of, listing_of, next_version, texts_of
+from checkpoint_store.serde.records import Ancestor, Row
+from checkpoint_store.storage import checkpoints, copy_thread, delete_thread, probes, write_batch
+from checkpoint_store.storage.checkpoint_list import CheckpointCursor
 from checkpoint_store.storage.write_batch import Put, Writes
 
-T = TypeVar("T")
-
 CUT_BYTES = 1024 * 1024
-"""From so many bytes on values are cut into pages in a worker thread."""
+"""Larger values are cut into pages in a worker thread."""
 
 
 class BasePostgresSaver(ThreadsMixin):
@@ -51,7 +52,7 @@ class BasePostgresSaver(ThreadsMixin):
                 else "Leave it out for LangGraph's JsonPlusSerializer()."
             )
             raise InvalidOption(
-                f"serde is {short_repr(serde)}; it has to be a serializer, with dumps_typed and loads_typed. {way_out}"
+                f"serde must be a serializer, with dumps_typed and loads_typed, not {short_repr(serde)}. {way_out}"
             )
         super().__init__(serde=serde)
         self._requires_encryption = flag(options.get("require_encryption", False), "require_encryption")
@@ -87,17 +88,16 @@ class BasePostgresSaver(ThreadsMixin):
             UnreadableValue: If the serializer can't decode a stored value.
             Unavailable: If the server can't be reached.
         """
-        row = await self._backend.run(read.get_checkpoint, self._backend.page_cache, key_of(config))
-        if row is None:
+        found = await self._backend.run(checkpoints.get_checkpoint, self._backend.page_cache, key_of(config))
+        if found is None:
             return None
-        return self._noted(made := Row._make(row), await self._decode(made))
+        decode = partial(self._decoder.decode_checkpoint, row := Row._make(found), self._valued)
+        return await asyncio.to_thread(decode) if is_large(row.blobs, row.writes) else decode()
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Get one checkpoint, as `aget_tuple`."""
-        row = self._backend.run_blocking(read.get_checkpoint, self._backend.page_cache, key_of(config))
-        if row is None:
-            return None
-        return self._noted(made := Row._make(row), self._codec.decode_checkpoint(made))
+        found = self._backend.run_blocking(checkpoints.get_checkpoint, self._backend.page_cache, key_of(config))
+        return None if found is None else self._decoder.decode_checkpoint(Row._make(found), self._valued)
 
     def alist(
         self,
@@ -133,10 +133,11 @@ class BasePostgresSaver(ThreadsMixin):
         cursor = CheckpointCursor(listing)
         while cursor.has_next:
             rows = await self._backend.run(
-                list_checkpoints, self._backend.page_cache, listing, (cursor.last, cursor.size)
+                checkpoints.list_page, self._backend.page_cache, listing, (cursor.last, cursor.size)
             )
             for row in cursor.advance([Row._make(row) for row in rows]):
-                yield await self._decode(row)
+                decode = partial(self._decoder.decode_checkpoint, row)
+                yield await asyncio.to_thread(decode) if is_large(row.blobs, row.writes) else decode()
 
     def list(
         self,
@@ -154,10 +155,10 @@ class BasePostgresSaver(ThreadsMixin):
         cursor = CheckpointCursor(listing)
         while cursor.has_next:
             rows = self._backend.run_blocking(
-                list_checkpoints, self._backend.page_cache, listing, (cursor.last, cursor.size)
+                checkpoints.list_page, self._backend.page_cache, listing, (cursor.last, cursor.size)
             )
             for row in cursor.advance([Row._make(row) for row in rows]):
-                yield self._codec.decode_checkpoint(row)
+                yield self._decoder.decode_checkpoint(row)
 
     async def aput(
         self,
@@ -186,17 +187,16 @@ class BasePostgresSaver(ThreadsMixin):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        binds = await self._encode(
-            validation.values_of(checkpoint),
-            self._codec.encode_checkpoint,
-            *(config, checkpoint, metadata, new_versions, self._valued),
+        encode = partial(
+            Encoder(self.serde).encode_checkpoint, config, checkpoint, metadata, new_versions, self._valued
         )
-        put = Put(binds, continues=self._refuses_forks)
-        if write_batch.has_large(binds) and await self._shares_pages():
-            is_large = write_batch.size_of(put) > CUT_BYTES
-            put = await _call(is_large, write_batch.paged, binds, self._backend.page_cache, put.continues)
+        encoded = await asyncio.to_thread(encode) if takes_long(values_of(checkpoint)) else encode()
+        put = Put(encoded.binds, continues=self._refuses_forks)
+        if encoded.has_large and await self._shares_pages():
+            cut = partial(write_batch.paged, encoded.binds, self._backend.page_cache, self._refuses_forks)
+            put = await asyncio.to_thread(cut) if write_batch.size_of(put) > CUT_BYTES else cut()
         await self._backend.store(put)
-        return codec.next_config(binds)
+        return encoded.config
 
     def put(
         self,
@@ -206,12 +206,12 @@ class BasePostgresSaver(ThreadsMixin):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint, as `aput`."""
-        binds = self._codec.encode_checkpoint(config, checkpoint, metadata, new_versions, self._valued)
-        put = Put(binds, continues=self._refuses_forks)
-        if write_batch.has_large(binds) and self._shares_pages_blocking():
-            put = write_batch.paged(binds, self._backend.page_cache, put.continues)
+        encoded = Encoder(self.serde).encode_checkpoint(config, checkpoint, metadata, new_versions, self._valued)
+        put = Put(encoded.binds, continues=self._refuses_forks)
+        if encoded.has_large and self._shares_pages_blocking():
+            put = write_batch.paged(encoded.binds, self._backend.page_cache, self._refuses_forks)
         self._backend.store_blocking(put)
-        return codec.next_config(binds)
+        return encoded.config
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -231,21 +231,20 @@ class BasePostgresSaver(ThreadsMixin):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        writes = validation.pairs_of(writes)
-        encoded = await self._encode(
-            (value for _, value in writes), self._codec.encode_writes, config, writes, task_id, task_path
-        )
-        if writes:
-            await self._backend.store(Writes(encoded))
+        pairs = pairs_of(writes)
+        encode = partial(Encoder(self.serde).encode_writes, config, pairs, task_id, task_path)
+        binds = await asyncio.to_thread(encode) if takes_long(map(itemgetter(1), pairs)) else encode()
+        if pairs:
+            await self._backend.store(Writes(binds))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task produced after a checkpoint, as `aput_writes`."""
-        writes = validation.pairs_of(writes)
-        encoded = self._codec.encode_writes(config, writes, task_id, task_path)
-        if writes:
-            self._backend.store_blocking(Writes(encoded))
+        pairs = pairs_of(writes)
+        binds = Encoder(self.serde).encode_writes(config, pairs, task_id, task_path)
+        if pairs:
+            self._backend.store_blocking(Writes(binds))
         else:
             self._backend.check_sync()
 
@@ -313,23 +312,24 @@ class BasePostgresSaver(ThreadsMixin):
             UnreadableValue: If the serializer can't decode a stored value.
             Unavailable: If the server can't be reached.
         """
-        if not (channels := validation.names_of(channels)):
+        if not (channels := texts_of(channels, "channels", "a name")):
             return {}
         key = key_of(config)
-        rows = [Ancestor._make(row) for row in await self._backend.run(read.delta_history, key, channels)]
-        is_large = sum(size_of(row.writes, row.value_blobs) for row in rows) > codec.LARGE_BYTES
-        return await _call(is_large, self._codec.decode_history, key, channels, rows)
+        rows = [Ancestor._make(row) for row in await self._backend.run(checkpoints.delta_history, key, channels)]
+        decode = partial(self._decoder.decode_history, key, channels, rows)
+        blobs = [array for row in rows for array in (row.writes, row.value_blobs)]
+        return await asyncio.to_thread(decode) if is_large(*blobs) else decode()
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Get what a checkpoint's ancestors contribute to delta channels, as `aget_delta_channel_history`."""
-        if not (channels := validation.names_of(channels)):
+        if not (channels := texts_of(channels, "channels", "a name")):
             self._backend.check_sync()
             return {}
         key = key_of(config)
-        rows = [Ancestor._make(row) for row in self._backend.run_blocking(read.delta_history, key, channels)]
-        return self._codec.decode_history(key, channels, rows)
+        rows = [Ancestor._make(row) for row in self._backend.run_blocking(checkpoints.delta_history, key, channels)]
+        return self._decoder.decode_history(key, channels, rows)
 
     def thread_lock(self, thread_id: str, *, timeout: float | None = 60.0) -> ThreadLock:
         """Make a lock that has the runs of a thread wait for each other, in all processes: for `async with` or `with`.
@@ -359,7 +359,7 @@ class BasePostgresSaver(ThreadsMixin):
 
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the contract's
         """Return the version that follows a channel's current one, as the stock saver makes it."""
-        return codec.next_version(current)
+        return next_version(current)
 
     @property
     def retries(self) -> int:
@@ -400,22 +400,6 @@ class BasePostgresSaver(ThreadsMixin):
         return decided
 
     @property
-    def _codec(self) -> Codec:
+    def _decoder(self) -> Decoder:
         # LangGraph replaces `serde` on copies of a saver, so nothing may be derived from it for long.
-        return Codec(self.serde, encrypted_only=self._requires_encryption)
-
-    async def _encode(self, values: Any, encode: Callable[..., T], *args: Any) -> T:
-        return await _call(codec.is_large(values), encode, *args)
-
-    def _noted(self, row: Row, found: CheckpointTuple) -> CheckpointTuple:
-        self._valued.note(row, row.checkpoint_id, found.checkpoint["channel_values"])
-        return found
-
-    async def _decode(self, row: Row) -> CheckpointTuple:
-        is_large = size_of(row.blobs, row.writes) > codec.LARGE_BYTES
-        return await _call(is_large, self._codec.decode_checkpoint, row)
-
-
-async def _call(is_large: bool, function: Callable[..., T], *args: Any) -> T:
-    """Call a function that encodes or decodes, in a worker thread if it would hold up the event loop."""
-    return await asyncio.to_thread(function, *args) if is_large else function(*args)
+        return Decoder(self.serde, encrypted_only=self._requires_encryption)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from checkpoint_store.errors import InvalidConfig, InvalidOption, short_repr
+from checkpoint_store.errors import InvalidOption, short_repr
 from checkpoint_store.saver.base import BasePostgresSaver
 from checkpoint_store.serde.arguments import callback, choice, flag, positive
-from checkpoint_store.serde.keys import checked_thread_id, plain_text
-from checkpoint_store.serde.validation import members_of
+from checkpoint_store.serde.keys import checked_thread_id, texts_of
 from checkpoint_store.storage import sweep
 from checkpoint_store.storage.checkpoint_time import first_id_of
 from checkpoint_store.storage.deletion_plan import Rule
@@ -48,11 +47,11 @@ class RetentionMixin(BasePostgresSaver):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        return await greenlet_spawn(sweep.delete_for_runs, self._run_awaiting, _ids(run_ids, "run_ids", plain_text))
+        return await greenlet_spawn(sweep.delete_for_runs, self._run_awaiting, texts_of(run_ids, "run_ids"))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> SweepReport:  # type: ignore[override]
         """Delete the checkpoints of runs, as `adelete_for_runs`."""
-        return sweep.delete_for_runs(self._backend.run_blocking, _ids(run_ids, "run_ids", plain_text))
+        return sweep.delete_for_runs(self._backend.run_blocking, texts_of(run_ids, "run_ids"))
 
     async def aprune(  # type: ignore[override]
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
@@ -145,7 +144,7 @@ class RetentionMixin(BasePostgresSaver):
 
 
 def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Removal:
-    threads = _ids(thread_ids, "thread_ids", checked_thread_id)
+    threads = [checked_thread_id(one, "an id in thread_ids") for one in texts_of(thread_ids, "thread_ids")]
     strategy = choice(strategy, "strategy", STRATEGIES)
     rule = Rule(keep=positive(keep, "keep"))
     if strategy == "delete" and rule.keep != 1:
@@ -184,10 +183,3 @@ def _before_now(age: timedelta) -> datetime:
         return datetime.now(UTC) - age
     except OverflowError:
         return datetime.min.replace(tzinfo=UTC)
-
-
-def _ids(values: Sequence[str], name: str, check: Callable[[Any, str], str]) -> list[str]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InvalidConfig(f"{name} must be a list of ids, such as [{short_repr(values)}], not {short_repr(values)}")
-    ids = members_of(values, name, InvalidConfig)
-    return list(dict.fromkeys([check(value, f"an id in {name}") for value in ids]))

@@ -1,1 +1,1 @@
-"""Values to bytes and back, keys and arguments, and their validation; no I/O."""
+"""Encoding, decoding and encryption of values, keys of rows, and validation of arguments; no I/O."""

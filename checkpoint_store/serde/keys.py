@@ -1,22 +1,24 @@
-"""What a caller names -> the key it is stored under, checked before any work."""
+"""Keys that rows are stored under: read from a caller's config, checked before any work, and named in messages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from checkpoint_store.errors import InvalidConfig, short_repr
-from checkpoint_store.serde.arguments import as_int
+from checkpoint_store.errors import CheckpointStoreError, InvalidConfig, UnreadableValue, UnstorableValue, short_repr
+from checkpoint_store.serde import jsonb
+from checkpoint_store.serde.arguments import as_int, as_str
 
 KEY_BYTES = 2600
-"""How much text the columns of a primary key may hold together, in bytes of UTF-8.
+"""The largest size of the columns of a primary key together, in bytes of UTF-8.
 
 PostgreSQL's index rows end at 2,704 bytes (https://www.postgresql.org/docs/current/btree.html), headers included.
 """
 
 
 class Key(NamedTuple):
-    """What a config names: a checkpoint, or with no `checkpoint_id` the newest of a thread's namespace."""
+    """The name of a checkpoint, or with no `checkpoint_id` of the newest in a thread's namespace."""
 
     thread_id: str
     checkpoint_ns: str
@@ -24,7 +26,7 @@ class Key(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a list is to hold; None leaves open."""
+    """The conditions of a list of checkpoints; None sets none."""
 
     thread_id: str | None
     checkpoint_ns: str | None
@@ -34,11 +36,25 @@ class Listing(NamedTuple):
     limit: int | None
 
 
+class Location(NamedTuple):
+    """A thread's namespace, perhaps with a checkpoint and a task; as text it is the beginning of a message."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str | None = None
+    task_id: str | None = None
+
+    def __str__(self) -> str:
+        names = ("thread", "namespace", "checkpoint", "task")
+        parts = zip(names, self, strict=True)
+        return ", ".join(f"{name} {short_repr(value, 200)}" for name, value in parts if value is not None)
+
+
 def key_of(config: Mapping[str, Any]) -> Key:
     """Return the key that a config names.
 
     Raises:
-        InvalidConfig: If there is no usable thread id, or the namespace or checkpoint id is no usable text.
+        InvalidConfig: If there is no usable thread id, or the namespace or checkpoint id is not usable text.
     """
     configurable = _configurable(config, "config")
     if "thread_id" not in configurable:
@@ -56,13 +72,13 @@ def key_of(config: Mapping[str, Any]) -> Key:
 def listing_of(
     config: Mapping[str, Any] | None, before: Mapping[str, Any] | None, metadata_filter: str | None, limit: int | None
 ) -> Listing:
-    """Return what a list is to hold.
+    """Return the conditions of a list.
 
     Args:
         config: Names a thread, and a namespace and checkpoint if it has them; None or `{}` for all threads.
         before: A config with a `checkpoint_id`; the list holds smaller ids only.
-        metadata_filter: JSON text of what the metadata must contain.
-        limit: How many checkpoints at most.
+        metadata_filter: JSON text that the metadata must contain.
+        limit: The largest number of checkpoints.
 
     Raises:
         InvalidConfig: If any of them can't be used.
@@ -82,18 +98,18 @@ def listing_of(
 
 
 def limit_of(limit: object, things: str) -> int:
-    """Return how many things a list is to have at most.
+    """Return the largest number of things in a list.
 
     Raises:
-        InvalidConfig: If it is no such number.
+        InvalidConfig: If it is not such a number.
     """
     if (found := as_int(limit)) is None or found < 0:
-        raise InvalidConfig(f"limit is {short_repr(limit)}; it is a number of {things}, 0 or more, or None for all")
+        raise InvalidConfig(f"limit must be a number of {things}, 0 or more, or None for all, not {short_repr(limit)}")
     return found
 
 
 def copy_of(source: object, target: object) -> tuple[str, str]:
-    """Return the ids of a thread that is to be copied and of its copy.
+    """Return the ids of a thread to copy and of its copy.
 
     Raises:
         InvalidConfig: If either can't be a thread id, or both are the same.
@@ -105,46 +121,64 @@ def copy_of(source: object, target: object) -> tuple[str, str]:
 
 
 def checked_thread_id(value: object, name: str = "thread_id") -> str:
-    """Return a thread id if it can be one.
+    """Return a thread id as plain text.
 
     Raises:
-        InvalidConfig: If it is no string, or empty, or not one that PostgreSQL can hold in an index.
+        InvalidConfig: If it is not a string, or empty, or not one that PostgreSQL can hold in an index.
     """
-    if not issubclass(type(value), str):
-        raise InvalidConfig(
-            f"{name} is {short_repr(value)} ({type(value).__name__}); thread ids are non-empty strings. Use "
-            "str(thread_id)."
-        )
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise InvalidConfig(f"{name} must be a non-empty string, not {short_repr(value)} ({kind}). Use str(thread_id).")
     if not (text := plain_text(value, name)):
-        raise InvalidConfig(f"{name} is empty; thread ids are non-empty strings")
+        raise InvalidConfig(f"{name} is empty; it must be a non-empty string")
     return text
 
 
 def _checkpoint_id(configurable: Mapping[str, Any], name: str) -> str | None:
-    """Return the checkpoint id in a config's `configurable`, or None where there is none."""
     value = configurable.get("checkpoint_id")
     return None if value is None else plain_text(value, f'{name}["configurable"]["checkpoint_id"]') or None
 
 
 def plain_text(value: object, name: str) -> str:
-    """Return a string if PostgreSQL's text can hold it.
+    """Return a string that PostgreSQL's text can hold, of a `str` Enum the member's value.
 
     Raises:
-        InvalidConfig: If it is no string, or too long for any key, or has a NUL or a lone surrogate.
+        InvalidConfig: If it is not a string, or too long for any key, or has a NUL or a lone surrogate.
     """
-    kind = type(value)
-    if not issubclass(kind, str):
-        raise InvalidConfig(f"{name} is {short_repr(value)} ({kind.__name__}); it has to be a string")
-    text: str = value if kind is str else str.__str__(value)  # type: ignore[assignment]
+    if not isinstance(value, str):
+        raise InvalidConfig(f"{name} must be a string, not {short_repr(value)} ({type(value).__name__})")
+    text = as_str(value)
+    if len(text) * 4 > KEY_BYTES:
+        check_key(**{name: text})
+    if not _is_text(text):
+        raise InvalidConfig(f"{name} is {short_repr(text)}; PostgreSQL's text holds neither NUL nor lone surrogates")
+    return text
+
+
+def texts_of(values: object, name: str, item: str = "an id") -> list[str]:
+    """Return a caller's list of strings as plain text, each of them once; `item` names one in messages.
+
+    Raises:
+        InvalidConfig: If it is not a list, or one of them can't be text of PostgreSQL's.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        shown = short_repr(values)
+        raise InvalidConfig(f"{name} must be a list, such as [{shown}], not {shown}")
+    members = members_of(values, name, InvalidConfig)
+    return list(dict.fromkeys(plain_text(member, f"{item} in {name}") for member in members))
+
+
+def members_of(values: Iterable[Any], name: str, refusal: type[CheckpointStoreError]) -> list[Any]:
+    """Return the members of a caller's iterable, which may raise anything.
+
+    Raises:
+        CheckpointStoreError: A `refusal`, if it raises; the cause is its exception.
+    """
     try:
-        if len(text) * 4 > KEY_BYTES:
-            check_key(**{name: text})
-        if "\x00" not in text:
-            text.encode()
-            return text
-    except UnicodeEncodeError:
-        pass
-    raise InvalidConfig(f"{name} is {short_repr(text)}; PostgreSQL's text holds neither NUL nor lone surrogates")
+        return list(values)
+    except Exception as error:
+        kind, raised = type(values).__qualname__, type(error).__qualname__
+        raise refusal(f"{name} must be a list; this {kind} raises {raised} when it is iterated over") from error
 
 
 def check_key(**columns: str) -> None:
@@ -155,7 +189,7 @@ def check_key(**columns: str) -> None:
     """
     if sum(map(len, columns.values())) * 4 <= KEY_BYTES:
         return
-    sizes = {name: len(value.encode()) for name, value in columns.items()}
+    sizes = {name: len(value.encode(errors="surrogatepass")) for name, value in columns.items()}
     if sum(sizes.values()) > KEY_BYTES:
         longest = max(sizes, key=sizes.__getitem__)
         raise InvalidConfig(
@@ -164,11 +198,70 @@ def check_key(**columns: str) -> None:
         )
 
 
+def check_channels(channels: Iterable[str], location: object) -> None:
+    """Check that PostgreSQL's text can hold the names of channels.
+
+    Raises:
+        UnstorableValue: If it can't hold one of them.
+    """
+    for channel in channels:
+        if not _is_text(channel):
+            raise UnstorableValue(
+                f"{location}: channel {short_repr(channel)} has a name that PostgreSQL's text can't hold"
+            )
+
+
+def check_blob_keys(location: Location, channels: Sequence[str], versions: Sequence[str]) -> None:
+    """Check that blobs, by channel and version, fit the index of their table.
+
+    Raises:
+        InvalidConfig: If one doesn't, or a version can't be text of PostgreSQL's.
+        UnstorableValue: If a channel's name can't be.
+    """
+    check_channels(channels, location)
+    thread_id, checkpoint_ns, *_ = location
+    for channel, version in zip(channels, versions, strict=True):
+        plain_text(version, "version")
+        check_key(thread_id=thread_id, checkpoint_ns=checkpoint_ns, channel=channel, version=version)
+
+
+def version_text(version: object, location: object, channel: str) -> str:
+    """Return a channel's version as PostgreSQL's jsonb_each_text() will return it from the checkpoint.
+
+    Raises:
+        InvalidConfig: If it is a string that can't be part of a key.
+        UnstorableValue: If it is neither a string nor a number.
+    """
+    if isinstance(version, str):
+        return plain_text(version, "version")
+    if not isinstance(version, (int, float)):
+        raise UnstorableValue(
+            f"{location}, channel {short_repr(channel)}: its version must be a string or a number, not "
+            f"{short_repr(version)}"
+        )
+    return jsonb.text_of(version, "version")
+
+
+def next_version(current: str | int | float | None) -> str:
+    """Return the version that follows, in the stock saver's format: sortable as text, and unique by chance."""
+    try:
+        number = 0 if current is None else int(current.split(".")[0] if isinstance(current, str) else current)
+    except ValueError:
+        raise UnreadableValue(
+            f"{short_repr(current)} is not a channel's version: it must begin with a number"
+        ) from None
+    return f"{number + 1:032}.{random.random():016}"
+
+
+def _is_text(text: str) -> bool:
+    return "\x00" not in text and (text.isascii() or jsonb.is_text(text))
+
+
 def _configurable(config: object, name: str) -> Mapping[str, Any]:
     configurable = config.get("configurable") if isinstance(config, Mapping) else None
     if not isinstance(configurable, Mapping):
         raise InvalidConfig(
-            f'{name} is a {type(config).__qualname__}; it needs a "configurable" dict, '
-            'such as {"configurable": {"thread_id": "1"}}'
+            f'{name} must have a "configurable" dict, such as {{"configurable": {{"thread_id": "1"}}}}; it is a '
+            f"{type(config).__qualname__}"
         )
     return configurable

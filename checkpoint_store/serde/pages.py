@@ -118,6 +118,11 @@ def cut(value: bytes, before: Cut | None = None) -> Cut:
     return Cut(b"".join(knife.recipe), knife.pages, tuple(knife.stretches))
 
 
+def is_large(kind: str, blob: bytes) -> bool:
+    """Return whether a value is worth cutting; an encrypted one never is, since nothing of it stays the same."""
+    return kind == "msgpack" and len(blob) >= LARGE_BYTES
+
+
 def join(recipe: bytes, pages: Mapping[bytes, bytes]) -> bytes:
     """Return the value that was cut.
 

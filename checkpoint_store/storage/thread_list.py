@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple, cast
 
 from checkpoint_store.errors import InvalidConfig, short_repr
-from checkpoint_store.serde import jsonb, validation
+from checkpoint_store.serde import jsonb
 from checkpoint_store.serde.arguments import choice, flag
 from checkpoint_store.serde.keys import limit_of, plain_text
 from checkpoint_store.sql.executor import Executor, Row
@@ -179,7 +179,7 @@ def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], bind
 
 def _metadata(thread_id: str, text: str | None) -> dict[str, Any]:
     """Return the members of metadata; none if it was written by hand and is not an object."""
-    found = validation.stored_json(text, f"thread {short_repr(thread_id, 200)}: the metadata") if text else {}
+    found = jsonb.stored(text, "the metadata", f"thread {short_repr(thread_id, 200)}") if text else {}
     return found if isinstance(found, dict) else {}
 
 

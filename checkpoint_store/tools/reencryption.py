@@ -21,10 +21,10 @@ from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.factory import engine_backend
 from checkpoint_store.errors import InvalidOption, short_repr
 from checkpoint_store.schema import PAGED
-from checkpoint_store.serde import associated_data, jsonb, validation
+from checkpoint_store.serde import encryption, jsonb
 from checkpoint_store.serde.arguments import callback, positive
-from checkpoint_store.serde.associated_data import Place
-from checkpoint_store.serde.key_ring import KeyRing, _is_current
+from checkpoint_store.serde.encryption import KeyRing, Place
+from checkpoint_store.serde.keys import version_text
 from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
@@ -221,15 +221,15 @@ class _Encrypter:
             after: dict[str, Any] = {}
             for channel, text, version, kind, blob in zip(*inline, strict=True):
                 try:
-                    place = associated_data.of_value(checkpoint_ns, channel, version)
+                    place = encryption.of_value(checkpoint_ns, channel, version)
                     if blob is not None and self._is_snapshot(kind, blob, place):
                         after[channel] = True  # the mark of a snapshot in the blob
                         continue
                     value = jsonb.decode(text)
-                    key = (thread_id, checkpoint_ns, channel, validation.version_text(version, "", channel))
+                    key = (thread_id, checkpoint_ns, channel, version_text(version, "", channel))
                     # Beside any other blob an inline value is out of date.
                     if kind is None and key not in blobs:
-                        blobs[key] = (*key, checkpoint_id, *associated_data.dumps(self._new, value, place))
+                        blobs[key] = (*key, checkpoint_id, *encryption.dumps(self._new, value, place))
                 except Exception:
                     after[channel] = orjson.Fragment(text)
                     unreadable += 1
@@ -241,7 +241,7 @@ class _Encrypter:
         kind, encrypted, name = kind.partition("+")
         try:
             if encrypted:
-                blob = self._any.decrypt_at(associated_data.associated(kind, place), name, blob)
+                blob = self._any.decrypt_at(encryption.associated(kind, place), name, blob)
             return kind == "msgpack" and bool(_SNAPSHOT.match(blob))
         except ValueError:
             return True  # unknown: it stays as it is
@@ -251,12 +251,12 @@ class _Encrypter:
         if kind is None or blob is None:
             raise ValueError("there is no value")
         kind, encrypted, name = kind.partition("+")
-        at = associated_data.associated(kind, place)
+        at = encryption.associated(kind, place)
         if encrypted:
-            if _is_current(self._new.cipher, at, name, blob):
+            if encryption.is_current(self._new.cipher, at, name, blob):
                 return None
             blob = self._any.decrypt_at(at, name, blob)
-        binding = associated_data.binding_of(self._new)
+        binding = encryption.binding_of(self._new)
         name, blob = binding.encrypt_at(at, bytes(blob)) if binding else self._new.cipher.encrypt(bytes(blob))
         return f"{kind}+{name}", bytes(blob)
 
@@ -273,9 +273,9 @@ def _look(db: Executor, sql: Statements, statement: str, binds: Mapping[str, Any
 
 def _of_value(key: Sequence[Any], channel: str) -> Place:
     _, checkpoint_ns, _, version = key
-    return associated_data.of_value(checkpoint_ns, channel, version)
+    return encryption.of_value(checkpoint_ns, channel, version)
 
 
 def _of_write(key: Sequence[Any], channel: str) -> Place:
     _, checkpoint_ns, checkpoint_id, *_ = key
-    return associated_data.of_write(checkpoint_ns, checkpoint_id, channel)
+    return encryption.of_write(checkpoint_ns, checkpoint_id, channel)

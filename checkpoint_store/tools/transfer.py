@@ -40,11 +40,10 @@ from checkpoint_store.errors import (
     short_repr,
 )
 from checkpoint_store.saver.base import BasePostgresSaver
-from checkpoint_store.serde import validation
 from checkpoint_store.serde.arguments import callback, has_methods
-from checkpoint_store.serde.keys import checked_thread_id
+from checkpoint_store.serde.keys import checked_thread_id, members_of
+from checkpoint_store.storage.checkpoints import take_inventory
 from checkpoint_store.storage.delete_thread import delete_threads
-from checkpoint_store.storage.read import take_inventory
 from checkpoint_store.tools.inventory import Inventory, Key, counts, first, inventory_of, key_of, place, totals
 from checkpoint_store.tools.saver_calls import SaverCalls
 from checkpoint_store.tools.task_paths import PathsAt, paths_at
@@ -176,7 +175,7 @@ class _Transfer:
         if thread_ids is not None:
             if isinstance(thread_ids, str) or not isinstance(thread_ids, Iterable):
                 raise InvalidConfig(f"thread_ids must be a list of thread ids, or None, not {short_repr(thread_ids)}")
-            ids = validation.members_of(thread_ids, "thread_ids", InvalidConfig)
+            ids = members_of(thread_ids, "thread_ids", InvalidConfig)
             names = [_name_of(one) for one in ids]  # all are checked before anything is copied
             return {name if isinstance(one, str) else one: 1 for one, name in zip(ids, names, strict=True)}
         source = self._source

@@ -35,22 +35,28 @@ CALLS: dict[str, Call] = {
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"metadata": {}}, r'config is .*; it needs a "configurable" dict'),
-        ({"configurable": None}, r'it needs a "configurable" dict'),
-        ("t1", r'config is a str; it needs a "configurable" dict'),
+        ({"metadata": {}}, r'config must have a "configurable" dict, .*; it is a dict'),
+        ({"configurable": None}, r'must have a "configurable" dict'),
+        ("t1", r'config must have a "configurable" dict, .*; it is a str'),
         ({"configurable": {"checkpoint_ns": ""}}, r'config\["configurable"\] has no "thread_id"'),
         (
             {"configurable": {"thread_id": 42}},
-            r'"thread_id"\] is 42 \(int\); thread ids are non-empty strings. Use str',
+            r'"thread_id"\] must be a non-empty string, not 42 \(int\). Use str',
         ),
-        ({"configurable": {"thread_id": None}}, r'"thread_id"\] is None \(NoneType\)'),
+        ({"configurable": {"thread_id": None}}, r'"thread_id"\] must be a non-empty string, not None \(NoneType\)'),
         ({"configurable": {"thread_id": ""}}, r'"thread_id"\] is empty'),
         ({"configurable": {"thread_id": "a\x00b"}}, r"holds neither NUL nor lone surrogates"),
         ({"configurable": {"thread_id": "\ud800"}}, r"holds neither NUL nor lone surrogates"),
         ({"configurable": {"thread_id": "x" * 3000}}, r"thread_id.* has 3,000 bytes; .*Use a shorter one"),
         ({"configurable": {"thread_id": "\U0001f600" * 700}}, r"thread_id.* has 2,800 bytes"),
-        ({"configurable": {"thread_id": "t", "checkpoint_ns": 7}}, r'"checkpoint_ns"\] is 7 \(int\)'),
-        ({"configurable": {"thread_id": "t", "checkpoint_id": 7}}, r'"checkpoint_id"\] is 7 \(int\)'),
+        (
+            {"configurable": {"thread_id": "t", "checkpoint_ns": 7}},
+            r'"checkpoint_ns"\] must be a string, not 7 \(int\)',
+        ),
+        (
+            {"configurable": {"thread_id": "t", "checkpoint_id": 7}},
+            r'"checkpoint_id"\] must be a string, not 7 \(int\)',
+        ),
     ],
     ids=lambda value: repr(value)[:60] if isinstance(value, dict) else "",
 )
@@ -104,10 +110,10 @@ async def test_writes_without_a_checkpoint_id_are_refused(saver: AsyncPostgresSa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"limit": -1}, "limit is -1; it is a number of checkpoints"),
-        ({"limit": "5"}, "limit is '5'"),
+        ({"limit": -1}, "limit must be a number of checkpoints, 0 or more, or None for all, not -1"),
+        ({"limit": "5"}, "limit must be .*, not '5'"),
         ({"before": {"configurable": {"thread_id": "t"}}}, 'before.* has no "checkpoint_id"'),
-        ({"before": "x"}, "before is a str"),
+        ({"before": "x"}, "before must have .*; it is a str"),
         ({"filter": {"a": {1, 2}}}, r"filter\['a'\] is a set"),
         ({"filter": {"a": float("nan")}}, r"filter\['a'\] is not finite"),
     ],
@@ -193,7 +199,7 @@ async def test_a_pipe_that_does_not_fit_is_refused_with_the_reason(engine: Async
         AsyncPostgresSaver(engine, object())  # type: ignore[arg-type]
     with pytest.raises(errors.UnusableConnection, match="engine must be the savers' AsyncEngine, not str"):
         AsyncPipeline("postgresql://localhost")  # type: ignore[arg-type]
-    with pytest.raises(errors.InvalidOption, match="flushes is 0"):
+    with pytest.raises(errors.InvalidOption, match="flushes must be a number, 1 or more, not 0"):
         AsyncPipeline(engine, flushes=0)
     another = create_async_engine("postgresql+asyncpg://localhost/app")
     with pytest.raises(errors.InvalidOption, match="made for another engine"):
@@ -218,7 +224,7 @@ async def test_an_unknown_driver_is_refused_before_connecting(conn_string: str) 
     [
         (None, "connection string is None; .* Is the variable set"),
         ("", "connection string is empty; .* Is the variable set"),
-        (make_url("postgresql://app:secret@db/app"), "is a URL object .*render_as_string"),
+        (make_url("postgresql://app:secret@db/app"), "must be text, not a URL object .*render_as_string"),
     ],
 )
 def test_what_is_no_text_of_a_url_is_told_apart(conn_string: Any, message: str) -> None:
@@ -231,9 +237,9 @@ def test_what_is_no_text_of_a_url_is_told_apart(conn_string: Any, message: str) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pool_size": "5"}, "pool_size is '5'; it is a number, 0 or more"),
-        ({"max_overflow": None}, "max_overflow is None; it is a number, -1 or more"),
-        ({"pool_timeout": -1}, "pool_timeout is -1; it is a time in seconds"),
+        ({"pool_size": "5"}, "pool_size must be a number, 0 or more, not '5'"),
+        ({"max_overflow": None}, "max_overflow must be a number, -1 or more, not None"),
+        ({"pool_timeout": -1}, "pool_timeout must be a time in seconds, 0 or more, not -1"),
         ({"nonsense": 1}, "an option for the engine can't be used: Invalid argument.* 'nonsense'"),
     ],
 )
@@ -285,7 +291,7 @@ async def test_an_engine_of_another_database_is_not_sent_to_the_sync_saver() -> 
 
 def test_keep_is_not_for_a_deletion(sync_saver: PostgresSaver) -> None:
     """Who says how many to keep does not expect the whole thread to go."""
-    with pytest.raises(errors.InvalidOption, match="keep is 3, and strategy 'delete' keeps nothing"):
+    with pytest.raises(errors.InvalidOption, match="keep must be 1 with strategy 'delete', which keeps nothing, not 3"):
         sync_saver.prune(["t"], strategy="delete", keep=3)
 
 

@@ -34,7 +34,7 @@ from checkpoint_store.errors import (
     UnusableConnection,
 )
 from checkpoint_store.schema import Tables
-from checkpoint_store.serde import codec, validation
+from checkpoint_store.serde import encoder
 from checkpoint_store.transfer import copy_threads
 from checkpoint_store.url import pooler_options
 
@@ -46,13 +46,6 @@ class Rude:
 
     def __repr__(self) -> str:
         raise RuntimeError
-
-
-class Number(int):
-    def __lt__(self, other: object) -> bool:
-        raise RuntimeError
-
-    __repr__ = __index__ = __int__ = __lt__  # type: ignore[assignment]
 
 
 class Channel(str, Enum):
@@ -133,21 +126,24 @@ def test_a_config_is_refused_whatever_it_does_when_it_is_shown(sync_saver: Postg
 def test_only_none_and_an_empty_config_list_all_threads(sync_saver: PostgresSaver, config: Any) -> None:
     """What is falsy by mistake does not list what belongs to others."""
     assert list(sync_saver.list({})) == list(sync_saver.list(None)) == []  # type: ignore[arg-type]
-    with pytest.raises(InvalidConfig, match=r'config is .*; it needs a "configurable" dict'):
+    with pytest.raises(InvalidConfig, match=r'config must have a "configurable" dict'):
         sync_saver.list(config)
 
 
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
-        ([], "checkpoint is no dict with an id"),
-        ({}, "checkpoint is no dict with an id"),
-        (checkpoint_with([]), r"checkpoint\['channel_values'\] is no dict by channel \(list\)"),
-        (checkpoint_with({}, channel_versions=None), r"checkpoint\['channel_versions'\] is no dict by channel"),
-        (checkpoint_with({1: "a"}), "has the key 1; channels have names"),
+        ([], "checkpoint must be a dict with an id, not a list"),
+        ({}, "checkpoint must be a dict with an id, not a dict"),
+        (checkpoint_with([]), r"checkpoint\['channel_values'\] must be a dict by channel, not a list"),
+        (
+            checkpoint_with({}, channel_versions=None),
+            r"checkpoint\['channel_versions'\] must be a dict by channel, not a NoneType",
+        ),
+        (checkpoint_with({1: "a"}), r"checkpoint\['channel_\w+'\] must have strings as keys, not 1"),
         (
             checkpoint_with({"a": [1]}, channel_versions={"a": ["1"]}),
-            "its version is .*; versions are strings",
+            "its version must be a string or a number, not ",
         ),
         (checkpoint_with({}, versions_seen=deep(400)), "checkpoint.* is nested too deeply"),
         (checkpoint_with({}, more=deep(3000)), "checkpoint.* is nested too deeply"),
@@ -180,27 +176,17 @@ def test_metadata_of_another_shape_is_refused(sync_saver: PostgresSaver, metadat
         sync_saver.put(THREAD, empty_checkpoint(), metadata, {})
 
 
-def test_a_number_that_lies_about_itself_is_the_number_it_is(sync_saver: PostgresSaver) -> None:
-    """What its methods say is not asked for."""
-    stored = sync_saver.put(THREAD, empty_checkpoint(), {"a": Number(1)}, {})  # type: ignore[typeddict-unknown-key]
-
-    assert sync_saver.get_tuple(stored).metadata == {"a": 1}  # type: ignore[union-attr, comparison-overlap]
-    assert len(list(sync_saver.list(None, limit=Number(1)))) == 1
-    with pytest.raises(InvalidConfig, match="limit is <Number"):
-        sync_saver.list(None, limit=Number(-1))
-
-
 @pytest.mark.parametrize("new_versions", [None, [], "1"])
 def test_new_versions_of_another_shape_are_refused(sync_saver: PostgresSaver, new_versions: Any) -> None:
     """They are a dict, if only an empty one."""
-    with pytest.raises(UnstorableValue, match="new_versions is no dict by channel"):
+    with pytest.raises(UnstorableValue, match="new_versions must be a dict by channel"):
         sync_saver.put(THREAD, checkpoint_with({"a": [1]}), {}, new_versions)
 
 
 @pytest.mark.parametrize("writes", [None, 7, "ab", [1], [("a",)], [(1, 2)], [("a", 1, 2)], [([], 1)], {"a": 1}])
 async def test_writes_that_are_no_pairs_are_refused(saver: AsyncPostgresSaver, writes: Any) -> None:
     """Also those that look like some, as a string of two letters does."""
-    with pytest.raises(UnstorableValue, match="no pair of a channel's name and a value"):
+    with pytest.raises(UnstorableValue, match="writes must be pairs of a channel's name and a value"):
         await saver.aput_writes({"configurable": {"thread_id": "t", "checkpoint_id": "1"}}, writes, "task")
 
 
@@ -218,7 +204,9 @@ def test_lists_that_raise_when_they_are_gone_through_are_refused(sync_saver: Pos
         (InvalidConfig, lambda: sync_saver.prune(broken())),  # type: ignore[arg-type]
         (InvalidConfig, lambda: sync_saver.delete_for_runs(broken())),  # type: ignore[arg-type]
     ):
-        with pytest.raises(refusal, match="a generator that raises KeyError when it is gone through") as caught:
+        with pytest.raises(
+            refusal, match="must be a list; this generator raises KeyError when it is iterated over"
+        ) as caught:
             call()
         assert isinstance(caught.value.__cause__, KeyError)
 
@@ -233,7 +221,7 @@ def test_a_filter_of_another_shape_is_refused(sync_saver: PostgresSaver, filter:
 @pytest.mark.parametrize("limit", [True, -1, "1", 1.0, Rude(), deep(3000)])
 def test_a_limit_of_another_kind_is_refused(sync_saver: PostgresSaver, limit: Any) -> None:
     """It is a number of checkpoints."""
-    with pytest.raises(InvalidConfig, match="limit is"):
+    with pytest.raises(InvalidConfig, match="limit must be"):
         sync_saver.list(None, limit=limit)
 
 
@@ -304,7 +292,7 @@ def test_a_flag_is_true_or_false(sync_saver: PostgresSaver, sql: psycopg.Connect
     }
     calls["pipeline"] = PostgresSaver.from_conn_string("postgresql:///app", pipeline=value).__enter__
     for name, call in calls.items():
-        with pytest.raises((InvalidOption, InvalidConfig), match=f"{name} is .*; it is True or False"):
+        with pytest.raises((InvalidOption, InvalidConfig), match=f"{name} must be True or False, not "):
             call()
 
     assert rows(sql) == before
@@ -315,10 +303,10 @@ def test_a_choice_is_one_of_those_that_there_are(sync_saver: PostgresSaver, valu
     """Whether it can be compared to them or not."""
     engine: Any = create_async_engine("postgresql+asyncpg://")
     for wanted, call in (
-        ("strategy is .*; it is 'keep_latest' or 'delete'", lambda: sync_saver.prune(["t1"], strategy=value)),
-        ("order is .*; it is 'newest' or 'thread_id'", lambda: sync_saver.list_threads(order=value)),
+        ("strategy must be 'keep_latest' or 'delete', not ", lambda: sync_saver.prune(["t1"], strategy=value)),
+        ("order must be 'newest' or 'thread_id', not ", lambda: sync_saver.list_threads(order=value)),
         ("pooler must be 'transaction'", lambda: AsyncPostgresSaver(engine, pooler=value)),
-        ("driver is .*; it is 'asyncpg' or 'psycopg'", lambda: pooler_options(value)),
+        ("driver must be 'asyncpg' or 'psycopg', not ", lambda: pooler_options(value)),
     ):
         with pytest.raises((InvalidOption, InvalidConfig), match=wanted):
             call()
@@ -345,7 +333,7 @@ async def test_a_number_is_one(sync_saver: PostgresSaver, engine: AsyncEngine, s
     ring = EncryptedSerializer(KeyRing.aes(bytes(16)))
     three(sync_saver)
     before = rows(sql)
-    for value in (Number(0), Undecided(), True, "1", 0, -(10**5000)):
+    for value in (Undecided(), True, "1", 0, -(10**5000)):
         odd: Any = value
         for name, call in (
             ("keep", lambda odd=odd: sync_saver.prune(["t1"], keep=odd)),
@@ -354,10 +342,10 @@ async def test_a_number_is_one(sync_saver: PostgresSaver, engine: AsyncEngine, s
             ("flushes", lambda odd=odd: AsyncPipeline(engine, flushes=odd)),
             ("partitions", lambda odd=odd: partitioning.sql(partitions=odd)),
         ):
-            with pytest.raises(InvalidOption, match=f"{name} is .*; it is a number"):
+            with pytest.raises(InvalidOption, match=f"{name} must be a number"):
                 call()
         for rewriting in (reencrypt(engine, None, ring, batch_size=odd), share(engine, batch_size=odd)):
-            with pytest.raises(InvalidOption, match=r"batch_size is .*; it is a number, 1 or more"):
+            with pytest.raises(InvalidOption, match=r"batch_size must be a number, 1 or more, not "):
                 await rewriting
 
     assert rows(sql) == before
@@ -367,16 +355,16 @@ async def test_a_number_is_one(sync_saver: PostgresSaver, engine: AsyncEngine, s
 def test_a_time_is_a_number_of_seconds(sync_saver: PostgresSaver, seconds: Any) -> None:
     """A whole number may be too large for a float."""
     engine: Any = create_async_engine("postgresql+asyncpg://")
-    with pytest.raises(InvalidOption, match=r"timeout is .*; it is a time in seconds, 0 to try once, or None"):
+    with pytest.raises(InvalidOption, match="timeout must be a time in seconds, 0 to try once, or None for ever, not "):
         sync_saver.thread_lock("t1", timeout=seconds)
-    with pytest.raises(InvalidOption, match=r"retry_timeout is .*; it is a time in seconds, 0 for no second try"):
+    with pytest.raises(InvalidOption, match="retry_timeout must be a time in seconds, 0 for no second try"):
         AsyncPostgresSaver(engine, retry_timeout=seconds)
 
 
 @pytest.mark.parametrize("age", [Undecided(), 30, "30d", timedelta(-1)])
 def test_an_age_is_a_timedelta(sync_saver: PostgresSaver, age: Any) -> None:
     """Of days gone by."""
-    with pytest.raises(InvalidOption, match="older_than is"):
+    with pytest.raises(InvalidOption, match="older_than must be"):
         sync_saver.sweep(older_than=age)
 
 
@@ -414,22 +402,27 @@ async def test_what_is_of_another_kind_is_refused_when_it_is_passed(
     odd: Any = Undecided()
     ring = EncryptedSerializer(KeyRing.aes(bytes(16)))
     calls: dict[str, Callable[[], Any]] = {
-        "serde is .*; it has to be a serializer": lambda: AsyncPostgresSaver(engine, serde=odd),
-        "serde is .*JsonPlusSerializer.*; it has to be": lambda: AsyncPostgresSaver(engine, serde=JsonPlusSerializer),  # type: ignore[arg-type]
-        "is no cipher: it needs encrypt and decrypt": lambda: KeyRing(odd),
+        "serde must be a serializer, with dumps_typed and loads_typed, not ": lambda: AsyncPostgresSaver(
+            engine, serde=odd
+        ),
+        "serde must be a serializer, .*, not .*JsonPlusSerializer": lambda: AsyncPostgresSaver(
+            engine,
+            serde=JsonPlusSerializer,  # type: ignore[arg-type]
+        ),
+        "a cipher must have encrypt and decrypt, as those of KeyRing.aes.. have; ": lambda: KeyRing(odd),
         "metadata must be a MetaData of SQLAlchemy's or None, not .*": lambda: Tables(metadata=odd),
-        "on_progress is .*; it is a function": lambda: sync_saver.sweep(keep_last=1, on_progress=odd),
-        "source is .*; it has to be a LangGraph saver": lambda: copy_threads(odd, sync_saver),
-        "on_error is .*; it is a function": lambda: copy_threads(InMemorySaver(), sync_saver, on_error=odd),
+        "on_progress must be a function, or None, not ": lambda: sync_saver.sweep(keep_last=1, on_progress=odd),
+        "source must be a LangGraph saver, with list or alist, not ": lambda: copy_threads(odd, sync_saver),
+        "on_error must be a function, or None, not ": lambda: copy_threads(InMemorySaver(), sync_saver, on_error=odd),
     }
     for message, call in calls.items():
         with pytest.raises(InvalidOption, match=message):
             call()
-    with pytest.raises(InvalidOption, match=r"on_progress is .*; it is a function"):
+    with pytest.raises(InvalidOption, match="on_progress must be a function"):
         await reencrypt(engine, None, ring, on_progress=odd)
-    with pytest.raises(InvalidOption, match="is no cipher"):
+    with pytest.raises(InvalidOption, match="a cipher must have encrypt and decrypt"):
         await reencrypt(engine, None, EncryptedSerializer(odd))
-    with pytest.raises(UnusableConnection, match=r"engine is .*Undecided; it has to be an AsyncEngine or Engine"):
+    with pytest.raises(UnusableConnection, match=r"engine is .*Undecided; it must be an AsyncEngine or Engine"):
         await reencrypt(odd, None, ring)
     with pytest.raises(UnusableConnection, match=r"conn must be an open .*, not a .*Undecided\. .* conn\.run_sync"):
         partitioning.partition(odd)
@@ -460,11 +453,11 @@ def test_a_prefix_that_is_no_text_is_refused(sync_saver: PostgresSaver) -> None:
     """What is falsy by mistake does not list all threads."""
     for prefix in (0, [], False, Undecided()):
         odd: Any = prefix
-        with pytest.raises(InvalidConfig, match="prefix is"):
+        with pytest.raises(InvalidConfig, match="prefix must be"):
             sync_saver.list_threads(prefix=odd)
     for cursor in (0, [], Undecided(), "x" * 1_000_000):
         odd = cursor
-        with pytest.raises(InvalidConfig, match=r"cursor is .*, which no list has given"):
+        with pytest.raises(InvalidConfig, match=r"cursor must be the `cursor` of a thread listed before, not "):
             sync_saver.list_threads(cursor=odd)
 
 
@@ -494,7 +487,7 @@ def test_what_is_said_of_a_value_is_short_whatever_it_belongs_to(
     with pytest.raises(UnreadableValue, match="type 'xxx") as unreadable:
         sync_saver.get_tuple(second)
     with (
-        pytest.raises(InvalidURL, match="port is 'xxx") as invalid,
+        pytest.raises(InvalidURL, match="port must be a whole number, not 'xxx") as invalid,
         PostgresSaver.from_conn_string(f"postgresql:///app?host=a,b&port={'x' * 100_000}"),
     ):
         pass
@@ -517,7 +510,9 @@ def test_a_value_past_a_gigabyte_is_refused_unsent(sync_saver: PostgresSaver, sq
     checkpoint = checkpoint_with({"small": [1], "huge": huge})
     with pytest.raises(UnstorableValue, match=r"thread 't1', namespace '', channel 'huge': .* 1,073,741,825 bytes"):
         sync_saver.put(THREAD, checkpoint, {}, checkpoint["channel_versions"])
-    with pytest.raises(UnstorableValue, match=r"thread 't', namespace '', channel 'huge': .* PostgreSQL takes"):
+    with pytest.raises(
+        UnstorableValue, match=r"thread 't', namespace '', task 'x', channel 'huge': .* PostgreSQL takes"
+    ):
         sync_saver.put_writes({"configurable": {"thread_id": "t", "checkpoint_id": "1"}}, [("huge", huge)], "x")
 
     assert rows(sql) == 0
@@ -527,7 +522,7 @@ def test_values_that_are_too_large_together_are_refused(
     sync_saver: PostgresSaver, sql: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They travel in one message, and come back in one row; what just fits is stored."""
-    monkeypatch.setattr(validation, "MOST_BYTES", 3000)
+    monkeypatch.setattr(encoder, "MAX_BYTES", 3000)
     fitting = checkpoint_with(dict.fromkeys("abc", b"x" * 1000))
     sync_saver.put(THREAD, fitting, {}, fitting["channel_versions"])
     before = rows(sql)
@@ -540,7 +535,7 @@ def test_values_that_are_too_large_together_are_refused(
 
 def test_a_long_string_is_stored_as_a_blob(url: str, sync_saver: PostgresSaver, sql: psycopg.Connection) -> None:
     """JSONB's strings end at 256 MB, and every step would store it anew; the stock saver reads it all the same."""
-    text = "\U0001f600" * (codec.INLINE_CHARACTERS + 1)
+    text = "\U0001f600" * (encoder.INLINE_CHARACTERS + 1)
     checkpoint = checkpoint_with({"long": text, "short": text[:-1]})
     parent = sync_saver.put(THREAD, checkpoint, {}, checkpoint["channel_versions"])
     stored = sync_saver.put(parent, {**checkpoint, "id": checkpoint["id"] + "x"}, {}, {})
@@ -553,7 +548,7 @@ def test_a_long_string_is_stored_as_a_blob(url: str, sync_saver: PostgresSaver, 
 
 def test_metadata_past_jsonb_is_refused(sync_saver: PostgresSaver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its text is measured before it is sent."""
-    monkeypatch.setattr("checkpoint_store.serde.jsonb.MOST_BYTES", 1000)
+    monkeypatch.setattr("checkpoint_store.serde.jsonb.MAX_BYTES", 1000)
     with pytest.raises(UnstorableValue, match=r"metadata has 1,\d\d\d bytes as JSON"):
         sync_saver.put(THREAD, empty_checkpoint(), {"a": "x" * 1000}, {})  # type: ignore[typeddict-unknown-key]
 
@@ -600,9 +595,9 @@ def change_second(sql: psycopg.Connection, change: str) -> None:
     ("change", "message"),
     [
         ("checkpoints SET checkpoint = '[]'", "the checkpoint must be a JSON object, not a list"),
-        ("checkpoints SET checkpoint = checkpoint - 'channel_versions'", "are no JSON objects"),
-        (merged('{"channel_versions": [1]}'), "channel_versions and channel_values are no JSON objects"),
-        (merged('{"channel_values": [1]}'), "channel_versions and channel_values are no JSON objects"),
+        ("checkpoints SET checkpoint = checkpoint - 'channel_versions'", "must be JSON objects"),
+        (merged('{"channel_versions": [1]}'), "channel_versions and channel_values must be JSON objects"),
+        (merged('{"channel_values": [1]}'), "channel_versions and channel_values must be JSON objects"),
         ("checkpoints SET checkpoint = jsonb_build_object('n', repeat('9', 5000)::numeric)", "that Python can't hold"),
         ("checkpoints SET metadata = 'null'", "the metadata must be a JSON object, not a NoneType"),
         ("checkpoint_writes SET type = NULL", "task 'task', channel 'items'"),
@@ -648,7 +643,7 @@ def test_a_delta_channel_does_not_skip_a_checkpoint_without_versions(
     _, second, third = three(sync_saver)
     change_second(sql, merged('{"channel_versions": [1]}'))
 
-    with pytest.raises(UnreadableValue, match="checkpoint '2': channel_versions and channel_values are no JSON"):
+    with pytest.raises(UnreadableValue, match="checkpoint '2': channel_versions and channel_values must be JSON"):
         sync_saver.get_delta_channel_history(config=third, channels=["items"])
     assert sync_saver.get_delta_channel_history(config=second, channels=["items"])["items"]["seed"] == ["1"]
 
@@ -673,5 +668,5 @@ def test_versions_that_do_not_compare_are_named(sync_saver: PostgresSaver, sql: 
 
 def test_a_version_that_is_none_is_named(sync_saver: PostgresSaver) -> None:
     """LangGraph asks for the version after the one that is stored."""
-    with pytest.raises(UnreadableValue, match="'x' is no version of a channel"):
+    with pytest.raises(UnreadableValue, match="'x' is not a channel's version: it must begin with a number"):
         sync_saver.get_next_version("x", None)

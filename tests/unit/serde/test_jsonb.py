@@ -109,11 +109,11 @@ def test_enums_in_metadata_are_stored_as_the_json_they_are() -> None:
     [
         ({"a": {"b": [1, math.nan]}}, r"metadata\['a'\]\['b'\]\[1\] is not finite; JSON has no such number"),
         ({"a": math.inf}, r"metadata\['a'\] is not finite"),
-        ({"when": datetime(2026, 1, 1)}, r"metadata\['when'\] is a datetime; it has to be JSON"),
+        ({"when": datetime(2026, 1, 1)}, r"metadata\['when'\] is a datetime; it must be JSON"),
         ({"raw": b"x"}, r"metadata\['raw'\] is a bytes"),
         ({"set": {1}}, r"metadata\['set'\] is a set"),
         ({"s": "\ud800"}, r"metadata\['s'\] is a string with a lone surrogate"),
-        ({1: "x"}, r"metadata has the key 1 \(int\); JSON keys are strings"),
+        ({1: "x"}, r"metadata has the key 1 \(int\); JSON keys must be strings"),
         ({"n": 10**4000}, "metadata.*JSON has no such number"),
     ],
 )

@@ -9,7 +9,7 @@ from checkpoint_store.schema import PAGED
 from checkpoint_store.serde import pages
 from checkpoint_store.sql.write import COMPLETE, NEEDS, UNGATED
 from checkpoint_store.storage.page_cache import PageCache
-from checkpoint_store.storage.write_batch import Change, Put, Writes, has_large, merged, paged, size_of
+from checkpoint_store.storage.write_batch import Change, Put, Writes, merged, paged, size_of
 
 
 def put(thread_id: str, checkpoint_id: str, *, parent: str | None = None, **blobs: bytes) -> Put:
@@ -119,8 +119,7 @@ def test_only_large_msgpack_is_cut() -> None:
     call.binds["types"][0] = "msgpack+aes"
     cut = paged(call.binds, PageCache())
 
-    assert has_large(call.binds)
-    assert not has_large(put("t", "1", small=b"small").binds)
+    assert list(map(pages.is_large, call.binds["types"], call.binds["blobs"])) == [False, True, False]
     assert cut.binds["types"] == ["msgpack+aes", PAGED, "msgpack"]
     assert cut.binds["blobs"][0] is large
     assert pages.join(cut.binds["blobs"][1], cut.pages) == large

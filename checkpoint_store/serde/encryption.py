@@ -1,7 +1,7 @@
-"""Encryption of what is stored: keys that follow each other, and rows that were written before a key, or under another.
+"""Encryption of stored values: rings of keys, and serializers that bind a value to its type and its place.
 
-serde = EncryptedSerializer(KeyRing.aes(new_key, old_key))
-saver = AsyncPostgresSaver(engine, serde=serde, require_encryption=True)
+LangGraph's `EncryptedSerializer` authenticates a value's bytes, not its type, nor where it belongs. A `KeyRing` of AES
+keys is given both, as associated data: a value whose type was changed, or that was moved, can't be opened any more.
 """
 
 from __future__ import annotations
@@ -9,19 +9,26 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
-from langgraph.checkpoint.serde.base import CipherProtocol
+from langgraph.checkpoint.serde.base import CipherProtocol, SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from checkpoint_store.errors import InvalidOption, NotInstalled, short_repr
+from checkpoint_store.serde import jsonb
 from checkpoint_store.serde.arguments import flag, has_methods
 
 KEY_BYTES = (16, 24, 32)
-"""How long an AES key may be."""
+"""The sizes that an AES key may have."""
 
+_BOUND = "aes-bound"
+"""The mark of values that are bound to their place."""
 
 _PART = 16
+"""The size of a nonce and of a tag."""
+
+Place = tuple[object, ...]
+"""The kind of a value, and the key it is found by. Not the thread: copies are made on the server."""
 
 
 class KeyRing:
@@ -44,7 +51,8 @@ class KeyRing:
         for cipher in ciphers:
             if not has_methods(cipher, "encrypt", "decrypt"):
                 raise InvalidOption(
-                    f"{short_repr(cipher)} is no cipher: it needs encrypt and decrypt, as KeyRing.aes() makes"
+                    f"a cipher must have encrypt and decrypt, as those of KeyRing.aes() have; {short_repr(cipher)} "
+                    "does not"
                 )
         self._ciphers = ciphers
 
@@ -66,10 +74,9 @@ class KeyRing:
             NotInstalled: If the extra `encryption` is missing.
         """
         for key in keys:
-            is_bytes = issubclass(type(key), bytes)
-            if not is_bytes or bytes.__len__(key) not in KEY_BYTES:
-                size = f"{bytes.__len__(key)} bytes" if is_bytes else type(key).__qualname__
-                raise InvalidOption(f"an AES key has 16, 24 or 32 bytes, and this one is of {size}")
+            if not isinstance(key, bytes) or len(key) not in KEY_BYTES:
+                size = f"of {len(key)} bytes" if isinstance(key, bytes) else f"a {type(key).__qualname__}"
+                raise InvalidOption(f"an AES key must be of 16, 24 or 32 bytes, not {size}")
         try:
             return cls(*[_Aes(key, bound_only=flag(bound_only, "bound_only")) for key in keys])
         except ImportError as error:
@@ -138,7 +145,7 @@ class KeyRing:
             ciphername: The cipher's name.
             ciphertext: What was encrypted.
         """
-        return _is_current(self._ciphers[0], place, ciphername, ciphertext)
+        return is_current(self._ciphers[0], place, ciphername, ciphertext)
 
     def _opened(self, decrypt: Callable[[CipherProtocol], bytes]) -> bytes:
         refusals = []
@@ -191,12 +198,8 @@ class _Aes:
         return cipher
 
 
-_BOUND = "aes-bound"
-"""How values are marked that are bound to their place."""
-
-
-def _is_current(cipher: CipherProtocol, place: bytes, name: str, blob: bytes) -> bool:
-    """Tell whether a cipher would have encrypted it so."""
+def is_current(cipher: CipherProtocol, place: bytes, name: str, blob: bytes) -> bool:
+    """Return whether a cipher would encrypt a value as it is encrypted."""
     if isinstance(cipher, KeyRing):
         return cipher.is_current(place, name, blob)
     if isinstance(cipher, _Aes) and name != _BOUND:
@@ -212,3 +215,56 @@ def _decrypt_at(cipher: CipherProtocol, place: bytes, name: str, blob: bytes) ->
     if isinstance(cipher, (_Aes, KeyRing)):
         return cipher.decrypt_at(place, name, blob)
     return cipher.decrypt(name, blob)
+
+
+class Binding(Protocol):
+    """A cipher that binds what it encrypts to a place."""
+
+    def encrypt_at(self, place: bytes, plaintext: bytes) -> tuple[str, bytes]:
+        """Encrypt a value that can be opened at this place only; return the cipher's name and the ciphertext."""
+
+    def decrypt_at(self, place: bytes, ciphername: str, ciphertext: bytes) -> bytes:
+        """Decrypt a value that was encrypted for this place; raise an exception for any other."""
+
+
+def of_value(checkpoint_ns: str, channel: str, version: object) -> Place:
+    """Return the place of a channel's value, stored under a version."""
+    return "value", checkpoint_ns, channel, version
+
+
+def of_write(checkpoint_ns: str, checkpoint_id: str | None, channel: str) -> Place:
+    """Return the place of a pending write of a checkpoint's."""
+    return "write", checkpoint_ns, checkpoint_id, channel
+
+
+def binding_of(serde: SerializerProtocol) -> Binding | None:
+    """Return the cipher of a serializer that encrypts as LangGraph's does, if it binds."""
+    if isinstance(serde, EncryptedSerializer) and has_methods(serde.cipher, "encrypt_at", "decrypt_at"):
+        kind = type(serde)
+        if (kind.dumps_typed, kind.loads_typed) == (EncryptedSerializer.dumps_typed, EncryptedSerializer.loads_typed):
+            return cast("Binding", serde.cipher)
+    return None
+
+
+def dumps(serde: SerializerProtocol, value: Any, place: Place) -> tuple[str, bytes]:
+    """Return type and bytes of a value that belongs to a place."""
+    if (cipher := binding_of(serde)) is None:
+        return serde.dumps_typed(value)
+    kind, plaintext = cast("EncryptedSerializer", serde).serde.dumps_typed(value)
+    name, ciphertext = cipher.encrypt_at(associated(kind, place), bytes(plaintext))
+    return f"{kind}+{name}", ciphertext
+
+
+def loads(serde: SerializerProtocol, kind: str, blob: bytes, place: Place) -> Any:
+    """Return the value that was stored at a place."""
+    inner, encrypted, name = kind.partition("+")
+    if not encrypted or (cipher := binding_of(serde)) is None:
+        return serde.loads_typed((kind, blob))
+    plaintext = cipher.decrypt_at(associated(inner, place), name, blob)
+    return cast("EncryptedSerializer", serde).serde.loads_typed((inner, plaintext))
+
+
+def associated(kind: str, place: Place) -> bytes:
+    """Return a value's type and place as the cipher gets them; none of the parts has a NUL in it."""
+    parts = [part if isinstance(part, str) else jsonb.text_of(part, "version") for part in (kind, *place)]
+    return "\0".join(parts).encode(errors="surrogatepass")
