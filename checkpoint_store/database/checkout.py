@@ -1,13 +1,16 @@
-"""The checkout of a connection from an engine's pool, for the statements of one operation."""
+"""The checkout of a connection from an engine's pool: the fair queue for it, and its use by one operation."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc
+from sqlalchemy.util import await_only
 
 from checkpoint_store.conninfo.driver_errors import without_values
 from checkpoint_store.conninfo.transient_errors import ends_all_connections, ends_connections
@@ -18,6 +21,85 @@ from checkpoint_store.database.liveness import check_loop, left_by_loop, take_op
 from checkpoint_store.database.pooler import check_is_for_pooler, is_for_pooler
 from checkpoint_store.database.sqlalchemy_private import invalidate_all, is_watched
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor, is_in_transaction
+
+
+class CheckoutTimeout(Exception):
+    """Raised when a permit has not come in time."""
+
+
+class FairSemaphore(AbstractContextManager[object]):
+    """A semaphore with a deadline, for greenlets on an event loop: permits come in the order they are asked for.
+
+    It works on several loops, one after the other. An `asyncio.Semaphore` does not, has no deadline, and costs five
+    times as much: each permit takes a switch out of the greenlet and back.
+
+    Args:
+        count: How many permits there are.
+        timeout: How long to wait for one, in seconds; None for as long as it takes.
+    """
+
+    def __init__(self, count: int, timeout: float | None) -> None:
+        self._count = self._free = count
+        self._timeout = timeout
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def acquire(self, timeout: float | None = None) -> None:
+        """Wait for a permit.
+
+        Args:
+            timeout: How long at most, in seconds; by default as long as all do.
+
+        Raises:
+            CheckoutTimeout: If none has come in time.
+        """
+        if self._acquire_now():
+            return
+        loop = asyncio.get_running_loop()
+        timeout = self._timeout if timeout is None else timeout
+        permit: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(permit)
+        deadline = None if timeout is None else loop.call_later(timeout, _expire, permit, timeout)
+        try:
+            await permit
+        except asyncio.CancelledError:
+            if not permit.cancelled() and permit.exception() is None:
+                self.release()  # it came at the same moment
+            raise
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+
+    def _acquire_now(self) -> bool:
+        """Take a permit if one is free, and return whether that was so."""
+        if (loop := asyncio.get_running_loop()) is not self._loop:
+            # No permit of the loop before comes back, and no call that waited there goes on.
+            self._loop, self._free, self._waiting = loop, self._count, deque()
+        is_free = self._free > 0
+        self._free -= is_free
+        return is_free
+
+    def release(self) -> None:
+        """Give a permit back: to the call that has waited longest, if one waits."""
+        while self._waiting:
+            permit = self._waiting.popleft()
+            if not permit.done():
+                permit.set_result(None)
+                return
+        self._free = min(self._free + 1, self._count)  # no more than there are, if one comes back from an ended loop
+
+    def __enter__(self) -> None:
+        if not self._acquire_now():  # as a rule one is free, and no switch is needed
+            await_only(self.acquire())
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _expire(permit: asyncio.Future[None], timeout: float) -> None:
+    if not permit.done():
+        permit.set_exception(CheckoutTimeout(f"waited for {timeout:g} s"))
+
 
 checkouts: set[Checkout] = set()
 """Those that have a connection now."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from checkpoint_store.database.fair_queue import CheckoutTimeout, FairSemaphore
+from checkpoint_store.database.checkout import CheckoutTimeout, FairSemaphore
 from checkpoint_store.database.locks.request import LockRequest
 
 T = TypeVar("T")

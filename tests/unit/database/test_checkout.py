@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from checkpoint_store.database.fair_queue import CheckoutTimeout, FairSemaphore
+from checkpoint_store.database.checkout import CheckoutTimeout, FairSemaphore
 
 
 async def test_permits_come_in_the_order_they_were_asked_for() -> None:

@@ -1,0 +1,64 @@
+"""Mutual exclusion: things that one task or thread at a time may use, such as a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from contextlib import AbstractContextManager
+from typing import Any
+
+from checkpoint_store.conninfo.fork import ProcessLock, in_children
+from checkpoint_store.database.checkout import FairSemaphore
+
+
+class TaskLock(FairSemaphore):
+    """A lock for tasks, which its holder may take again, as a thread may its `threading.RLock`."""
+
+    def __init__(self) -> None:
+        super().__init__(1, None)
+        self._owner: asyncio.Task[Any] | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if self._owner is None or self._owner is not task:
+            super().__enter__()
+            self._owner, self._depth = task, 0
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth <= 0:
+            self._owner = None
+            self.release()
+
+
+_task_locks: weakref.WeakKeyDictionary[object, TaskLock] = weakref.WeakKeyDictionary()
+_thread_locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
+_registry_lock = ProcessLock()
+
+in_children(_thread_locks.clear)  # the threads that hold one are not there
+
+
+def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:
+    """Return the lock of a thing that can be used by one at a time, such as a connection.
+
+    Args:
+        thing: The thing; the same object for all who share it.
+        is_async: Whether they are in greenlets of one event loop; otherwise they are threads.
+    """
+    with _registry_lock.current:
+        if is_async:
+            return _task_locks.get(thing) or _task_locks.setdefault(thing, TaskLock())
+        # Reentrant: SQLAlchemy has an error for a session's flush that calls a saver on that session.
+        return _thread_locks.get(thing) or _thread_locks.setdefault(thing, threading.RLock())
+
+
+def wait_for_others(thing: object) -> None:
+    """Wait until a thing is free, after all calls that have asked to be `alone_with` it before."""
+    with _registry_lock.current:
+        lock: AbstractContextManager[object] | None = _task_locks.get(thing) or _thread_locks.get(thing)
+    if lock is not None:
+        with lock:
+            pass
