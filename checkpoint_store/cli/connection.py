@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, TypeVar
 
 import typer
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store.cli import output
@@ -88,6 +89,16 @@ def on_engine(
             return asyncio.run(run())
     except KeyboardInterrupt:
         raise Interrupted(advice) from None
+
+
+def on_connection(url: str, schema: str | None, work: Callable[[Connection], T], advice: str = NOTHING_CHANGED) -> T:
+    """Run a function in sync style on a connection; as `on_backend`."""
+
+    async def run(engine: AsyncEngine) -> T:
+        async with engine.connect() as conn:
+            return await conn.run_sync(work)
+
+    return on_engine(url, schema, run, advice)
 
 
 @contextmanager

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection
 
 from checkpoint_store import migrations
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import Json, Schema, Url, Yes, advise_upgrade, confirm, on_backend, on_engine
+from checkpoint_store.cli.connection import Json, Schema, Url, Yes, advise_upgrade, confirm, on_backend, on_connection
 from checkpoint_store.database.pooler import is_pooled
 from checkpoint_store.database.provider import pause_of
 from checkpoint_store.errors import NotSetUp
@@ -83,16 +82,14 @@ def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
       checkpoint-store check || checkpoint-store upgrade
     """
 
-    async def read(engine: AsyncEngine) -> tuple[str | None, NotSetUp | None]:
-        async with engine.connect() as conn:
-            error = None
-            try:
-                await conn.run_sync(migrations.check, schema)
-            except NotSetUp as not_set_up:
-                error = not_set_up
-            return await conn.run_sync(migrations.current, schema), error
+    def read(conn: Connection) -> tuple[str | None, NotSetUp | None]:
+        try:
+            migrations.check(conn, schema)
+        except NotSetUp as error:
+            return migrations.current(conn, schema), error
+        return migrations.current(conn, schema), None
 
-    revision, error = on_engine(url, schema, read)
+    revision, error = on_connection(url, schema, read)
     if as_json:
         output.document({"revision": revision, "head": HEAD, "ready": error is None})
     elif error is None:
@@ -121,15 +118,13 @@ COMMANDS = (upgrade, downgrade, check, sql)
 
 
 def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrate: Callable[..., None]) -> None:
-    async def work(engine: AsyncEngine) -> None:
-        async with engine.connect() as conn:
-            pause = pause_of(engine.dialect)
-            if await conn.run_sync(is_pooled):
-                await conn.begin()  # it holds the lock as well: the next transaction may get another connection
-            await conn.run_sync(partial(migrate, schema=schema, revision=revision, timeout=timeout, pause=pause))
-            await conn.commit()
+    def work(conn: Connection) -> None:
+        if is_pooled(conn):
+            conn.begin()  # it holds the lock as well: the next transaction may get another connection
+        migrate(conn, schema=schema, revision=revision, timeout=timeout, pause=pause_of(conn.dialect))
+        conn.commit()
 
-    on_engine(url, schema, work, _ROLLED_BACK)
+    on_connection(url, schema, work, _ROLLED_BACK)
 
 
 def _undoing(url: str, schema: str | None) -> str:
@@ -143,8 +138,4 @@ def _undoing(url: str, schema: str | None) -> str:
 
 
 def _current(url: str, schema: str | None) -> str | None:
-    async def read(engine: AsyncEngine) -> str | None:
-        async with engine.connect() as conn:
-            return await conn.run_sync(migrations.current, schema)
-
-    return on_engine(url, schema, read)
+    return on_connection(url, schema, lambda conn: migrations.current(conn, schema))

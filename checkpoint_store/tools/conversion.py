@@ -77,21 +77,7 @@ async def inline(
     """Store paged values as plain blobs again, which the stock saver can read, and delete the pages.
 
     Stop what shares pages first: pages that are stored meanwhile may be left. A value that lacks a page stays as it is.
-
-    Args:
-        engine: The engine; a sync one is used in worker threads.
-        schema: The PostgreSQL schema of the tables.
-        batch_size: How many values to rewrite at a time.
-        on_progress: Called after each batch with the number of values rewritten so far.
-
-    Returns:
-        The number of values that were rewritten.
-
-    Raises:
-        InvalidOption: If an argument can't be used.
-        NotSetUp: If the tables are missing.
-        WrongTransaction: If a listener begins our transactions in another isolation level than READ COMMITTED.
-        Unavailable: If the server can't be reached.
+    Arguments, result and errors are those of `share`.
     """
     limit = _limit(batch_size, on_progress)
     backend = engine_backend(engine, {"schema": schema, "share_pages": False})

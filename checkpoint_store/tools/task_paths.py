@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -61,11 +60,12 @@ def _known(source: BaseCheckpointSaver[Any]) -> tuple[Statement, Dialect] | None
 
 def _read(source: Any, thread_id: str, calls: SaverCalls, statement: Statement, dialect: Dialect) -> Iterable[Any]:
     query = source.conn, statement.sql(dialect), statement.parameters(dialect, {"thread_id": thread_id})
-    if (loop := getattr(source, "loop", None)) is not None:  # an async saver, called from another thread
-        blocking = partial(_fetch_on, loop)
-        rows = calls.call(blocking, _fetch_async, *query)
-    else:
-        rows = calls.call(_fetch, _fetch_in_thread, *query)
+    if (loop := getattr(source, "loop", None)) is None:
+        rows = calls.call(_fetch, lambda *query: asyncio.to_thread(_fetch, *query), *query)
+    else:  # an async saver; sync code is on another thread than its loop
+        rows = calls.call(
+            lambda *query: asyncio.run_coroutine_threadsafe(_fetch_async(*query), loop).result(), _fetch_async, *query
+        )
     return [tuple(row.values() if isinstance(row, dict) else row) for row in rows]
 
 
@@ -75,18 +75,10 @@ def _fetch(conn: Any, *query: Any) -> list[Any]:
     return rows
 
 
-async def _fetch_in_thread(conn: Any, *query: Any) -> list[Any]:
-    return await asyncio.to_thread(_fetch, conn, *query)
-
-
 async def _fetch_async(conn: Any, *query: Any) -> list[Any]:
     async with _connection(conn) as connection:
         rows: list[Any] = await (await connection.execute(*query)).fetchall()
     return rows
-
-
-def _fetch_on(loop: asyncio.AbstractEventLoop, conn: Any, *query: Any) -> list[Any]:
-    return asyncio.run_coroutine_threadsafe(_fetch_async(conn, *query), loop).result()
 
 
 def _connection(conn: Any) -> Any:
