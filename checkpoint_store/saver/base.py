@@ -66,11 +66,13 @@ class BasePostgresSaver(ThreadsMixin):
         self._refuses_forks = flag(options.get("refuse_forks", False), "refuse_forks")
         self._valued = ValuedChannels()
 
-    def _within(self, source: Backend) -> Self:
+    def _within(self, source: Backend, *, refuses_forks: bool | None = None) -> Self:
         """Return a copy of this saver on another source."""
         self._backend.check_open()
         within = copy.copy(self)
         within._backend = source
+        if refuses_forks is not None:
+            within._refuses_forks = refuses_forks
         return within
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:

@@ -12,7 +12,6 @@ It is written once, in sync style; async code runs it in one of SQLAlchemy's gre
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -70,7 +69,7 @@ class TransferReport:
     skipped_checkpoints: int = 0
     skipped_writes: int = 0
     failed_threads: int = 0
-    """Threads that `on_error` was called with."""
+    """Threads that were left out, each with a call of `on_error`."""
 
     def __add__(self, other: TransferReport) -> TransferReport:
         return TransferReport(*[getattr(self, field.name) + getattr(other, field.name) for field in fields(self)])
@@ -325,16 +324,16 @@ class _Transfer:
     @contextmanager
     def _transaction(self) -> Iterator[BasePostgresSaver]:
         """Yield the target on a connection of its own, in a transaction that is committed unless there is an error."""
-        source, bound = self._target._backend, copy.copy(self._target)
-        bound._refuses_forks = False  # those of the history are no conflicts
-        if source.provider.is_callers:
-            yield bound
+        backend = self._target._backend
+        # A thread's own history may have forks.
+        if backend.provider.is_callers:
+            yield self._target._within(backend, refuses_forks=False)
             return
-        bound._backend, provider = pinned(source)
-        run = bound._backend.call_blocking, bound._backend.call
+        backend, provider = pinned(backend)
+        run = backend.call_blocking, backend.call
         self._calls.call(*run, provider.begin)
         try:
-            yield bound
+            yield self._target._within(backend, refuses_forks=False)
         except BaseException as error:
             self._calls.call(*run, provider.end, error)
             raise
