@@ -409,7 +409,7 @@ def test_a_schema_of_its_own(run: Cli, url: str) -> None:
         (["threads", "--url", "postgresql://app:hunter2@/x?host=/nowhere"], 4, "Check that the server runs"),
         (["check", "--url", "postgresql://app:hunter2@/x?host=/nowhere"], 4, "Check that the server runs"),
         (["threads", "--url", ""], 2, ""),
-        (["threads", "--cursor", "x"], 2, "which no list has given"),
+        (["threads", "--cursor", "x"], 2, "--cursor must be the `cursor` of a thread listed before"),
         (["threads", "--filter", "[1]"], 2, "JSON object"),
         (["threads", "--order", "size"], 2, "--order is 'size'"),
         (["threads", "--filter", '{"a": NaN}'], 2, "--filter['a'] is not finite"),
