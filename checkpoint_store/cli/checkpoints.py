@@ -104,11 +104,7 @@ COMMANDS = (show, diff)
 
 
 async def _find(backend: Backend, thread: str, namespace: str, checkpoint_id: str | None) -> Row:
-    """Return the row of a checkpoint, named by its id or the start of it.
-
-    Raises:
-        ThreadNotFound: If there is no such checkpoint.
-    """
+    """Return the row of a checkpoint, named by its id or the start of it; the newest by default."""
     key = Key(
         checked_thread_id(thread, "THREAD"),
         plain_text(namespace, "--namespace"),

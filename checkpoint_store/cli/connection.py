@@ -113,11 +113,7 @@ def advise_upgrade(schema: str | None) -> Iterator[None]:
 
 
 def confirm(question: str) -> None:
-    """Ask a question, and end the command unless the answer is yes.
-
-    Raises:
-        CheckpointStoreError: If there is no answer.
-    """
+    """Ask a question, and end the command unless the answer is yes."""
     try:
         answer = typer.confirm(question, err=True)
     except typer.Abort as ended:

@@ -78,11 +78,7 @@ COMMANDS = (reencrypt,)
 
 
 def _key_ring() -> KeyRing:
-    """Return the keys of the environment.
-
-    Raises:
-        InvalidOption: If there are none, or one is not a key.
-    """
+    """Return the keys of the environment."""
     from checkpoint_store.serde.encryption import KeyRing
 
     texts = [text.strip() for text in os.environ.get(KEYS, "").split(",") if text.strip()]

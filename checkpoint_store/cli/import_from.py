@@ -92,13 +92,7 @@ def _print(report: TransferReport, as_json: bool) -> None:
 
 
 def _other_saver(source: str, serde: Any) -> AbstractContextManager[Any]:
-    """Open another saver's database for reading.
-
-    Raises:
-        NotInstalled: If that saver's package is missing.
-        InvalidURL: If the source is neither an SQLite file nor a URL of PostgreSQL.
-        Unavailable: If it can't be opened.
-    """
+    """Open another saver's database, an SQLite file or a URL of PostgreSQL, for reading."""
     if source.startswith(("postgresql://", "postgres://")):
         return _postgres(source, serde)
     if "://" in source:

@@ -27,13 +27,7 @@ PathsAt = Callable[[str, str], Mapping[str, str]]
 
 
 def paths_at(source: BaseCheckpointSaver[Any], thread_id: Any, calls: SaverCalls) -> PathsAt:
-    """Return the paths of a thread's tasks in one of LangGraph's own savers; in others none are known.
-
-    Args:
-        source: The saver.
-        thread_id: The thread, as the saver names it.
-        calls: The calls of the saver, sync or async.
-    """
+    """Return the paths of a thread's tasks in one of LangGraph's own savers; in others none are known."""
     if isinstance(source, InMemorySaver):
         writes = source.writes
         return lambda *key: {write[0]: write[3] for write in writes.get((thread_id, *key), {}).values()}

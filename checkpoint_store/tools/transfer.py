@@ -127,13 +127,7 @@ async def acopy_threads(
 
 
 class _Transfer:
-    """One call of `copy_threads`.
-
-    Args:
-        source: The saver to read.
-        target: The saver to write.
-        calls: The calls of both, sync or async.
-    """
+    """One call of `copy_threads`."""
 
     def __init__(self, source: BaseCheckpointSaver[Any], target: BasePostgresSaver, calls: SaverCalls) -> None:
         if not (has_methods(source, "list") or has_methods(source, "alist")):
@@ -199,11 +193,7 @@ class _Transfer:
         return _report(here, there)
 
     def _compare(self, target: BasePostgresSaver, name: str, config: RunnableConfig, there: Inventory) -> Inventory:
-        """Return the source's inventory of a thread that is in the target.
-
-        Raises:
-            TransferError: If the thread has gone on in both, or was resumed in one of them.
-        """
+        """Return the source's inventory of a thread that is in the target; raise if it has gone on in both."""
         here, special = Inventory(), dict[Key, list[Any]]()
         for found in self._list(config):
             here.update(inventory_of(found))
@@ -341,11 +331,7 @@ class _Transfer:
 
 
 def _name_of(thread_id: Any) -> str:
-    """Return the target's id of a thread: an in-memory saver may have a number, of which graphs take the text.
-
-    Raises:
-        InvalidConfig: If it can't be a thread id.
-    """
+    """Return the target's id of a thread: an in-memory saver may have a number, of which graphs take the text."""
     if not isinstance(thread_id, str) and thread_id is not None:
         with suppress(Exception):
             hash(thread_id)  # savers look it up in a dict
