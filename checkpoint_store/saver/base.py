@@ -93,7 +93,8 @@ class BasePostgresSaver(ThreadsMixin):
         found = await self._backend.run(checkpoints.get_checkpoint, self._backend.page_cache, key_of(config))
         if found is None:
             return None
-        decode = partial(self._decoder.decode_checkpoint, row := Row._make(found), self._valued)
+        row, decoder = Row._make(found), Decoder(self.serde, encrypted_only=self._requires_encryption)
+        decode = partial(decoder.decode_checkpoint, row, self._valued)
         return await asyncio.to_thread(decode) if is_large(row.blobs, row.writes) else decode()
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:

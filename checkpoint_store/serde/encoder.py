@@ -21,6 +21,7 @@ from checkpoint_store.errors import InvalidConfig, UnstorableValue, safe_str, sh
 from checkpoint_store.serde import encryption, jsonb, pages
 from checkpoint_store.serde.arguments import as_str
 from checkpoint_store.serde.keys import (
+    KEY_BYTES,
     Key,
     Location,
     check_blob_keys,
@@ -127,7 +128,8 @@ class Encoder:
         valued.note(location, checkpoint_id, [*checkpoint["channel_values"], *kept])
         merged = _merged(config, metadata, location)
         has_large = _check_sizes(channels, types, contents, location)
-        check_blob_keys(location, channels, versions)
+        if not _are_short_ascii(*ids.values(), *channels, *versions):  # as nearly all are: then any key of them fits
+            check_blob_keys(location, channels, versions)
         binds = {
             **ids,
             "parent_checkpoint_id": key.checkpoint_id,
@@ -166,7 +168,8 @@ class Encoder:
         idxs = sorted(rows)
         channels, types, blobs = map(list, zip(*map(rows.get, idxs), strict=True)) if rows else ([], [], [])
         _check_sizes(channels, types, blobs, location)
-        check_channels(channels, location)
+        if not _are_short_ascii(*channels):
+            check_channels(channels, location)
         return {
             **key._asdict(),
             "task_id": task_id,
@@ -294,6 +297,11 @@ def _check_sizes(channels: Sequence[str], types: Sequence[str], blobs: Sequence[
             f"at once {size:,}; PostgreSQL takes {MAX_BYTES:,}. Store it elsewhere, and in the channel where it is."
         )
     return size >= pages.LARGE_BYTES and any(map(pages.is_large, types, blobs))
+
+
+def _are_short_ascii(*texts: str) -> bool:
+    joined = "".join(texts)
+    return len(joined) <= KEY_BYTES and joined.isascii() and "\x00" not in joined
 
 
 def _merged(config: RunnableConfig, metadata: CheckpointMetadata, location: Location) -> CheckpointMetadata:

@@ -145,6 +145,8 @@ def plain_text(value: object, name: str) -> str:
     Raises:
         InvalidConfig: If it is not a string, or too long for any key, or has a NUL or a lone surrogate.
     """
+    if type(value) is str and value.isascii() and "\x00" not in value and len(value) <= KEY_BYTES:
+        return value  # as nearly all are
     if not isinstance(value, str):
         raise InvalidConfig(f"{name} must be a string, not {short_repr(value)} ({type(value).__name__})")
     text = as_str(value)

@@ -43,8 +43,3 @@ class Ancestor(NamedTuple):
     value_types: Sequence[str | None] | None
     value_blobs: Sequence[bytes | None] | None
     value_inlines: Sequence[str | None] | None
-
-
-def size_of(*arrays: Sequence[bytes | None] | None) -> int:
-    """Return how many bytes blobs have together."""
-    return sum(len(blob or b"") for array in arrays for blob in array or ())

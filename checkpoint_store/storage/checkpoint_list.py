@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from checkpoint_store.serde.keys import Listing
-from checkpoint_store.serde.records import Row, size_of
+from checkpoint_store.serde.records import Row
 from checkpoint_store.sql.read import MAX_ROWS
 
 FIRST_ROWS = 16
@@ -54,5 +54,7 @@ class CheckpointCursor:
         while rows:
             row = rows.pop()
             self._rows += 1
-            self._bytes += size_of(row.blobs, row.writes) + len(row.checkpoint) + len(row.metadata)
+            self._bytes += len(row.checkpoint) + len(row.metadata)
+            for blobs in (row.blobs, row.writes):
+                self._bytes += sum(map(len, filter(None, blobs or ())))
             yield row
