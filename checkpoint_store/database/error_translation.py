@@ -103,7 +103,7 @@ _MEANINGS: Mapping[str, Meaning] = MappingProxyType(
             "transaction_timeout has ended the session. Raise it for the role, or make the transaction shorter.",
         ),
         "40": (WrongTransaction, "the server has undone the transaction. Roll it back and run it again, as a whole."),
-        "40002": (Refused, "{hurdle} refused the statement. {unseen}"),
+        "40002": (Refused, "{rule} refused the statement. {unseen}"),
         "53": (Unavailable, "the server lacks a resource. Look at its machine and its log."),
         "53100": (Unavailable, "the server's disk is full. Make room, or have old checkpoints deleted and vacuumed."),
         "53200": (Unavailable, "the server is out of memory. Look at its settings, work_mem for one, and its machine."),
@@ -127,7 +127,7 @@ _MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         # Constraints, triggers and policies of the host's.
         **dict.fromkeys(
             ("02", "09", "20", "21", "23", "27", "2F", "38", "39", "44", "HV", "P0"),
-            (Refused, "{hurdle} refused the statement. {unseen}"),
+            (Refused, "{rule} refused the statement. {unseen}"),
         ),
         "42704": (
             Refused,
@@ -140,7 +140,7 @@ _MEANINGS: Mapping[str, Meaning] = MappingProxyType(
 )
 """The meaning of SQLSTATEs: the class of our error, and its message and advice."""
 
-_OF_A_FUNCTIONS_OWN = ("08", "25", "40", "53", "57", "58", "55P03")
+_NOT_OF_FUNCTION = ("08", "25", "40", "53", "57", "58", "55P03")
 """Errors in a trigger's function that it has not caused."""
 
 
@@ -191,10 +191,10 @@ class _Failure:
         self.where = where
         self.callers = callers
         self.cause = driver_error(error)
-        self.said = diagnosis_of(error)
-        self.state = self.said.state
-        unsaid = f"the server said {self.said.name}" if self.state else type(self.cause).__name__
-        self.message = self.said.message or unsaid
+        self.diagnosis = diagnosis_of(error)
+        self.state = self.diagnosis.state
+        unsaid = f"the server said {self.diagnosis.name}" if self.state else type(self.cause).__name__
+        self.message = self.diagnosis.message or unsaid
         self.ended = _ENDED if callers else ""
         """The end of a message: the consequence for the transaction."""
         self.transient = transient_error_of(error)
@@ -222,10 +222,12 @@ def _of_time_limit(failure: _Failure, kept: int) -> CheckpointStoreError | None:
 
 def _of_function(failure: _Failure) -> CheckpointStoreError | None:
     """Translate an error of a function of the database's, such as a trigger's."""
-    said = failure.said
-    if not said.in_function or said.state.startswith(_OF_A_FUNCTIONS_OWN):
+    diagnosis = failure.diagnosis
+    if not diagnosis.in_function or diagnosis.state.startswith(_NOT_OF_FUNCTION):
         return None
-    return Refused(f"{failure.where}: {_hurdle(said)} refused the statement ({said.name}). {_UNSEEN}{failure.ended}")
+    return Refused(
+        f"{failure.where}: {_rule(diagnosis)} refused the statement ({diagnosis.name}). {_UNSEEN}{failure.ended}"
+    )
 
 
 def _of_tables_and_rights(failure: _Failure, t: Tables, role: Callable[[], str | None]) -> CheckpointStoreError | None:
@@ -233,7 +235,7 @@ def _of_tables_and_rights(failure: _Failure, t: Tables, role: Callable[[], str |
     state, where, message = failure.state, failure.where, failure.message
     if state in _NO_TABLES:
         return NotSetUp(f"{message}.{failure.ended} {SET_UP}")
-    if failure.said.is_by_policy:
+    if failure.diagnosis.is_by_policy:
         return Refused(f"{where}: {message}.{failure.ended} {_NO_GRANT}")
     is_of_url = state in _USER_AND_PARAMETERS and failure.is_connecting
     if is_of_url or isinstance(failure.cause, ClientConfigurationError):
@@ -274,7 +276,7 @@ def _of_lost_connection(failure: _Failure) -> CheckpointStoreError | None:
     if failure.is_idle_limit:
         return None
     is_closed = failure.is_lost or state.startswith(_LOST) or failure.transient == TRANSIENT_ERRORS["08"]
-    if failure.callers and is_closed and not failure.said.in_function and not failure.is_connecting:
+    if failure.callers and is_closed and not failure.diagnosis.in_function and not failure.is_connecting:
         # A driver that finds its connection closed says something about its own classes.
         return Unavailable(f"{where}: {message + ': ' if state.startswith('57P') else ''}{_GONE}")
     is_transient = failure.transient is not None and not failure.callers
@@ -285,15 +287,15 @@ def _of_lost_connection(failure: _Failure) -> CheckpointStoreError | None:
 
 def _of_state(failure: _Failure) -> CheckpointStoreError:
     """Translate an error by its SQLSTATE."""
-    said, state = failure.said, failure.state
+    diagnosis, state = failure.diagnosis, failure.state
     kind, words = next(
         (_MEANINGS[key] for key in (state, state[:4], state[:2]) if key in _MEANINGS),
         (CheckpointStoreError, "the call has failed."),
     )
     text = words.format(
-        hurdle=_hurdle(said), unseen=_UNSEEN, utf8="Make the database with ENCODING 'UTF8', or store other text."
+        rule=_rule(diagnosis), unseen=_UNSEEN, utf8="Make the database with ENCODING 'UTF8', or store other text."
     )
-    quoted = f"{failure.message} ({state})" if said.message else said.name
+    quoted = f"{failure.message} ({state})" if diagnosis.message else diagnosis.name
     return kind(f"{failure.where}: {quoted}: {text}{failure.ended if kind is not WrongTransaction else ''}")
 
 
@@ -312,13 +314,13 @@ def _without_state(failure: _Failure) -> CheckpointStoreError:
     return CheckpointStoreError(f"{where}: {failure.message}{'.' + ended if ended else ''}")
 
 
-def _hurdle(said: Diagnosis) -> str:
+def _rule(diagnosis: Diagnosis) -> str:
     """Return the name of the constraint, column or function that has refused a row, as far as the server says it."""
-    of_table = f' of table "{said.table}"' if said.table else ""
-    if said.in_function:
-        return f"the database's function {said.function}" if said.function else "a function of the database's"
-    if said.constraint:
-        return f'the constraint "{said.constraint}"{of_table}'
-    if said.column:
-        return f'the column "{said.column}"{of_table}'
+    of_table = f' of table "{diagnosis.table}"' if diagnosis.table else ""
+    if diagnosis.in_function:
+        return f"the database's function {diagnosis.function}" if diagnosis.function else "a function of the database's"
+    if diagnosis.constraint:
+        return f'the constraint "{diagnosis.constraint}"{of_table}'
+    if diagnosis.column:
+        return f'the column "{diagnosis.column}"{of_table}'
     return "a rule of the database's"

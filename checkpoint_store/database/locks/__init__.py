@@ -1,1 +1,1 @@
-"""The per-thread run lock: its session of the server's, the requests for it, and how they wait."""
+"""The thread lock of a run: its session of the server's, the requests for it, and their scheduling."""
