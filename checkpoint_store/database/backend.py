@@ -119,11 +119,11 @@ class Backend(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Refuse further operations, and give back what is ours."""
+        """Refuse further operations, and release the engine and the loop if they are ours."""
 
     @abstractmethod
     def close_blocking(self) -> None:
-        """Refuse further operations, and give back what is ours."""
+        """Refuse further operations, and release the engine and the loop if they are ours."""
 
     async def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock, from any coroutine."""
@@ -249,7 +249,7 @@ class AsyncBackend(Backend):
         self.event_loop.check_sync()
 
     async def close(self) -> None:
-        """Refuse further operations, and give back what is ours."""
+        """Refuse further operations, and release the engine and the loop if they are ours."""
         self._refuse()
         if self.event_loop.is_ours:
             await asyncio.to_thread(self.close_blocking)
@@ -257,7 +257,7 @@ class AsyncBackend(Backend):
             await self.event_loop.acall(self._close)
 
     def close_blocking(self) -> None:
-        """Refuse further operations, and give back what is ours."""
+        """Refuse further operations, and release the engine and the loop if they are ours."""
         self._refuse()
         # At the end of the interpreter the loop, and all that lived on it, may have gone first.
         if self.event_loop.is_closed:
@@ -298,7 +298,7 @@ class AsyncBackend(Backend):
                 await greenlet_spawn(self.provider.lock_session.close)
 
     async def _dispose(self) -> None:
-        """Close the connections, which nobody else could on a loop of ours."""
+        """Close the connections: on a loop of ours the host could not."""
         goes_on = self._pipe is not None and not self.owned
         self.provider.close(State.DRAINING if goes_on else State.CLOSED, is_disposed=self._engine is not None)
         try:

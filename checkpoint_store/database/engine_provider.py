@@ -172,7 +172,7 @@ class EngineProvider(ConnectionProvider):
             self.raise_translated(last, seconds)
 
     def _before_retry(self, error: BaseException) -> None:
-        if self.state is State.CLOSED:  # it would open connections that nobody closes
+        if self.state is State.CLOSED:  # nothing would close the connections it opens
             raise Closed("this saver was closed while a call was retried; whether it was carried out is unknown")
         if self.observer is not None:
             self.observer.retried(error)

@@ -1,4 +1,4 @@
-"""Backends for what a saver is made with: an engine, a connection or a session, each of a kind that we can use."""
+"""Backends for the engine, connection or session that a saver is made with, if it is of a kind that we can use."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def backend_for(conn: object, pipe: object, options: SaverOptions[Any], *, sync:
         )
     if pipe is not None:
         raise InvalidOption(
-            "pipe can't be used with a connection: what is written there is committed by its owner. Pass the engine."
+            "pipe can't be used with a connection: the writes there are committed by its owner. Pass the engine."
         )
     provider = _connection_provider("conn", conn, statements_of(options.get("schema")))
     page_cache = PageCache(page_memory_of(provider.engine.dialect), provider.sql.tables.schema)
@@ -75,7 +75,7 @@ def backend_within(conn: object, backend: Backend, bind_arguments: Mapping[str, 
     Args:
         conn: A connection or session.
         backend: The other one.
-        bind_arguments: Tell which of a session's engines has the tables; see `Session.connection`.
+        bind_arguments: For `Session.connection()`: they select the one of its engines that has the tables.
         sync: As for `backend_for`.
 
     Raises:

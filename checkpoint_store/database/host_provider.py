@@ -147,7 +147,7 @@ class HostSessionProvider(HostProvider):
         session: A sync session, or the one inside an async session.
         engine: The one of its engines that has the tables.
         sql: The statements that operations use.
-        bind_arguments: Tell `Session.connection()` which engine that is.
+        bind_arguments: For `Session.connection()`: they select that engine.
     """
 
     def __init__(self, session: Session, engine: Engine, sql: Statements, bind_arguments: Mapping[str, Any]) -> None:

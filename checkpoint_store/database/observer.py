@@ -1,4 +1,4 @@
-"""The hook of those who watch calls: `checkpoint_store.telemetry` has one; without any, nothing is called."""
+"""The hook for observers of calls, such as `checkpoint_store.telemetry`; without one, nothing is called."""
 
 from __future__ import annotations
 

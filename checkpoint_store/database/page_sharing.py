@@ -1,4 +1,4 @@
-"""The decision whether large values are stored as shared pages: the caller's, or by what the database says."""
+"""The decision whether large values are stored as shared pages: the caller's option, or the database's answer."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class ConnectionProvider(ABC):
     """
 
     is_callers = False
-    """Whether the transaction is the caller's, who may roll back what is stored in it."""
+    """Whether the transaction is the caller's, and may be rolled back with all that is stored in it."""
 
     def __init__(self, engine: Engine, sql: Statements) -> None:
         self.engine = engine

@@ -64,7 +64,7 @@ class Retries:
             transient: The kind of error that it has failed with.
             error: The error.
             seconds: For how long.
-            before: Called with the error before each try; what it raises ends them.
+            before: Called with the error before each try; an error that it raises ends them.
             function: The function.
             args: Its arguments.
 

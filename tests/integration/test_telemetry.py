@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psycopg
@@ -24,6 +25,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, telemetry
 from checkpoint_store.errors import InvalidOption, NotSetUp, Unavailable
 from checkpoint_store.serde import pages
+from checkpoint_store.sql.executor import Executor
+from checkpoint_store.storage.operation import Operation
 from checkpoint_store.transfer import acopy_threads
 
 GRAPH: Any = {"configurable": {"thread_id": "the-thread", "checkpoint_ns": ""}}
@@ -336,3 +339,57 @@ async def test_commits_and_pages_are_counted_with_refused_forks_too(
     assert (sizes.count, sizes.sum) == (1, 1)
     sent = {p.attributes["checkpoint_store.page.state"]: p.value for p in telescope.points("checkpoint_store.pages")}
     assert sent["sent"] > 5
+
+
+class Recorder:
+    """An observer that keeps the order of events."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def call(self, name: str, thread_id: str | None) -> AbstractContextManager[None]:
+        return self._block(f"{name} {thread_id}")
+
+    def store(self, change: Any) -> AbstractContextManager[None]:
+        return self._block(f"store {change.thread_id}")
+
+    def commit(self, changes: Sequence[Any]) -> AbstractContextManager[None]:
+        return self._block(f"commit {len(changes)}")
+
+    @contextmanager
+    def operation(self, operation: Operation[..., Any], _: Sequence[Any], db: Executor) -> Iterator[Executor]:
+        with self._block(operation.name):
+            yield db
+
+    def connected(self, seconds: float) -> None:
+        assert seconds > 0
+        self.events.append("connected")
+
+    def retried(self, error: BaseException) -> None:
+        self.events.append(f"retried {type(error).__name__}")
+
+    @contextmanager
+    def _block(self, name: str) -> Iterator[None]:
+        self.events.append(name)
+        try:
+            yield
+        finally:
+            self.events.append(f"end of {name}")
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+async def test_an_observer_sees_a_call_from_its_beginning_to_its_end(engine: AsyncEngine, pipeline: bool) -> None:
+    """The wait for a connection and the operation within the call; nothing once it is taken away."""
+    saver, recorder = AsyncPostgresSaver(engine, AsyncPipeline(engine) if pipeline else None), Recorder()
+    saver._backend.observe(recorder)
+    await saver.aput(GRAPH, checkpoint("1", n=1), {}, {"n": "1"})
+    stored, recorder.events = recorder.events, []
+    await saver.aget_tuple(GRAPH)
+    saver._backend.observe(None)
+    await saver.aget_tuple(GRAPH)
+
+    operation = ["connected", "store", "end of store"]
+    commit = ["commit 1", *operation, "end of commit 1"] if pipeline else operation
+    assert stored == ["store the-thread", *commit, "end of store the-thread"]
+    asked = ["connected", "get_tuple", "end of get_tuple"]
+    assert recorder.events == ["get_tuple the-thread", *asked, "end of get_tuple the-thread"]
