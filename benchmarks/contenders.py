@@ -108,7 +108,7 @@ class FloorSaver(AsyncPostgresSaver):
     def prepare(self, *put: Any) -> None:
         """Encode the arguments of a coming `aput`."""
         binds, _, config = Encoder(self.serde).encode_checkpoint(*put, ValuedChannels())
-        self._prepared[binds["checkpoint_id"]] = (self._statement.parameters(self._dialect, binds), config)
+        self._prepared[binds["checkpoint_id"]] = (self._statement.bound(self._dialect, binds)[1], config)
 
     async def aput(
         self,

@@ -74,7 +74,7 @@ class AsyncpgExecutor(DirectExecutor):
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
         dialect = self.engine.dialect
-        sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
+        sql, parameters = statement.bound(dialect, binds)
         try:
             return await_only(self.driver.fetch(sql, *parameters))
         except BaseException as error:
@@ -105,7 +105,7 @@ class PsycopgExecutor(DirectExecutor):
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
         dialect = self.engine.dialect
-        sql, parameters = statement.sql(dialect), statement.parameters(dialect, binds)
+        sql, parameters = statement.bound(dialect, binds)
         try:
             cursor = self._wait(self.driver.execute(sql, parameters, binary=True))
             return self._wait(cursor.fetchall()) if cursor.description else []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self
 
 from sqlalchemy import Dialect, Executable
@@ -11,6 +12,9 @@ from sqlalchemy import Dialect, Executable
 from checkpoint_store.schema import Tables
 
 P = ParamSpec("P")
+
+ByPosition = Callable[[Mapping[str, Any]], tuple[Any, ...]]
+"""A function that puts binds in the order of the parameters."""
 
 
 class Statement:
@@ -23,28 +27,34 @@ class Statement:
 
     def __init__(self, construct: Executable) -> None:
         self.construct = construct
-        self._compiled: dict[tuple[str, str, str], tuple[str, tuple[str, ...] | None]] = {}
+        self._compiled: dict[tuple[str, str, str], tuple[str, ByPosition | None]] = {}
 
     def sql(self, dialect: Dialect) -> str:
         """Return the SQL text for a dialect."""
         return self._for(dialect)[0]
 
-    def parameters(self, dialect: Dialect, binds: Mapping[str, Any]) -> tuple[Any, ...] | Mapping[str, Any]:
-        """Return the binds as the dialect's driver takes them: by position or by name."""
-        order = self._for(dialect)[1]
-        return binds if order is None else tuple([binds[name] for name in order])
+    def bound(self, dialect: Dialect, binds: Mapping[str, Any]) -> tuple[str, tuple[Any, ...] | Mapping[str, Any]]:
+        """Return the SQL text for a dialect, and the binds as its driver takes them: by position or by name."""
+        sql, by_position = self._for(dialect)
+        return sql, binds if by_position is None else by_position(binds)
 
-    def _for(self, dialect: Dialect) -> tuple[str, tuple[str, ...] | None]:
+    def _for(self, dialect: Dialect) -> tuple[str, ByPosition | None]:
         key = (dialect.name, dialect.driver, dialect.paramstyle)
         if (known := self._compiled.get(key)) is None:
             compiled = self.construct.compile(dialect=dialect)  # type: ignore[attr-defined]
-            order = tuple(compiled.positiontup) if compiled.positional else None
+            by_position = _by_position(compiled.positiontup) if compiled.positional else None
             sql = compiled.string
             if dialect.driver == "psycopg":
                 # psycopg would send an array of bytes as text, which is twice as long and takes long to escape.
                 sql = sql.replace(")s::BYTEA[]", ")b::BYTEA[]")
-            known = self._compiled[key] = (sql, order)
+            known = self._compiled[key] = (sql, by_position)
         return known
+
+
+def _by_position(names: Sequence[str]) -> ByPosition:
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda binds: tuple([binds[name] for name in names])
 
 
 class Read(NamedTuple):

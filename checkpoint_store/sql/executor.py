@@ -43,9 +43,8 @@ class ConnectionExecutor(Executor):
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement and return its rows."""
-        dialect = self._conn.dialect
         try:
-            result = self._conn.exec_driver_sql(statement.sql(dialect), statement.parameters(dialect, binds))
+            result = self._conn.exec_driver_sql(*statement.bound(self._conn.dialect, binds))
         except PostgresWarning as error:
             raise error_of_warning(error) from None
         return result.all() if result.returns_rows else []

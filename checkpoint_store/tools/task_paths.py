@@ -53,7 +53,7 @@ def _known(source: BaseCheckpointSaver[Any]) -> tuple[Statement, Dialect] | None
 
 
 def _read(source: Any, thread_id: str, calls: SaverCalls, statement: Statement, dialect: Dialect) -> Iterable[Any]:
-    query = source.conn, statement.sql(dialect), statement.parameters(dialect, {"thread_id": thread_id})
+    query = source.conn, *statement.bound(dialect, {"thread_id": thread_id})
     if (loop := getattr(source, "loop", None)) is None:
         rows = calls.call(_fetch, lambda *query: asyncio.to_thread(_fetch, *query), *query)
     else:  # an async saver; sync code is on another thread than its loop

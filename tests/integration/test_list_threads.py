@@ -252,7 +252,7 @@ async def test_a_page_does_not_scan_the_table(filled: asyncpg.Connection[Any], c
     statement = statements_of(None).list_threads(frozenset(conditions))
     binds = {"last_checkpoint_id": "015000", "last_thread_id": "thread-1500", "skipped": ["hog"], "prefix": "thread"}
     binds.update(filter='{"step": 12009}', steps=320, wanted=20)
-    sql, values = statement.sql(dialect.dialect()), statement.parameters(dialect.dialect(), binds)
+    sql, values = statement.bound(dialect.dialect(), binds)
     literals = ", ".join(_literal(value) for value in values)
     await filled.execute(f"SET plan_cache_mode = {mode}")
     await filled.execute(f"PREPARE under_test AS {sql}")

@@ -89,7 +89,8 @@ class Storing:
         there = None if known is None else set(list(self.put.pages)[:known])
         statement, driver = statements_of(None).store, dialect.dialect()
         binds = merged([self.put], {} if there is None else {"t": there})
-        return bool(await self.conn.fetch(statement.sql(driver), *statement.parameters(driver, binds)))
+        sql, parameters = statement.bound(driver, binds)
+        return bool(await self.conn.fetch(sql, *parameters))
 
 
 @asynccontextmanager

@@ -63,7 +63,7 @@ def explain(
     conn: Connection, statement: Statement, binds: dict[str, Any], mode: str, options: str = ""
 ) -> list[dict[str, Any]]:
     """The nodes of a prepared statement's plan, as the server makes it for our driver."""
-    sql, values = statement.sql(dialect.dialect()), statement.parameters(dialect.dialect(), binds)
+    sql, values = statement.bound(dialect.dialect(), binds)
     conn.exec_driver_sql(f"SET plan_cache_mode = {mode}")
     conn.exec_driver_sql(f"PREPARE under_test AS {sql}")
     arguments = ", ".join(conn.dialect.type_compiler_instance and _literal(value) for value in values)

@@ -88,8 +88,8 @@ def test_parameters_come_in_the_order_of_the_text() -> None:
     binds = {"thread_id": "t", "checkpoint_ns": "n", "checkpoint_id": "c"}
     statement = Statements(Tables()).get_checkpoint.plain
 
-    assert statement.parameters(DIALECTS[0], binds) == ("t", "n", "c")
-    assert statement.parameters(DIALECTS[1], binds) == binds
+    assert statement.bound(DIALECTS[0], binds)[1] == ("t", "n", "c")
+    assert statement.bound(DIALECTS[1], binds)[1] == binds
 
 
 def test_a_schema_qualifies_every_table() -> None:
