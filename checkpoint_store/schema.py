@@ -103,9 +103,8 @@ class Tables:
             Column("digest", LargeBinary, primary_key=True),
             Column("page", LargeBinary, nullable=False),
         )
-        # One row for each thread that has pages, or is a copy. Every transaction that stores or deletes pages locks it
-        # first. Its epoch changes when pages are deleted, so that a transaction that has just looked for them notices,
-        # and each copy gets one of its own.
+        # One row for each thread that has pages, or is a copy; transactions that store or delete pages lock it first.
+        # Its epoch changes when pages are deleted, for a transaction that has just looked for them; a copy has its own.
         self.checkpoint_threads = self._table(
             "checkpoint_threads", _key("thread_id"), Column("epoch", BigInteger, nullable=False)
         )

@@ -97,12 +97,7 @@ def upgrade(schema: str | None) -> None:
         schema=schema,
         if_not_exists=True,
     )
-    # Changes that an adopted database may still lack.
-    op.execute(varchar_to_text(ADOPTABLE, schema))
-    op.alter_column("checkpoint_blobs", "blob", nullable=True, schema=schema)
-    writes = qualified("checkpoint_writes", schema)
-    op.execute(statement(f"ALTER TABLE {writes} ADD COLUMN IF NOT EXISTS task_path TEXT NOT NULL DEFAULT ''"))
-    op.execute(varchar_to_text({"checkpoint_writes": {"task_path": "text"}}, schema))
+    complete_adopted(schema)
 
 
 @downgrade_from(revision, down_revision)
@@ -110,3 +105,12 @@ def downgrade(schema: str | None) -> None:
     """Drop the tables, unless they existed before or the stock saver has set them up since."""
     tables = ", ".join(qualified(table, schema) for table in ADOPTABLE)
     op.execute(statement(block(f"IF {ours_alone(schema)} THEN\n        DROP TABLE {tables};\n    END IF;")))
+
+
+def complete_adopted(schema: str | None) -> None:
+    """Make the changes that adopted tables may still lack."""
+    op.execute(varchar_to_text(ADOPTABLE, schema))
+    op.alter_column("checkpoint_blobs", "blob", nullable=True, schema=schema)
+    writes = qualified("checkpoint_writes", schema)
+    op.execute(statement(f"ALTER TABLE {writes} ADD COLUMN IF NOT EXISTS task_path TEXT NOT NULL DEFAULT ''"))
+    op.execute(varchar_to_text({"checkpoint_writes": {"task_path": "text"}}, schema))
