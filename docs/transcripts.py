@@ -1,7 +1,7 @@
-"""Write the transcripts of reference/command-line.md: what stands behind each `$` is run, and what it prints put down.
+"""Write the transcripts of reference/command-line.md: the command after each `$` is run, and its output written down.
 
     python docs/transcripts.py            # rewrite the page
-    python docs/transcripts.py --check    # tell whether that would change it
+    python docs/transcripts.py --check    # fail if that would change it
 
 The database is a temporary one. What is stored in it is made here, with ids and times that are always the same.
 """
@@ -124,7 +124,7 @@ class Story:
         self.step(thread, fork, 3, {"outcome": "released"}, writes=[("outcome", "archived")])
 
     def others(self) -> None:
-        """A long chat, a report that nobody has looked at for months, and a thread that an attacker wrote."""
+        """A long chat, an old report, and a thread that an attacker wrote."""
         parent = None
         for step in range(40):
             text = f"Answer {step}: " + "all is well. " * 60
@@ -151,7 +151,7 @@ def fill(url: str) -> None:
 
 
 def run(command: str) -> str:
-    """Run a command and return what it prints; `; echo $?` behind it prints its exit code."""
+    """Run a command and return what it prints; `; echo $?` after it prints its exit code."""
     words, echo, _ = command.partition("; echo $?")
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed):

@@ -41,7 +41,7 @@ def threads(
 ) -> None:
     """List threads, the last used first.
 
-    A page costs the same however many threads there are.
+    The cost depends on --limit, not on the number of threads.
 
     \b
     Example:
