@@ -1,33 +1,33 @@
-"""What can go wrong.
+"""The errors that this library raises on purpose.
 
     CheckpointStoreError
-    ├── InvalidConfig (ValueError)        a config, filter or limit names nothing that can be stored or looked up
+    ├── InvalidConfig (ValueError)        a config, filter or limit that can't name a checkpoint
     ├── InvalidURL (ValueError)           a connection string that can't be used
-    ├── InvalidOption (ValueError)        options that can't be, or don't go together
-    ├── UnusableConnection (TypeError)    `conn` is neither an engine nor a connection the saver can work on
-    ├── NotSetUp                          tables missing or older than this version needs
-    ├── AccessDenied                      the database role lacks a right on the tables
-    ├── UnstorableValue (ValueError)      neither JSONB nor the serializer can hold it; nothing was written
-    ├── Conflict                          another run has continued the thread meanwhile; nothing was written
-    ├── ThreadLocked                      another run has held the thread's lock past the deadline
-    ├── LockLost                          a thread's lock was not held to the end: its session of the server's ended
+    ├── InvalidOption (ValueError)        an option that can't be used, or not together with another one
+    ├── UnusableConnection (TypeError)    an engine, connection or session that savers can't work on
+    ├── NotSetUp                          tables that are missing, or older than this version needs
+    ├── AccessDenied                      a right on the tables that the database role lacks
+    ├── UnstorableValue (ValueError)      a value that neither JSONB nor the serializer can hold; nothing was written
+    ├── Conflict                          a run that another one has overtaken in its thread; nothing was written
+    ├── ThreadLocked                      a thread's lock that another run has held past the deadline
+    ├── LockLost                          a thread's lock that was not held to the end: its session on the server ended
     ├── UnreadableValue                   a stored value that can't be decoded; the rest of the thread is fine
-    │   └── NotEncrypted                  a stored value in clear, where the saver was told to refuse those
-    ├── ThreadNotFound (LookupError)      nothing is stored for a thread, or not the checkpoint asked for
-    ├── ThreadExists (ValueError)         a thread was to be copied to one that has something stored
-    ├── TransferError                     a thread could not be copied from another saver; nothing of it was stored
-    ├── WrongThread (RuntimeError)        a call from the one thread, event loop or process it must not come from
+    │   └── NotEncrypted                  a stored value in clear, with `require_encryption`
+    ├── ThreadNotFound (LookupError)      a thread, or a checkpoint of it, that is not stored
+    ├── ThreadExists (ValueError)         a thread that is stored where a copy was to be made
+    ├── TransferError                     a thread that can't be copied from another saver; nothing of it was stored
+    ├── WrongThread (RuntimeError)        a call from a thread, event loop or process that it must not come from
     ├── WrongTransaction (RuntimeError)   a caller's transaction that is aborted, read-only, over, or isolated otherwise
-    ├── Refused                           a constraint, trigger or policy of the database's refused or hid a row
-    ├── LimitReached                      a time limit, or an administrator, ended the statement; nothing was written
-    ├── Closed (RuntimeError)             the saver was closed
-    ├── Unavailable                       the server could not be reached in time, or no connection became free
-    ├── NotInstalled (ImportError)        an optional part of the library is needed
-    └── MigrationError                    the schema could not be brought to head
-        └── MigrationLocked               another migration, or transactions on the tables, took too long
+    ├── Refused                           a row that a constraint, trigger or policy of the database refused or hid
+    ├── LimitReached                      a statement that a time limit or an administrator ended; nothing was written
+    ├── Closed (RuntimeError)             a saver that was closed
+    ├── Unavailable                       a server that was not reached in time, or no connection that became free
+    ├── NotInstalled (ImportError)        an optional part of the library that is not installed
+    └── MigrationError                    a schema that could not be brought to head
+        └── MigrationLocked               another migration, or transactions on the tables, that took too long
 
-Every error that comes from the server or the driver has SQLAlchemy's as its `__cause__`, or what the network said:
-brief, and without values.
+Every error that comes from the server or the driver has SQLAlchemy's as its `__cause__`, or the network's: brief, and
+without values.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from typing import Any
 
 
 class CheckpointStoreError(Exception):
-    """Base of everything this library raises on purpose; itself for what the server says that fits no other."""
+    """Base of every error here; raised itself for an error of the server's that is none of the others."""
 
 
 class InvalidConfig(CheckpointStoreError, ValueError):
-    """Raised before any work when a config, filter or limit can't name a checkpoint; the message says what came."""
+    """Raised before any work when a config, filter or limit can't name a checkpoint: pass what the message asks for."""
 
 
 class InvalidURL(CheckpointStoreError, ValueError):
@@ -51,11 +51,11 @@ class InvalidURL(CheckpointStoreError, ValueError):
 
 
 class InvalidOption(CheckpointStoreError, ValueError):
-    """Raised when options don't go together, such as `pipe` with a connection, or `schema` can't be a schema's name."""
+    """Raised for an option of another type or range, or that does not go with another one: the message says which."""
 
 
 class UnusableConnection(CheckpointStoreError, TypeError):
-    """Raised when `conn` is of a type, dialect or driver the saver can't work on."""
+    """Raised for an engine, connection or session of a type, dialect or driver that savers can't work on."""
 
 
 class NotSetUp(CheckpointStoreError):
@@ -63,11 +63,14 @@ class NotSetUp(CheckpointStoreError):
 
 
 class AccessDenied(CheckpointStoreError):
-    """Raised when the database role lacks a right on the tables; the message has the GRANT that gives it."""
+    """Raised when the database role lacks a right on the tables: execute the GRANT that is in the message."""
 
 
 class UnstorableValue(CheckpointStoreError, ValueError):
-    """Raised when a value fits neither JSONB, the serializer nor the database's encoding; nothing was written."""
+    """Raised when neither JSONB, the serializer nor the database's encoding can hold a value; nothing was written.
+
+    Store a plain value, or pass a serializer that takes it.
+    """
 
 
 class Conflict(CheckpointStoreError):
@@ -85,7 +88,7 @@ class LockLost(CheckpointStoreError):
 class UnreadableValue(CheckpointStoreError):
     """Raised when a stored value can't be decoded; names the thread, namespace, checkpoint and channel.
 
-    A list that met it goes on behind that checkpoint with `before=error.config`.
+    Use the serializer that the value was written with. To list the checkpoints after it, pass `before=error.config`.
     """
 
     config: dict[str, Any] | None = None
@@ -93,11 +96,11 @@ class UnreadableValue(CheckpointStoreError):
 
 
 class NotEncrypted(UnreadableValue):
-    """Raised with `require_encryption` for a value in clear: encrypt what is there with `encryption.reencrypt`."""
+    """Raised with `require_encryption` for a stored value in clear: encrypt it with `encryption.reencrypt`."""
 
 
 class ThreadNotFound(CheckpointStoreError, LookupError):
-    """Raised when a thread that has to be there has nothing stored; where none need be, methods return None."""
+    """Raised when a thread that is to be copied or shown is not stored; methods that may find nothing return None."""
 
 
 class ThreadExists(CheckpointStoreError, ValueError):
@@ -105,35 +108,40 @@ class ThreadExists(CheckpointStoreError, ValueError):
 
 
 class TransferError(CheckpointStoreError):
-    """Raised when a thread can't be copied from another saver; names it. Those copied before it are there."""
+    """Raised when a thread can't be copied from another saver; names it. Those copied before it are stored."""
 
 
 class WrongThread(CheckpointStoreError, RuntimeError):
-    """Raised instead of a deadlock: a sync call on the event loop's own thread, a foreign loop, or a forked process."""
+    """Raised instead of a deadlock: a sync call on the event loop's own thread, another loop, or a forked process.
+
+    Call the async method there, or make a saver in that loop or process.
+    """
 
 
 class WrongTransaction(CheckpointStoreError, RuntimeError):
-    """Raised when a caller's transaction can't carry a call: it is aborted, read-only, over, or isolated otherwise."""
+    """Raised when a caller's transaction can't carry a call: it is aborted, read-only, over, or isolated otherwise.
+
+    Begin another one, at READ COMMITTED, and bind a saver to it.
+    """
 
 
 class Refused(CheckpointStoreError):
-    """Raised when a rule that the database has of its own, such as a trigger or policy, refused or hid a row."""
+    """Raised when a rule of the database's own, such as a trigger or policy, refused or hid a row: change the rule."""
 
     _by_thread: Mapping[str, str] = MappingProxyType({})
-    """Of changes that were stored together: the threads it is about, each with its message, while all others are
-    stored. Empty where nothing is."""
+    """The threads that the error is about, each with its message, of changes stored together; all others are stored."""
 
 
 class LimitReached(CheckpointStoreError):
-    """Raised when a limit somebody has set, such as `statement_timeout`, ended a statement; nothing was written."""
+    """Raised when a limit such as `statement_timeout` ended a statement; nothing was written. Set a higher one."""
 
 
 class Closed(CheckpointStoreError, RuntimeError):
-    """Raised when a saver is used after it was closed: open a new one."""
+    """Raised when a saver is used after it was closed: make another one."""
 
 
 class Unavailable(CheckpointStoreError):
-    """Raised when the server could not be reached, or what passes has not passed, in time; safe to try again."""
+    """Raised when the server could not be reached, or a transient error has not passed, in time: safe to try again."""
 
 
 class NotInstalled(CheckpointStoreError, ImportError):
@@ -141,18 +149,18 @@ class NotInstalled(CheckpointStoreError, ImportError):
 
 
 class MigrationError(CheckpointStoreError):
-    """Raised when the schema could not be brought to head; what was begun has been rolled back."""
+    """Raised when the schema could not be brought to head; all of it was rolled back. The message has the reason."""
 
 
 class MigrationLocked(MigrationError):
-    """Raised past the deadline of a migration: another one, or transactions that use the tables, have to end first."""
+    """Raised past the deadline of a migration: another one, or transactions that use the tables, must end first."""
 
 
 ONE_CALLS = (AccessDenied, Conflict, LimitReached, LockLost, Refused, UnstorableValue)
-"""What may be the matter with one call's rows, while others' can be stored; besides errors that have only the base."""
+"""Errors about the rows of a single call, while those of other calls can be stored; besides errors of only the base."""
 
 SET_UP = "Run `setup()` once, or `checkpoint-store upgrade` or `alembic upgrade head` before deploying."
-"""What `NotSetUp` advises."""
+"""The way out that `NotSetUp` names."""
 
 
 def short_repr(value: object, limit: int = 60) -> str:

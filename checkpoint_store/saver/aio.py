@@ -1,4 +1,4 @@
-"""The two savers: how they are made, set up and closed. What they do is in `contract` and `lifecycle`."""
+"""The async saver: how it is made, bound and set up."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ from checkpoint_store.saver.retention import RetentionMixin
 
 
 class AsyncPostgresSaver(RetentionMixin):
-    """Keeps LangGraph's checkpoints in PostgreSQL, on an engine or connection of SQLAlchemy's asyncio.
+    """A saver of LangGraph's checkpoints in PostgreSQL, on an engine or connection of SQLAlchemy's asyncio.
 
     Its sync methods work from any thread but the event loop's own.
 
     Args:
         conn: An `AsyncEngine`, whose pool is shared, or an open `AsyncConnection`, in whose transaction everything runs
             and which is committed by the caller.
-        pipe: What lets concurrent writes share commits; made for the same engine. None for a commit each.
-        serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
+        pipe: A group commit for concurrent writes, made for the same engine. None for a commit each.
+        serde: The serializer of values; LangGraph's `JsonPlusSerializer` by default.
         options: `schema`, `share_pages`, `refuse_forks` and more: see `SaverOptions`.
 
     Raises:
         UnusableConnection: If `conn`, `pipe` or `read_engine` is something else.
-        InvalidOption: If `pipe` comes with a connection, or was made for another engine; or if an option is of
-            another kind than it has to be.
+        InvalidOption: If `pipe` comes with a connection, or was made for another engine; or if an option can't be used.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class AsyncPostgresSaver(RetentionMixin):
         Args:
             conn_string: `postgresql://user:password@host:5432/database`, with libpq's parameters if any.
             pipeline: Whether concurrent writes share commits (see `AsyncPipeline`).
-            serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
+            serde: The serializer of values; LangGraph's `JsonPlusSerializer` by default.
             options: Those of the saver and of `create_async_engine`, such as `pool_size`: see `ConnectionOptions`.
 
         Yields:
@@ -91,9 +90,9 @@ class AsyncPostgresSaver(RetentionMixin):
     ) -> Self:
         """Make a saver like this one that works in a transaction of yours.
 
-        It never begins, commits, rolls back or tries again: what it stores becomes visible with your commit and is gone
-        with your rollback. Each call waits for those before it on the same connection, and so does the end of the
-        transaction. A session is flushed first.
+        It never begins, commits, rolls back or retries: the checkpoints that it stores become visible with your commit
+        and are gone with your rollback. Each call waits for those before it on the same connection, and so does the end
+        of the transaction. A session is flushed first.
 
         Bound in an open transaction the saver is over when that ends. Bound before, it may begin the first one, as any
         statement does, and goes on in those that you begin; it never begins another. Make one for each transaction.
@@ -114,13 +113,13 @@ class AsyncPostgresSaver(RetentionMixin):
         return self._within(backend_within(conn_or_session, self._backend, bind_arguments, sync=False))
 
     async def setup(self, *, timeout: float = LOCK_SECONDS) -> None:
-        """Bring the tables to what this version needs; does nothing, in one round trip, where they are.
+        """Bring the tables to the revision that this version needs; where they have it, one round trip and no more.
 
         Safe to call from many processes at once: one migrates, the others wait. Only migrating needs the right to
         create tables. A database of the stock saver is adopted in place.
 
         Args:
-            timeout: How long to wait for others that migrate or use the tables, in seconds.
+            timeout: The longest wait for others that migrate or use the tables, in seconds.
 
         Raises:
             MigrationLocked: If they took longer; names the transactions that were in the way.

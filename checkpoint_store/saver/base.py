@@ -1,4 +1,4 @@
-"""What LangGraph calls, in LangGraph's names: the contract that both savers keep."""
+"""The methods of LangGraph's interface, async and sync: encode, run an operation, decode."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CUT_BYTES = 1024 * 1024
 
 
 class BasePostgresSaver(ThreadsMixin):
-    """LangGraph's contract, async and sync, on one source of connections."""
+    """LangGraph's interface, async and sync, on one backend."""
 
     def __init__(self, backend: Backend, serde: SerializerProtocol | None, options: SaverOptions[Any]) -> None:
         is_untyped = serde is not None and not has_methods(serde, "dumps_typed", "loads_typed")
@@ -66,11 +66,11 @@ class BasePostgresSaver(ThreadsMixin):
         self._refuses_forks = flag(options.get("refuse_forks", False), "refuse_forks")
         self._valued = ValuedChannels()
 
-    def _within(self, source: Backend, *, refuses_forks: bool | None = None) -> Self:
-        """Return a copy of this saver on another source."""
+    def _within(self, backend: Backend, *, refuses_forks: bool | None = None) -> Self:
+        """Return a copy of this saver on another backend."""
         self._backend.check_open()
         within = copy.copy(self)
-        within._backend = source
+        within._backend = backend
         if refuses_forks is not None:
             within._refuses_forks = refuses_forks
         return within
@@ -112,14 +112,14 @@ class BasePostgresSaver(ThreadsMixin):
     ) -> AsyncIterator[CheckpointTuple]:
         """List checkpoints, newest first.
 
-        They are read in pages, each by a statement of its own: no connection is held while you iterate, no more than
-        one page is in memory, and what is stored meanwhile is not in the list.
+        They are read in batches, each by a statement of its own: no connection is held while you iterate, no more than
+        one batch is in memory, and checkpoints that are stored meanwhile are not in the list.
 
         Args:
             config: Names the thread, and a namespace or checkpoint if it has one; None for all threads.
-            filter: What the metadata must contain (PostgreSQL's `@>`: nested dicts match by their members).
-            before: A config with a `checkpoint_id`: list only smaller ids.
-            limit: How many at most; None for all.
+            filter: A dict that the metadata must contain (PostgreSQL's `@>`: nested dicts match by their members).
+            before: A config with a `checkpoint_id`: only smaller ids are listed.
+            limit: The largest number of checkpoints; None for all.
 
         Returns:
             An async iterator of checkpoints.
@@ -219,14 +219,14 @@ class BasePostgresSaver(ThreadsMixin):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Store what a task produced after a checkpoint: when this returns it is committed, all of it or nothing.
+        """Store a task's writes after a checkpoint: when this returns they are committed, all of them or none.
 
         Args:
             config: Names the checkpoint; needs `checkpoint_id`.
             writes: Pairs of channel and value. A write to one of LangGraph's special channels (errors, interrupts,
                 resumes) replaces the task's earlier one to it; any other write stays as it was first stored.
             task_id: The task that made them.
-            task_path: Where the task stands in its step; it decides the order in which writes are applied.
+            task_path: The task's place in its step; it decides the order in which writes are applied.
 
         Raises:
             InvalidConfig: If the config names no checkpoint.
@@ -243,7 +243,7 @@ class BasePostgresSaver(ThreadsMixin):
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Store what a task produced after a checkpoint, as `aput_writes`."""
+        """Store a task's writes after a checkpoint, as `aput_writes`."""
         pairs = pairs_of(writes)
         binds = Encoder(self.serde).encode_writes(config, pairs, task_id, task_path)
         if pairs:
@@ -272,13 +272,13 @@ class BasePostgresSaver(ThreadsMixin):
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str, *, replace: bool = False) -> None:
         """Copy everything stored for a thread to another one, in all its namespaces, atomically and on the server.
 
-        The source may be in use: the copy is what it was at one moment. Ids of checkpoints and runs stay the same, so
+        The source may be in use: the copy is of one moment. Ids of checkpoints and runs stay the same, so
         `delete_for_runs` removes a run from the copy too.
 
         Args:
             source_thread_id: The thread to copy.
             target_thread_id: The thread to make; nothing else should store to it meanwhile.
-            replace: Whether what is stored for the target is deleted first; otherwise it is refused.
+            replace: Whether a target that is stored is deleted first; otherwise it is refused.
 
         Raises:
             InvalidConfig: If either can't be a thread id, or both are the same.
@@ -299,7 +299,7 @@ class BasePostgresSaver(ThreadsMixin):
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Get what a checkpoint's ancestors contribute to delta channels, by following parents.
+        """Get the writes to delta channels of a checkpoint's ancestors, by following parents.
 
         Args:
             config: Names the checkpoint, or with no `checkpoint_id` the newest of its thread and namespace.
@@ -326,7 +326,7 @@ class BasePostgresSaver(ThreadsMixin):
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Get what a checkpoint's ancestors contribute to delta channels, as `aget_delta_channel_history`."""
+        """Get the writes to delta channels of a checkpoint's ancestors, as `aget_delta_channel_history`."""
         if not (channels := texts_of(channels, "channels", "a name")):
             self._backend.check_sync()
             return {}
@@ -338,21 +338,21 @@ class BasePostgresSaver(ThreadsMixin):
         """Make a lock that has the runs of a thread wait for each other, in all processes: for `async with` or `with`.
 
         It is held by the database, in a session of its own that all locks of an engine share, so the pool's
-        connections stay free; and it is free again when the process that holds it dies. A lock that was lost, since
-        its session was, is told: nothing more is stored for the thread in the block, which ends with `LockLost`.
+        connections stay free; and it is free again when the process that holds it dies. When the lock is lost, because
+        its session is, nothing more is stored for the thread in the block, which ends with `LockLost`.
 
         Args:
             thread_id: The thread; it need not exist.
-            timeout: How long to wait for others, in seconds; 0 to try once, None for as long as it takes.
+            timeout: The longest wait for others, in seconds; 0 to try once, None for as long as it takes.
 
         Returns:
             The lock, free as yet.
 
         Raises:
             InvalidConfig: If it can't be a thread id.
-            InvalidOption: If `timeout` is no such time.
+            InvalidOption: If `timeout` is not such a time.
             WrongTransaction: On entering, in AUTOCOMMIT, or in a transaction that is not READ COMMITTED.
-            ThreadLocked: On entering, if another run has had it for so long.
+            ThreadLocked: On entering, if another run has had it for all that time.
             UnusableConnection: On entering, if the engine connects through a pooler such as PgBouncer.
             NotSetUp: On entering, if the tables are missing.
             Unavailable: On entering, if the server can't be reached.
@@ -360,17 +360,17 @@ class BasePostgresSaver(ThreadsMixin):
         """
         return ThreadLock(self._backend, checked_thread_id(thread_id), timeout)
 
-    def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the contract's
+    def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the interface's
         """Return the version that follows a channel's current one, as the stock saver makes it."""
         return next_version(current)
 
     @property
     def retries(self) -> int:
-        """How many times this saver has made a call again that had failed by something that passes."""
+        """The number of retries that this saver has made after transient errors."""
         return self._backend.provider.retries
 
     async def acheck(self) -> None:
-        """Raise unless the tables are what this version works on; for readiness probes.
+        """Check that the tables are at a revision that this version works on; for readiness probes.
 
         One statement, which needs no right but to read `checkpoint_store_version`. Tables that a newer version has
         migrated pass, with a warning in the log.
@@ -383,7 +383,7 @@ class BasePostgresSaver(ThreadsMixin):
         await self._backend.run(check_revisions)
 
     def check(self) -> None:
-        """Raise unless the tables are what this version works on, as `acheck`."""
+        """Check that the tables are at a revision that this version works on, as `acheck`."""
         self._backend.run_blocking(check_revisions)
 
     async def aclose(self) -> None:

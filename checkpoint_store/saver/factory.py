@@ -1,4 +1,4 @@
-"""The two savers: how they are made, set up and closed. What they do is in `contract` and `lifecycle`."""
+"""The engine of a saver that is made from a connection string."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def on_own_engine(
     serde: SerializerProtocol | None,
     options: ConnectionOptions,
 ) -> S:
-    """Make a saver of a kind, with an engine that ends with it."""
+    """Make a saver of a class, with an engine that is disposed when the saver is closed."""
     shares_commits = flag(pipeline, "pipeline")
     of_saver = {name: value for name, value in options.items() if name in SaverOptions.__optional_keys__}
     of_engine = {name: value for name, value in options.items() if name not in of_saver}
@@ -46,9 +46,9 @@ def _engine(conn_string: str, pooler: str | None, options: Mapping[str, Any]) ->
     if pooler:
         connect_args.update(pooler_options()["connect_args"])
     connect_args["async_creator_fn"] = connector(conn_string)
-    for name, least in (("pool_size", 0), ("max_overflow", -1)):
+    for name, minimum in (("pool_size", 0), ("max_overflow", -1)):
         if name in options:
-            number(options[name], name, least)
+            number(options[name], name, minimum)
     if options.get("pool_timeout") is not None:
         seconds(options["pool_timeout"], "pool_timeout")
     try:

@@ -26,20 +26,20 @@ Removal = Callable[[Run], SweepReport]
 
 
 class RetentionMixin(BasePostgresSaver):
-    """Removes checkpoints, with everything that only they need."""
+    """The methods that delete checkpoints, with everything that only they need."""
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> SweepReport:  # type: ignore[override]
         """Delete the checkpoints of runs with their pending writes, from each thread atomically.
 
-        A checkpoint is of the run whose id is `run_id` in its metadata. Those of other runs read as before; one whose
-        parent is gone has the nearest ancestor that is left as its parent. What delta channels of theirs are rebuilt
-        from stays.
+        A checkpoint belongs to the run of the `run_id` in its metadata. Those of other runs read as before; one that
+        loses its parent gets the nearest ancestor that is left. Checkpoints that their delta channels are rebuilt from
+        stay.
 
         Args:
             run_ids: The runs. None of them should be going on.
 
         Returns:
-            What was removed.
+            The numbers of rows and bytes that were deleted.
 
         Raises:
             InvalidConfig: If one can't be a run's id.
@@ -56,19 +56,19 @@ class RetentionMixin(BasePostgresSaver):
     async def aprune(  # type: ignore[override]
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
     ) -> SweepReport:
-        """Remove all but the newest checkpoints of threads, or the threads, each atomically.
+        """Delete all but the newest checkpoints of threads, or the threads, each atomically.
 
-        What is kept is kept whole: pending writes, values, and what delta channels are rebuilt from, which may be
-        further checkpoints. The call of a subgraph goes with the checkpoint that called it. Runs may be going on: none
-        loses a write or its newest checkpoint.
+        A checkpoint is kept whole: its pending writes, its values, and the checkpoints that its delta channels are
+        rebuilt from. The checkpoints of a subgraph's call are deleted with the one that called it. Runs may be going
+        on: none loses a write or its newest checkpoint.
 
         Args:
             thread_ids: The threads; they need not exist.
             strategy: "keep_latest", or "delete" for everything stored for the threads.
-            keep: How many checkpoints to keep of each namespace; for "keep_latest".
+            keep: The number of checkpoints to keep of each namespace; for "keep_latest".
 
         Returns:
-            What was removed.
+            The numbers of rows and bytes that were deleted.
 
         Raises:
             InvalidConfig: If an argument can't be used.
@@ -81,7 +81,7 @@ class RetentionMixin(BasePostgresSaver):
     def prune(  # type: ignore[override]
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", keep: int = 1
     ) -> SweepReport:
-        """Remove all but the newest checkpoints of threads, or the threads, as `aprune`."""
+        """Delete all but the newest checkpoints of threads, or the threads, as `aprune`."""
         return _pruning(thread_ids, strategy, keep)(self._backend.run_blocking)
 
     async def asweep(
@@ -94,27 +94,27 @@ class RetentionMixin(BasePostgresSaver):
         batch_size: int = BATCH_SIZE,
         on_progress: Progress | None = None,
     ) -> SweepReport:
-        """Remove from all threads what is too old, or more than so many.
+        """Delete from all threads the checkpoints that are too old, or more than a number.
 
         A checkpoint stays if either asks for it: if it is younger than `older_than`, or one of the `keep_last` newest
-        of its namespace. With `older_than` alone a thread goes altogether once everything in it is older; as long as
+        of its namespace. With `older_than` alone a whole thread is deleted once everything in it is older; as long as
         something is younger, the newest of each namespace stays.
 
-        Each batch is a transaction: who is interrupted can call again, and finds only what is left to do. Any number of
-        sweeps, and runs, may be going on at the same time.
+        Each batch is a transaction: after an interruption another call does the rest. Any number of sweeps, and runs,
+        may be going on at the same time.
 
         Args:
-            older_than: The age, by the time in the checkpoint's id. One whose id has no time (it is no version 6 UUID,
-                as LangGraph's are) is never too old, and its thread never goes altogether.
-            keep_last: How many checkpoints of each namespace stay, whatever their age.
+            older_than: The age, by the time in the checkpoint's id. A checkpoint with no time in its id (LangGraph's
+                are version 6 UUIDs, which have one) is never too old, and its thread is never deleted as a whole.
+            keep_last: The number of checkpoints of each namespace that stay, whatever their age.
             spare_active: Whether threads that have anything younger than `older_than` are left alone.
-            dry_run: Whether nothing is removed, only counted.
-            batch_size: How many checkpoints go in one transaction; what is removed of a thread is split only where
-                what is left is whole.
-            on_progress: Called after each batch with what was removed so far.
+            dry_run: Whether checkpoints are only counted, not deleted.
+            batch_size: The number of checkpoints that are deleted in one transaction; a thread's are split only where
+                those that are left can be read.
+            on_progress: Called after each batch with the report so far.
 
         Returns:
-            What was removed, or would be.
+            The numbers of rows and bytes that were deleted, or would be.
 
         Raises:
             InvalidOption: If neither `older_than` nor `keep_last` is given, or an option can't be used.
@@ -135,7 +135,7 @@ class RetentionMixin(BasePostgresSaver):
         batch_size: int = BATCH_SIZE,
         on_progress: Progress | None = None,
     ) -> SweepReport:
-        """Remove from all threads what is too old, or more than so many, as `asweep`."""
+        """Delete from all threads the checkpoints that are too old, or more than a number, as `asweep`."""
         rule = _rule(older_than, keep_last, spare_active)
         return _sweeping(rule, batch_size, dry_run, on_progress)(self._backend.run_blocking)
 

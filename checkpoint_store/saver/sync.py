@@ -1,4 +1,4 @@
-"""The two savers: how they are made, set up and closed. What they do is in `contract` and `lifecycle`."""
+"""The sync saver: how it is made, bound, set up and closed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from checkpoint_store.saver.retention import RetentionMixin
 
 
 class PostgresSaver(RetentionMixin):
-    """Keeps LangGraph's checkpoints in PostgreSQL for sync code, from any number of threads.
+    """A saver of LangGraph's checkpoints in PostgreSQL for sync code, from any number of threads.
 
     On a sync engine (`postgresql+psycopg`) each call runs in the calling thread. An `AsyncEngine` is driven by an event
     loop in a thread of its own. Either works in a plain script, in a notebook, and beside a running loop. The async
@@ -37,14 +37,14 @@ class PostgresSaver(RetentionMixin):
         conn: An `Engine`, whose pool is shared, or an open `Connection`, in whose transaction everything runs and which
             is committed by the caller. Or an `AsyncEngine`, not yet used on another loop, or an open `AsyncConnection`
             of the running loop.
-        pipe: What lets concurrent writes share commits; made for the same engine. None for a commit each.
-        serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
+        pipe: A group commit for concurrent writes, made for the same engine. None for a commit each.
+        serde: The serializer of values; LangGraph's `JsonPlusSerializer` by default.
         options: `schema`, `share_pages`, `refuse_forks` and more: see `SaverOptions`.
 
     Raises:
         UnusableConnection: If `conn`, `pipe` or `read_engine` is something else.
         InvalidOption: If `pipe` comes with a connection or a sync engine, or was made for another one; or if an
-            option is of another kind than it has to be.
+            option can't be used.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PostgresSaver(RetentionMixin):
         Args:
             conn_string: `postgresql://user:password@host:5432/database`, with libpq's parameters if any.
             pipeline: Whether concurrent writes share commits (see `AsyncPipeline`).
-            serde: What encodes values; LangGraph's `JsonPlusSerializer` by default.
+            serde: The serializer of values; LangGraph's `JsonPlusSerializer` by default.
             options: Those of the saver and of `create_async_engine`, such as `pool_size`: see `ConnectionOptions`.
 
         Yields:
@@ -103,7 +103,7 @@ class PostgresSaver(RetentionMixin):
         return self._within(backend_within(conn_or_session, self._backend, bind_arguments, sync=True))
 
     def setup(self, *, timeout: float = LOCK_SECONDS) -> None:
-        """Bring the tables to what this version needs, as `AsyncPostgresSaver.setup`."""
+        """Bring the tables to the revision that this version needs, as `AsyncPostgresSaver.setup`."""
         self._backend.setup_blocking(timeout)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A thread's lock: a block that no two runs are in at once, whatever process they run in."""
+"""The lock of a thread: a block that no two runs are in at once, also in different processes."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from checkpoint_store.serde.arguments import seconds
 
 
 class ThreadLock:
-    """Has the runs of a thread wait for each other; what `thread_lock` of the savers returns.
+    """The lock of a thread, for which its runs wait in turn; returned by the savers' `thread_lock`.
 
         async with saver.thread_lock("42", timeout=30):
             await graph.ainvoke(...)
 
-    With a plain `with` in sync code. It does not lock out who does not ask for it, and may not be asked for again in
-    the block. On a saver in a transaction of yours, the lock is held until that ends, not only to the end of the block.
+    With a plain `with` in sync code. It does not lock out runs that do not take it, and must not be taken again in the
+    block. On a saver in a transaction of yours, the lock is held until that ends, not only to the end of the block.
 
     Args:
-        source: Where the connections come from.
+        backend: The backend whose connections the lock is held on.
         thread_id: The thread.
-        timeout: How long to wait for others, in seconds; None for as long as it takes.
+        timeout: The longest wait for others, in seconds; None for as long as it takes.
     """
 
-    def __init__(self, source: Backend, thread_id: str, timeout: float | None) -> None:
-        self._backend = source
+    def __init__(self, backend: Backend, thread_id: str, timeout: float | None) -> None:
+        self._backend = backend
         self._thread_id = thread_id
         self._timeout = None if timeout is None else seconds(timeout, "timeout", "0 to try once, or None for ever")
         self._request: LockRequest | None = None
 
     @property
     def lost(self) -> bool:
-        """Whether the lock was lost, because its session of the server's ended: better stop what you are doing.
+        """Whether the lock was lost, because its session on the server ended: end the run soon.
 
         On a saver in a transaction of yours it is a savepoint rolled back that loses it; the next `put` notices.
 
@@ -47,7 +47,7 @@ class ThreadLock:
         try:
             await self._backend.take_lock(request)
         except BaseException:
-            # Where it was waited for in another thread, it may just have come.
+            # A wait in another thread may have ended with the lock just now.
             await self._backend.leave_lock(request)
             raise
         self._request = request
@@ -70,7 +70,7 @@ class ThreadLock:
             self._backend.take_lock_blocking(request)
             self._request = request
         except BaseException:
-            # Ctrl-C may come when the lock has, too.
+            # Ctrl-C may come just after the lock was taken.
             self._backend.leave_lock_blocking(request)
             raise
         return self

@@ -1,4 +1,4 @@
-"""What the savers tell of threads as a whole, beyond LangGraph's contract."""
+"""The savers' methods about threads as a whole: lists and sizes, beyond LangGraph's interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from checkpoint_store.storage.thread_stats import ThreadStats, stats_of, thread_
 
 
 class ThreadsMixin(BaseCheckpointSaver[str]):
-    """Lists threads, and tells what they occupy."""
+    """The methods that list and measure threads."""
 
     _backend: Backend
 
@@ -37,16 +37,16 @@ class ThreadsMixin(BaseCheckpointSaver[str]):
     ) -> AsyncIterator[ThreadSummary]:
         """List threads, those that were last used first.
 
-        They are read in pages, each by a statement of its own: no connection is held while you iterate. A thread that
-        is used meanwhile keeps its place, or moves up in front of what is still to come.
+        They are read in batches, each by a statement of its own: no connection is held while you iterate. A thread that
+        is used meanwhile keeps its place, or moves up in front of those still to come.
 
         Args:
-            limit: How many threads at most; None for all.
-            cursor: The `cursor` of a thread: the list goes on after it. The other arguments have to stay the same.
+            limit: The largest number of threads; None for all.
+            cursor: The `cursor` of a thread: the list goes on after it. The other arguments must stay the same.
             order: "newest" by the newest checkpoint of the root graph, those that have none at the end; "thread_id" by
                 id, as the database sorts text.
-            filter: What that checkpoint's metadata must contain (PostgreSQL's `@>`).
-            prefix: What their ids begin with.
+            filter: A dict that that checkpoint's metadata must contain (PostgreSQL's `@>`).
+            prefix: The beginning of their ids.
             count: Whether each thread's checkpoints are counted.
 
         Returns:
@@ -58,7 +58,7 @@ class ThreadsMixin(BaseCheckpointSaver[str]):
             UnreadableValue: If metadata is nested too deeply.
             Unavailable: If the server can't be reached.
         """
-        return listed(
+        return _alisted(
             self._backend,
             listing_of(limit=limit, cursor=cursor, order=order, metadata_filter=filter, prefix=prefix, count=count),
         )
@@ -75,13 +75,13 @@ class ThreadsMixin(BaseCheckpointSaver[str]):
     ) -> Iterator[ThreadSummary]:
         """List threads, those that were last used first, as `alist_threads`."""
         self._backend.check_sync()
-        return listed_blocking(
+        return _listed(
             self._backend,
             listing_of(limit=limit, cursor=cursor, order=order, metadata_filter=filter, prefix=prefix, count=count),
         )
 
     async def aget_thread_stats(self, thread_id: str) -> ThreadStats:
-        """Tell what a thread occupies: rows and bytes by table, and its channels by size.
+        """Measure a thread: rows and bytes by table, and its channels by size.
 
         Every row of the thread is looked at, but no large value is read.
 
@@ -100,21 +100,19 @@ class ThreadsMixin(BaseCheckpointSaver[str]):
         return stats_of(thread_id, *await self._backend.run(thread_stats, thread_id))
 
     def get_thread_stats(self, thread_id: str) -> ThreadStats:
-        """Tell what a thread occupies, as `aget_thread_stats`."""
+        """Measure a thread, as `aget_thread_stats`."""
         thread_id = checked_thread_id(thread_id)
         return stats_of(thread_id, *self._backend.run_blocking(thread_stats, thread_id))
 
 
-async def listed(source: Backend, listing: ThreadListRequest) -> AsyncIterator[ThreadSummary]:
-    """List threads; no connection is held while the caller iterates."""
-    walk = ThreadCursor(listing)
-    while walk.has_next:
-        for summary in walk.advance(await source.run(list_threads, walk.conditions, walk.binds)):
+async def _alisted(backend: Backend, listing: ThreadListRequest) -> AsyncIterator[ThreadSummary]:
+    threads = ThreadCursor(listing)
+    while threads.has_next:
+        for summary in threads.advance(await backend.run(list_threads, threads.conditions, threads.binds)):
             yield summary
 
 
-def listed_blocking(source: Backend, listing: ThreadListRequest) -> Iterator[ThreadSummary]:
-    """List threads, as `listed`."""
-    walk = ThreadCursor(listing)
-    while walk.has_next:
-        yield from walk.advance(source.run_blocking(list_threads, walk.conditions, walk.binds))
+def _listed(backend: Backend, listing: ThreadListRequest) -> Iterator[ThreadSummary]:
+    threads = ThreadCursor(listing)
+    while threads.has_next:
+        yield from threads.advance(backend.run_blocking(list_threads, threads.conditions, threads.binds))

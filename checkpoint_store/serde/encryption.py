@@ -34,15 +34,15 @@ Place = tuple[object, ...]
 class KeyRing:
     """Several ciphers for LangGraph's `EncryptedSerializer`: the first one encrypts, any of them decrypts.
 
-    Which key a value needs, trying tells: a cipher that authenticates refuses what isn't its own. A ring of AES keys,
-    made by `aes`, binds what savers store to its type and place, so that nobody opens it who reads it elsewhere, or as
-    something else; what other ciphers encrypt is stored as they alone would.
+    The key of a value is found by trying: a cipher that authenticates refuses another one's values. A ring of AES keys,
+    made by `aes`, binds the values that savers store to their type and place, so that they can't be decrypted elsewhere
+    or as another type; values that other ciphers encrypt are stored as by those alone.
 
     Args:
         ciphers: The newest first.
 
     Raises:
-        InvalidOption: If there is none, or one that is no cipher.
+        InvalidOption: If there is none, or one is not a cipher.
     """
 
     def __init__(self, *ciphers: CipherProtocol) -> None:
@@ -60,11 +60,11 @@ class KeyRing:
     def aes(cls, *keys: bytes, bound_only: bool = False) -> KeyRing:
         """Make a ring of AES keys, each as for `EncryptedSerializer.from_pycryptodome_aes(key=...)`.
 
-        It also opens what such a serializer has encrypted, which is bound to nothing.
+        It also decrypts values of such a serializer, which are bound to nothing.
 
         Args:
             keys: The newest first; of 16, 24 or 32 bytes each.
-            bound_only: Whether savers refuse what is not bound to its place: once `reencrypt` has left none.
+            bound_only: Whether savers refuse values that are not bound to their place, once `reencrypt` has left none.
 
         Returns:
             The ring, for an `EncryptedSerializer`.
@@ -86,7 +86,7 @@ class KeyRing:
         """Encrypt with the newest key.
 
         Args:
-            plaintext: What to encrypt.
+            plaintext: The bytes to encrypt.
 
         Returns:
             The cipher's name and the ciphertext.
@@ -98,22 +98,22 @@ class KeyRing:
 
         Args:
             ciphername: The cipher's name, as `encrypt` gave it.
-            ciphertext: What to decrypt.
+            ciphertext: The bytes to decrypt.
 
         Returns:
             The plaintext.
 
         Raises:
-            ValueError: If none does.
+            ValueError: If none fits.
         """
         return self._opened(lambda cipher: cipher.decrypt(ciphername, ciphertext))
 
     def encrypt_at(self, place: bytes, plaintext: bytes) -> tuple[str, bytes]:
-        """Encrypt with the newest key, so that it is opened at a place only, if its cipher can do that.
+        """Encrypt with the newest key, for one place only if its cipher can do that.
 
         Args:
-            place: What the value is, and where it belongs.
-            plaintext: What to encrypt.
+            place: The value's type and place, as associated data.
+            plaintext: The bytes to encrypt.
 
         Returns:
             The cipher's name and the ciphertext.
@@ -122,12 +122,12 @@ class KeyRing:
         return newest.encrypt_at(place, plaintext) if isinstance(newest, (_Aes, KeyRing)) else newest.encrypt(plaintext)
 
     def decrypt_at(self, place: bytes, ciphername: str, ciphertext: bytes) -> bytes:
-        """Decrypt what belongs to a place, with the key that fits.
+        """Decrypt a value of a place, with the key that fits.
 
         Args:
-            place: What the value is, and where it is read.
+            place: The type and place it is read as, as associated data.
             ciphername: The cipher's name, as `encrypt_at` gave it.
-            ciphertext: What to decrypt.
+            ciphertext: The bytes to decrypt.
 
         Returns:
             The plaintext.
@@ -138,12 +138,12 @@ class KeyRing:
         return self._opened(lambda cipher: _decrypt_at(cipher, place, ciphername, ciphertext))
 
     def is_current(self, place: bytes, ciphername: str, ciphertext: bytes) -> bool:
-        """Tell whether a value is encrypted as the newest key would.
+        """Return whether a value is encrypted as by the newest key.
 
         Args:
-            place: What the value is, and where it belongs.
+            place: The value's type and place, as associated data.
             ciphername: The cipher's name.
-            ciphertext: What was encrypted.
+            ciphertext: The encrypted bytes.
         """
         return is_current(self._ciphers[0], place, ciphername, ciphertext)
 
@@ -158,9 +158,9 @@ class KeyRing:
 
 
 class _Aes:
-    """One AES key: what is bound to a place is encrypted with a key derived from it, all else as LangGraph does.
+    """One AES key: values of a place are encrypted with a key derived from it, all others as LangGraph does.
 
-    So neither can be taken for the other, whatever their types say.
+    So neither can be taken for the other, whatever the stored types are.
     """
 
     def __init__(self, key: bytes, *, bound_only: bool) -> None:
@@ -233,7 +233,7 @@ def of_value(checkpoint_ns: str, channel: str, version: object) -> Place:
 
 
 def of_write(checkpoint_ns: str, checkpoint_id: str | None, channel: str) -> Place:
-    """Return the place of a pending write of a checkpoint's."""
+    """Return the place of a pending write of a checkpoint."""
     return "write", checkpoint_ns, checkpoint_id, channel
 
 
@@ -247,7 +247,7 @@ def binding_of(serde: SerializerProtocol) -> Binding | None:
 
 
 def dumps(serde: SerializerProtocol, value: Any, place: Place) -> tuple[str, bytes]:
-    """Return type and bytes of a value that belongs to a place."""
+    """Return the type and the bytes of a value of a place."""
     if (cipher := binding_of(serde)) is None:
         return serde.dumps_typed(value)
     kind, plaintext = cast("EncryptedSerializer", serde).serde.dumps_typed(value)
@@ -256,7 +256,7 @@ def dumps(serde: SerializerProtocol, value: Any, place: Place) -> tuple[str, byt
 
 
 def loads(serde: SerializerProtocol, kind: str, blob: bytes, place: Place) -> Any:
-    """Return the value that was stored at a place."""
+    """Return the value of a place."""
     inner, encrypted, name = kind.partition("+")
     if not encrypted or (cipher := binding_of(serde)) is None:
         return serde.loads_typed((kind, blob))
@@ -265,6 +265,6 @@ def loads(serde: SerializerProtocol, kind: str, blob: bytes, place: Place) -> An
 
 
 def associated(kind: str, place: Place) -> bytes:
-    """Return a value's type and place as the cipher gets them; none of the parts has a NUL in it."""
+    """Return a value's type and place as associated data; none of the parts has a NUL in it."""
     parts = [part if isinstance(part, str) else jsonb.text_of(part, "version") for part in (kind, *place)]
     return "\0".join(parts).encode(errors="surrogatepass")

@@ -1,4 +1,4 @@
-"""What statements select of checkpoints: rows by the names of their columns."""
+"""Rows of checkpoints by the names of their columns, as statements select them."""
 
 from __future__ import annotations
 
