@@ -27,9 +27,8 @@ def delete_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> 
 def delete_locked_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> SweepReport:
     """Delete the same under the threads' removal locks, in a transaction."""
     claim_threads(db, sql, thread_ids)
-    report = SweepReport()
     # Twice, for the rows of a put that the first DELETE had to wait for: it had found a blob there.
-    for _ in range(2):
-        [(writes, checkpoints, blobs, pages)] = db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})
-        report = report.plus(report_of(checkpoints=checkpoints, writes=writes, blobs=blobs, pages=pages))
-    return report
+    deleted = [db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})[0] for _ in range(2)]
+    sizes = [(rows + more, size + more_size) for (rows, size), (more, more_size) in zip(*deleted, strict=True)]
+    writes, checkpoints, blobs, pages = sizes
+    return report_of(checkpoints=checkpoints, writes=writes, blobs=blobs, pages=pages)

@@ -17,14 +17,11 @@ from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks, shared_pages
-from checkpoint_store.storage.deletion_plan import DeletionPlan, Key, Node, Rule, Trace
+from checkpoint_store.storage.deletion_plan import DeletionPlan, Key, Node, Reparented, Rule, keys_of, plans_for
 from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.sweep_report import Size, SweepReport, report_of
 
 Binds = dict[str, Any]
-
-Reparented = tuple[str, str, str, str | None]
-"""Thread, namespace and checkpoint, and its new parent."""
 
 LOOK_THREADS = 1_000
 """The number of threads that one statement searches for something to delete."""
@@ -106,19 +103,19 @@ def delete_checkpoints(
         The report, and what is left to delete.
     """
     locks.lock_removal(db, sql, thread_ids)
-    plans = choose(db, sql, rule, thread_ids, limit)
+    plans = plans_for(db, sql, rule, thread_ids, limit)
     remainder = None
     if limit is not None and len(plans) == 1:
         [plan] = plans
         nodes = plan.in_order()
         if limit < len(plan) > len(nodes) and (rule.deletes_threads or len(nodes) > limit):
             if plan.can_be_divided():
-                new_parents = {node.key: node.parent_id for node in plan.reparented()}
+                new_parents = {node[:3]: node.parent_id for node in plan.reparented()}
                 # To find that out took long enough for a transaction.
                 return SweepReport(threads=1), Remainder(plan, _parts(nodes, limit), new_parents)
             remainder = Remainder(plan, (), {})
-    reparented = [(*node.key, plan.new_parent(node)) for plan in plans for node in plan.reparented()]
-    return _delete(db, sql, _keys_of(plans), reparented), remainder
+    keys, reparented = keys_of(plans)
+    return _delete(db, sql, keys, reparented), remainder
 
 
 @operation(Kind.WRITE, in_transaction=True)
@@ -135,11 +132,11 @@ def delete_part(db: Executor, sql: Statements, remainder: Remainder, limit: int)
     if isinstance(part, UnusedBlobs):
         report, further = _delete_unused_blobs(db, sql, part, limit * _BLOBS)
         return report, replace(remainder, parts=[*further, *others])
-    if needed := [node.key for node in part.nodes if plan.needs_ancestors(node.checkpoint_ns)]:
+    if needed := [node[:3] for node in part.nodes if plan.needs_ancestors(node.checkpoint_ns)]:
         for _, graph, _, children in db.fetch(sql.children, key_binds(needed)):
             if not plan.graphs[graph].keys() >= set(children):
                 return SweepReport(), replace(remainder, parts=())
-    keys = [node.key for node in part.nodes]
+    keys = [node[:3] for node in part.nodes]
     if not part.keeps_blobs:
         return _delete(db, sql, keys, _reparented(db, sql, keys)), replace(remainder, parts=others)
     reparented, new_parents = _reparented_by_plan(db, sql, remainder, keys)
@@ -151,56 +148,16 @@ def delete_part(db: Executor, sql: Statements, remainder: Remainder, limit: int)
 @operation(Kind.READ)
 def count_checkpoints(db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str]) -> SweepReport:
     """Return the report that `delete_checkpoints` would make, without a limit."""
-    plans = choose(db, sql, rule, thread_ids, None)
+    plans = plans_for(db, sql, rule, thread_ids, None)
     if not plans:
         return SweepReport()
-    binds = key_binds(_keys_of(plans))
+    binds = key_binds(keys_of(plans)[0])
     [(writes, checkpoints)] = db.fetch(sql.count_checkpoints, binds)
     [blobs] = db.fetch(sql.count_blobs, binds)
     pages: Size = (0, 0)
     if paged := [row[0] for row in db.fetch(sql.paged_threads, {"thread_ids": [plan.thread_id for plan in plans]})]:
         [pages] = db.fetch(sql.count_pages, {**binds, "thread_ids": paged})
     return report_of(len(plans), checkpoints=checkpoints, writes=writes, blobs=blobs, pages=pages)
-
-
-def choose(
-    db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str], limit: int | None
-) -> list[DeletionPlan]:
-    """Return the plans of the threads that have something to delete."""
-    rows = db.fetch(sql.candidates, {"thread_ids": list(thread_ids), "run_ids": list(rule.run_ids or ())})
-    nodes_of = groupby(map(Node._make, rows), attrgetter("thread_id"))
-    waiting = [DeletionPlan(thread_id, nodes) for thread_id, nodes in nodes_of]
-    chosen: list[DeletionPlan] = []
-    while waiting:
-        unsure = []
-        for plan in waiting:
-            if unknown := plan.choose(rule, limit):
-                unsure.append((plan, unknown))
-            elif plan.to_delete:
-                chosen.append(plan)
-        if unsure:
-            _inspect(db, sql, unsure)
-        waiting = [plan for plan, _ in unsure]
-    return chosen
-
-
-def _inspect(db: Executor, sql: Statements, unsure: Sequence[tuple[DeletionPlan, Sequence[Node]]]) -> None:
-    """Record the facts that the checkpoints depend on which lose their parent."""
-    names = ("thread_id", "checkpoint_ns", "checkpoint_id")
-    binds = array_binds(names, (node.key for _, nodes in unsure for node in nodes), "node_")
-    found = {(row[0], row[1], row[2]): row[3:] for row in db.fetch(sql.channels_without_value, binds)}
-    sought = [
-        (plan.thread_id, node.checkpoint_ns, channel)
-        for plan, nodes in unsure
-        for node in nodes
-        for is_old, bare in [found.get(node.key, (False, None))]
-        for channel in plan.inspect(node, is_old, bare or ())
-    ]
-    if sought:
-        plans = {plan.thread_id: plan for plan, _ in unsure}
-        binds = array_binds(("thread_id", "checkpoint_ns", "channel"), sought, "sought_")
-        for thread_id, graph, checkpoint_id, channel, *trace in db.fetch(sql.traces, binds):
-            plans[thread_id].trace(graph, checkpoint_id, channel, Trace._make(trace))
 
 
 def _parts(nodes: Sequence[Node], limit: int) -> list[Part | UnusedBlobs]:
@@ -322,7 +279,3 @@ def key_binds(keys: Iterable[Key]) -> Binds:
         ids += [one for _, _, one in of_graph]
         graphs.append((*graph, first, len(ids)))
     return {**array_binds(("thread_id", "checkpoint_ns", "first", "last"), graphs, "namespace_"), "checkpoint_ids": ids}
-
-
-def _keys_of(plans: Sequence[DeletionPlan]) -> list[Key]:
-    return [key for plan in plans for key in plan.keys]

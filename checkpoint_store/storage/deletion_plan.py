@@ -10,8 +10,6 @@ A rule names checkpoints that no caller asks for any longer. Of these stay never
 Nothing in the database says which channels are delta channels. LangGraph counts their updates in the metadata of its
 checkpoints, and marks their snapshots. Where it did neither, the rows show it: a task wrote to the channel, the next
 checkpoint has another version of it, and no value.
-
-There is no I/O here.
 """
 
 from __future__ import annotations
@@ -20,20 +18,28 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
+from checkpoint_store.sql.arrays import array_binds
+from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.read import TASKS
+from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.checkpoint_time import is_older
 
 Key = tuple[str, str, str]
 """Thread, namespace and checkpoint."""
+
+Reparented = tuple[str, str, str, str | None]
+"""Thread, namespace and checkpoint, and its new parent."""
 
 CheckpointIds = dict[str, set[str]]
 """By namespace."""
 
 
 class Node(NamedTuple):
-    """A checkpoint, as `sql.delete_candidates.candidates` selects it."""
+    """A checkpoint, as `sql.delete_candidates.candidates` selects it; it begins with its key."""
 
     thread_id: str
     checkpoint_ns: str
@@ -45,11 +51,6 @@ class Node(NamedTuple):
     """For the call of a subgraph, as JSON: the checkpoint in each graph above that it was called from, by namespace."""
     counted: Sequence[str] | None
     """The delta channels that LangGraph has counted for it."""
-
-    @property
-    def key(self) -> Key:
-        """Its thread, namespace and id."""
-        return self.thread_id, self.checkpoint_ns, self.checkpoint_id
 
 
 class Trace(NamedTuple):
@@ -106,11 +107,6 @@ class DeletionPlan:
     def __len__(self) -> int:
         return sum(map(len, self.graphs.values()))
 
-    @property
-    def keys(self) -> list[Key]:
-        """The keys of the checkpoints to delete."""
-        return [(self.thread_id, graph, one) for graph, ids in self.to_delete.items() for one in ids]
-
     def choose(self, rule: Rule, limit: int | None) -> list[Node]:
         """Choose the checkpoints to delete by a rule.
 
@@ -141,19 +137,19 @@ class DeletionPlan:
         """Return the nearest ancestor that stays of a checkpoint that loses its parent; None if there is none."""
         return self._nearest_left(node, self.to_delete[node.checkpoint_ns])
 
-    def inspect(self, node: Node, is_old: bool, bare: Iterable[str]) -> list[str]:
+    def inspect(self, node: Node, is_old: bool, without_value: Iterable[str]) -> list[str]:
         """Record facts about a checkpoint that loses its parent.
 
         Args:
             node: The checkpoint.
             is_old: Whether it finds its sends among its parent's writes.
-            bare: The channels that it has a version of, or its parent's tasks wrote to, but no value.
+            without_value: The channels that it has a version of, or its parent's tasks wrote to, but no value.
 
         Returns:
             The channels that have to be traced through its graph now.
         """
         self._inspected[node.checkpoint_ns, node.checkpoint_id] = is_old
-        wanted = {*bare, *self._counted(node.checkpoint_ns), *([TASKS] if is_old else [])}
+        wanted = {*without_value, *self._counted(node.checkpoint_ns), *([TASKS] if is_old else [])}
         sought = self._sought.setdefault(node.checkpoint_ns, set())
         new = wanted - sought
         sought |= new
@@ -177,7 +173,7 @@ class DeletionPlan:
         return ordered
 
     def can_be_divided(self) -> bool:
-        """Return whether it may be carried out in parts: not if there are sends, which belong to whoever is parent."""
+        """Return whether it may be carried out in parts: not if there are sends, which belong to the next parent."""
         sends = [traces.values() for (_, channel), traces in self._traces.items() if channel == TASKS]
         return not any(trace.is_written for traces in sends for trace in traces)
 
@@ -286,7 +282,7 @@ class DeletionPlan:
 
     def _deltas(self, graph: str) -> set[str]:
         counted = self._counted(graph)
-        # What LangGraph has counted elsewhere but not here, it has a snapshot of here.
+        # A channel that LangGraph has counted elsewhere but not here has a snapshot here.
         is_delta = self._has_snapshot if counted else self._is_delta
         return counted | {channel for channel in self._sought[graph] - counted - {TASKS} if is_delta(graph, channel)}
 
@@ -331,3 +327,57 @@ class DeletionPlan:
 
 def _depth(graph: str) -> int:
     return graph.count("|") + bool(graph)
+
+
+def plans_for(
+    db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence[str], limit: int | None
+) -> list[DeletionPlan]:
+    """Return the plans of those of some threads that have something to delete.
+
+    Args:
+        db: The executor.
+        sql: The statements.
+        rule: The rule.
+        thread_ids: The threads.
+        limit: See `DeletionPlan.choose`.
+    """
+    rows = db.fetch(sql.candidates, {"thread_ids": list(thread_ids), "run_ids": list(rule.run_ids or ())})
+    nodes_of = groupby(map(Node._make, rows), attrgetter("thread_id"))
+    waiting = [DeletionPlan(thread_id, nodes) for thread_id, nodes in nodes_of]
+    chosen: list[DeletionPlan] = []
+    while waiting:
+        unsure = []
+        for plan in waiting:
+            if unknown := plan.choose(rule, limit):
+                unsure.append((plan, unknown))
+            elif plan.to_delete:
+                chosen.append(plan)
+        if unsure:
+            _inspect(db, sql, unsure)
+        waiting = [plan for plan, _ in unsure]
+    return chosen
+
+
+def _inspect(db: Executor, sql: Statements, unsure: Sequence[tuple[DeletionPlan, Sequence[Node]]]) -> None:
+    """Record the facts on which the checkpoints depend that lose their parent."""
+    keys: list[Key] = [node[:3] for _, nodes in unsure for node in nodes]
+    binds = array_binds(("thread_id", "checkpoint_ns", "checkpoint_id"), keys, "node_")
+    found = {(row[0], row[1], row[2]): row[3:] for row in db.fetch(sql.channels_without_value, binds)}
+    sought = [
+        (plan.thread_id, node.checkpoint_ns, channel)
+        for plan, nodes in unsure
+        for node in nodes
+        for is_old, without_value in [found.get(node[:3], (False, None))]
+        for channel in plan.inspect(node, is_old, without_value or ())
+    ]
+    if sought:
+        plans = {plan.thread_id: plan for plan, _ in unsure}
+        binds = array_binds(("thread_id", "checkpoint_ns", "channel"), sought, "sought_")
+        for thread_id, graph, checkpoint_id, channel, *trace in db.fetch(sql.traces, binds):
+            plans[thread_id].trace(graph, checkpoint_id, channel, Trace._make(trace))
+
+
+def keys_of(plans: Iterable[DeletionPlan]) -> tuple[list[Key], list[Reparented]]:
+    """Return the checkpoints to delete of several plans, and those that lose their parent, with their new ones."""
+    keys = [(plan.thread_id, graph, one) for plan in plans for graph, ids in plan.to_delete.items() for one in ids]
+    return keys, [(*node[:3], plan.new_parent(node)) for plan in plans for node in plan.reparented()]

@@ -9,8 +9,8 @@ from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks, shared_pages
 from checkpoint_store.storage.checkpoint_time import is_older
-from checkpoint_store.storage.deletion import LOOK_THREADS, Binds, choose, delete_blobs, key_binds, next_after
-from checkpoint_store.storage.deletion_plan import Key, Rule
+from checkpoint_store.storage.deletion import LOOK_THREADS, Binds, delete_blobs, key_binds, next_after
+from checkpoint_store.storage.deletion_plan import Key, Rule, keys_of, plans_for
 from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.sweep_report import SweepReport, report_of
 
@@ -38,8 +38,8 @@ def find_orphaned_writes(
     needed = db.fetch(sql.children, key_binds(keys)) if keys else ()
     deleted: set[Key] = set()
     if needed and counting is not None:
-        plans = choose(db, sql, counting, sorted({row[0] for row in needed}), None)
-        deleted = {key for plan in plans for key in plan.keys}
+        plans = plans_for(db, sql, counting, sorted({row[0] for row in needed}), None)
+        deleted = set(keys_of(plans)[0])
     keys -= {(row[0], row[1], row[2]) for row in needed if {(row[0], row[1], child) for child in row[3]} - deleted}
     return next_after(writers), sorted(keys)
 

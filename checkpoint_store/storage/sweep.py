@@ -46,7 +46,7 @@ class _Removal:
 
     def add(self, report: SweepReport) -> None:
         """Add the report of a batch to the total."""
-        self.total = self.total.plus(report)
+        self.total = SweepReport(*map(sum, zip(self.total, report, strict=True)))
         if self._on_progress and any(report[1:]):
             self._on_progress(self.total)
 
@@ -101,7 +101,7 @@ def sweep(run: Run, rule: Rule, batch_size: int, dry_run: bool, on_progress: Pro
     """Delete what a rule names from all threads, or count it.
 
     Old writes that belong to no checkpoint are removed too: a run has stored them in the background, after their
-    checkpoint was removed. So is what is left of threads after somebody's own SQL has deleted their checkpoints or
+    checkpoint was removed. So are the rest of threads after somebody's own SQL has deleted their checkpoints or
     values: a thread's first checkpoint is stored together with its values, so there are never values without one.
 
     Args:

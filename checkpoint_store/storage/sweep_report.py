@@ -20,10 +20,6 @@ class SweepReport(NamedTuple):
     bytes: int = 0
     """Bytes of all that as stored: compressed where PostgreSQL compresses, without row headers and indexes."""
 
-    def plus(self, other: SweepReport) -> SweepReport:
-        """Return the sum of two reports."""
-        return SweepReport(*map(sum, zip(self, other, strict=True)))
-
 
 Progress = Callable[[SweepReport], None]
 """Called after each batch with what was removed so far."""
