@@ -1,16 +1,17 @@
-"""A large msgpack value <-> pages that the thread's other values have too, and the recipe that joins them; no I/O.
+"""Pages of large msgpack values, which the values of a thread share, and the recipes that join them; no I/O.
 
-A chat is stored again at every step though only its end is new. So its value is cut where its own bytes say so: what
-stays the same is cut into the same pages, wherever it stands.
+A chat is stored again at every step though only its end is new. So its value is cut at points that its own bytes
+decide: a part that stays the same is cut into the same pages, wherever it is.
 
-A container is its header, then its elements, gathered into pages. A page ends behind an element when a checksum of the
-bytes before that point says so (content-defined chunking). The last elements, too few for that, are small pages: so a
-list that grows sends what it has grown by, and once more what has become a page. A large element is cut like a value
-of its own; a large string, or what is not msgpack at all, at points that its bytes choose. So nothing behind a page has
-a say in it, unless it is a container's last, and an earlier value's pages can be taken over by comparing bytes.
+A container is its header, then its elements, gathered into pages. A page ends after an element when a checksum of the
+bytes before that point decides so (content-defined chunking). The last elements, too few for that, are small pages: so
+a list that grows sends the new elements, and again those that have become a page. A large element is cut like a value
+of its own; a large string, or bytes that are not msgpack at all, at points that the bytes decide. So a page does not
+depend on the bytes after it, unless it is a container's last, and an earlier value's pages can be taken over by
+comparing bytes.
 
 A recipe has an entry of 17 bytes for each page, 255 and its digest, and for each few bytes that are in no page, their
-number and they, padded with zeros: headers, which change whenever a list grows, and what is too little for a page.
+number and the bytes, padded with zeros: headers, which change whenever a list grows, and parts too small for a page.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from zlib import crc32
 import msgpack  # type: ignore[import-untyped]
 
 PAGE_BYTES = 8192
-"""What a page has on average."""
+"""The average size of a page."""
 
 LARGE_BYTES = 16 * 1024
-"""Smaller values are not worth cutting."""
+"""Smaller values are not cut."""
 
 DIGEST_BYTES = 16
 """The size of a page's name, a BLAKE2b digest."""
@@ -40,18 +41,18 @@ ENTRY_BYTES = 17
 _ENTRY = Struct(f"B{DIGEST_BYTES}s")
 _PAGE = 255
 
-# A page ends no sooner, and with the first element after the most; so no page has more than four times the average.
-_LEAST = PAGE_BYTES // 2
-_MOST = 2 * PAGE_BYTES
+# A page has at least the minimum, and ends with the first element after the maximum: four times the average at most.
+_MIN = PAGE_BYTES // 2
+_MAX = 2 * PAGE_BYTES
 
-# Past the least, an element of n bytes ends its page with a chance of n in (n + this). Never with certainty: pages that
-# all had, say, the first three elements would all be others once the first element is gone.
+# After the minimum, an element of n bytes ends its page with a chance of n in (n + this). Never with certainty: pages
+# that all had, say, the first three elements would all be others once the first element is gone.
 _CHANCE = PAGE_BYTES * 3 // 8
 
-# What the checksum sees. The last 70 bytes of a message are the same in all messages; its id and text come before.
+# The bytes of the checksum. The last 70 bytes of a message are the same in all messages; its id and text come before.
 _SEEN = 256
 
-# How much of a container's end, which the next value probably adds to, is a page by itself.
+# The size of the pages at a container's end, which the next value probably adds to.
 _SMALL = 256
 
 # Fewer bytes are stated inline: a row of the pages' table has some 60 bytes beside the page.
@@ -75,30 +76,30 @@ _HEADER = re.compile(
     rb"|[\xc4\xd9].|[\xc5\xda]..|[\xc6\xdb].{4}|(?:\xc7.|\xc8..|\xc9.{4})(?P<code>.))"
 )
 
-# Where bytes without a structure are cut: behind this word, once each byte is taken for one of six letters. Both were
+# The end of a page in bytes without a structure: this word, once each byte is taken for one of six letters. Both were
 # chosen by trial, so that prose, code, JSON, base64, hex, numbers, Cyrillic and Chinese have it every 0.7 to 6 kB.
 _LETTERS = bytes(byte * 73 % 257 % 6 for byte in range(256))
 _WORD = b"\x01\x03\x00\x05"
 
-# How much msgpack gets to see at once, unless an element has more; it makes a copy.
+# The bytes that msgpack is fed at once, unless an element has more; it makes a copy.
 _WINDOW = 64 * 1024
 
 # Instead of a level: the inside of a string.
 _STRING = -1
 
-# How much of a page is looked up among the earlier ones, and how many bytes must be left to make that worthwhile.
+# The bytes of a page that are looked up among the earlier ones, and those that must be left to make that worthwhile.
 _START = 256
 _WORTHWHILE = 64 * 1024
 
-# What an entry states, and its digest if it is a page. If nothing behind has a say in a stretch of entries that begins
-# with it, also on which level that is, how many entries and how many elements. A named tuple takes five times as long.
+# The bytes of an entry, and its digest if it is a page. If a stretch of entries that begins with it does not depend on
+# the bytes after it, also its level, its entries and its elements. A named tuple takes five times as long.
 _Stretch = tuple[bytes, bytes | None, int | None, int, int]
 
 
 class Cut(NamedTuple):
     """A value as it is stored: its recipe, and every page that the recipe names, by digest and in order of first use.
 
-    `stretches` tell the next `cut` what it can take over; a Cut made without them is as good, but saves it no time.
+    The next `cut` can take over `stretches`; a Cut made without them is as good, but saves it no time.
     """
 
     recipe: bytes
@@ -111,7 +112,7 @@ def cut(value: bytes, before: Cut | None = None) -> Cut:
 
     Args:
         value: Any bytes; msgpack is cut between its elements.
-        before: An earlier value's Cut. The result is the same without, but what is unchanged costs next to nothing.
+        before: An earlier value's Cut. The result is the same without, but unchanged parts cost next to nothing.
     """
     knife = _Knife(value, before or Cut(b"", {}))
     knife.value(0, len(value), 0)
@@ -127,7 +128,7 @@ def join(recipe: bytes, pages: Mapping[bytes, bytes]) -> bytes:
     """Return the value that was cut.
 
     Raises:
-        ValueError: If this is no recipe.
+        ValueError: If this is not a recipe.
         KeyError: If a page is missing; the message has its digest.
     """
     parts = []
@@ -142,10 +143,10 @@ def join(recipe: bytes, pages: Mapping[bytes, bytes]) -> bytes:
 
 
 def digests(recipe: bytes) -> list[bytes]:
-    """Return the digests of the pages that a recipe names, in order; one that it names twice is there twice.
+    """Return the digests of the pages that a recipe names, in order; twice of one that it names twice.
 
     Raises:
-        ValueError: If this is no recipe.
+        ValueError: If this is not a recipe.
     """
     return [content for size, content in _entries(recipe) if size == _PAGE]
 
@@ -156,14 +157,12 @@ def _entries(recipe: bytes) -> list[tuple[int, bytes]]:
     entries = list(_ENTRY.iter_unpack(recipe))
     for place, (size, _) in enumerate(entries):
         if DIGEST_BYTES < size < _PAGE:
-            raise ValueError(
-                f"entry {place} of a recipe begins with {size}; it has to be 0 to {DIGEST_BYTES}, or {_PAGE}"
-            )
+            raise ValueError(f"entry {place} of a recipe must begin with 0 to {DIGEST_BYTES}, or {_PAGE}, not {size}")
     return entries
 
 
 class _Knife:
-    """What has been cut of a value so far, and what `before` has for the rest of it."""
+    """The cutting of one value: the recipe and pages so far, and the place in `before` to take over the rest from."""
 
     def __init__(self, value: bytes, before: Cut) -> None:
         self.recipe: list[bytes] = []
@@ -175,7 +174,7 @@ class _Knife:
         self._starts: dict[bytes, int] | None = None
 
     def value(self, begin: int, end: int, level: int) -> None:
-        """Cut what should be one msgpack value."""
+        """Cut bytes that should be one msgpack value."""
         header = _HEADER.match(self._value, begin, end)
         if header is None or level > _DEEPEST:
             self._string(begin, end)
@@ -191,7 +190,7 @@ class _Knife:
             self._string(inside, end)
 
     def _is_tiny(self, begin: int, end: int) -> bool:
-        """Tell by a container's first elements whether they are too small to look at one by one."""
+        """Return whether a container's first elements are too small to look at one by one."""
         unpacker = msgpack.Unpacker(max_buffer_size=_TINY_BYTES)
         unpacker.feed(self._value[begin : min(end, begin + _TINY_BYTES)])
         try:
@@ -202,7 +201,7 @@ class _Knife:
         return True
 
     def _elements(self, place: int, end: int, left: int, level: int) -> None:
-        """Cut a container's elements; what turns out not to be msgpack is cut like a string."""
+        """Cut a container's elements; bytes that turn out not to be msgpack are cut like a string."""
         value = self._value
         unpacker, window = None, _WINDOW
         while left:
@@ -215,15 +214,15 @@ class _Knife:
                 unpacker.feed(memoryview(value)[base:fed])
                 skip, tell, seen = unpacker.skip, unpacker.tell, base - _SEEN
             last = here = tell()
-            least, most = here + _LEAST, here + _MOST
+            least, most = here + _MIN, here + _MAX
             try:
                 for count in range(1, left + 1):  # noqa: B007 - it is wanted afterwards
                     skip()
                     here = tell()
-                    if here >= least:
-                        size = here - last
-                        if here >= most or crc32(value[seen + here : base + here]) % (_CHANCE + size) < size:
-                            break
+                    if here >= least and (
+                        here >= most or crc32(value[seen + here : base + here]) % (_CHANCE + here - last) < here - last
+                    ):
+                        break
                     last = here
                 else:
                     self._tail(place, base + here, left)
@@ -234,7 +233,7 @@ class _Knife:
                     break
                 unpacker, window = None, _WINDOW if place > base else window * 4
                 continue
-            if size > _MOST:
+            if here - last > _MAX:
                 first = len(self.stretches)
                 self._remainder(place, base + last)
                 self.value(base + last, base + here, level + 1)
@@ -249,13 +248,13 @@ class _Knife:
     def _string(self, place: int, end: int) -> None:
         """Cut bytes that have no structure, or none that is known."""
         letters = None
-        while end - place > _LEAST:
+        while end - place > _MIN:
             place, _ = self._take_over(place, end, _STRING, 0)
             if letters is None:
                 base = place
                 letters = self._value[place:end].translate(_LETTERS)
-            found = letters.find(_WORD, place - base + _LEAST, place - base + _MOST)
-            stop = place + _MOST if found < 0 else base + found + len(_WORD)
+            found = letters.find(_WORD, place - base + _MIN, place - base + _MAX)
+            stop = place + _MAX if found < 0 else base + found + len(_WORD)
             if stop > end:
                 break
             self._page(place, stop, _STRING)
@@ -265,7 +264,7 @@ class _Knife:
     def _tail(self, place: int, end: int, left: int) -> None:
         """Cut the last elements of a container, too few for a page, into small ones.
 
-        So a list that grows sends each time what it has grown by, not again all since its last page.
+        So a list that grows sends each time the new elements, not all since its last page.
         """
         unpacker = msgpack.Unpacker(max_buffer_size=end - place)
         unpacker.feed(memoryview(self._value)[place:end])
@@ -278,7 +277,7 @@ class _Knife:
         self._remainder(begin, end)
 
     def _remainder(self, begin: int, end: int) -> None:
-        """Put down what ends because something else begins."""
+        """Add the bytes that end because something else begins."""
         if end - begin > _GLUE:
             self._page(begin, end)
         else:
@@ -299,7 +298,7 @@ class _Knife:
             self.stretches.append((part, None, None, 1, 0))
 
     def _take_over(self, place: int, end: int, level: int, left: int) -> tuple[int, int]:
-        """Take over what `before` has for this place; return where that ends, and how many elements are left."""
+        """Take over the stretches of `before` for this place. Returns their end, and the number of elements left."""
         if not self._before.stretches or (first := self._find(place, end, level)) is None:
             return place, left
         at, place, left = self._follow(first, place, end, level, left)
@@ -318,7 +317,7 @@ class _Knife:
     def _find(self, place: int, end: int, level: int) -> int | None:
         """Return the entry of `before` that may be the one for this place."""
         stretches = self._before.stretches
-        # Behind what was taken over last there may be a page that has changed, and the header of a list that has grown.
+        # After the last stretch there may be a page that has changed, and the header of a list that has grown.
         for at in range(self._next, min(self._next + 4, len(stretches))):
             if stretches[at][2] == level and self._value.startswith(stretches[at][0], place, end):
                 return at
@@ -329,7 +328,7 @@ class _Knife:
         return self._starts.get(self._value[place : place + _START])
 
     def _follow(self, at: int, place: int, end: int, level: int, left: int) -> tuple[int, int, int]:
-        """Follow the stretches of `before` from an entry on; return the entry at which they no longer fit."""
+        """Follow the stretches of `before` from an entry on. Returns the entry, place and elements left at the end."""
         is_there = self._value.startswith
         rest = islice(self._before.stretches, at, None)
         for part, _, its_level, entries, elements in rest:
@@ -348,7 +347,7 @@ class _Knife:
 
 
 def _starts(stretches: tuple[_Stretch, ...]) -> dict[bytes, int]:
-    """Return where each stretch is, by the bytes it begins with."""
+    """Return the entry of each stretch, by the bytes it begins with."""
     starts = {}
     for at, (part, _, level, entries, _) in enumerate(stretches):
         if level is not None:
@@ -359,6 +358,6 @@ def _starts(stretches: tuple[_Stretch, ...]) -> dict[bytes, int]:
 
 
 def _count(header: bytes) -> int:
-    """Return how many elements a container has, going by its header; a pair of a map is two."""
+    """Return the number of elements in a container's header; a pair of a map is two."""
     count = int.from_bytes(header[1:], "big") if header[1:] else header[0] & 15
     return count * 2 if header[0] < 0x90 or header[0] in {0xDE, 0xDF} else count

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """What `statements.checkpoints` selects; arrays are None where nothing is stored."""
+    """A row of `read.checkpoints`; arrays are None where nothing is stored."""
 
     thread_id: str
     checkpoint_ns: str
@@ -27,13 +27,13 @@ class Row(NamedTuple):
 
 
 class Ancestor(NamedTuple):
-    """What `ancestry.delta_history` selects; arrays are None where nothing is stored."""
+    """A row of `delta_history`; arrays are None where nothing is stored."""
 
     checkpoint_id: str
     parent_checkpoint_id: str | None
     first: bool
     sound: bool
-    """Whether the checkpoint has channel values and versions as it should."""
+    """Whether the checkpoint's channel values and versions are objects."""
     write_task_ids: Sequence[str] | None
     write_channels: Sequence[str] | None
     write_types: Sequence[str | None] | None

@@ -433,8 +433,11 @@ def test_a_missing_page_is_named() -> None:
     [
         (b"\x01a", "2 bytes is cut off"),
         (bytes(ENTRY_BYTES) + b"\xff", "18 bytes is cut off"),
-        (bytes(ENTRY_BYTES) + b"\x11" + bytes(DIGEST_BYTES), "entry 1 of a recipe begins with 17"),
-        (b"\xfe" + bytes(DIGEST_BYTES), "entry 0 of a recipe begins with 254"),
+        (
+            bytes(ENTRY_BYTES) + b"\x11" + bytes(DIGEST_BYTES),
+            "entry 1 of a recipe must begin with 0 to 16, or 255, not 17",
+        ),
+        (b"\xfe" + bytes(DIGEST_BYTES), "entry 0 of a recipe must begin with 0 to 16, or 255, not 254"),
     ],
 )
 def test_what_is_no_recipe_is_refused(recipe: bytes, complaint: str) -> None:
