@@ -94,10 +94,8 @@ def backend_within(conn: object, backend: Backend, bind_arguments: Mapping[str, 
         provider = _connection_provider("conn_or_session", conn, backend.sql)
     else:
         raise InvalidOption("bind_arguments are for a session; a connection is one engine's")
-    bound = _host_backend(provider, backend.page_cache, backend.page_sharing)
-    if isinstance(bound, AsyncBackend) and isinstance(backend, AsyncBackend) and not bound.event_loop.is_bound:
-        bound.event_loop = backend.event_loop
-    return bound
+    event_loop = backend.event_loop if isinstance(backend, AsyncBackend) else None
+    return _host_backend(provider, backend.page_cache, backend.page_sharing, event_loop)
 
 
 def engine_backend(
@@ -152,11 +150,19 @@ def _engine_provider(engine: AsyncEngine | Engine, sql: Statements, options: Sav
     return ReplicaProvider(primary, EngineProvider(replica, sql, 0, pooler=pooler))
 
 
-def _host_backend(provider: ConnectionProvider, page_cache: PageCache, page_sharing: PageSharing) -> Backend:
+def _host_backend(
+    provider: ConnectionProvider,
+    page_cache: PageCache,
+    page_sharing: PageSharing,
+    engines_loop: EventLoop | None = None,
+) -> Backend:
+    """Return a backend in a transaction of the caller's: on the running loop, or on the engine's if none runs here."""
     if not provider.engine.dialect.is_async:
         return SyncBackend(provider, page_cache, page_sharing)
     event_loop = EventLoop(moves=False)
     event_loop.adopt()
+    if not event_loop.is_bound and engines_loop is not None:
+        event_loop = engines_loop
     return AsyncBackend(provider, event_loop, page_cache, page_sharing)
 
 
