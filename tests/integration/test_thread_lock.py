@@ -596,7 +596,7 @@ async def test_what_is_wrong_is_told_on_entering(empty_url: str, saver: AsyncPos
         with pytest.raises(InvalidConfig, match="thread_id"):
             saver.thread_lock(thread_id)  # type: ignore[arg-type]
     for timeout in (-1, float("nan"), float("inf"), "1", True):
-        with pytest.raises(InvalidOption, match="timeout is"):
+        with pytest.raises(InvalidOption, match="timeout must be"):
             saver.thread_lock("t1", timeout=timeout)  # type: ignore[arg-type]
     with pytest.raises(WrongThread, match=r"`async with saver\.thread_lock\(\)`"):
         saver.thread_lock("t1").__enter__()
