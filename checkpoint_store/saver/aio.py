@@ -7,12 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Self, Unpack
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
-    AsyncEngine,
-    AsyncSession,
-    async_scoped_session,
-)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 
 from checkpoint_store.database.backend import AsyncBackend
 from checkpoint_store.database.closing import closing

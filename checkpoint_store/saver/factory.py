@@ -7,10 +7,7 @@ from typing import Any, TypeVar, cast
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import (
-    AsyncEngine,
-    create_async_engine,
-)
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store.database.backend import AsyncBackend
 from checkpoint_store.database.group_commit import AsyncPipeline

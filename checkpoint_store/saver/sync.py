@@ -8,12 +8,7 @@ from typing import Any, Self, Unpack
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import Connection, Engine
-from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
-    AsyncEngine,
-    AsyncSession,
-    async_scoped_session,
-)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from checkpoint_store.database.backend import AsyncBackend
@@ -69,21 +64,7 @@ class PostgresSaver(RetentionMixin):
         serde: SerializerProtocol | None = None,
         **options: Unpack[ConnectionOptions],
     ) -> Iterator[Self]:
-        """Make a saver with an engine of its own, which is disposed at the end of the block.
-
-        Args:
-            conn_string: `postgresql://user:password@host:5432/database`, with libpq's parameters if any.
-            pipeline: Whether concurrent writes share commits (see `AsyncPipeline`).
-            serde: The serializer of values; LangGraph's `JsonPlusSerializer` by default.
-            options: Those of the saver and of `create_async_engine`, such as `pool_size`: see `ConnectionOptions`.
-
-        Yields:
-            The saver.
-
-        Raises:
-            InvalidURL: If the connection string can't be used.
-            InvalidOption: If an option can't be used.
-        """
+        """Make a saver with an engine of its own, as `AsyncPostgresSaver.from_conn_string`."""
         saver = on_own_engine(cls, conn_string, pipeline, serde, options)
         with closing_blocking(saver.close):
             yield saver

@@ -18,20 +18,9 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from checkpoint_store.errors import InvalidConfig, UnstorableValue, safe_str, short_repr
-from checkpoint_store.serde import encryption, jsonb, pages
+from checkpoint_store.serde import encryption, jsonb, keys, pages
 from checkpoint_store.serde.arguments import as_str
-from checkpoint_store.serde.keys import (
-    KEY_BYTES,
-    Key,
-    Location,
-    check_blob_keys,
-    check_channels,
-    check_key,
-    key_of,
-    members_of,
-    plain_text,
-    version_text,
-)
+from checkpoint_store.serde.keys import Key, Location, key_of, plain_text
 from checkpoint_store.serde.records import Row
 
 Binds = dict[str, Any]
@@ -120,7 +109,7 @@ class Encoder:
         if not checkpoint_id:
             raise InvalidConfig(f'{location}: checkpoint["id"] is empty; it would name the newest checkpoint')
         ids = {**key._asdict(), "checkpoint_id": checkpoint_id}
-        check_key(**ids)
+        keys.check_key(**ids)
         scalars = jsonb.scalars_of(checkpoint["channel_values"])
         inline, blobs = self._split(checkpoint, new_versions, scalars, location)
         channels, versions, types, contents = map(list, zip(*blobs, strict=True)) if blobs else ([], [], [], [])
@@ -129,7 +118,7 @@ class Encoder:
         merged = _merged(config, metadata, location)
         has_large = _check_sizes(channels, types, contents, location)
         if not _are_short_ascii(*ids.values(), *channels, *versions):  # as nearly all are: then any key of them fits
-            check_blob_keys(location, channels, versions)
+            keys.check_blob_keys(location, channels, versions)
         binds = {
             **ids,
             "parent_checkpoint_id": key.checkpoint_id,
@@ -158,7 +147,7 @@ class Encoder:
         if key.checkpoint_id is None:
             raise InvalidConfig('config["configurable"] has no "checkpoint_id"; writes belong to a checkpoint')
         task_id, task_path = plain_text(task_id, "task_id"), plain_text(task_path, "task_path")
-        check_key(**key._asdict(), task_id=task_id)
+        keys.check_key(**key._asdict(), task_id=task_id)
         location = Location(key.thread_id, key.checkpoint_ns, None, task_id)
         rows = {}
         for idx, (channel, value) in enumerate(writes):
@@ -169,7 +158,7 @@ class Encoder:
         channels, types, blobs = map(list, zip(*map(rows.get, idxs), strict=True)) if rows else ([], [], [])
         _check_sizes(channels, types, blobs, location)
         if not _are_short_ascii(*channels):
-            check_channels(channels, location)
+            keys.check_channels(channels, location)
         return {
             **key._asdict(),
             "task_id": task_id,
@@ -206,7 +195,7 @@ class Encoder:
                     f"{location}, channel {short_repr(channel)}: neither new_versions nor channel_versions has a "
                     "version for it, so nothing could find the value again"
                 )
-            text = version if type(version) is str else version_text(version, location, channel)
+            text = version if type(version) is str else keys.version_text(version, location, channel)
             at = encryption.of_value(location.checkpoint_ns, channel, text) if self._binds else ()
             blobs.append((channel, text, *self._dump(value, location, channel, at)))
         return inline, blobs
@@ -232,7 +221,7 @@ def pairs_of(writes: object) -> list[tuple[str, Any]]:
     if isinstance(writes, (list, tuple)):
         pairs: Sequence[Any] = writes
     elif isinstance(writes, Iterable) and not isinstance(writes, str):
-        pairs = members_of(writes, "writes", UnstorableValue)
+        pairs = keys.members_of(writes, "writes", UnstorableValue)
     else:
         pairs = [writes]
     for pair in pairs:
@@ -301,7 +290,7 @@ def _check_sizes(channels: Sequence[str], types: Sequence[str], blobs: Sequence[
 
 def _are_short_ascii(*texts: str) -> bool:
     joined = "".join(texts)
-    return len(joined) <= KEY_BYTES and joined.isascii() and "\x00" not in joined
+    return len(joined) <= keys.KEY_BYTES and joined.isascii() and "\x00" not in joined
 
 
 def _merged(config: RunnableConfig, metadata: CheckpointMetadata, location: Location) -> CheckpointMetadata:
