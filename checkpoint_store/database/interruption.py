@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from checkpoint_store.database.liveness import socket_of
 
 def is_interruption(error: BaseException) -> bool:
     """Return whether the outcome of a statement is unknown, because its caller no longer waits for the answer."""
-    return not isinstance(error, Exception) or isinstance(error, asyncio.TimeoutError)
+    return not isinstance(error, Exception) or isinstance(error, TimeoutError)
 
 
 def discard_unsent(number: int) -> None:
