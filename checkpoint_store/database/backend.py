@@ -23,7 +23,7 @@ from checkpoint_store.database.page_sharing import PageSharing
 from checkpoint_store.database.pool import dispose
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.errors import Closed, Refused, WrongThread
-from checkpoint_store.storage import checkpoints
+from checkpoint_store.storage import write
 from checkpoint_store.storage.operation import Operation
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.storage.write_batch import Change
@@ -179,7 +179,7 @@ class Backend(ABC):
         if self.provider.lock_session.lost:
             self.provider.lock_session.check(self.sql, changes)  # here already: there may be no server
         continues = any(map(_continues, changes))
-        operation = checkpoints.store_continuing if continues else checkpoints.store
+        operation = write.store_continuing if continues else write.store
         # Raised here, once all else is committed.
         if refused := self.provider.run(operation, self.page_cache, changes):
             error = Refused(" ".join(refused.values()))

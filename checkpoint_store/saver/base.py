@@ -32,8 +32,8 @@ from checkpoint_store.serde.decoder import Decoder, is_large
 from checkpoint_store.serde.encoder import Encoder, ValuedChannels, pairs_of, takes_long, values_of
 from checkpoint_store.serde.keys import Listing, checked_thread_id, copy_of, key_of, listing_of, next_version, texts_of
 from checkpoint_store.serde.records import Ancestor, Row
-from checkpoint_store.storage import checkpoints, copy_thread, delete_thread, probes, write_batch
-from checkpoint_store.storage.checkpoint_list import CheckpointCursor
+from checkpoint_store.storage import copy_thread, delete_thread, probes, read, write_batch
+from checkpoint_store.storage.checkpoint_list import CheckpointCursor, list_checkpoints
 from checkpoint_store.storage.write_batch import Put, Writes
 
 CUT_BYTES = 1024 * 1024
@@ -90,7 +90,7 @@ class BasePostgresSaver(ThreadsMixin):
             UnreadableValue: If the serializer can't decode a stored value.
             Unavailable: If the server can't be reached.
         """
-        found = await self._backend.run(checkpoints.get_checkpoint, self._backend.page_cache, key_of(config))
+        found = await self._backend.run(read.get_checkpoint, self._backend.page_cache, key_of(config))
         if found is None:
             return None
         row, decoder = Row._make(found), Decoder(self.serde, encrypted_only=self._requires_encryption)
@@ -99,7 +99,7 @@ class BasePostgresSaver(ThreadsMixin):
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Get one checkpoint, as `aget_tuple`."""
-        found = self._backend.run_blocking(checkpoints.get_checkpoint, self._backend.page_cache, key_of(config))
+        found = self._backend.run_blocking(read.get_checkpoint, self._backend.page_cache, key_of(config))
         return None if found is None else self._decoder.decode_checkpoint(Row._make(found), self._valued)
 
     def alist(
@@ -136,7 +136,7 @@ class BasePostgresSaver(ThreadsMixin):
         cursor = CheckpointCursor(listing)
         while cursor.has_next:
             rows = await self._backend.run(
-                checkpoints.list_page, self._backend.page_cache, listing, (cursor.last, cursor.size)
+                list_checkpoints, self._backend.page_cache, listing, (cursor.last, cursor.size)
             )
             for row in cursor.advance([Row._make(row) for row in rows]):
                 decode = partial(self._decoder.decode_checkpoint, row)
@@ -158,7 +158,7 @@ class BasePostgresSaver(ThreadsMixin):
         cursor = CheckpointCursor(listing)
         while cursor.has_next:
             rows = self._backend.run_blocking(
-                checkpoints.list_page, self._backend.page_cache, listing, (cursor.last, cursor.size)
+                list_checkpoints, self._backend.page_cache, listing, (cursor.last, cursor.size)
             )
             for row in cursor.advance([Row._make(row) for row in rows]):
                 yield self._decoder.decode_checkpoint(row)
@@ -318,7 +318,7 @@ class BasePostgresSaver(ThreadsMixin):
         if not (channels := texts_of(channels, "channels", "a name")):
             return {}
         key = key_of(config)
-        rows = [Ancestor._make(row) for row in await self._backend.run(checkpoints.delta_history, key, channels)]
+        rows = [Ancestor._make(row) for row in await self._backend.run(read.delta_history, key, channels)]
         decode = partial(self._decoder.decode_history, key, channels, rows)
         blobs = [array for row in rows for array in (row.writes, row.value_blobs)]
         return await asyncio.to_thread(decode) if is_large(*blobs) else decode()
@@ -331,7 +331,7 @@ class BasePostgresSaver(ThreadsMixin):
             self._backend.check_sync()
             return {}
         key = key_of(config)
-        rows = [Ancestor._make(row) for row in self._backend.run_blocking(checkpoints.delta_history, key, channels)]
+        rows = [Ancestor._make(row) for row in self._backend.run_blocking(read.delta_history, key, channels)]
         return self._decoder.decode_history(key, channels, rows)
 
     def thread_lock(self, thread_id: str, *, timeout: float | None = 60.0) -> ThreadLock:

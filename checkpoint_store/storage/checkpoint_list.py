@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from checkpoint_store.serde import records
 from checkpoint_store.serde.keys import Listing
-from checkpoint_store.serde.records import Row
+from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.read import MAX_ROWS
+from checkpoint_store.sql.statements import Statements
+from checkpoint_store.storage.operation import Kind, operation
+from checkpoint_store.storage.page_cache import PageCache
+from checkpoint_store.storage.read import read_checkpoints
+
+Position = tuple[str, str, str]
+"""Thread, namespace and id of the last row of a batch."""
 
 FIRST_ROWS = 16
 """The size of the first batch, before anything is known of the rows."""
@@ -26,8 +34,8 @@ class CheckpointCursor:
         self._left = listing.limit
         self._rows = self._bytes = 0
         self._ended = False
-        self.last: tuple[str, str, str] | None = None
-        """The row after which the next batch begins."""
+        self.last: Position | None = None
+        """The position after which the next batch begins."""
 
     @property
     def has_next(self) -> bool:
@@ -42,7 +50,7 @@ class CheckpointCursor:
             size = max(1, min(MAX_ROWS, BATCH_BYTES * self._rows // (self._bytes + 1)))
         return size if self._left is None else min(size, self._left)
 
-    def advance(self, rows: list[Row]) -> Iterator[Row]:
+    def advance(self, rows: list[records.Row]) -> Iterator[records.Row]:
         """Yield the rows of a batch, letting go of each, and move to where the next batch begins."""
         self._ended = len(rows) < self.size
         if rows:
@@ -58,3 +66,22 @@ class CheckpointCursor:
             for blobs in (row.blobs, row.writes):
                 self._bytes += sum(map(len, filter(None, blobs or ())))
             yield row
+
+
+@operation(
+    Kind.READ,
+    name="list",
+    thread_of=lambda _, listing, __: listing.thread_id,
+    may_lag=lambda *_: True,
+)
+def list_checkpoints(
+    db: Executor, sql: Statements, page_cache: PageCache, listing: Listing, after: tuple[Position | None, int]
+) -> Sequence[Row]:
+    """Return the batch of a list that follows a position, of a given size, smaller at the end; or the first."""
+    last, size = after
+    binds = {name: value for name, value in listing._asdict().items() if value is not None and name != "limit"}
+    conditions = frozenset(binds)
+    if last is not None:
+        conditions |= {"after_row"}
+        binds.update(last_thread_id=last[0], last_checkpoint_ns=last[1], last_checkpoint_id=last[2])
+    return read_checkpoints(db, sql.list_checkpoints(conditions), page_cache, {**binds, "batch_size": size})

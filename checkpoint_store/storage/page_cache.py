@@ -1,7 +1,7 @@
-"""What an engine's savers remember of the pages they have stored, so that they send only new ones; bounded.
+"""The cache of the pages that an engine's savers have stored, so that they send only new ones; bounded.
 
-A memory, not a promise: pages may have been deleted meanwhile, or a transaction rolled back. So it decides what is
-sent, and no more: what is not sent is looked for by the statement that counts on it (see `storing.passed_threads`).
+It is not to be relied on: pages may have been deleted meanwhile, or a transaction rolled back. So it decides which
+pages are sent, and no more: the statement that needs the others looks for them itself (see `sql.write.store`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from checkpoint_store.serde import pages
 from checkpoint_store.serde.pages import Cut
 
 MOST_BYTES = 16 * 1024 * 1024
-"""How much is kept for all savers, schemas and threads of an engine together: at least half of it may be last values,
-which the next ones are compared with and which are read back from here, the rest names pages that are stored."""
+"""The bound for all savers, schemas and threads of an engine together: at least half of it may be last values, which
+the next ones are compared with and which are read back from here, the rest are digests of stored pages."""
 
-# What CPython needs beside the bytes themselves, on 64 bits, rounded up: measured with tracemalloc.
+# The overhead in CPython beside the bytes themselves, on 64 bits, rounded up: measured with tracemalloc.
 _PLACE_BYTES = 1024
 _DIGEST_BYTES = 160
 _PAGE_BYTES = 256
@@ -33,44 +33,44 @@ _Thread = tuple["str | None", str]
 _Key = tuple[_Thread, Place]
 
 
-class _Pages:
-    """What is remembered of one thread."""
+class _ThreadPages:
+    """The cached pages of one thread."""
 
     def __init__(self) -> None:
         self.stored: dict[bytes, int] = {}
-        """The pages that were stored: of the last values of how many channels each is."""
+        """The digests of stored pages, with the number of channels that have each in their last value."""
         self.places: set[Place] = set()
         """The channels that these values are of."""
         self.cuts = 0
-        """Of how many channels the last value is at hand."""
+        """The number of channels with a cached last value."""
 
 
-class Memory:
-    """The memory of all savers on one engine; its methods may be called from any thread.
+class PageMemory:
+    """The pages of all savers on one engine; its methods may be called from any thread.
 
-    A call takes time that goes by the value it is about, however much is remembered.
+    The time of a call depends on the value it is about, not on how much is cached.
     """
 
     def __init__(self) -> None:
-        self._threads: dict[_Thread, _Pages] = {}
+        self._threads: dict[_Thread, _ThreadPages] = {}
         # Both in the order of their last use.
         self._digests: OrderedDict[_Key, tuple[bytes, ...]] = OrderedDict()
         self._cuts: OrderedDict[_Key, tuple[int, Cut]] = OrderedDict()
         self._lock = threading.Lock()
         self.bytes = self._cut_bytes = 0
-        """How much is kept."""
+        """The bytes that are held."""
 
     def stored(self, thread: _Thread) -> Container[bytes] | None:
-        """Return the pages that a thread is known to have had, or None if none is."""
+        """Return the digests of a thread's stored pages, None if there are none."""
         with self._lock:
             found = self._threads.get(thread)
             return (found and found.stored) or None
 
     def remember(self, thread: _Thread, place: Place, digests: Iterable[bytes]) -> None:
-        """Note the pages of a channel's value that was stored, instead of those of the one before."""
+        """Keep the digests of a channel's stored value, instead of those of the one before."""
         new = tuple(digests)
         with self._lock:
-            found = self._threads.setdefault(thread, _Pages())
+            found = self._threads.setdefault(thread, _ThreadPages())
             for digest in new:
                 found.stored[digest] = found.stored.get(digest, 0) + 1
             if place in found.places:
@@ -81,7 +81,7 @@ class Memory:
             self._trim()
 
     def forget(self, thread: _Thread) -> None:
-        """Forget what a thread is known to have had."""
+        """Drop the digests of a thread."""
         with self._lock:
             if (found := self._threads.get(thread)) is None:
                 return
@@ -92,7 +92,7 @@ class Memory:
             self._drop_if_empty(thread, found)
 
     def cut(self, thread: _Thread, place: Place) -> Cut | None:
-        """Return how the last value of a channel was cut."""
+        """Return the cut of a channel's last value."""
         with self._lock:
             if (kept := self._cuts.get((thread, place))) is None:
                 return None
@@ -100,19 +100,19 @@ class Memory:
             return kept[1]
 
     def has_cuts(self, thread: _Thread) -> bool:
-        """Tell whether the last value of any of a thread's channels is at hand."""
+        """Return whether the last value of any of a thread's channels is cached."""
         found = self._threads.get(thread)
         return found is not None and found.cuts > 0
 
     def keep(self, thread: _Thread, place: Place, cut: Cut) -> None:
-        """Keep how a channel's value was cut, instead of the one before."""
+        """Keep the cut of a channel's value, instead of the one before."""
         size = _size_of(cut)
         with self._lock:
             if (thread, place) in self._cuts:
                 self._drop_cut((thread, place))
             if size > MOST_BYTES // 2:
                 return
-            self._threads.setdefault(thread, _Pages()).cuts += 1
+            self._threads.setdefault(thread, _ThreadPages()).cuts += 1
             self._cuts[thread, place] = size, cut
             self._cut_bytes += size
             self.bytes += size
@@ -129,7 +129,7 @@ class Memory:
             self._let_go(found, digests)
             self._drop_if_empty(thread, found)
 
-    def _let_go(self, found: _Pages, digests: tuple[bytes, ...]) -> None:
+    def _let_go(self, found: _ThreadPages, digests: tuple[bytes, ...]) -> None:
         self.bytes -= _size_of_digests(digests)
         for digest in digests:
             if (left := found.stored[digest] - 1) > 0:
@@ -145,42 +145,42 @@ class Memory:
         found.cuts -= 1
         self._drop_if_empty(key[0], found)
 
-    def _drop_if_empty(self, thread: _Thread, found: _Pages) -> None:
+    def _drop_if_empty(self, thread: _Thread, found: _ThreadPages) -> None:
         if not found.places and not found.cuts:
             del self._threads[thread]
 
 
 class PageCache:
-    """What is remembered of the threads of one schema.
+    """The cache for the threads of one schema.
 
     Args:
-        memory: Where it is kept; by default one of its own.
+        memory: The memory that it is a part of; by default one of its own.
         schema: The schema.
     """
 
-    def __init__(self, memory: Memory | None = None, schema: str | None = None) -> None:
-        self.memory = memory or Memory()
+    def __init__(self, memory: PageMemory | None = None, schema: str | None = None) -> None:
+        self.memory = memory or PageMemory()
         self._schema = schema
 
     def known(self, thread_id: str) -> Container[bytes] | None:
-        """Return the pages that a thread is known to have had, or None if none is."""
+        """Return the digests of a thread's stored pages, None if there are none."""
         return self.memory.stored((self._schema, thread_id))
 
     def remember(self, thread_id: str, digests: Mapping[Place, Iterable[bytes]]) -> None:
-        """Note the pages of values that were stored."""
+        """Keep the digests of stored values."""
         for place, of_value in digests.items():
             self.memory.remember((self._schema, thread_id), place, of_value)
 
     def forget(self, thread_id: str) -> None:
-        """Forget a thread of which something remembered has turned out to be untrue."""
+        """Drop the digests of a thread that has turned out to lack one of them."""
         self.memory.forget((self._schema, thread_id))
 
     def before(self, thread_id: str, place: Place) -> Cut | None:
-        """Return how the last value of a channel was cut."""
+        """Return the cut of a channel's last value."""
         return self.memory.cut((self._schema, thread_id), place)
 
     def has_values(self, thread_id: str) -> bool:
-        """Tell whether the last value of any of a thread's channels is at hand."""
+        """Return whether the last value of any of a thread's channels is cached."""
         return self.memory.has_cuts((self._schema, thread_id))
 
     def value(self, thread_id: str, place: Place, recipe: bytes) -> bytes | None:
@@ -196,16 +196,16 @@ class PageCache:
             return None
 
     def keep(self, thread_id: str, place: Place, cut: Cut) -> None:
-        """Keep how a channel's value was cut, for the next one."""
+        """Keep the cut of a channel's value, for the next one."""
         self.memory.keep((self._schema, thread_id), place, cut)
 
 
-_memories: weakref.WeakKeyDictionary[object, Memory] = weakref.WeakKeyDictionary()
+_memories: weakref.WeakKeyDictionary[object, PageMemory] = weakref.WeakKeyDictionary()
 
 
-def page_memory_of(dialect: object) -> Memory:
-    """Return the memory of an engine, which goes by its dialect: that is the same for its variants."""
-    return _memories.get(dialect) or _memories.setdefault(dialect, Memory())
+def page_memory_of(dialect: object) -> PageMemory:
+    """Return the memory of an engine, found by its dialect, which its execution_options() variants share."""
+    return _memories.get(dialect) or _memories.setdefault(dialect, PageMemory())
 
 
 def _size_of_digests(digests: tuple[bytes, ...]) -> int:
@@ -213,6 +213,6 @@ def _size_of_digests(digests: tuple[bytes, ...]) -> int:
 
 
 def _size_of(cut: Cut) -> int:
-    """Return how much is kept with a Cut, in which equal pages are one object."""
+    """Return the bytes held by a cut, in which equal pages are one object."""
     parts = len(cut.recipe) + sum(map(len, cut.pages.values()))
     return _PLACE_BYTES + parts + _PAGE_BYTES * len(cut.pages) + _STRETCH_BYTES * len(cut.stretches)

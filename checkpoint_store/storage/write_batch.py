@@ -1,4 +1,4 @@
-"""What `put` and `put_writes` want stored, and many of them as the binds of one statement; no I/O."""
+"""The changes that `put` and `put_writes` ask for, and the binds of the one statement that stores many; no I/O."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Put:
     """A checkpoint with the blobs that are new in it."""
 
     binds: Binds
-    """Those of `statements.put_checkpoint`."""
+    """Those of `sql.write.put_checkpoint`."""
     pages: Mapping[bytes, bytes] = field(default_factory=dict)
     """The pages of all its blobs that are recipes, by digest."""
     digests: Mapping[Place, Iterable[bytes]] = field(default_factory=dict)
-    """Which of them belong to which channel."""
+    """Those of each channel."""
     continues: bool = False
     """Whether it is stored only if it continues the newest checkpoint of its namespace."""
 
@@ -39,7 +39,7 @@ class Put:
 
 
 def paged(binds: Binds, page_cache: PageCache, continues: bool = False) -> Put:
-    """Return a put whose large values are cut into pages, as far as they are msgpack."""
+    """Return a put with its large msgpack values cut into pages."""
     thread_id, namespace = binds["thread_id"], binds["checkpoint_ns"]
     types, blobs = list(binds["types"]), list(binds["blobs"])
     found: dict[bytes, bytes] = {}
@@ -60,7 +60,7 @@ class Writes:
     """The pending writes of a task."""
 
     binds: Binds
-    """Those of `statements.put_writes`."""
+    """Those of `sql.write.put_writes`."""
     continues: ClassVar[bool] = False
     """They belong to a checkpoint, whether it is the newest or not."""
 
@@ -74,7 +74,7 @@ Change = Put | Writes
 
 
 def size_of(change: Change) -> int:
-    """Return about how many bytes a change sends."""
+    """Return the approximate number of bytes that a change sends."""
     size = sum(map(len, change.binds["blobs"]))
     if isinstance(change, Put):
         size += len(change.binds["checkpoint"]) + sum(map(len, change.pages.values()))
@@ -82,70 +82,91 @@ def size_of(change: Change) -> int:
 
 
 def merged(changes: Sequence[Change], known: Mapping[str, Container[bytes]]) -> Binds:
-    """Return the binds of `statements.store` for changes made one after the other.
+    """Return the binds of `sql.write.store` for changes made one after the other.
 
     Where two of them touch one row, the row is what the calls would have left there one after the other. Rows are
     sorted by key, so that two processes that store the same ones wait for each other instead of deadlocking.
 
     Args:
-        changes: What to store, in order.
-        known: What the database may have of some of their threads: pages that are not sent, but needed. For the other
-            threads all pages are sent.
+        changes: The changes, in order.
+        known: The pages that the database may have of some of their threads: they are not sent, but needed. For the
+            other threads all pages are sent.
     """
-    gates: dict[str, tuple[int, int]] = {change.thread_id: (UNGATED, 0) for change in changes}
-    new_pages: Rows = {}
-    needed: dict[str, dict[bytes, None]] = {}
-    blobs: Rows = {}
-    checkpoints: Rows = {}
-    writes: Rows = {}
+    batch = _Batch()
     for change in changes:
-        binds, thread_id = change.binds, change.thread_id
+        batch.gates.setdefault(change.thread_id, (UNGATED, 0))
         if isinstance(change, Writes):
-            task = (thread_id, binds["checkpoint_ns"], binds["checkpoint_id"], binds["task_id"])
-            for idx, *row in zip(*[binds[name] for name in ("idxs", "channels", "types", "blobs")], strict=True):
-                write = (*task, idx)
-                if idx < 0 or write not in writes:
-                    writes[write] = (binds["task_path"], *row)
-            continue
-        graph = (thread_id, binds["checkpoint_ns"])
-        for channel, version, kind, blob in zip(
-            *[binds[name] for name in ("channels", "versions", "types", "blobs")], strict=True
-        ):
-            blobs.setdefault((*graph, channel, version), (kind, blob))
+            batch.add_writes(change)
+        else:
+            batch.add_put(change, known.get(change.thread_id))
+    return batch.binds()
+
+
+class _Batch:
+    """The rows of several changes, by table."""
+
+    def __init__(self) -> None:
+        self.gates: dict[str, tuple[int, int]] = {}
+        self._needed: dict[str, dict[bytes, None]] = {}
+        self._pages: Rows = {}
+        self._blobs: Rows = {}
+        self._checkpoints: Rows = {}
+        self._writes: Rows = {}
+
+    def add_writes(self, change: Writes) -> None:
+        """Add the pending writes of a task."""
+        binds = change.binds
+        task = (binds["thread_id"], binds["checkpoint_ns"], binds["checkpoint_id"], binds["task_id"])
+        for idx, *row in zip(*[binds[name] for name in ("idxs", "channels", "types", "blobs")], strict=True):
+            write = (*task, idx)
+            if idx < 0 or write not in self._writes:
+                self._writes[write] = (binds["task_path"], *row)
+
+    def add_put(self, change: Put, known: Container[bytes] | None) -> None:
+        """Add a checkpoint, its blobs, and its pages unless they are known."""
+        binds = change.binds
+        graph = (binds["thread_id"], binds["checkpoint_ns"])
+        values = [binds[name] for name in ("channels", "versions", "types", "blobs")]
+        for channel, version, *value in zip(*values, strict=True):
+            self._blobs.setdefault((*graph, channel, version), tuple(value))
         key = (*graph, binds["checkpoint_id"])
         # A checkpoint stored again keeps its parent.
-        parent = checkpoints[key][0] if key in checkpoints else binds["parent_checkpoint_id"]
+        parent = self._checkpoints[key][0] if key in self._checkpoints else binds["parent_checkpoint_id"]
         kept = (binds["parent_checkpoint_id"], binds["kept"])
-        checkpoints[key] = (parent, binds["checkpoint"], binds["metadata"], *kept)
+        self._checkpoints[key] = (parent, binds["checkpoint"], binds["metadata"], *kept)
         if change.pages:
-            there = known.get(thread_id)
-            # A new row's epoch is none that it had before: older versions compare it with what they remember.
-            gates[thread_id] = (COMPLETE, secrets.randbits(62)) if there is None else (NEEDS, 0)
-            for digest, page in change.pages.items():
-                if there is None or digest not in there:
-                    new_pages[thread_id, digest] = (page,)
-                else:
-                    needed.setdefault(thread_id, {})[digest] = None
-    digests: list[bytes] = []
-    rows: Rows = {}
-    for thread_id, gate in gates.items():
-        first = len(digests) + 1
-        digests += needed.get(thread_id, ())
-        rows[thread_id,] = (*gate, first, len(digests))
-    graph_columns = ("thread_id", "checkpoint_ns")
-    of_write = (*graph_columns, "checkpoint_id", "task_id", "idx", "task_path", "channel", "type", "blob")
-    return {
-        **array_binds(("thread_id", "kind", "epoch", "first", "last"), _by_key(rows), "gate_"),
-        "needed_digests": digests,
-        **array_binds(("thread_id", "digest", "page"), _by_key(new_pages), "page_"),
-        **array_binds((*graph_columns, "channel", "version", "type", "blob"), _by_key(blobs), "blob_"),
-        **array_binds(
-            (*graph_columns, "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata", "keeps_from", "kept"),
-            _by_key(checkpoints),
-            "checkpoint_",
-        ),
-        **array_binds(of_write, _by_key(writes), "write_"),
-    }
+            self._add_pages(change, known)
+
+    def _add_pages(self, change: Put, known: Container[bytes] | None) -> None:
+        thread_id = change.thread_id
+        # A new row's epoch is none that it had before: older versions compare it with what they remember.
+        self.gates[thread_id] = (COMPLETE, secrets.randbits(62)) if known is None else (NEEDS, 0)
+        for digest, page in change.pages.items():
+            if known is None or digest not in known:
+                self._pages[thread_id, digest] = (page,)
+            else:
+                self._needed.setdefault(thread_id, {})[digest] = None
+
+    def binds(self) -> Binds:
+        """Return all rows as parallel arrays."""
+        digests: list[bytes] = []
+        gates: Rows = {}
+        for thread_id, gate in self.gates.items():
+            first = len(digests) + 1
+            digests += self._needed.get(thread_id, ())
+            gates[thread_id,] = (*gate, first, len(digests))
+        graph = ("thread_id", "checkpoint_ns")
+        blob = (*graph, "channel", "version", "type", "blob")
+        checkpoint = ("checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata", "keeps_from", "kept")
+        write = (*graph, "checkpoint_id", "task_id", "idx", "task_path", "channel", "type", "blob")
+        return {
+            **array_binds(("thread_id", "kind", "epoch", "first", "last"), _by_key(gates), "gate_"),
+            "needed_digests": digests,
+            **array_binds(("thread_id", "digest", "page"), _by_key(self._pages), "page_"),
+            **array_binds(blob, _by_key(self._blobs), "blob_"),
+            **array_binds((*graph, *checkpoint), _by_key(self._checkpoints), "checkpoint_"),
+            **array_binds(write, _by_key(self._writes), "write_"),
+        }
 
 
 def _by_key(rows: Rows) -> list[tuple[Any, ...]]:

@@ -41,8 +41,8 @@ from checkpoint_store.errors import (
 from checkpoint_store.saver.base import BasePostgresSaver
 from checkpoint_store.serde.arguments import callback, has_methods
 from checkpoint_store.serde.keys import checked_thread_id, members_of
-from checkpoint_store.storage.checkpoints import take_inventory
 from checkpoint_store.storage.delete_thread import delete_threads
+from checkpoint_store.storage.read import take_inventory
 from checkpoint_store.tools.inventory import Inventory, Key, counts, first, inventory_of, key_of, place, totals
 from checkpoint_store.tools.saver_calls import SaverCalls
 from checkpoint_store.tools.task_paths import PathsAt, paths_at

@@ -15,7 +15,7 @@ from checkpoint_store.serde.keys import Key, Listing
 from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.storage import (
-    checkpoints,
+    checkpoint_list,
     checks,
     copy_thread,
     delete_thread,
@@ -23,9 +23,11 @@ from checkpoint_store.storage import (
     leftovers,
     locks,
     probes,
+    read,
     shared_pages,
     thread_list,
     thread_stats,
+    write,
 )
 from checkpoint_store.storage.deletion_plan import Rule
 from checkpoint_store.storage.operation import Kind, Operation
@@ -33,7 +35,7 @@ from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.tools import reencryption
 
 MODULES: list[ModuleType] = [
-    checkpoints,
+    checkpoint_list,
     checks,
     copy_thread,
     delete_thread,
@@ -41,11 +43,13 @@ MODULES: list[ModuleType] = [
     leftovers,
     locks,
     probes,
+    read,
     reencryption,
     version_check,
     shared_pages,
     thread_list,
     thread_stats,
+    write,
 ]
 KEY = Key("t", "", "1")
 RULE = Rule(keep=1)
@@ -70,7 +74,7 @@ READING: dict[str, tuple[Any, ...]] = {
     "history": ("t", 1),
     "is_adopted": (),
     "largest_threads": (1,),
-    "list_page": (PageCache(), Listing("t", None, None, None, None, None), (None, 10)),
+    "list_checkpoints": (PageCache(), Listing("t", None, None, None, None, None), (None, 10)),
     "list_threads": None,  # type: ignore[dict-item]
     "lock_number": ("t",),
     "log_position": (),
@@ -125,7 +129,7 @@ def test_what_was_written_is_noted_for_its_thread_alone() -> None:
 
 def test_operations_that_store_share_a_kind_and_take_changes_last() -> None:
     """The check for lost locks, a replica and metrics go by that."""
-    assert declared(Kind.STORE) == {"store": checkpoints.store, "store_continuing": checkpoints.store_continuing}
+    assert declared(Kind.STORE) == {"store": write.store, "store_continuing": write.store_continuing}
     for operation in declared(Kind.STORE).values():
         assert list(signature(operation.function).parameters)[-1] == "changes"
 
@@ -134,5 +138,5 @@ def test_what_locks_or_writes_in_several_statements_is_in_a_transaction() -> Non
     """Those that are not are one statement each, which commits itself."""
     alone = {name for name, thing in declared(Kind.WRITE).items() if not thing.in_transaction}
     assert alone == {"_fetch", "inline_blobs"}
-    assert checkpoints.store_continuing.in_transaction
-    assert not checkpoints.store.in_transaction
+    assert write.store_continuing.in_transaction
+    assert not write.store.in_transaction

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from checkpoint_store.serde.pages import cut
-from checkpoint_store.storage import page_cache as shelves
-from checkpoint_store.storage.page_cache import Memory, PageCache, page_memory_of
+from checkpoint_store.storage import page_cache as page_caches
+from checkpoint_store.storage.page_cache import PageCache, PageMemory, page_memory_of
 
 PLACE = ("", "a")
 OTHER = ("", "b")
@@ -39,7 +39,7 @@ def test_a_channels_last_value_is_remembered_beside_those_of_other_channels() ->
 
 def test_schemas_share_a_memory_and_nothing_else() -> None:
     """The same thread of two schemas is two threads, within one budget."""
-    memory = Memory()
+    memory = PageMemory()
     one, other = PageCache(memory, "one"), PageCache(memory, "other")
     one.remember("t", {PLACE: [b"1"]})
     one.keep("t", PLACE, cut(value_of(50_000)))
@@ -68,8 +68,8 @@ def test_what_has_turned_out_untrue_is_forgotten() -> None:
 
 def test_values_go_before_what_is_known_of_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest first, each channel by itself, and never more than half of the memory for the sake of one value."""
-    size = shelves._size_of(cut(value_of(50_000)))
-    monkeypatch.setattr(shelves, "MOST_BYTES", 4 * size)
+    size = page_caches._size_of(cut(value_of(50_000)))
+    monkeypatch.setattr(page_caches, "MOST_BYTES", 4 * size)
     shelf = PageCache()
     for number in range(5):
         made = cut(value_of(50_000, number))
@@ -82,12 +82,12 @@ def test_values_go_before_what_is_known_of_pages(monkeypatch: pytest.MonkeyPatch
     assert all(all(known(shelf, "t", *cut(value_of(50_000, number)).pages)) for number in range(5))
     shelf.keep("t", ("", "4"), cut(value_of(150_000)))
     assert shelf.before("t", ("", "4")) is None, "nor is what it replaces"
-    assert shelf.memory.bytes <= shelves.MOST_BYTES
+    assert shelf.memory.bytes <= page_caches.MOST_BYTES
 
 
 def test_what_is_known_of_pages_goes_channel_by_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is never more than allowed, in many threads or in one with many namespaces, whatever is forgotten."""
-    monkeypatch.setattr(shelves, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(page_caches, "MOST_BYTES", 100_000)
     for thread_of in (str, lambda _: "t"):
         shelf = PageCache()
         for number in range(300):
@@ -118,7 +118,7 @@ def test_only_the_channels_last_value_is_at_hand() -> None:
 def test_whether_a_thread_has_values_at_hand_is_known_after_they_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread counts as long as any of its channels does."""
     made = cut(value_of(50_000))
-    monkeypatch.setattr(shelves, "MOST_BYTES", int(shelves._size_of(made) * 2.5))
+    monkeypatch.setattr(page_caches, "MOST_BYTES", int(page_caches._size_of(made) * 2.5))
     shelf = PageCache()
     for place in (PLACE, OTHER, PLACE):
         shelf.keep("t", place, made)
@@ -151,7 +151,7 @@ def test_the_bytes_that_are_counted_are_those_that_are_held(
     kind: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the interpreter has it, for values of any kind, one after the other on one thread or each on its own."""
-    monkeypatch.setattr(shelves, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(page_caches, "MOST_BYTES", 2_000_000)
     tracemalloc.start()
     try:
         shelf, most = PageCache(), 0
@@ -181,7 +181,7 @@ def test_a_memory_goes_with_its_engine() -> None:
     first, second = Dialect(), Dialect()
     assert page_memory_of(first) is page_memory_of(first)
     assert page_memory_of(first) is not page_memory_of(second)
-    count = len(shelves._memories)
+    count = len(page_caches._memories)
     del first
     gc.collect()
-    assert len(shelves._memories) == count - 1
+    assert len(page_caches._memories) == count - 1
