@@ -18,9 +18,9 @@ from checkpoint_store.serde.keys import Key, checked_thread_id, plain_text
 from checkpoint_store.serde.records import Row
 from checkpoint_store.sql.read import TASKS
 from checkpoint_store.storage.checkpoint_time import time_of
-from checkpoint_store.storage.checks import not_found
 from checkpoint_store.storage.read import find_checkpoint
 from checkpoint_store.storage.read import history as history_rows
+from checkpoint_store.storage.refusals import not_found
 
 Thread = Annotated[str, typer.Argument(help="The thread's id.", show_default=False)]
 Namespace = Annotated[

@@ -17,8 +17,8 @@ from checkpoint_store.cli.text import counted, moment, printable, short_id, size
 from checkpoint_store.serde.keys import checked_thread_id
 from checkpoint_store.sql.history import ERROR, INTERRUPT
 from checkpoint_store.storage.checkpoint_time import time_of
-from checkpoint_store.storage.checks import not_found
 from checkpoint_store.storage.read import history as history_rows
+from checkpoint_store.storage.refusals import not_found
 
 _UNLIMITED = 2**31 - 1
 

@@ -11,7 +11,7 @@ from checkpoint_store.cli.connection import Json, Schema, Url, on_backend
 from checkpoint_store.cli.text import counted, size
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.serde.keys import checked_thread_id
-from checkpoint_store.storage.checks import not_found
+from checkpoint_store.storage.refusals import not_found
 from checkpoint_store.storage.thread_stats import ThreadStats, largest_threads, stats_of, table_sizes, thread_stats
 
 _UNLIMITED = 2**31 - 1

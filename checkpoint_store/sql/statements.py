@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, lru_cache, partial
 
-from checkpoint_store.schema import Tables, checked
+from checkpoint_store.schema import Tables, checked, qualified
 from checkpoint_store.sql import (
     copy_thread,
     delete,
@@ -37,6 +37,8 @@ class Statements:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
+        self.checkpoints_name = qualified(tables.checkpoints.name, tables.schema)
+        """The table of checkpoints as SQL text names it."""
         # These two are built once for each set of conditions.
         self.list_checkpoints: Callable[[frozenset[str]], Read] = cache(partial(Read.of, read.list_checkpoints, tables))
         self.list_threads: Callable[[frozenset[str]], Statement] = cache(

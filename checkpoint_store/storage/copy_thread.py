@@ -12,10 +12,10 @@ from checkpoint_store.errors import Refused, ThreadExists, short_repr
 from checkpoint_store.sql.copy_thread import TABLES
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
-from checkpoint_store.storage.checks import check_holds, check_transaction, not_found
 from checkpoint_store.storage.delete_thread import delete_locked_threads
-from checkpoint_store.storage.locks import claim_threads, take_removal_lock
+from checkpoint_store.storage.locks import check_holds, check_transaction, claim_threads, take_removal_lock
 from checkpoint_store.storage.operation import Kind, operation
+from checkpoint_store.storage.refusals import not_found
 
 
 @operation(Kind.WRITE, in_transaction=True)

@@ -1,60 +1,51 @@
-"""One function per unit of work, on an `Executor`.
-
-They are written in sync style: SQLAlchemy's greenlets run them on an async engine, a sync engine runs them as they are.
-Where it doesn't say otherwise each is one statement, so it is atomic on its own and needs no transaction around it.
-"""
+"""The locks on a thread: of a run, of removals, of its pages; and the checks that a transaction holds them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from checkpoint_store.errors import (
-    SET_UP,
-    NotSetUp,
-)
+from checkpoint_store.errors import SET_UP, NotSetUp, WrongTransaction
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
-from checkpoint_store.storage.checks import check_transaction
 from checkpoint_store.storage.operation import Kind, operation
-from checkpoint_store.storage.probes import checkpoints_of
 
 T = TypeVar("T")
 
 
 @operation(Kind.READ)
 def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
-    """Return the number that a thread's lock goes by.
+    """Return the number of a thread's run lock.
 
     Raises:
         NotSetUp: If the tables are missing.
     """
-    table = checkpoints_of(sql)
+    table = sql.checkpoints_name
     number: int | None = db.fetch(sql.lock_number, {"thread_id": thread_id, "table": table})[0][0]
     return _known_table(number, table)
 
 
 @operation(Kind.READ)
 def take_lock(db: Executor, sql: Statements, number: int) -> bool:
-    """Try to take a lock for the session; tells whether nobody else has it."""
+    """Try to take a lock for the session. Returns whether no other session has it."""
     return bool(db.fetch(sql.take_lock, {"number": number})[0][0])
 
 
 @operation(Kind.READ)
 def drop_lock(db: Executor, sql: Statements, number: int) -> bool:
-    """Give a lock of the session back; tells whether it had it."""
+    """Release a lock of the session. Returns whether the session had it."""
     return bool(db.fetch(sql.release_lock, {"number": number})[0][0])
 
 
 @operation(Kind.READ, in_transaction=True)
 def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> int | None:
-    """Try to take a thread's lock until the transaction ends; returns its number, or None if somebody else has it.
+    """Try to take a thread's lock until the transaction ends. Returns its number, None if another session has it.
 
     Raises:
         NotSetUp: If the tables are missing.
-        WrongTransaction: If there is no transaction, or one that does not see what the last to have the lock has done.
+        WrongTransaction: If there is no transaction, or one that does not see what the lock's last holder has stored.
     """
-    table = checkpoints_of(sql)
+    table = sql.checkpoints_name
     number, taken, level = db.fetch(sql.take_lock_in_transaction, {"thread_id": thread_id, "table": table})[0]
     _known_table(number, table)
     check_transaction(db, "thread_lock()", level)
@@ -63,7 +54,7 @@ def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> i
 
 @operation(Kind.READ)
 def has_lock(db: Executor, sql: Statements, number: int) -> bool:
-    """Tell whether the session has a lock."""
+    """Return whether the session has a lock."""
     return bool(db.fetch(sql.has_lock, {"number": number})[0][0])
 
 
@@ -74,31 +65,27 @@ def _known_table(answer: T | None, table: str) -> T:
 
 
 def begin_session(db: Executor, sql: Statements, settings: Mapping[str, str]) -> None:
-    """Change what settings of the session the server knows."""
+    """Change those of some settings of the session that the server knows."""
     db.fetch(sql.begin_session, {"names": list(settings), "values": list(settings.values())})
 
 
 @operation(Kind.READ)
 def session_id(db: Executor, sql: Statements) -> int:
-    """Return the id of the server's process that the session talks to."""
+    """Return the id of the session's server process."""
     return db.fetch(sql.session_id, {})[0][0]  # type: ignore[no-any-return]
 
 
 def lock_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> list[str]:
-    """Keep others from removing anything of some threads, and from storing pages of them; in a transaction.
-
-    Returns:
-        Which of them have pages.
-    """
+    """Keep others from removing anything of some threads and storing pages of them. Returns those that have pages."""
     lock_removal(db, sql, thread_ids)
     return lock_pages(db, sql, thread_ids)
 
 
 def lock_removal(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
-    """Keep others from removing anything of some threads; in a transaction. Those who store don't notice.
+    """Keep others from removing anything of some threads, until the transaction ends; puts take no notice.
 
     Raises:
-        WrongTransaction: If it does not see what others have stored: what that needs would be removed.
+        WrongTransaction: If it does not see what others have stored, and so would remove what that needs.
     """
     if rows := take_removal_lock(db, sql, thread_ids):
         check_transaction(db, "A removal", rows[0][0])
@@ -106,7 +93,7 @@ def lock_removal(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> No
 
 @operation(Kind.READ, in_transaction=True)
 def check_removal(db: Executor, sql: Statements) -> None:
-    """Check, before work that ends with a removal, that this one would not be refused; in a transaction.
+    """Check, before work that ends with a removal, that a removal would not be refused.
 
     Raises:
         WrongTransaction: If it would be.
@@ -115,16 +102,49 @@ def check_removal(db: Executor, sql: Statements) -> None:
 
 
 def take_removal_lock(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> Sequence[Row]:
-    """Take the lock that keeps removals of a thread apart, until the transaction ends."""
-    return db.fetch(sql.lock_removal, {"thread_ids": list(thread_ids), "table": checkpoints_of(sql)})
+    """Take the lock that keeps removals of a thread apart, until the transaction ends. Returns the isolation level."""
+    return db.fetch(sql.lock_removal, {"thread_ids": list(thread_ids), "table": sql.checkpoints_name})
 
 
 def lock_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> list[str]:
-    """Keep others from storing pages of some threads; in a transaction. Returns which of them have pages."""
+    """Keep others from storing pages of some threads until the transaction ends. Returns those that have pages."""
     return [row[0] for row in db.fetch(sql.lock_threads, {"thread_ids": list(thread_ids)})]
 
 
 def claim_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
-    """Keep others from storing pages of some threads, also of those that have none yet; in a transaction."""
+    """Keep others from storing pages of some threads until the transaction ends, also of those that have none yet."""
     db.fetch(sql.insert_thread_rows, {"thread_ids": list(thread_ids)})
     lock_pages(db, sql, thread_ids)
+
+
+def check_transaction(db: Executor, what: str, level: str) -> None:
+    """Check that a transaction holds the locks just taken in it, and sees what others did before it had them.
+
+    Args:
+        db: The executor.
+        what: The work that needs it, as the beginning of a sentence.
+        level: The transaction's isolation level.
+
+    Raises:
+        WrongTransaction: If it doesn't hold them, or doesn't see that.
+    """
+    check_holds(db, what)
+    if level in ("repeatable read", "serializable"):
+        raise WrongTransaction(
+            f"{what} can't work in a transaction that is {level.upper()}: it does not see what others have stored "
+            "since it began. Nothing was changed in it. Use READ COMMITTED: for the connection or session; or, where a "
+            "listener of the engine's begins the saver's transactions as connections are checked out, for that engine."
+        )
+
+
+def check_holds(db: Executor, what: str) -> None:
+    """Check that locks are held beyond the statement that takes them: there is a transaction.
+
+    Raises:
+        WrongTransaction: If there is none.
+    """
+    if not db.is_in_transaction:
+        raise WrongTransaction(
+            f"{what} can't work on a connection in AUTOCOMMIT: each statement is a transaction of its own, and none "
+            "holds a lock for the next. Nothing was changed. Use a saver on the engine, or begin a transaction."
+        )

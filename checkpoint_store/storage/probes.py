@@ -1,8 +1,4 @@
-"""One function per unit of work, on an `Executor`.
-
-They are written in sync style: SQLAlchemy's greenlets run them on an async engine, a sync engine runs them as they are.
-Where it doesn't say otherwise each is one statement, so it is atomic on its own and needs no transaction around it.
-"""
+"""Questions to a database: its role, whose tables they are, its revisions, and how far a replica is."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
 
 _warned: set[tuple[str, str]] = set()
-"""What was warned of, a database and its encoding or a schema: once in a process is enough."""
+"""The warnings that were logged, a database and its encoding or a schema: once in a process is enough."""
 
 log = logging.getLogger("checkpoint_store")
 
@@ -25,19 +21,14 @@ def role(db: Executor, sql: Statements) -> str:
     return str(db.fetch(sql.role, {})[0][0])
 
 
-def checkpoints_of(sql: Statements) -> str:
-    """Return how the table of checkpoints is named in SQL text."""
-    return qualified(sql.tables.checkpoints.name, sql.tables.schema)
-
-
 @operation(Kind.READ)
-def is_adopted(db: Executor, sql: Statements) -> bool:
-    """Tell whether the stock saver may read the tables: it has set them up, or we did not make them."""
+def is_adopted(db: Executor, sql: Statements, *, warns: bool = True) -> bool:
+    """Return whether the stock saver may read the tables: it has set them up, or we did not make them."""
     schema = sql.tables.schema
     names = {"stock": qualified(STOCK_TABLE, schema), "version": qualified(VERSION_TABLE, schema)}
     is_stock, comment, database = db.fetch(sql.adoption, names)[0]
     was_found = (comment or "").startswith(ADOPTED)
-    if is_stock and not was_found and (database, schema or "") not in _warned:
+    if warns and is_stock and not was_found and (database, schema or "") not in _warned:
         _warned.add((database, schema or ""))
         log.warning(
             'database "%s": the stock saver has set up the tables, so it may read them, and can\'t read shared pages. '
@@ -49,11 +40,8 @@ def is_adopted(db: Executor, sql: Statements) -> bool:
 
 @operation(Kind.READ)
 def outlives_downgrade(db: Executor, sql: Statements) -> bool:
-    """Tell whether the tables stay when all revisions are undone: as `is_adopted`, and nothing is logged."""
-    schema = sql.tables.schema
-    names = {"stock": qualified(STOCK_TABLE, schema), "version": qualified(VERSION_TABLE, schema)}
-    is_stock, comment, _ = db.fetch(sql.adoption, names)[0]
-    return bool(is_stock) or (comment or "").startswith(ADOPTED)
+    """Return whether the tables stay when all revisions are undone: those that are adopted."""
+    return is_adopted(db, sql, warns=False)
 
 
 @operation(Kind.READ)
@@ -81,7 +69,7 @@ def log_position(db: Executor, sql: Statements) -> int:
 
 @operation(Kind.READ)
 def replayed_position(db: Executor, sql: Statements) -> int | None:
-    """Return how much of its primary's write-ahead log a replica has replayed, in bytes; None of what is no replica."""
+    """Return the bytes of its primary's log that a replica has replayed; None on a server that is not a replica."""
     position = db.fetch(sql.replayed_position, {})[0][0]
     return position and _position(position)
 

@@ -1,24 +1,18 @@
-"""One function per unit of work, on an `Executor`.
-
-They are written in sync style: SQLAlchemy's greenlets run them on an async engine, a sync engine runs them as they are.
-Where it doesn't say otherwise each is one statement, so it is atomic on its own and needs no transaction around it.
-"""
+"""Shared pages in the database: those that are missing, those that nothing refers to, and conversion to and from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from checkpoint_store.errors import (
-    Refused,
-)
+from checkpoint_store.errors import Refused
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde import pages
 from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
-from checkpoint_store.storage.checks import refusal
 from checkpoint_store.storage.locks import lock_threads
 from checkpoint_store.storage.operation import Kind, operation
+from checkpoint_store.storage.refusals import refusal
 from checkpoint_store.storage.write_batch import Put, merged
 
 Blob = tuple[str, str, str, str]
@@ -26,7 +20,7 @@ Blob = tuple[str, str, str, str]
 
 
 def missing_pages(db: Executor, sql: Statements, puts: Sequence[Put]) -> set[str]:
-    """Return the threads that lack any page of puts that were stored, unless that was removed since."""
+    """Return the threads that lack a page of stored puts, unless the value was removed since."""
     names = ("thread_id", "checkpoint_ns", "channel", "version", "digest")
     rows = [
         (put.thread_id, put.binds["checkpoint_ns"], channel, version, digest)
@@ -39,16 +33,16 @@ def missing_pages(db: Executor, sql: Statements, puts: Sequence[Put]) -> set[str
 
 @operation(Kind.WRITE, in_transaction=True, thread_of=lambda thread_id: thread_id)
 def collect_pages(db: Executor, sql: Statements, thread_id: str) -> None:
-    """Delete the pages of a thread that nothing refers to; in a transaction."""
+    """Delete the pages of a thread that nothing refers to."""
     if paged := lock_threads(db, sql, [thread_id]):
         delete_pages(db, sql, paged)
 
 
 def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tuple[int, int]:
-    """Delete the pages of threads that nothing refers to, and what is known of those that have none; under their lock.
+    """Delete the pages of threads that nothing refers to, and the rows of threads without any, under their locks.
 
     Returns:
-        How many, and their bytes.
+        The number of pages and their bytes.
     """
     binds = {"thread_ids": list(thread_ids)}
     [(pages, size)] = db.fetch(sql.delete_pages, binds)
@@ -68,10 +62,10 @@ def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) 
 
 @operation(Kind.WRITE, in_transaction=True)
 def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
-    """Put recipes in the place of stored blobs of one thread; in a transaction. Returns how many.
+    """Put recipes in the place of stored blobs of one thread. Returns their number.
 
     Raises:
-        Refused: If something of the database's hides the rows that it depends on.
+        Refused: If the database hides the rows that it depends on.
     """
     binds, thread_id = merged(puts, {}), puts[0].thread_id
     rows = db.fetch(sql.share_blobs, binds)
@@ -85,6 +79,6 @@ def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
 
 @operation(Kind.WRITE)
 def inline_blobs(db: Executor, sql: Statements, keys: Sequence[Blob]) -> int:
-    """Put values in the place of recipes. Returns how many."""
+    """Put values in the place of recipes. Returns their number."""
     binds = array_binds(("thread_id", "checkpoint_ns", "channel", "version"), keys, "blob_")
     return len(db.fetch(sql.inline_blobs, binds))

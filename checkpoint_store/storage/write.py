@@ -11,10 +11,10 @@ from checkpoint_store.errors import Conflict, Refused, short_repr
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
-from checkpoint_store.storage.checks import check_transaction, refusal
+from checkpoint_store.storage.locks import check_transaction
 from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.page_cache import PageCache
-from checkpoint_store.storage.probes import checkpoints_of
+from checkpoint_store.storage.refusals import refusal
 from checkpoint_store.storage.shared_pages import missing_pages
 from checkpoint_store.storage.write_batch import Change, Put, merged
 
@@ -130,7 +130,7 @@ def store_continuing(db: Executor, sql: Statements, page_cache: PageCache, chang
     """
     puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
     graphs = {name: [put[name.removesuffix("s")] for put in puts] for name in ("thread_ids", "checkpoint_nss")}
-    level, _ = db.fetch(sql.lock_namespaces, {"table": checkpoints_of(sql), **graphs})[0]
+    level, _ = db.fetch(sql.lock_namespaces, {"table": sql.checkpoints_name, **graphs})[0]
     check_transaction(db, "refuse_forks", level)
     refused: dict[str, str] = {}
     for together in _apart(changes):

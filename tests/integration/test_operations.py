@@ -16,7 +16,6 @@ from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.storage import (
     checkpoint_list,
-    checks,
     copy_thread,
     delete_thread,
     deletion,
@@ -36,7 +35,6 @@ from checkpoint_store.tools import reencryption
 
 MODULES: list[ModuleType] = [
     checkpoint_list,
-    checks,
     copy_thread,
     delete_thread,
     deletion,
