@@ -51,7 +51,7 @@ def read_checkpoints(db: Executor, read: Read, page_cache: PageCache, binds: dic
     """Return checkpoints by one statement, or by two if there are unexpected pages."""
     if binds.get("thread_id") is None or page_cache.known(binds["thread_id"]) is None:
         rows = db.fetch(read.plain, binds)
-        if not any([PAGED in (row[_BLOB_TYPES] or ()) for row in rows]):
+        if not any(PAGED in (row[_BLOB_TYPES] or ()) for row in rows):
             return rows
     return db.fetch(read.joined, binds)
 
