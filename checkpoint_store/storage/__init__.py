@@ -1,1 +1,1 @@
-"""What one transaction does to checkpoints, blobs and writes, in sync style on an `Executor`."""
+"""The work of one transaction, in sync style on an `Executor`: reads, writes, deletion, copies, lists, sizes, locks."""

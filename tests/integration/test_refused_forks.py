@@ -127,7 +127,7 @@ async def test_the_same_put_again_is_no_conflict(careful: AsyncPostgresSaver) ->
 async def test_a_child_that_would_not_be_the_newest_is_refused(careful: AsyncPostgresSaver) -> None:
     """Readers go by ids: where the clocks of two machines differ, a step would be lost in silence."""
     await put(careful, None, "2")
-    with pytest.raises(Conflict, match="'1' has an id that does not sort behind that of '2', which it continues"):
+    with pytest.raises(Conflict, match="'1' has an id that does not sort after that of '2', which it continues"):
         await put(careful, "2", "1")
 
     assert await stored(careful) == [("2", None)]

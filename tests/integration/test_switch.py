@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -366,10 +367,11 @@ def test_the_database_is_asked_once_a_minute_whether_the_stock_saver_has_come(
 ) -> None:
     """And not at every put."""
     now = [1000.0]
-    monkeypatch.setattr("checkpoint_store.database.backend.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("checkpoint_store.database.page_sharing.time.monotonic", lambda: now[0])
     asked = []
     ask = probes.is_adopted
-    monkeypatch.setattr(probes, "is_adopted", lambda *args: asked.append(now[0]) or ask(*args))
+    noting = replace(ask, function=lambda *args: asked.append(now[0]) or ask(*args))
+    monkeypatch.setattr(probes, "is_adopted", noting)
     with PostgresSaver.from_conn_string(url) as saver:
         for seconds in (0, 1, 58, 2, 1):
             now[0] += seconds
