@@ -411,7 +411,7 @@ def test_a_schema_of_its_own(run: Cli, url: str) -> None:
         (["threads", "--url", ""], 2, ""),
         (["threads", "--cursor", "x"], 2, "--cursor must be the `cursor` of a thread listed before"),
         (["threads", "--filter", "[1]"], 2, "JSON object"),
-        (["threads", "--order", "size"], 2, "--order is 'size'"),
+        (["threads", "--order", "size"], 2, "--order must be 'newest' or 'thread_id', not 'size'"),
         (["threads", "--filter", '{"a": NaN}'], 2, "--filter['a'] is not finite"),
         (["threads", "--schema", "no such"], 3, "Run `checkpoint-store upgrade --schema 'no such'`."),
         (["check", "--schema", "nope"], 3, "Run `checkpoint-store upgrade --schema nope`."),
