@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from sqlalchemy import ARRAY, Column, ColumnElement, Table, TableValuedAlias, Text, bindparam, func, select
@@ -15,6 +16,7 @@ def array_binds(columns: Sequence[str], rows: Iterable[Sequence[Any]], prefix: s
     return {f"{prefix}{name}s": list(array) for name, array in zip(columns, arrays, strict=True)}
 
 
+@cache
 def array_param(name: str, kind: Any = Text) -> ColumnElement[Any]:
     """Return an array that comes with the call."""
     return bindparam(name, type_=ARRAY(kind))

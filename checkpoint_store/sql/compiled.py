@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self
 
@@ -23,11 +23,21 @@ class Statement:
     It is executed as driver SQL, because SQLAlchemy's statement cache costs more than the statement: at every call it
     derives a key from the whole construct (0.25 ms for `put_checkpoint`), and on SQLAlchemy 2.0 it can't hold
     PostgreSQL's upserts at all (2 ms to compile one). Nor does a host's `schema_translate_map` apply to our tables.
+
+    Args:
+        build: The function that builds it; called when it is first compiled.
+        args: The function's arguments.
+        options: The same, by name.
     """
 
-    def __init__(self, construct: Executable) -> None:
-        self.construct = construct
+    def __init__(self, build: Callable[P, Executable], *args: P.args, **options: P.kwargs) -> None:
+        self._build = partial(build, *args, **options)
         self._compiled: dict[tuple[str, str, str], tuple[str, ByPosition | None]] = {}
+
+    @cached_property
+    def construct(self) -> Executable:
+        """The Core statement."""
+        return self._build()
 
     def sql(self, dialect: Dialect) -> str:
         """Return the SQL text for a dialect."""
@@ -42,19 +52,18 @@ class Statement:
         key = (dialect.name, dialect.driver, dialect.paramstyle)
         if (known := self._compiled.get(key)) is None:
             compiled = self.construct.compile(dialect=dialect)  # type: ignore[attr-defined]
-            by_position = _by_position(compiled.positiontup) if compiled.positional else None
+            by_position: ByPosition | None = None
+            if compiled.positional:
+                names = compiled.positiontup
+                by_position = (
+                    itemgetter(*names) if len(names) > 1 else lambda binds: tuple([binds[one] for one in names])
+                )
             sql = compiled.string
             if dialect.driver == "psycopg":
                 # psycopg would send an array of bytes as text, which is twice as long and takes long to escape.
                 sql = sql.replace(")s::BYTEA[]", ")b::BYTEA[]")
             known = self._compiled[key] = (sql, by_position)
         return known
-
-
-def _by_position(names: Sequence[str]) -> ByPosition:
-    if len(names) > 1:
-        return itemgetter(*names)
-    return lambda binds: tuple([binds[name] for name in names])
 
 
 class Read(NamedTuple):
@@ -71,14 +80,14 @@ class Read(NamedTuple):
     @classmethod
     def of(cls, build: Callable[..., Executable], *args: Any) -> Self:
         """Build both forms by a function that takes `joined`, whether recipes are joined to their values."""
-        return cls(Statement(build(*args, joined=False)), Statement(build(*args, joined=True)))
+        return cls(Statement(build, *args, joined=False), Statement(build, *args, joined=True))
 
 
 def compiled(
     build: Callable[Concatenate[Tables, P], Executable], *args: P.args, **options: P.kwargs
 ) -> cached_property[Statement]:
     """Return an attribute of `Statements`: the statement that a function builds on its tables, once it is needed."""
-    return cached_property(lambda sql: Statement(build(sql.tables, *args, **options)))
+    return cached_property(lambda sql: Statement(build, sql.tables, *args, **options))
 
 
 def compiled_read(build: Callable[..., Executable]) -> cached_property[Read]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -32,21 +33,25 @@ _ENTRY_BYTES, _PAGE = 17, 255
 _EMPTY: ColumnElement[bytes] = literal_column("''::bytea", LargeBinary)
 
 
+@cache
 def param(name: str, kind: Any = Text) -> ColumnElement[Any]:
     """Return a parameter: a value that comes with the call, by default a text."""
     return bindparam(name, type_=kind)
 
 
+@cache
 def text_literal(name: str) -> ColumnElement[str]:
     """Return a JSON key or other text of ours as a literal: as a parameter it would travel with every call."""
     return literal_column(f"'{name}'", Text)
 
 
+@cache
 def int_literal(value: int) -> ColumnElement[int]:
     """Return a number of ours as a literal."""
     return literal_column(str(value), Integer)
 
 
+@cache
 def bool_literal(value: bool) -> ColumnElement[bool]:
     """Return a truth value as a literal."""
     return literal_column(str(value).lower(), Boolean)

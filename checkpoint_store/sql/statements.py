@@ -42,7 +42,7 @@ class Statements:
         # These two are built once for each set of conditions.
         self.list_checkpoints: Callable[[frozenset[str]], Read] = cache(partial(Read.of, read.list_checkpoints, tables))
         self.list_threads: Callable[[frozenset[str]], Statement] = cache(
-            lambda conditions: Statement(list_threads.list_threads(tables, conditions))
+            lambda conditions: Statement(list_threads.list_threads, tables, conditions)
         )
 
     get_checkpoint = compiled_read(read.get_checkpoint)

@@ -46,9 +46,9 @@ def _known(source: BaseCheckpointSaver[Any]) -> tuple[Statement, Dialect] | None
     if hasattr(source, "conn"):
         for base in type(source).__mro__:
             if base.__module__.startswith("langgraph.checkpoint.sqlite"):
-                return Statement(task_paths("writes")), URL.create("sqlite").get_dialect()()
+                return Statement(task_paths, "writes"), URL.create("sqlite").get_dialect()()
             if base.__module__.startswith("langgraph.checkpoint.postgres"):
-                return Statement(task_paths("checkpoint_writes")), URL.create("postgresql+psycopg").get_dialect()()
+                return Statement(task_paths, "checkpoint_writes"), URL.create("postgresql+psycopg").get_dialect()()
     return None
 
 

@@ -131,7 +131,7 @@ class Host:
 
 @operation(Kind.READ, in_transaction=True)
 def level_of(db: Executor, _: Statements) -> str:
-    level: str = db.fetch(Statement(select(func.current_setting(literal_column("'transaction_isolation'")))), {})[0][0]
+    level: str = db.fetch(Statement(select, func.current_setting(literal_column("'transaction_isolation'"))), {})[0][0]
     return level
 
 
