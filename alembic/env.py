@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from alembic import context
 from checkpoint_store.conninfo.driver_errors import diagnosis_of, without_values
 from checkpoint_store.conninfo.url import masked
-from checkpoint_store.database.pooler import is_pooled
+from checkpoint_store.database.pool import is_pooled
 from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.migrations.alembic_config import SCHEMA_OPTION, schema_option
 from checkpoint_store.migrations.ddl import create_schema

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from checkpoint_store import migrations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, advise_upgrade, confirm, on_backend, on_connection
-from checkpoint_store.database.pooler import is_pooled
+from checkpoint_store.database.pool import is_pooled
 from checkpoint_store.database.provider import pause_of
 from checkpoint_store.errors import NotSetUp
 from checkpoint_store.migrations.lock import LOCK_SECONDS

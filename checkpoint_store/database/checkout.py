@@ -9,17 +9,15 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection, exc
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, QueuePool, exc
 from sqlalchemy.util import await_only
 
 from checkpoint_store.conninfo.driver_errors import without_values
 from checkpoint_store.conninfo.transient_errors import ends_all_connections, ends_connections
 from checkpoint_store.database.direct_executor import AsyncpgExecutor, PsycopgExecutor
-from checkpoint_store.database.interruption import nothing_late
-from checkpoint_store.database.isolation import is_begun, isolate
-from checkpoint_store.database.liveness import check_loop, left_by_loop, take_open
-from checkpoint_store.database.pooler import check_is_for_pooler, is_for_pooler
-from checkpoint_store.database.sqlalchemy_private import invalidate_all, is_watched
+from checkpoint_store.database.liveness import check_loop, left_by_loop, nothing_late, take_open
+from checkpoint_store.database.pool import check_is_for_pooler, is_begun, is_for_pooler, isolate
+from checkpoint_store.database.sqlalchemy_private import invalidate_all, is_watched, max_overflow
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor, is_in_transaction
 
 
@@ -220,3 +218,20 @@ def _committed(conn: Connection, *, in_transaction: bool) -> Iterator[Executor]:
         yield ConnectionExecutor(conn)
         if in_transaction:
             conn.commit()
+
+
+def kept_by_others(engine: Engine) -> int:
+    """Return how many connections of a full pool are checked out, if no call of ours has one of them; otherwise 0."""
+    pool = engine.pool
+    is_full = isinstance(pool, QueuePool) and pool.checkedout() >= pool.size() + max_overflow(pool)
+    is_ours = any(checkout.pool is pool for checkout in list(checkouts))
+    return pool.checkedout() if is_full and not is_ours else 0  # type: ignore[attr-defined]
+
+
+def full_of_others(kept: int) -> str:
+    """Return the explanation of a pool with N connections, all `kept_by_others`."""
+    held = "The only connection of the pool is" if kept == 1 else f"All {kept} connections of the pool are"
+    return (
+        f"{held} held by the application itself: a request that holds a session or a connection while it calls a saver "
+        "on the same pool waits for itself."
+    )

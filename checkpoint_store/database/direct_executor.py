@@ -13,8 +13,7 @@ from sqlalchemy.util import await_only
 
 from checkpoint_store.conninfo.driver_errors import error_of_warning, without_values
 from checkpoint_store.conninfo.transient_errors import ends_all_connections
-from checkpoint_store.database.interruption import discard_unsent, is_interruption
-from checkpoint_store.database.liveness import socket_of
+from checkpoint_store.database.liveness import discard_unsent, is_interruption, socket_of
 from checkpoint_store.database.sqlalchemy_private import dbapi_error, keep_others, raise_statement_error
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import Executor, Row, is_in_transaction

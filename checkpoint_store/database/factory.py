@@ -14,8 +14,7 @@ from checkpoint_store.database.engine_provider import EngineProvider
 from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.database.group_commit import AsyncPipeline
 from checkpoint_store.database.host_provider import HostConnectionProvider, HostSessionProvider
-from checkpoint_store.database.options import SaverOptions
-from checkpoint_store.database.page_sharing import PageSharing
+from checkpoint_store.database.options import PageSharing, SaverOptions
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.replica_provider import ReplicaProvider
 from checkpoint_store.database.retry import RETRY_SECONDS

@@ -1,35 +1,65 @@
-"""The pool of an engine: connections taken from it for longer than an operation, and its end."""
+"""The pool of an engine: its connections' isolation level, a pooler before their server, and the pool's end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, Engine, QueuePool, StaticPool
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, StaticPool, func, select
 
-from checkpoint_store.database.checkout import checkouts
-from checkpoint_store.database.isolation import end_begun_transaction, isolate
 from checkpoint_store.database.liveness import check_loop
-from checkpoint_store.database.pooler import is_pooled
-from checkpoint_store.database.sqlalchemy_private import max_overflow
-from checkpoint_store.errors import UnusableConnection
+from checkpoint_store.database.sqlalchemy_private import keeps_statements, restore_isolation_at_return
+from checkpoint_store.errors import InvalidOption, UnusableConnection
+from checkpoint_store.sql.executor import is_in_transaction
 
 
-def kept_by_others(engine: Engine) -> int:
-    """Return how many connections of a full pool are checked out, if no call of ours has one of them; otherwise 0."""
-    pool = engine.pool
-    is_full = isinstance(pool, QueuePool) and pool.checkedout() >= pool.size() + max_overflow(pool)
-    is_ours = any(checkout.pool is pool for checkout in list(checkouts))
-    return pool.checkedout() if is_full and not is_ours else 0  # type: ignore[attr-defined]
+def isolate(conn: Connection, level: str) -> None:
+    """Set the isolation level until the connection goes back to the pool, which gets it as it was."""
+    restore_isolation_at_return(conn.dialect, conn.connection)
+    conn.execution_options(isolation_level=level)
 
 
-def full_of_others(kept: int) -> str:
-    """Return the explanation of a pool with N connections, all `kept_by_others`."""
-    held = "The only connection of the pool is" if kept == 1 else f"All {kept} connections of the pool are"
-    return (
-        f"{held} held by the application itself: a request that holds a session or a connection while it calls a saver "
-        "on the same pool waits for itself."
-    )
+def is_begun(conn: Connection) -> bool:
+    """Return whether a connection is in a transaction, which SQLAlchemy or a listener of the pool's has begun."""
+    return conn.in_transaction() or is_in_transaction(conn.connection.driver_connection)
+
+
+def end_begun_transaction(conn: Connection) -> None:
+    """Commit a transaction that listeners have begun on a connection just borrowed; settings of the session stay."""
+    if conn.in_transaction():
+        conn.commit()
+    elif is_in_transaction(conn.connection.driver_connection):
+        conn.connection.commit()
+
+
+def is_pooled(conn: Connection) -> bool:
+    """Return whether a pooler stands before the server: it can't pass on the process id of a server's session.
+
+    The connection is in no transaction, nor is it afterwards.
+    """
+    driver: Any = conn.connection.driver_connection
+    pid = driver.get_server_pid() if conn.dialect.driver == "asyncpg" else driver.info.backend_pid
+    # In a transaction, and with the text sent along: this much works through all of them.
+    with conn.begin():
+        return bool(conn.scalar(select(func.pg_backend_pid())) != pid)
+
+
+def is_for_pooler(pooled: PoolProxiedConnection) -> bool:
+    """Return whether a connection keeps no prepared statements: a pooler of transactions would lose them."""
+    driver: Any = pooled.driver_connection
+    if hasattr(driver, "prepare_threshold"):
+        return driver.prepare_threshold is None  # psycopg
+    return not driver._config.statement_cache_size and not keeps_statements(pooled)
+
+
+def check_is_for_pooler(pooled: PoolProxiedConnection) -> None:
+    """Raise `InvalidOption` if a connection keeps prepared statements."""
+    if not is_for_pooler(pooled):
+        raise InvalidOption(
+            'pooler is "transaction", but the engine keeps prepared statements, which such a pooler loses. Make it by '
+            "create_async_engine(url, **checkpoint_store.url.pooler_options())."
+        )
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from sqlalchemy import URL, Dialect, Engine
 from sqlalchemy.util import await_only
 
 from checkpoint_store.conninfo.driver_errors import is_from_driver, raise_from, remove_values
+from checkpoint_store.database.checkout import kept_by_others
 from checkpoint_store.database.closing import State
 from checkpoint_store.database.error_translation import FOREIGN, translate
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.session import POLL_SECONDS, lock_session_of
 from checkpoint_store.database.observer import Observer
-from checkpoint_store.database.pool import kept_by_others
 from checkpoint_store.database.replication_lag import replication_lag_of
 from checkpoint_store.errors import CheckpointStoreError, Closed
 from checkpoint_store.sql.executor import Executor

@@ -24,7 +24,7 @@ from sqlalchemy import event, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, schema
-from checkpoint_store.database.pooler import is_pooled
+from checkpoint_store.database.pool import is_pooled
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.url import pooler_options
 

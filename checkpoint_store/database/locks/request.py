@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 
-from checkpoint_store.database.pool import full_of_others
+from checkpoint_store.database.checkout import full_of_others
 from checkpoint_store.errors import LockLost, ThreadLocked, Unavailable, short_repr
 
 SERVER_SECONDS = 1.0

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store.database import liveness, pooler
+from checkpoint_store.database import liveness, pool
 from checkpoint_store.errors import InvalidOption, WrongThread
 
 
@@ -68,8 +68,8 @@ async def test_a_cache_of_asyncpgs_own_is_none_for_a_pooler(url: str, size: int)
     )
     async with engine.connect() as conn:
         pooled: Any = await conn.get_raw_connection()
-        assert pooler.is_for_pooler(pooled) is not bool(size)
+        assert pool.is_for_pooler(pooled) is not bool(size)
         if size:
             with pytest.raises(InvalidOption, match="keeps prepared statements"):
-                pooler.check_is_for_pooler(pooled)
+                pool.check_is_for_pooler(pooled)
     await engine.dispose()
