@@ -39,6 +39,8 @@ from tests.packaging.conftest import WARNINGS
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
+PACKAGE = REPOSITORY / "checkpoint_store"
+CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text()
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.+?)^ *```$", re.DOTALL | re.MULTILINE)
 
@@ -320,11 +322,56 @@ def test_the_list_of_public_names_is_what_there_is() -> None:
     assert named - {"aget"} == {name for name in ours if f"a{name}" not in ours}
 
 
-def test_every_module_is_on_the_map() -> None:
-    """Whoever looks for a place to add something finds it in CONTRIBUTING.md."""
-    marked = (REPOSITORY / "CONTRIBUTING.md").read_text()
-    modules = {path.name for path in (REPOSITORY / "checkpoint_store").glob("[a-z]*.py")}
-    assert [name for name in sorted(modules) if name not in marked] == []
+def test_the_map_has_every_public_file_and_every_folder_with_its_sentence() -> None:
+    """Whoever looks for a place to add something finds it; the rows are the first sentences of `__init__` files."""
+    the_map = CONTRIBUTING.partition("## The map")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+\.py)`", the_map))
+    assert {path.name for path in PACKAGE.glob("*.py")} - named == {"__init__.py"}
+    rows = dict(re.findall(r"^\| `([\w/]+)/` \| (.+) \|$", the_map, re.MULTILINE))
+    folders = [path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]
+    assert rows == {
+        str(folder.relative_to(PACKAGE)): (
+            ast.get_docstring(ast.parse(folder.joinpath("__init__.py").read_text())) or ""
+        ).partition("\n\n")[0]
+        for folder in folders
+    }
+
+
+def test_files_and_functions_that_contributing_names_exist() -> None:
+    """A path is one from the repository or from the package; a name before it is defined in it."""
+    paths = re.findall(r"`((?:[\w.-]+/)*[\w-]+(?:\.py|\.md|\.toml|\.txt|\.yml|/))`", CONTRIBUTING)
+    assert len(set(paths)) > 50
+    found = {path: next((one / path for one in (REPOSITORY, PACKAGE) if (one / path).exists()), None) for path in paths}
+    assert [path for path, file in found.items() if file is None] == []
+    places = re.findall(r"`([\w.]+)`(?: or `([\w.]+)`)?\s\(`([\w/]+\.py)`\)", CONTRIBUTING)
+    assert len(places) > 20
+    for *names, path in places:
+        file = found[path]
+        assert file is not None
+        assert [name for name in names if name and not is_defined(file, name)] == [], path
+
+
+def is_defined(file: Path, name: str) -> bool:
+    """Return whether a module defines a name, or a class of it a method or attribute."""
+    body = ast.parse(file.read_text()).body
+    for part in name.split("."):
+        found = [node for node in body if part in names_of(node)]
+        if not found:
+            return False
+        body = getattr(found[0], "body", [])
+    return True
+
+
+def names_of(node: ast.stmt) -> list[str]:
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return [node.name]
+        case ast.Assign(targets=targets):
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+        case _:
+            return []
 
 
 def test_every_block_of_code_is_run_by_a_test() -> None:
