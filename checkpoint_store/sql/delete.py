@@ -35,14 +35,18 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import array, insert
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, key_types, rows_of
 from checkpoint_store.sql.expressions import (
+    ONE,
+    ZERO,
+    array_param,
     channel_versions,
     digests_of,
+    few_rows_of_binds,
     in_namespace,
     in_threads,
-    int_literal,
+    key_types,
     param,
+    rows_of,
     same_blob,
     same_checkpoint,
     same_namespace,
@@ -67,7 +71,7 @@ def insert_thread_rows(t: Tables) -> Executable:
     """
     threads = t.checkpoint_threads
     thread_id = func.unnest(array_param("thread_ids")).column_valued("thread_id")
-    rows = select(thread_id, int_literal(0)).order_by(thread_id)
+    rows = select(thread_id, ZERO).order_by(thread_id)
     return insert(threads).from_select(["thread_id", "epoch"], rows).on_conflict_do_nothing()
 
 
@@ -115,7 +119,7 @@ def children(t: Tables) -> Executable:
     ).subquery("lines")
     of = [lines.c.thread_id, lines.c.checkpoint_ns, lines.c.checkpoint_id]
     found = func.array_agg(lines.c.child).filter(lines.c.child.is_not(None))
-    is_sought = and_(func.bool_or(lines.c.child.is_(None)), func.count(lines.c.child) > int_literal(0))
+    is_sought = and_(func.bool_or(lines.c.child.is_(None)), func.count(lines.c.child) > ZERO)
     return select(*of, found).group_by(*of).having(is_sought)
 
 
@@ -140,7 +144,7 @@ def next_blob(t: Tables) -> Executable:
     order = [b.c.channel, b.c.version]
     following = select(*order).where(in_namespace(b), tuple_(*order) > _place("after")).order_by(*order)
     these = following.limit(param("limit", Integer)).subquery("these")
-    return select(these).order_by(these.c.channel.desc(), these.c.version.desc()).limit(int_literal(1))
+    return select(these).order_by(these.c.channel.desc(), these.c.version.desc()).limit(ONE)
 
 
 def mark_dead_entries(t: Tables) -> Executable:
@@ -196,7 +200,7 @@ def delete_pages(t: Tables) -> Executable:
     """
     p, threads = t.checkpoint_pages, t.checkpoint_threads
     dead = _dead_pages(t, t.checkpoint_blobs)
-    epoch = update(threads).where(in_threads(threads)).values(epoch=threads.c.epoch + int_literal(1))
+    epoch = update(threads).where(in_threads(threads)).values(epoch=threads.c.epoch + ONE)
     gone = delete(p).where(_is_page(p, dead)).returning(_size(p.c.page)).cte("gone")
     return _count(gone).add_cte(epoch.cte("another_epoch"))
 
@@ -317,7 +321,7 @@ def _dead_blobs(t: Tables, *, without_deleted: bool = False, in_range: bool = Fa
 def _here_in_order(t: Tables) -> FromClause:
     """Return the checkpoints of one namespace, read by the index: the table has all rows that are deleted."""
     c = t.checkpoints
-    return select(c).where(in_namespace(c)).order_by(c.c.checkpoint_id).offset(int_literal(0)).subquery("here")
+    return select(c).where(in_namespace(c)).order_by(c.c.checkpoint_id).offset(ZERO).subquery("here")
 
 
 def _used(c: FromClause, left: FromClause) -> Select[Any]:
@@ -356,7 +360,7 @@ def _place(name: str) -> ColumnElement[Any]:
 
 def _size(*columns: ColumnElement[Any]) -> ColumnElement[int]:
     """Return the number of bytes that values of a row occupy as they are stored, that is, compressed."""
-    sizes = [func.coalesce(func.pg_column_size(column, type_=Integer), int_literal(0)) for column in columns]
+    sizes = [func.coalesce(func.pg_column_size(column, type_=Integer), ZERO) for column in columns]
     return sum(sizes[1:], start=sizes[0]).label("size")
 
 
@@ -365,4 +369,4 @@ def _json_size(t: Tables) -> ColumnElement[int]:
 
 
 def _sum(size: ColumnElement[int]) -> ColumnElement[int]:
-    return func.coalesce(func.sum(size, type_=BigInteger), int_literal(0))
+    return func.coalesce(func.sum(size, type_=BigInteger), ZERO)

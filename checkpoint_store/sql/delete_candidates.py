@@ -33,15 +33,20 @@ from sqlalchemy import (
 )
 
 from checkpoint_store.schema import PAGED, Tables, qualified
-from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, key_types
 from checkpoint_store.sql.expressions import (
-    bool_literal,
+    FALSE,
+    ONE,
+    TRUE,
+    ZERO,
+    array_param,
     channel_values,
     channel_versions,
+    few_rows_of_binds,
     has_member,
     in_threads,
     int_literal,
     is_value,
+    key_types,
     member,
     member_text,
     param,
@@ -115,7 +120,7 @@ def _is_leftover(t: Tables, of: FromClause, before: ColumnElement[str]) -> Colum
 
     def lacks(table: Table, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
         # A scalar subquery: for EXISTS the server might read the whole table.
-        found = select(true()).where(table.c.thread_id == of.c.thread_id, *conditions).limit(int_literal(1))
+        found = select(true()).where(table.c.thread_id == of.c.thread_id, *conditions).limit(ONE)
         return found.correlate(of).scalar_subquery().is_(None)
 
     is_alone = and_(lacks(c), lacks(w, w.c.checkpoint_id >= before))
@@ -137,7 +142,7 @@ def _sees_all(t: Tables) -> ColumnElement[bool]:
         a.c.application_name.regexp_match(text_literal("^pg_[0-9]+_sync_")),
     )
     others = select(true()).where(a.c.datid == here, a.c.pid != func.pg_backend_pid(), restores)
-    return and_(~or_(*hides), others.limit(int_literal(1)).scalar_subquery().is_(None))
+    return and_(~or_(*hides), others.limit(ONE).scalar_subquery().is_(None))
 
 
 def blob_namespaces(t: Tables) -> Executable:
@@ -166,7 +171,7 @@ def candidates(t: Tables) -> Executable:
     Binds: `thread_ids`, `run_ids`.
     """
     c = t.checkpoints.c
-    is_call = func.strpos(c.checkpoint_ns, text_literal(":"), type_=Integer) > int_literal(0)
+    is_call = func.strpos(c.checkpoint_ns, text_literal(":"), type_=Integer) > ZERO
     counters = _names(member(c.metadata, _COUNTERS))
     counted = select(func.array_agg(counters.c.channel)).correlate(t.checkpoints).scalar_subquery()
     return (
@@ -175,7 +180,7 @@ def candidates(t: Tables) -> Executable:
             c.checkpoint_ns,
             c.checkpoint_id,
             c.parent_checkpoint_id,
-            func.coalesce(_is_chosen(t), bool_literal(False)),
+            func.coalesce(_is_chosen(t), FALSE),
             case((is_call, cast(member(c.metadata, text_literal("parents")), Text))),
             case((has_member(c.metadata, _COUNTERS), counted)),
         )
@@ -202,12 +207,12 @@ def channels_without_value(t: Tables) -> Executable:
         func.starts_with(channel, text_literal("branch:"), type_=Boolean),
     )
     # By key, as in `delta_history`: for EXISTS all blobs of the thread would be read, anew for each checkpoint.
-    blob = select(bool_literal(True)).where(is_value(t.checkpoint_blobs, c, channel)).limit(int_literal(1))
+    blob = select(TRUE).where(is_value(t.checkpoint_blobs, c, channel)).limit(ONE)
     blob = blob.correlate_except(t.checkpoint_blobs)
-    has_value = or_(_is_inline(c, channel), func.coalesce(blob.scalar_subquery(), bool_literal(False)))
+    has_value = or_(_is_inline(c, channel), func.coalesce(blob.scalar_subquery(), FALSE))
     bare = select(func.array_agg(channel)).where(~is_internal, ~has_value).correlate(c)
     is_old = cast(member_text(c.c.checkpoint, text_literal("v")), Numeric) < int_literal(4)
-    return select(*c.primary_key, func.coalesce(is_old, bool_literal(False)), bare.scalar_subquery()).select_from(
+    return select(*c.primary_key, func.coalesce(is_old, FALSE), bare.scalar_subquery()).select_from(
         node.join(c, same_checkpoint(c, node))
     )
 
@@ -230,7 +235,7 @@ def traces(t: Tables) -> Executable:
         channel,
         member_text(channel_versions(c), channel),
         or_(_is_inline(c, channel), blob),
-        func.coalesce(and_(is_marked, blob), bool_literal(False)),
+        func.coalesce(and_(is_marked, blob), FALSE),
         written.correlate(c, sought),
     ).select_from(sought.join(c, same_namespace(c, sought)))
 
@@ -244,15 +249,15 @@ def _walk(*tables: Table) -> CTE:
     def following(thread_id: ColumnElement[str], walk: FromClause | None = None) -> ColumnElement[Any]:
         firsts = []
         for one in tables:
-            ordered = select(one.c.thread_id).order_by(one.c.thread_id).limit(int_literal(1))
+            ordered = select(one.c.thread_id).order_by(one.c.thread_id).limit(ONE)
             first = ordered.where(one.c.thread_id > thread_id)
             firsts.append((first if walk is None else first.correlate(walk)).scalar_subquery())
         return firsts[0] if len(firsts) == 1 else func.least(*firsts, type_=Text())
 
     first = following(param("after"))
-    walk = select(first.label("thread_id"), int_literal(1).label("place")).cte("walk", recursive=True)
+    walk = select(first.label("thread_id"), ONE.label("place")).cte("walk", recursive=True)
     is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < param("limit", Integer))
-    return walk.union_all(select(following(walk.c.thread_id, walk), walk.c.place + int_literal(1)).where(is_inside))
+    return walk.union_all(select(following(walk.c.thread_id, walk), walk.c.place + ONE).where(is_inside))
 
 
 def _is_chosen(t: Tables) -> ColumnElement[bool]:
@@ -266,4 +271,4 @@ def _names(document: ColumnElement[Any]) -> TableValuedAlias:
 
 
 def _is_inline(c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
-    return func.coalesce(has_member(channel_values(c), channel), bool_literal(False))
+    return func.coalesce(has_member(channel_values(c), channel), FALSE)

@@ -25,17 +25,21 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.arrays import aggregate, array_param, rows_of
 from checkpoint_store.sql.expressions import (
-    bool_literal,
+    FALSE,
+    ONE,
+    TRUE,
+    ZERO,
+    aggregate,
+    array_param,
     channel_values,
     has_member,
     in_namespace,
-    int_literal,
     is_a,
     is_value,
     member,
     param,
+    rows_of,
     text_literal,
     value_of,
     write_order,
@@ -56,7 +60,7 @@ def ancestors(t: Tables) -> Select[Any]:
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id` (or NULL for the newest), `channels` (array of text).
     """
     c = t.checkpoints
-    newest = select(c.c.checkpoint_id).where(in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(int_literal(1))
+    newest = select(c.c.checkpoint_id).where(in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(ONE)
     target = func.coalesce(param("checkpoint_id"), newest.scalar_subquery())
     start = select(c.c.parent_checkpoint_id).where(in_namespace(c), c.c.checkpoint_id == target).scalar_subquery()
 
@@ -66,7 +70,7 @@ def ancestors(t: Tables) -> Select[Any]:
         select(
             c.c.checkpoint_id,
             c.c.parent_checkpoint_id,
-            bool_literal(True).label("first"),
+            TRUE.label("first"),
             _is_sound(c).label("sound"),
             channels.label("sought"),
             found.c.found,
@@ -77,12 +81,12 @@ def ancestors(t: Tables) -> Select[Any]:
     )
     left, parent = _left(chain), _parent(t, chain)
     found = _found(t, parent, left.c.sought)
-    own = [parent.c.checkpoint_id, parent.c.parent_checkpoint_id, bool_literal(False), _is_sound(parent)]
+    own = [parent.c.checkpoint_id, parent.c.parent_checkpoint_id, FALSE, _is_sound(parent)]
     # UNION, not UNION ALL: a row that was there before ends the walk, so that a cycle of parents can't make it endless.
     chain = chain.union(
         select(*own, left.c.sought, found.c.found)
         .select_from(chain.join(left, true()).join(parent, true()).join(found, true()))
-        .where(func.cardinality(left.c.sought) > int_literal(0))
+        .where(func.cardinality(left.c.sought) > ZERO)
     )
     writes, values = _writes(t, chain), _values(t, chain)
     steps = [chain.c[name] for name in ("checkpoint_id", "parent_checkpoint_id", "first", "sound")]
@@ -93,7 +97,7 @@ def _parent(t: Tables, chain: FromClause) -> LateralFromClause:
     """Return the parent of a checkpoint, or no row."""
     c = t.checkpoints
     parent = select(c).where(in_namespace(c), c.c.checkpoint_id == chain.c.parent_checkpoint_id)
-    return parent.limit(int_literal(1)).correlate(chain).lateral("parent")
+    return parent.limit(ONE).correlate(chain).lateral("parent")
 
 
 def _is_sound(c: FromClause) -> ColumnElement[bool]:
@@ -113,7 +117,7 @@ def _found(t: Tables, c: FromClause, sought: ColumnElement[Any]) -> LateralFromC
     channel = rows_of(sought, "channel").c.channel
     inline = has_member(channel_values(c), channel)
     b = t.checkpoint_blobs
-    blob = select(bool_literal(True)).where(is_value(b, c, channel, param("thread_id"))).limit(int_literal(1))
+    blob = select(TRUE).where(is_value(b, c, channel, param("thread_id"))).limit(ONE)
     blob = blob.correlate(c, channel.table)
     return (
         select(func.array_agg(channel).label("found")).where(or_(inline, blob.scalar_subquery())).correlate(c).lateral()
@@ -153,7 +157,7 @@ def _values(t: Tables, chain: FromClause) -> LateralFromClause:
     blob = (
         select(b.c.version, *value_of(t, b, param("thread_id")))
         .where(is_value(b, c, found.c.channel, param("thread_id")))
-        .limit(int_literal(1))
+        .limit(ONE)
         .correlate(c, found)
         .lateral()
     )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     Boolean,
+    Column,
     ColumnElement,
     FromClause,
     Integer,
     LargeBinary,
     Select,
+    Table,
+    TableValuedAlias,
     Text,
     and_,
     bindparam,
@@ -25,7 +30,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by, array
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.arrays import array_param
 
 _ENTRY_BYTES, _PAGE = 17, 255
 """As `serde.pages` writes recipes; a test has PostgreSQL read them."""
@@ -33,7 +37,6 @@ _ENTRY_BYTES, _PAGE = 17, 255
 _EMPTY: ColumnElement[bytes] = literal_column("''::bytea", LargeBinary)
 
 
-@cache
 def param(name: str, kind: Any = Text) -> ColumnElement[Any]:
     """Return a parameter: a value that comes with the call, by default a text."""
     return bindparam(name, type_=kind)
@@ -51,10 +54,54 @@ def int_literal(value: int) -> ColumnElement[int]:
     return literal_column(str(value), Integer)
 
 
-@cache
-def bool_literal(value: bool) -> ColumnElement[bool]:
-    """Return a truth value as a literal."""
-    return literal_column(str(value).lower(), Boolean)
+ZERO, ONE = int_literal(0), int_literal(1)
+FALSE, TRUE = literal_column("false", Boolean), literal_column("true", Boolean)
+
+
+def array_param(name: str, kind: Any = Text) -> ColumnElement[Any]:
+    """Return an array that comes with the call."""
+    return bindparam(name, type_=ARRAY(kind))
+
+
+def key_types(table: Table) -> dict[str, Any]:
+    """Return the columns of a table's key with their types, as `rows_of_binds` takes them."""
+    return {column.name: type(column.type) for column in table.primary_key}
+
+
+def rows_of_binds(prefix: str = "", /, **columns: Any) -> TableValuedAlias:
+    """Return parallel arrays, bound by the plurals of the columns' names, as rows."""
+    return _rows(prefix, columns, lambda array: array)
+
+
+def few_rows_of_binds(prefix: str, /, **columns: Any) -> TableValuedAlias:
+    """Return parallel arrays as rows of which the planner expects ten: it looks each up in an index.
+
+    If it knew how many there are, it would rather read tables whole, up to sizes where that takes ten times as long.
+    """
+    return _rows(prefix, columns, lambda array: select(array).scalar_subquery())
+
+
+def _rows(
+    prefix: str, columns: Mapping[str, Any], form: Callable[[ColumnElement[Any]], ColumnElement[Any]]
+) -> TableValuedAlias:
+    arrays = [form(array_param(f"{prefix}{name}s", kind)) for name, kind in columns.items()]
+    rows = func.unnest(*arrays).table_valued(*[Column(name, kind) for name, kind in columns.items()])
+    return rows.render_derived(f"{prefix}new")
+
+
+def rows_of(array: ColumnElement[Any], name: str) -> TableValuedAlias:
+    """Return an array of text as rows of one column."""
+    return func.unnest(array).table_valued(Column(name, Text)).render_derived()
+
+
+def aggregate(
+    columns: Sequence[ColumnElement[Any]], prefix: str, *order: ColumnElement[Any]
+) -> list[ColumnElement[Any]]:
+    """Return columns aggregated into parallel arrays, NULL where there is no row; named by prefix and column."""
+    return [
+        func.array_agg(aggregate_order_by(column, *order) if order else column).label(f"{prefix}_{column.key}")
+        for column in columns
+    ]
 
 
 def in_namespace(rows: FromClause, *more: str) -> ColumnElement[bool]:
@@ -145,7 +192,7 @@ def value_of(t: Tables, b: FromClause, thread: Thread = None) -> tuple[ColumnEle
     page = select(p.c.page).where(p.c.thread_id == thread, p.c.digest == entry.c.content).correlate(b, entry)
     piece = case(
         (entry.c.size == int_literal(_PAGE), page.scalar_subquery()),
-        else_=func.substr(entry.c.content, int_literal(1), entry.c.size),
+        else_=func.substr(entry.c.content, ONE, entry.c.size),
     )
     pieces = select(entry.c.place, piece.label("piece")).select_from(entry).correlate(b).subquery("pieces")
     in_order = aggregate_order_by(_EMPTY, pieces.c.place)
@@ -175,7 +222,7 @@ def _entries(b: FromClause) -> Select[Any]:
     # entry. array_fill() does not take NULL, which it would be without any bytes.
     recipe = (
         select(func.coalesce(b.c.blob.concat(_EMPTY), _EMPTY).label("entries"))
-        .offset(int_literal(0))
+        .offset(ZERO)
         .correlate(b)
         .lateral("recipe")
     )
@@ -184,15 +231,15 @@ def _entries(b: FromClause) -> Select[Any]:
     # more, a part of a list would seem so expensive that the server compiles the plan (JIT), which takes longer than
     # running it.
     count = func.length(entries, type_=Integer) // int_literal(_ENTRY_BYTES)
-    zeros = func.unnest(func.array_fill(int_literal(0), array([count])))
+    zeros = func.unnest(func.array_fill(ZERO, array([count])))
     place = zeros.table_valued("zero", with_ordinality="place").render_derived("places").c.place
-    at = cast((place - int_literal(1)) * int_literal(_ENTRY_BYTES), Integer)
+    at = cast((place - ONE) * int_literal(_ENTRY_BYTES), Integer)
     size = func.get_byte(entries, at).label("size")
     content = func.substr(entries, at + int_literal(2), int_literal(_ENTRY_BYTES - 1)).label("content")
-    known = and_(place >= int_literal(1), place <= count)
+    known = and_(place >= ONE, place <= count)
     each = select(place, size, content).select_from(recipe.join(place.table, true())).where(known)
     # Kept apart by an OFFSET as well: otherwise each row that is sorted would carry the whole recipe.
-    return each.offset(int_literal(0)).correlate(b)
+    return each.offset(ZERO).correlate(b)
 
 
 def count_of(rows: FromClause) -> ColumnElement[int]:

@@ -9,6 +9,7 @@ from sqlalchemy.sql.selectable import LateralFromClause
 
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql.expressions import (
+    ZERO,
     channel_versions,
     digests_in,
     digests_of,
@@ -90,7 +91,7 @@ def _writes(t: Tables, c: FromClause) -> LateralFromClause:
     return (
         select(
             func.count(w.c.task_id.distinct()).label("tasks"),
-            func.coalesce(func.sum(func.pg_column_size(w.c.blob)), int_literal(0)).label("bytes"),
+            func.coalesce(func.sum(func.pg_column_size(w.c.blob)), ZERO).label("bytes"),
             func.array_agg(w.c.channel.distinct()).filter(is_special).label("said"),
         )
         .where(same_checkpoint(w, c))
@@ -115,9 +116,9 @@ def _new_values(t: Tables, c: FromClause, parent: FromClause) -> LateralFromClau
         .correlate(b, parent, current)
         .lateral("pages")
     )
-    sizes = func.coalesce(func.pg_column_size(b.c.blob), int_literal(0)) + func.coalesce(pages.c.bytes, int_literal(0))
+    sizes = func.coalesce(func.pg_column_size(b.c.blob), ZERO) + func.coalesce(pages.c.bytes, ZERO)
     return (
-        select(func.coalesce(func.sum(sizes), int_literal(0)).label("bytes"))
+        select(func.coalesce(func.sum(sizes), ZERO).label("bytes"))
         .select_from(
             current.join(
                 b, and_(same_namespace(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)

@@ -27,8 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.arrays import aggregate, array_param
-from checkpoint_store.sql.expressions import int_literal, param, text_literal
+from checkpoint_store.sql.expressions import ONE, ZERO, aggregate, array_param, int_literal, param, text_literal
 
 MAX_STEPS = 4096
 """The most rows of an index that a statement may read."""
@@ -70,7 +69,7 @@ def newest_threads(t: Tables, conditions: Set[str]) -> Select[Any]:
         .select_from(sought.join(newest, newest.c.checkpoint_id == sought.c.checkpoint_id))
         .order_by(sought.c.checkpoint_id.desc(), sought.c.thread_id.desc())
     )
-    last = select(part).order_by(part.c.checkpoint_id, part.c.thread_id).limit(int_literal(1)).subquery("last")
+    last = select(part).order_by(part.c.checkpoint_id, part.c.thread_id).limit(ONE).subquery("last")
     seen = select(func.count().label("steps")).select_from(part).subquery("seen")
     many = select(func.array_agg(met.c.thread_id).label("many")).where(met.c.rows >= int_literal(MANY)).subquery("many")
     result = _found(t, found, conditions, lambda rows: [rows.c.checkpoint_id.desc(), rows.c.thread_id.desc()])
@@ -112,12 +111,12 @@ def threads_by_id(t: Tables, conditions: Set[str]) -> Select[Any]:
             without a root checkpoint are wanted.
     """
     c = t.checkpoints.c
-    ordered = select(c.thread_id).order_by(c.thread_id).limit(int_literal(1))
+    ordered = select(c.thread_id).order_by(c.thread_id).limit(ONE)
     first = ordered.where(c.thread_id > param("last_thread_id")) if "after" in conditions else ordered
-    walk = select(first.scalar_subquery().label("thread_id"), int_literal(1).label("place")).cte("walk", recursive=True)
+    walk = select(first.scalar_subquery().label("thread_id"), ONE.label("place")).cte("walk", recursive=True)
     following = ordered.where(c.thread_id > walk.c.thread_id).correlate(walk).scalar_subquery()
     walk = walk.union_all(
-        select(following, walk.c.place + int_literal(1)).where(
+        select(following, walk.c.place + ONE).where(
             walk.c.thread_id.is_not(None), walk.c.place < param("steps", Integer)
         )
     )
@@ -144,7 +143,7 @@ def _newest(t: Tables, threads: FromClause) -> Any:
         select(n.c.checkpoint_id, n.c.metadata)
         .where(n.c.thread_id == threads.c.thread_id, n.c.checkpoint_ns == text_literal(""))
         .order_by(n.c.checkpoint_id.desc())
-        .limit(int_literal(1))
+        .limit(ONE)
         .correlate(threads)
         .lateral("newest")
     )
@@ -175,4 +174,4 @@ def _found(
 def _has_prefix(thread_id: ColumnElement[str]) -> ColumnElement[bool]:
     # As a comparison of numbers, of which the planner expects a third of the rows. For an unknown prefix it would
     # expect so few that it would rather sort them all than walk.
-    return cast(func.starts_with(thread_id, param("prefix"), type_=Boolean()), Integer) > int_literal(0)
+    return cast(func.starts_with(thread_id, param("prefix"), type_=Boolean()), Integer) > ZERO

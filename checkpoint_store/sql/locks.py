@@ -33,8 +33,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import OID
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.arrays import array_param, key_types, rows_of_binds
-from checkpoint_store.sql.expressions import int_literal, param, same_namespace, text_literal
+from checkpoint_store.sql.expressions import (
+    ONE,
+    ZERO,
+    array_param,
+    int_literal,
+    key_types,
+    param,
+    rows_of_binds,
+    same_namespace,
+    text_literal,
+)
 
 _CATALOG = MetaData(schema="pg_catalog")
 _CLASS = Table("pg_class", _CATALOG, Column("oid", OID), Column("relnamespace", OID))
@@ -77,7 +86,7 @@ def take_lock_in_transaction(t: Tables) -> Select[Any]:
     those of `lock_number`.
     """
     # With the OFFSET the number is computed once.
-    lock = lock_number(t).offset(int_literal(0)).subquery("lock").c.number
+    lock = lock_number(t).offset(ZERO).subquery("lock").c.number
     return select(lock, func.pg_try_advisory_xact_lock(lock), _level())
 
 
@@ -87,7 +96,7 @@ def has_lock(_: Tables) -> Select[Any]:
     # As the view splits it: https://www.postgresql.org/docs/current/view-pg-locks.html
     upper = cast(lock.op(">>")(int_literal(32)).op("&")(int_literal(halves)), OID)
     lower = cast(lock.op("&")(int_literal(halves)), OID)
-    is_it = and_(_LOCKS.c.classid == upper, _LOCKS.c.objid == lower, _LOCKS.c.objsubid == int_literal(1))
+    is_it = and_(_LOCKS.c.classid == upper, _LOCKS.c.objid == lower, _LOCKS.c.objsubid == ONE)
     is_ours = and_(
         _LOCKS.c.pid == func.pg_backend_pid(), _LOCKS.c.locktype == text_literal("advisory"), _LOCKS.c.granted
     )
@@ -152,7 +161,7 @@ def continuations(t: Tables) -> Select[Any]:
         select(c.c.checkpoint_id)
         .where(same_namespace(c, new))
         .order_by(c.c.checkpoint_id.desc())
-        .limit(int_literal(1))
+        .limit(ONE)
         .correlate(new)
         .lateral("newest")
     )
@@ -170,7 +179,7 @@ def continuations(t: Tables) -> Select[Any]:
 def _take_all(lock: ColumnElement[int]) -> Select[Any]:
     """Take locks, in one order so that no two transactions deadlock, and select the isolation level for each."""
     lock = lock.label("lock")
-    locks = select(lock).distinct().order_by(lock).offset(int_literal(0)).subquery("locks")
+    locks = select(lock).distinct().order_by(lock).offset(ZERO).subquery("locks")
     return select(_level(), func.pg_advisory_xact_lock(locks.c.lock))
 
 
@@ -183,7 +192,7 @@ def _seed(purpose: str) -> ColumnElement[int]:
         .where(_CLASS.c.oid == oid)
         .scalar_subquery()
     )
-    return func.hashtextextended(text_literal(purpose), func.hashtextextended(schema, int_literal(0)), type_=BigInteger)
+    return func.hashtextextended(text_literal(purpose), func.hashtextextended(schema, ZERO), type_=BigInteger)
 
 
 def _level() -> ColumnElement[str]:

@@ -17,8 +17,16 @@ from sqlalchemy import (
 )
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.arrays import key_types, rows_of_binds
-from checkpoint_store.sql.expressions import count_of, int_literal, param, same_blob, text_literal, value_of
+from checkpoint_store.sql.expressions import (
+    ONE,
+    count_of,
+    key_types,
+    param,
+    rows_of_binds,
+    same_blob,
+    text_literal,
+    value_of,
+)
 from checkpoint_store.sql.write import claimed_threads, new_pages
 
 
@@ -51,7 +59,7 @@ def share_blobs(t: Tables) -> Select[Any]:
         update(b)
         .values(type=new.c.type, blob=new.c.blob)
         .where(same_blob(b, new), b.c.type != text_literal(PAGED), passed.c.thread_id == new.c.thread_id)
-        .returning(int_literal(1))
+        .returning(ONE)
         .cte("replaced_blobs")
     )
     return select(passed.c.thread_id, count_of(pages), count_of(replaced))

@@ -23,9 +23,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.arrays import aggregate
 from checkpoint_store.sql.expressions import (
+    ONE,
     Thread,
+    aggregate,
     in_namespace,
     int_literal,
     is_a,
@@ -84,7 +85,7 @@ def get_checkpoint(t: Tables, *, joined: bool) -> Select[Any]:
 def get_latest(t: Tables, *, joined: bool) -> Select[Any]:
     """Select the newest checkpoint of a namespace; see `checkpoints`. Binds: `thread_id`, `checkpoint_ns`."""
     c = t.checkpoints
-    chosen = select(c).where(in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(int_literal(1))
+    chosen = select(c).where(in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(ONE)
     return checkpoints(t, chosen, joined=joined, thread=param("thread_id"))
 
 
@@ -159,9 +160,7 @@ def inventory(t: Tables) -> Select[Any]:
 def _namespaces(t: Tables) -> CTE:
     """Return the namespaces of a thread, by a walk that jumps from one to the next in the index."""
     c = t.checkpoints.c
-    ordered = (
-        select(c.checkpoint_ns).where(c.thread_id == param("thread_id")).order_by(c.checkpoint_ns).limit(int_literal(1))
-    )
+    ordered = select(c.checkpoint_ns).where(c.thread_id == param("thread_id")).order_by(c.checkpoint_ns).limit(ONE)
     found = select(ordered.scalar_subquery().label("checkpoint_ns")).cte("namespaces", recursive=True)
     following = ordered.where(c.checkpoint_ns > found.c.checkpoint_ns).correlate(found).scalar_subquery()
     return found.union_all(select(following).where(found.c.checkpoint_ns.is_not(None)))
@@ -179,7 +178,7 @@ def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFr
         select(*(value_of(t, b, thread) if joined else (b.c.type, b.c.blob)))
         .where(same_namespace(b, c, thread), b.c.channel == current.c.channel, b.c.version == current.c.version)
         .where(b.c.type != text_literal("empty"))
-        .limit(int_literal(1))
+        .limit(ONE)
         .correlate(c, current)
         .lateral("found")
     )

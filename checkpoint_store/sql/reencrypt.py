@@ -31,16 +31,19 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.arrays import aggregate, key_types, rows_of_binds
 from checkpoint_store.sql.expressions import (
+    ONE,
+    ZERO,
+    aggregate,
     channel_values,
     channel_versions,
-    int_literal,
     is_a,
     is_value,
+    key_types,
     member_text,
     members_of,
     param,
+    rows_of_binds,
     text_literal,
     value_of,
 )
@@ -80,11 +83,7 @@ def next_inline_values(t: Tables) -> Select[Any]:
     kind, blob = value_of(t, b)
     maybe = case((one.c.value == cast(text_literal("true"), JSONB), blob)).label("blob")
     found = (
-        select(kind, maybe)
-        .where(is_value(b, chosen, one.c.channel))
-        .limit(int_literal(1))
-        .correlate(chosen, one)
-        .lateral("found")
+        select(kind, maybe).where(is_value(b, chosen, one.c.channel)).limit(ONE).correlate(chosen, one).lateral("found")
     )
     columns = [
         one.c.channel,
@@ -147,10 +146,7 @@ def move_inline(t: Tables) -> Select[Any]:
 def count_plain(t: Tables) -> Select[Any]:
     """Count the values that are not encrypted: blobs, pending writes, inline values."""
     b, w, c = t.checkpoint_blobs, t.checkpoint_writes, t.checkpoints
-    plain = [
-        func.strpos(func.coalesce(table.c.type, text_literal("")), text_literal("+")) == int_literal(0)
-        for table in (b, w)
-    ]
+    plain = [func.strpos(func.coalesce(table.c.type, text_literal("")), text_literal("+")) == ZERO for table in (b, w)]
     one = _members(c)
     inline = select(func.count()).select_from(c.join(one, true())).where(~_is_blob(t, c, one.c.channel))
     return select(

@@ -28,8 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.arrays import array_param
-from checkpoint_store.sql.expressions import digests_of, int_literal, members_of, param, text_literal
+from checkpoint_store.sql.expressions import ONE, ZERO, array_param, digests_of, members_of, param, text_literal
 
 
 def thread_tables(t: Tables) -> Any:
@@ -51,7 +50,7 @@ def thread_channels(t: Tables) -> Select[Any]:
     of pending writes, and their bytes. A page that several values share is counted once. Binds: `thread_id`.
     """
     c, b, w, p = t.checkpoints, t.checkpoint_blobs, t.checkpoint_writes, t.checkpoint_pages
-    nothing = int_literal(0).label("count")
+    nothing = ZERO.label("count")
     pairs = func.jsonb_each(members_of(c.c.checkpoint, "channel_values"))
     inline = pairs.table_valued("key", column("value", JSONB)).render_derived("inline")
     paged = digests_of(b).add_columns(_graph(b), b.c.channel)
@@ -60,20 +59,18 @@ def thread_channels(t: Tables) -> Select[Any]:
     # A page that several channels share counts for the first of them.
     first = func.row_number().over(partition_by=digests.c.digest, order_by=[digests.c.graph, digests.c.channel])
     placed = select(digests, first.label("place")).subquery("placed")
-    once = select(placed).where(placed.c.place == int_literal(1)).subquery("once")
+    once = select(placed).where(placed.c.place == ONE).subquery("once")
     parts = union_all(
-        select(_graph(b), b.c.channel, int_literal(1).label("values"), nothing, _bytes(b.c.blob)).where(
+        select(_graph(b), b.c.channel, ONE.label("values"), nothing, _bytes(b.c.blob)).where(
             b.c.thread_id == param("thread_id")
         ),
-        select(_graph(c), inline.c.key, int_literal(1), nothing, _bytes(inline.c.value))
+        select(_graph(c), inline.c.key, ONE, nothing, _bytes(inline.c.value))
         .select_from(c.join(inline, true()))
         .where(c.c.thread_id == param("thread_id")),
         select(once.c.graph, once.c.channel, nothing, nothing, _bytes(p.c.page))
         .select_from(once.join(p, p.c.digest == once.c.digest))
         .where(p.c.thread_id == param("thread_id")),
-        select(_graph(w), w.c.channel, nothing, int_literal(1), _bytes(w.c.blob)).where(
-            w.c.thread_id == param("thread_id")
-        ),
+        select(_graph(w), w.c.channel, nothing, ONE, _bytes(w.c.blob)).where(w.c.thread_id == param("thread_id")),
     ).subquery("parts")
     graph, channel, values, writes, size = parts.c
     total = _total(size).label("total")
@@ -90,7 +87,7 @@ def largest_threads(t: Tables) -> Select[Any]:
         *[
             select(
                 table.c.thread_id,
-                (func.count() if table is t.checkpoints else int_literal(0)).label("checkpoints"),
+                (func.count() if table is t.checkpoints else ZERO).label("checkpoints"),
                 _total(_row_bytes(table)).label("bytes"),
             ).group_by(table.c.thread_id)
             for table in t.metadata.sorted_tables
@@ -116,7 +113,7 @@ def table_sizes(_: Tables) -> Select[Any]:
     # A table without partitions is not part of a tree.
     relation = func.coalesce(part.c.relid, func.to_regclass(name.c.name))
     # -1 means that the rows were not counted yet.
-    rows = cast(func.sum(known.c.reltuples).filter(known.c.reltuples >= int_literal(0)), BigInteger)
+    rows = cast(func.sum(known.c.reltuples).filter(known.c.reltuples >= ZERO), BigInteger)
     size = func.sum(func.pg_total_relation_size(relation))
     return (
         select(name.c.name, rows, cast(size, BigInteger))
@@ -133,7 +130,7 @@ def _graph(rows: FromClause) -> ColumnElement[str]:
 
 
 def _bytes(value: ColumnElement[Any]) -> ColumnElement[int]:
-    return func.coalesce(func.pg_column_size(value, type_=Integer), int_literal(0)).label("bytes")
+    return func.coalesce(func.pg_column_size(value, type_=Integer), ZERO).label("bytes")
 
 
 def _row_bytes(table: Table) -> ColumnElement[int]:
@@ -141,4 +138,4 @@ def _row_bytes(table: Table) -> ColumnElement[int]:
 
 
 def _total(size: ColumnElement[Any]) -> ColumnElement[int]:
-    return cast(func.coalesce(func.sum(size), int_literal(0)), BigInteger)
+    return cast(func.coalesce(func.sum(size), ZERO), BigInteger)

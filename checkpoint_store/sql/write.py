@@ -28,14 +28,19 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, array, insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.arrays import array_param, few_rows_of_binds, key_types, rows_of_binds
 from checkpoint_store.sql.expressions import (
+    ONE,
+    ZERO,
+    array_param,
     channel_values,
     channel_versions,
     count_of,
+    few_rows_of_binds,
     int_literal,
+    key_types,
     member,
     param,
+    rows_of_binds,
     same_blob,
     text_literal,
 )
@@ -83,7 +88,7 @@ def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
     else:
         insertion = insertion.values(row)
     stored = replacing(insertion, "checkpoint", "metadata").add_cte(blobs.cte("new_blobs"))
-    return stored.returning(int_literal(1))
+    return stored.returning(ONE)
 
 
 def kept_values(
@@ -117,7 +122,7 @@ def kept_values(
         )
         .where(p.c.thread_id == thread_id, p.c.checkpoint_ns == checkpoint_ns)
         .where(p.c.checkpoint_id.in_([keeps_from, checkpoint_id]))
-        .offset(int_literal(0))  # so that a long one is fetched from its TOAST once, not for every channel
+        .offset(ZERO)  # so that a long one is fetched from its TOAST once, not for every channel
         .correlate_except(p)
         .lateral("parent")
     )
@@ -172,9 +177,7 @@ def replacing_special(insertion: Insert) -> Insert:
     A write to a special channel, which has a negative `idx`, replaces the stored one; an ordinary write stays as it was
     first stored.
     """
-    return replacing(
-        insertion, "channel", "type", "blob", "task_path", where=insertion.excluded["idx"] < int_literal(0)
-    )
+    return replacing(insertion, "channel", "type", "blob", "task_path", where=insertion.excluded["idx"] < ZERO)
 
 
 def keeping(insertion: Insert) -> Insert:
@@ -210,9 +213,9 @@ def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> Selec
     stored = replacing(checkpoints, "checkpoint", "metadata")
     # The counts are computed in this order, the one in which every transaction locks rows (see `delete`).
     rows = [
-        *([] if simple else [new_writes.returning(int_literal(1)).cte("new_writes")]),
-        stored.returning(int_literal(1)).cte("new_checkpoints"),
-        blobs.returning(int_literal(1)).cte("new_blobs"),
+        *([] if simple else [new_writes.returning(ONE).cte("new_writes")]),
+        stored.returning(ONE).cte("new_checkpoints"),
+        blobs.returning(ONE).cte("new_blobs"),
         new_pages(t, passed),
     ]
     return select(passed.c.thread_id, *map(count_of, rows))
@@ -244,7 +247,7 @@ def missing_pages(t: Tables) -> Select[Any]:
 def new_pages(t: Tables, passed: CTE) -> CTE:
     """Insert the pages that come as arrays, of the threads that passed, unless they exist."""
     pages = new_rows(passed, "page_", t.checkpoint_pages, page=LargeBinary)
-    return pages.on_conflict_do_nothing().returning(int_literal(1)).cte("new_pages")
+    return pages.on_conflict_do_nothing().returning(ONE).cte("new_pages")
 
 
 def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
@@ -299,7 +302,7 @@ def passed_threads(t: Tables) -> CTE:
     needed = select(array_param("needed_digests", LargeBinary)).scalar_subquery()
     theirs = needed[slice(gate.c.first, gate.c.last)]
     found = select(func.count()).where(p.c.thread_id == gate.c.thread_id, p.c.digest == func.any(theirs))
-    has_all = found.correlate(gate).scalar_subquery() == gate.c.last - gate.c.first + int_literal(1)
+    has_all = found.correlate(gate).scalar_subquery() == gate.c.last - gate.c.first + ONE
     is_whole = and_(threads.c.epoch == seen.c.epoch, has_all)
     held = (
         select(threads.c.thread_id)
