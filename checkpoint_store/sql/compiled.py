@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self
 
-from sqlalchemy import Dialect, Executable
+import sqlalchemy as sa
 
 from checkpoint_store.schema import Tables
 
@@ -30,25 +30,25 @@ class Statement:
         options: The same, by name.
     """
 
-    def __init__(self, build: Callable[P, Executable], *args: P.args, **options: P.kwargs) -> None:
+    def __init__(self, build: Callable[P, sa.Executable], *args: P.args, **options: P.kwargs) -> None:
         self._build = partial(build, *args, **options)
         self._compiled: dict[tuple[str, str, str], tuple[str, ByPosition | None]] = {}
 
     @cached_property
-    def construct(self) -> Executable:
+    def construct(self) -> sa.Executable:
         """The Core statement."""
         return self._build()
 
-    def sql(self, dialect: Dialect) -> str:
+    def sql(self, dialect: sa.Dialect) -> str:
         """Return the SQL text for a dialect."""
         return self._for(dialect)[0]
 
-    def bound(self, dialect: Dialect, binds: Mapping[str, Any]) -> tuple[str, tuple[Any, ...] | Mapping[str, Any]]:
+    def bound(self, dialect: sa.Dialect, binds: Mapping[str, Any]) -> tuple[str, tuple[Any, ...] | Mapping[str, Any]]:
         """Return the SQL text for a dialect, and the binds as its driver takes them: by position or by name."""
         sql, by_position = self._for(dialect)
         return sql, binds if by_position is None else by_position(binds)
 
-    def _for(self, dialect: Dialect) -> tuple[str, ByPosition | None]:
+    def _for(self, dialect: sa.Dialect) -> tuple[str, ByPosition | None]:
         key = (dialect.name, dialect.driver, dialect.paramstyle)
         if (known := self._compiled.get(key)) is None:
             compiled = self.construct.compile(dialect=dialect)  # type: ignore[attr-defined]
@@ -78,18 +78,18 @@ class Read(NamedTuple):
     """It returns the values of recipes."""
 
     @classmethod
-    def of(cls, build: Callable[..., Executable], *args: Any) -> Self:
+    def of(cls, build: Callable[..., sa.Executable], *args: Any) -> Self:
         """Build both forms by a function that takes `joined`, whether recipes are joined to their values."""
         return cls(Statement(build, *args, joined=False), Statement(build, *args, joined=True))
 
 
 def compiled(
-    build: Callable[Concatenate[Tables, P], Executable], *args: P.args, **options: P.kwargs
+    build: Callable[Concatenate[Tables, P], sa.Executable], *args: P.args, **options: P.kwargs
 ) -> cached_property[Statement]:
     """Return an attribute of `Statements`: the statement that a function builds on its tables, once it is needed."""
     return cached_property(lambda sql: Statement(build, sql.tables, *args, **options))
 
 
-def compiled_read(build: Callable[..., Executable]) -> cached_property[Read]:
+def compiled_read(build: Callable[..., sa.Executable]) -> cached_property[Read]:
     """Return an attribute of `Statements`: both forms of the statement that a function builds; see `Read.of`."""
     return cached_property(lambda sql: Read.of(build, sql.tables))

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, case, column, func, or_, select, table
-from sqlalchemy.dialects.postgresql import ARRAY, array, insert
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.expressions import count_of, member_text, param, text_literal
+from checkpoint_store.sql import expressions as ex
 
 
-def stored_threads(t: Tables) -> Select[Any]:
+def stored_threads(t: Tables) -> sa.Select[Any]:
     """Select whether rows exist of one thread, and whether of another. Binds: `thread_id`, `target_id`."""
     tables = (t.checkpoints, t.checkpoint_writes, t.checkpoint_blobs)
-    stored: list[ColumnElement[Any]] = [
-        or_(*[select(table.c.thread_id).where(table.c.thread_id == param(name)).exists() for table in tables])
+    stored: list[sa.ColumnElement[Any]] = [
+        sa.or_(*[sa.select(table.c.thread_id).where(table.c.thread_id == ex.param(name)).exists() for table in tables])
         for name in ("thread_id", "target_id")
     ]
-    return select(*stored)
+    return sa.select(*stored)
 
 
 TABLES = ("checkpoint_pages", "checkpoint_blobs", "checkpoints", "checkpoint_writes")
 """The tables whose rows are copied, in the order in which `copy_rows` counts them."""
 
 
-def copy_rows(t: Tables) -> Select[Any]:
+def copy_rows(t: Tables) -> sa.Select[Any]:
     """Insert all rows of a thread under another id.
 
     Returns two arrays by the order of `TABLES`: the numbers of inserted rows and of the source's, which differ if a
@@ -36,42 +36,44 @@ def copy_rows(t: Tables) -> Select[Any]:
 
     Binds: `thread_id`, `target_id`, and `epoch`, one that the target's pages never had.
     """
-    threads, epoch = t.checkpoint_threads, param("epoch", BigInteger)
-    made = insert(threads).values(thread_id=param("target_id"), epoch=epoch)
+    threads, epoch = t.checkpoint_threads, ex.param("epoch", sa.BigInteger)
+    made = pg.insert(threads).values(thread_id=ex.param("target_id"), epoch=epoch)
     made = made.on_conflict_do_update(index_elements=list(threads.primary_key), set_={"epoch": epoch})
     tables = (t.checkpoint_pages, t.checkpoint_blobs, t.checkpoints, t.checkpoint_writes)
     copies = [_copied(one, **({"metadata": _renamed(t)} if one is t.checkpoints else {})) for one in tables]
-    stored = [select(func.count()).where(one.c.thread_id == param("thread_id")).scalar_subquery() for one in tables]
-    return select(array([*map(count_of, copies)]), array(stored)).add_cte(made.cte("made"))
+    stored = [
+        sa.select(sa.func.count()).where(one.c.thread_id == ex.param("thread_id")).scalar_subquery() for one in tables
+    ]
+    return sa.select(pg.array([*map(ex.count_of, copies)]), pg.array(stored)).add_cte(made.cte("made"))
 
 
-def thread_epoch(t: Tables) -> Select[Any]:
+def thread_epoch(t: Tables) -> sa.Select[Any]:
     """Select the epoch of a thread, if it has one. Binds: `thread_id`."""
     threads = t.checkpoint_threads
-    return select(threads.c.epoch).where(threads.c.thread_id == param("thread_id"))
+    return sa.select(threads.c.epoch).where(threads.c.thread_id == ex.param("thread_id"))
 
 
-def task_paths(table_name: str) -> Select[Any]:
+def task_paths(table_name: str) -> sa.Select[Any]:
     """Select the paths of a thread's tasks from another saver's table: namespace, checkpoint, task and path.
 
     Binds: `thread_id`.
     """
     names = ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")
-    thread_id, *found = table(table_name, *[column(name) for name in names]).c
-    return select(*found).distinct().where(thread_id == param("thread_id"))
+    thread_id, *found = sa.table(table_name, *[sa.column(name) for name in names]).c
+    return sa.select(*found).distinct().where(thread_id == ex.param("thread_id"))
 
 
-def _copied(table: Table, **changed: ColumnElement[Any]) -> Any:
-    changed = {"thread_id": param("target_id"), **changed}
+def _copied(table: sa.Table, **changed: sa.ColumnElement[Any]) -> Any:
+    changed = {"thread_id": ex.param("target_id"), **changed}
     columns = [column.name for column in table.columns]
-    source = select(*[changed.get(name, table.c[name]) for name in columns])
-    copy = insert(table).from_select(columns, source.where(table.c.thread_id == param("thread_id")))
-    return copy.returning(text_literal("")).cte(f"copied_{table.name}")
+    source = sa.select(*[changed.get(name, table.c[name]) for name in columns])
+    copy = pg.insert(table).from_select(columns, source.where(table.c.thread_id == ex.param("thread_id")))
+    return copy.returning(ex.text_literal("")).cte(f"copied_{table.name}")
 
 
-def _renamed(t: Tables) -> ColumnElement[Any]:
+def _renamed(t: Tables) -> sa.ColumnElement[Any]:
     """Return the metadata; if it names the thread, as with older versions of LangGraph, it names the copy."""
-    metadata, name = t.checkpoints.c.metadata, text_literal("thread_id")
-    path = func.array_append(text_literal("{}").cast(ARRAY(Text)), name)
-    new = func.jsonb_set(metadata, path, func.to_jsonb(param("target_id")))
-    return case((member_text(metadata, name) == param("thread_id"), new), else_=metadata)
+    metadata, name = t.checkpoints.c.metadata, ex.text_literal("thread_id")
+    path = sa.func.array_append(ex.text_literal("{}").cast(pg.ARRAY(sa.Text)), name)
+    new = sa.func.jsonb_set(metadata, path, sa.func.to_jsonb(ex.param("target_id")))
+    return sa.case((ex.member_text(metadata, name) == ex.param("thread_id"), new), else_=metadata)

@@ -4,192 +4,150 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    CTE,
-    BigInteger,
-    Boolean,
-    Column,
-    ColumnElement,
-    Executable,
-    FromClause,
-    Integer,
-    Numeric,
-    Table,
-    TableValuedAlias,
-    Text,
-    and_,
-    case,
-    cast,
-    column,
-    exists,
-    func,
-    literal_column,
-    null,
-    or_,
-    select,
-    table,
-    true,
-    union,
-)
+import sqlalchemy as sa
 
 from checkpoint_store.schema import PAGED, Tables, qualified
-from checkpoint_store.sql.expressions import (
-    FALSE,
-    ONE,
-    TRUE,
-    ZERO,
-    array_param,
-    channel_values,
-    channel_versions,
-    few_rows_of_binds,
-    has_member,
-    in_threads,
-    int_literal,
-    is_value,
-    key_types,
-    member,
-    member_text,
-    param,
-    same_checkpoint,
-    same_namespace,
-    text_literal,
-)
+from checkpoint_store.sql import expressions as ex
 
-_COUNTERS = text_literal("counters_since_delta_snapshot")
+_COUNTERS = ex.text_literal("counters_since_delta_snapshot")
 """The member of a checkpoint's metadata in which LangGraph counts the updates of delta channels."""
 
 
-def next_threads(t: Tables) -> Executable:
+def next_threads(t: Tables) -> sa.Executable:
     """Select the threads that follow one, with their number of checkpoints, or NULL if there is nothing to delete.
 
     Binds: see `_walk`; `keep` and `before` as in `deletion_plan.Rule`.
     """
     c, walk = t.checkpoints.c, _walk(t.checkpoints)
     namespace = (
-        select(func.count().label("count"), func.min(c.checkpoint_id).label("oldest"))
+        sa.select(sa.func.count().label("count"), sa.func.min(c.checkpoint_id).label("oldest"))
         .where(c.thread_id == walk.c.thread_id)
         .group_by(c.checkpoint_ns)
         .correlate(walk)
         .subquery("namespace")
     )
-    before = param("before")
-    is_old = or_(before.is_(None), namespace.c.oldest < before)
-    is_worth_a_look = func.bool_or(and_(namespace.c.count > param("keep", Integer), is_old))
-    size = select(cast(func.sum(namespace.c.count), BigInteger).label("count")).having(is_worth_a_look).lateral("size")
-    found = select(walk.c.thread_id, size.c.count).select_from(walk.outerjoin(size, true()))
+    before = ex.param("before")
+    is_old = sa.or_(before.is_(None), namespace.c.oldest < before)
+    is_worth_a_look = sa.func.bool_or(sa.and_(namespace.c.count > ex.param("keep", sa.Integer), is_old))
+    size = (
+        sa.select(sa.cast(sa.func.sum(namespace.c.count), sa.BigInteger).label("count"))
+        .having(is_worth_a_look)
+        .lateral("size")
+    )
+    found = sa.select(walk.c.thread_id, size.c.count).select_from(walk.outerjoin(size, sa.true()))
     return found.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 
 
-def next_writers(t: Tables) -> Executable:
+def next_writers(t: Tables) -> sa.Executable:
     """Select the threads with pending writes that follow one. Binds: see `_walk`."""
     walk = _walk(t.checkpoint_writes)
-    return select(walk.c.thread_id).where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
+    return sa.select(walk.c.thread_id).where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 
 
-def orphaned_writes(t: Tables) -> Executable:
+def orphaned_writes(t: Tables) -> sa.Executable:
     """Select the keys of checkpoints that do not exist but have pending writes.
 
     Binds: `thread_ids`, and `before`, an id that theirs are less than.
     """
     c, w = t.checkpoints, t.checkpoint_writes
     keys = ("thread_id", "checkpoint_ns", "checkpoint_id")
-    written = select(*[w.c[name] for name in keys])
-    written = written.where(in_threads(w), w.c.checkpoint_id < param("before"))
-    return written.except_(select(*c.primary_key).where(in_threads(c)))
+    written = sa.select(*[w.c[name] for name in keys])
+    written = written.where(ex.in_threads(w), w.c.checkpoint_id < ex.param("before"))
+    return written.except_(sa.select(*c.primary_key).where(ex.in_threads(c)))
 
 
-def next_leftovers(t: Tables) -> Executable:
+def next_leftovers(t: Tables) -> sa.Executable:
     """Select the threads with blobs, pages or a row of their own that follow one, and whether each is left over.
 
     Binds: see `_walk`; `before`, an id or NULL, as in `_is_leftover`.
     """
     walk = _walk(t.checkpoint_blobs, t.checkpoint_pages, t.checkpoint_threads)
-    chosen = select(walk.c.thread_id, _is_leftover(t, walk, param("before")))
+    chosen = sa.select(walk.c.thread_id, _is_leftover(t, walk, ex.param("before")))
     return chosen.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 
 
-def leftover_threads(t: Tables) -> Executable:
+def leftover_threads(t: Tables) -> sa.Executable:
     """Select those of some threads that are left over, of any age. Binds: `thread_ids`."""
-    given = few_rows_of_binds("", thread_id=Text)
-    return select(given.c.thread_id).where(_is_leftover(t, given, cast(null(), Text)))
+    given = ex.few_rows_of_binds("", thread_id=sa.Text)
+    return sa.select(given.c.thread_id).where(_is_leftover(t, given, sa.cast(sa.null(), sa.Text)))
 
 
-def _is_leftover(t: Tables, of: FromClause, before: ColumnElement[str]) -> ColumnElement[bool]:
+def _is_leftover(t: Tables, of: sa.FromClause, before: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     """Return whether a thread has neither a checkpoint nor a write to one from an id on; or pages but no recipe."""
     c, w, b, p = t.checkpoints, t.checkpoint_writes, t.checkpoint_blobs, t.checkpoint_pages
 
-    def lacks(table: Table, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    def lacks(table: sa.Table, *conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
         # A scalar subquery: for EXISTS the server might read the whole table.
-        found = select(true()).where(table.c.thread_id == of.c.thread_id, *conditions).limit(ONE)
+        found = sa.select(sa.true()).where(table.c.thread_id == of.c.thread_id, *conditions).limit(ex.ONE)
         return found.correlate(of).scalar_subquery().is_(None)
 
-    is_alone = and_(lacks(c), lacks(w, w.c.checkpoint_id >= before))
-    return and_(_sees_all(t), or_(is_alone, and_(~lacks(p), lacks(b, b.c.type == text_literal(PAGED)))))
+    is_alone = sa.and_(lacks(c), lacks(w, w.c.checkpoint_id >= before))
+    return sa.and_(_sees_all(t), sa.or_(is_alone, sa.and_(~lacks(p), lacks(b, b.c.type == ex.text_literal(PAGED)))))
 
 
-def _sees_all(t: Tables) -> ColumnElement[bool]:
+def _sees_all(t: Tables) -> sa.ColumnElement[bool]:
     """Return whether all rows are visible: no policy hides any, and no backup is being restored, table by table."""
     names = [qualified(one.name, t.schema).replace("'", "''") for one in t.all]
-    hides = [func.row_security_active(text_literal(name), type_=Boolean) for name in names]
-    texts = [column(name, Text) for name in ("application_name", "state")]
-    a = func.pg_stat_get_activity(cast(null(), Integer)).table_valued("datid", "pid", *texts)
-    d = table("pg_database", column("oid"), column("datname"), schema="pg_catalog")
-    here = select(d.c.oid).where(d.c.datname == func.current_database()).scalar_subquery()
+    hides = [sa.func.row_security_active(ex.text_literal(name), type_=sa.Boolean) for name in names]
+    texts = [sa.column(name, sa.Text) for name in ("application_name", "state")]
+    a = sa.func.pg_stat_get_activity(sa.cast(sa.null(), sa.Integer)).table_valued("datid", "pid", *texts)
+    d = sa.table("pg_database", sa.column("oid"), sa.column("datname"), schema="pg_catalog")
+    here = sa.select(d.c.oid).where(d.c.datname == sa.func.current_database()).scalar_subquery()
     # psql restores a dump in SQL while it is not idle; the last one is the first copy of a logical subscription.
-    restores = or_(
-        a.c.application_name == text_literal("pg_restore"),
-        and_(a.c.application_name == text_literal("psql"), a.c.state.is_distinct_from(text_literal("idle"))),
-        a.c.application_name.regexp_match(text_literal("^pg_[0-9]+_sync_")),
+    restores = sa.or_(
+        a.c.application_name == ex.text_literal("pg_restore"),
+        sa.and_(a.c.application_name == ex.text_literal("psql"), a.c.state.is_distinct_from(ex.text_literal("idle"))),
+        a.c.application_name.regexp_match(ex.text_literal("^pg_[0-9]+_sync_")),
     )
-    others = select(true()).where(a.c.datid == here, a.c.pid != func.pg_backend_pid(), restores)
-    return and_(~or_(*hides), others.limit(ONE).scalar_subquery().is_(None))
+    others = sa.select(sa.true()).where(a.c.datid == here, a.c.pid != sa.func.pg_backend_pid(), restores)
+    return sa.and_(~sa.or_(*hides), others.limit(ex.ONE).scalar_subquery().is_(None))
 
 
-def blob_namespaces(t: Tables) -> Executable:
+def blob_namespaces(t: Tables) -> sa.Executable:
     """Select the namespaces in which some threads have blobs. Binds: `thread_ids`."""
     b = t.checkpoint_blobs
-    return select(b.c.thread_id, b.c.checkpoint_ns).where(in_threads(b)).distinct()
+    return sa.select(b.c.thread_id, b.c.checkpoint_ns).where(ex.in_threads(b)).distinct()
 
 
-def checkpoint_counts(t: Tables) -> Executable:
+def checkpoint_counts(t: Tables) -> sa.Executable:
     """Select those of some threads that have checkpoints, and their number. Binds: `thread_ids`."""
     c = t.checkpoints
-    return select(c.c.thread_id, func.count()).where(in_threads(c)).group_by(c.c.thread_id)
+    return sa.select(c.c.thread_id, sa.func.count()).where(ex.in_threads(c)).group_by(c.c.thread_id)
 
 
-def threads_of_runs(t: Tables) -> Executable:
+def threads_of_runs(t: Tables) -> sa.Executable:
     """Select the threads in which some runs have stored checkpoints, and their number. Binds: `run_ids`."""
     c = t.checkpoints.c
     # The condition that it is not NULL is that of the partial index.
-    is_theirs = and_(_is_chosen(t), member_text(c.metadata, text_literal("run_id")).is_not(None))
-    return select(c.thread_id, func.count()).where(is_theirs).group_by(c.thread_id)
+    is_theirs = sa.and_(_is_chosen(t), ex.member_text(c.metadata, ex.text_literal("run_id")).is_not(None))
+    return sa.select(c.thread_id, sa.func.count()).where(is_theirs).group_by(c.thread_id)
 
 
-def candidates(t: Tables) -> Executable:
+def candidates(t: Tables) -> sa.Executable:
     """Select the checkpoints of threads as `deletion_plan.Node` has them, by namespace, the oldest first.
 
     Binds: `thread_ids`, `run_ids`.
     """
     c = t.checkpoints.c
-    is_call = func.strpos(c.checkpoint_ns, text_literal(":"), type_=Integer) > ZERO
-    counters = _names(member(c.metadata, _COUNTERS))
-    counted = select(func.array_agg(counters.c.channel)).correlate(t.checkpoints).scalar_subquery()
+    is_call = sa.func.strpos(c.checkpoint_ns, ex.text_literal(":"), type_=sa.Integer) > ex.ZERO
+    counters = _names(ex.member(c.metadata, _COUNTERS))
+    counted = sa.select(sa.func.array_agg(counters.c.channel)).correlate(t.checkpoints).scalar_subquery()
     return (
-        select(
+        sa.select(
             c.thread_id,
             c.checkpoint_ns,
             c.checkpoint_id,
             c.parent_checkpoint_id,
-            func.coalesce(_is_chosen(t), FALSE),
-            case((is_call, cast(member(c.metadata, text_literal("parents")), Text))),
-            case((has_member(c.metadata, _COUNTERS), counted)),
+            sa.func.coalesce(_is_chosen(t), ex.FALSE),
+            sa.case((is_call, sa.cast(ex.member(c.metadata, ex.text_literal("parents")), sa.Text))),
+            sa.case((ex.has_member(c.metadata, _COUNTERS), counted)),
         )
-        .where(in_threads(t.checkpoints))
+        .where(ex.in_threads(t.checkpoints))
         .order_by(c.thread_id, c.checkpoint_ns, c.checkpoint_id)
     )
 
 
-def channels_without_value(t: Tables) -> Executable:
+def channels_without_value(t: Tables) -> sa.Executable:
     """Select some checkpoints, whether they are older than format 4, and their channels without value, or NULL.
 
     These are the channels that a checkpoint has a version of, or that its parent's tasks wrote to, but no value.
@@ -198,77 +156,77 @@ def channels_without_value(t: Tables) -> Executable:
     Binds: the checkpoints' keys as arrays, `node_thread_ids`, `node_checkpoint_nss`, `node_checkpoint_ids`.
     """
     c, w = t.checkpoints, t.checkpoint_writes
-    node = few_rows_of_binds("node_", **key_types(c))
-    versions = _names(channel_versions(c))
-    written = select(w.c.channel).where(same_namespace(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id)
-    channel = union(select(versions.c.channel).correlate(c), written.correlate(c)).subquery("channels").c.channel
-    is_internal = or_(
-        func.starts_with(channel, text_literal("__"), type_=Boolean),
-        func.starts_with(channel, text_literal("branch:"), type_=Boolean),
+    node = ex.few_rows_of_binds("node_", **ex.key_types(c))
+    versions = _names(ex.channel_versions(c))
+    written = sa.select(w.c.channel).where(ex.same_namespace(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id)
+    channel = sa.union(sa.select(versions.c.channel).correlate(c), written.correlate(c)).subquery("channels").c.channel
+    is_internal = sa.or_(
+        sa.func.starts_with(channel, ex.text_literal("__"), type_=sa.Boolean),
+        sa.func.starts_with(channel, ex.text_literal("branch:"), type_=sa.Boolean),
     )
     # By key, as in `delta_history`: for EXISTS all blobs of the thread would be read, anew for each checkpoint.
-    blob = select(TRUE).where(is_value(t.checkpoint_blobs, c, channel)).limit(ONE)
+    blob = sa.select(ex.TRUE).where(ex.is_value(t.checkpoint_blobs, c, channel)).limit(ex.ONE)
     blob = blob.correlate_except(t.checkpoint_blobs)
-    has_value = or_(_is_inline(c, channel), func.coalesce(blob.scalar_subquery(), FALSE))
-    bare = select(func.array_agg(channel)).where(~is_internal, ~has_value).correlate(c)
-    is_old = cast(member_text(c.c.checkpoint, text_literal("v")), Numeric) < int_literal(4)
-    return select(*c.primary_key, func.coalesce(is_old, FALSE), bare.scalar_subquery()).select_from(
-        node.join(c, same_checkpoint(c, node))
+    has_value = sa.or_(_is_inline(c, channel), sa.func.coalesce(blob.scalar_subquery(), ex.FALSE))
+    bare = sa.select(sa.func.array_agg(channel)).where(~is_internal, ~has_value).correlate(c)
+    is_old = sa.cast(ex.member_text(c.c.checkpoint, ex.text_literal("v")), sa.Numeric) < ex.int_literal(4)
+    return sa.select(*c.primary_key, sa.func.coalesce(is_old, ex.FALSE), bare.scalar_subquery()).select_from(
+        node.join(c, ex.same_checkpoint(c, node))
     )
 
 
-def traces(t: Tables) -> Executable:
+def traces(t: Tables) -> sa.Executable:
     """Select the traces of some channels at each checkpoint of their namespaces, as `deletion_plan.Trace` has them.
 
     Binds: parallel arrays, `sought_thread_ids`, `sought_checkpoint_nss`, `sought_channels`.
     """
     c, w = t.checkpoints, t.checkpoint_writes
-    sought = few_rows_of_binds("sought_", thread_id=Text, checkpoint_ns=Text, channel=Text)
+    sought = ex.few_rows_of_binds("sought_", thread_id=sa.Text, checkpoint_ns=sa.Text, channel=sa.Text)
     channel = sought.c.channel
-    written = exists().where(same_checkpoint(w, c), w.c.channel == channel)
+    written = sa.exists().where(ex.same_checkpoint(w, c), w.c.channel == channel)
     # This is for all checkpoints at once, for which the server may well hash the blobs.
-    blob = exists().where(is_value(t.checkpoint_blobs, c, channel)).correlate_except(t.checkpoint_blobs)
+    blob = sa.exists().where(ex.is_value(t.checkpoint_blobs, c, channel)).correlate_except(t.checkpoint_blobs)
     # Beside the blob of a snapshot the inline value is true; beside other blobs there is none.
-    is_marked = member(channel_values(c), channel) == literal_column("'true'::jsonb")
-    return select(
+    is_marked = ex.member(ex.channel_values(c), channel) == sa.literal_column("'true'::jsonb")
+    return sa.select(
         *c.primary_key,
         channel,
-        member_text(channel_versions(c), channel),
-        or_(_is_inline(c, channel), blob),
-        func.coalesce(and_(is_marked, blob), FALSE),
+        ex.member_text(ex.channel_versions(c), channel),
+        sa.or_(_is_inline(c, channel), blob),
+        sa.func.coalesce(sa.and_(is_marked, blob), ex.FALSE),
         written.correlate(c, sought),
-    ).select_from(sought.join(c, same_namespace(c, sought)))
+    ).select_from(sought.join(c, ex.same_namespace(c, sought)))
 
 
-def _walk(*tables: Table) -> CTE:
+def _walk(*tables: sa.Table) -> sa.CTE:
     """Return the threads of some tables, in order, by a walk that jumps from one to the next in the indexes.
 
     The last row may have no thread. Binds: `after`, the id of the thread that they follow, and `limit`.
     """
 
-    def following(thread_id: ColumnElement[str], walk: FromClause | None = None) -> ColumnElement[Any]:
+    def following(thread_id: sa.ColumnElement[str], walk: sa.FromClause | None = None) -> sa.ColumnElement[Any]:
         firsts = []
         for one in tables:
-            ordered = select(one.c.thread_id).order_by(one.c.thread_id).limit(ONE)
+            ordered = sa.select(one.c.thread_id).order_by(one.c.thread_id).limit(ex.ONE)
             first = ordered.where(one.c.thread_id > thread_id)
             firsts.append((first if walk is None else first.correlate(walk)).scalar_subquery())
-        return firsts[0] if len(firsts) == 1 else func.least(*firsts, type_=Text())
+        return firsts[0] if len(firsts) == 1 else sa.func.least(*firsts, type_=sa.Text())
 
-    first = following(param("after"))
-    walk = select(first.label("thread_id"), ONE.label("place")).cte("walk", recursive=True)
-    is_inside = and_(walk.c.thread_id.is_not(None), walk.c.place < param("limit", Integer))
-    return walk.union_all(select(following(walk.c.thread_id, walk), walk.c.place + ONE).where(is_inside))
-
-
-def _is_chosen(t: Tables) -> ColumnElement[bool]:
-    run_id = member_text(t.checkpoints.c.metadata, text_literal("run_id"))
-    return run_id == func.any(array_param("run_ids"))
+    first = following(ex.param("after"))
+    walk = sa.select(first.label("thread_id"), ex.ONE.label("place")).cte("walk", recursive=True)
+    is_inside = sa.and_(walk.c.thread_id.is_not(None), walk.c.place < ex.param("limit", sa.Integer))
+    return walk.union_all(sa.select(following(walk.c.thread_id, walk), walk.c.place + ex.ONE).where(is_inside))
 
 
-def _names(document: ColumnElement[Any]) -> TableValuedAlias:
+def _is_chosen(t: Tables) -> sa.ColumnElement[bool]:
+    run_id = ex.member_text(t.checkpoints.c.metadata, ex.text_literal("run_id"))
+    return run_id == sa.func.any(ex.array_param("run_ids"))
+
+
+def _names(document: sa.ColumnElement[Any]) -> sa.TableValuedAlias:
     """Return the names of a JSON object's members, as rows."""
-    return func.jsonb_object_keys(document).table_valued(Column("channel", Text)).render_derived()
+    return sa.func.jsonb_object_keys(document).table_valued(sa.Column("channel", sa.Text)).render_derived()
 
 
-def _is_inline(c: FromClause, channel: ColumnElement[str]) -> ColumnElement[bool]:
-    return func.coalesce(has_member(channel_values(c), channel), FALSE)
+def _is_inline(c: sa.FromClause, channel: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    return sa.func.coalesce(ex.has_member(ex.channel_values(c), channel), ex.FALSE)

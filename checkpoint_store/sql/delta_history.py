@@ -9,44 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    FromClause,
-    Select,
-    Text,
-    and_,
-    cast,
-    func,
-    or_,
-    select,
-    true,
-)
-from sqlalchemy.sql.selectable import LateralFromClause
+import sqlalchemy as sa
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.expressions import (
-    FALSE,
-    ONE,
-    TRUE,
-    ZERO,
-    aggregate,
-    array_param,
-    channel_values,
-    has_member,
-    in_namespace,
-    is_a,
-    is_value,
-    member,
-    param,
-    rows_of,
-    text_literal,
-    value_of,
-    write_order,
-)
+from checkpoint_store.sql import expressions as ex
 
 
-def ancestors(t: Tables) -> Select[Any]:
+def ancestors(t: Tables) -> sa.Select[Any]:
     """Select the ancestors of a checkpoint with their values of some channels and their writes to them.
 
     A row is an ancestor: its id, its parent's id, whether the walk starts there, its writes to the channels still
@@ -60,111 +29,118 @@ def ancestors(t: Tables) -> Select[Any]:
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id` (or NULL for the newest), `channels` (array of text).
     """
     c = t.checkpoints
-    newest = select(c.c.checkpoint_id).where(in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(ONE)
-    target = func.coalesce(param("checkpoint_id"), newest.scalar_subquery())
-    start = select(c.c.parent_checkpoint_id).where(in_namespace(c), c.c.checkpoint_id == target).scalar_subquery()
+    newest = sa.select(c.c.checkpoint_id).where(ex.in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(ex.ONE)
+    target = sa.func.coalesce(ex.param("checkpoint_id"), newest.scalar_subquery())
+    start = sa.select(c.c.parent_checkpoint_id).where(ex.in_namespace(c), c.c.checkpoint_id == target).scalar_subquery()
 
-    channels = array_param("channels")
+    channels = ex.array_param("channels")
     found = _found(t, c, channels)
     chain = (
-        select(
+        sa.select(
             c.c.checkpoint_id,
             c.c.parent_checkpoint_id,
-            TRUE.label("first"),
+            ex.TRUE.label("first"),
             _is_sound(c).label("sound"),
             channels.label("sought"),
             found.c.found,
         )
-        .select_from(c.join(found, true()))
-        .where(in_namespace(c), c.c.checkpoint_id == start)
+        .select_from(c.join(found, sa.true()))
+        .where(ex.in_namespace(c), c.c.checkpoint_id == start)
         .cte("chain", recursive=True)
     )
     left, parent = _left(chain), _parent(t, chain)
     found = _found(t, parent, left.c.sought)
-    own = [parent.c.checkpoint_id, parent.c.parent_checkpoint_id, FALSE, _is_sound(parent)]
+    own = [parent.c.checkpoint_id, parent.c.parent_checkpoint_id, ex.FALSE, _is_sound(parent)]
     # UNION, not UNION ALL: a row that was there before ends the walk, so that a cycle of parents can't make it endless.
     chain = chain.union(
-        select(*own, left.c.sought, found.c.found)
-        .select_from(chain.join(left, true()).join(parent, true()).join(found, true()))
-        .where(func.cardinality(left.c.sought) > ZERO)
+        sa.select(*own, left.c.sought, found.c.found)
+        .select_from(chain.join(left, sa.true()).join(parent, sa.true()).join(found, sa.true()))
+        .where(sa.func.cardinality(left.c.sought) > ex.ZERO)
     )
     writes, values = _writes(t, chain), _values(t, chain)
     steps = [chain.c[name] for name in ("checkpoint_id", "parent_checkpoint_id", "first", "sound")]
-    return select(*steps, *writes.c, *values.c).select_from(chain.join(writes, true()).join(values, true()))
+    return sa.select(*steps, *writes.c, *values.c).select_from(chain.join(writes, sa.true()).join(values, sa.true()))
 
 
-def _parent(t: Tables, chain: FromClause) -> LateralFromClause:
+def _parent(t: Tables, chain: sa.FromClause) -> sa.FromClause:
     """Return the parent of a checkpoint, or no row."""
     c = t.checkpoints
-    parent = select(c).where(in_namespace(c), c.c.checkpoint_id == chain.c.parent_checkpoint_id)
-    return parent.limit(ONE).correlate(chain).lateral("parent")
+    parent = sa.select(c).where(ex.in_namespace(c), c.c.checkpoint_id == chain.c.parent_checkpoint_id)
+    return parent.limit(ex.ONE).correlate(chain).lateral("parent")
 
 
-def _is_sound(c: FromClause) -> ColumnElement[bool]:
+def _is_sound(c: sa.FromClause) -> sa.ColumnElement[bool]:
     """Return whether a checkpoint has objects as its values and versions; in any other nothing could be found."""
-    parts = [member(c.c.checkpoint, text_literal(name)) for name in ("channel_versions", "channel_values")]
+    parts = [ex.member(c.c.checkpoint, ex.text_literal(name)) for name in ("channel_versions", "channel_values")]
     # A checkpoint without inline values may have none, or null.
-    return and_(
-        is_a("object", parts[0]),
-        func.coalesce(func.jsonb_typeof(parts[1]), text_literal("null")).in_(
-            [text_literal("object"), text_literal("null")]
+    return sa.and_(
+        ex.is_a("object", parts[0]),
+        sa.func.coalesce(sa.func.jsonb_typeof(parts[1]), ex.text_literal("null")).in_(
+            [ex.text_literal("object"), ex.text_literal("null")]
         ),
     )
 
 
-def _found(t: Tables, c: FromClause, sought: ColumnElement[Any]) -> LateralFromClause:
+def _found(t: Tables, c: sa.FromClause, sought: sa.ColumnElement[Any]) -> sa.FromClause:
     """Return those of the sought channels that a checkpoint has a value of, inline or as a blob."""
-    channel = rows_of(sought, "channel").c.channel
-    inline = has_member(channel_values(c), channel)
+    channel = ex.rows_of(sought, "channel").c.channel
+    inline = ex.has_member(ex.channel_values(c), channel)
     b = t.checkpoint_blobs
-    blob = select(TRUE).where(is_value(b, c, channel, param("thread_id"))).limit(ONE)
+    blob = sa.select(ex.TRUE).where(ex.is_value(b, c, channel, ex.param("thread_id"))).limit(ex.ONE)
     blob = blob.correlate(c, channel.table)
     return (
-        select(func.array_agg(channel).label("found")).where(or_(inline, blob.scalar_subquery())).correlate(c).lateral()
+        sa.select(sa.func.array_agg(channel).label("found"))
+        .where(sa.or_(inline, blob.scalar_subquery()))
+        .correlate(c)
+        .lateral()
     )
 
 
-def _left(chain: FromClause) -> LateralFromClause:
+def _left(chain: sa.FromClause) -> sa.FromClause:
     """Return the channels for which the walk continues with the parent."""
-    channel = rows_of(chain.c.sought, "channel").c.channel
-    none = cast(text_literal("{}"), ARRAY(Text))
-    gone = func.coalesce(chain.c.found, none)
+    channel = ex.rows_of(chain.c.sought, "channel").c.channel
+    none = sa.cast(ex.text_literal("{}"), sa.ARRAY(sa.Text))
+    gone = sa.func.coalesce(chain.c.found, none)
     return (
-        select(func.coalesce(func.array_agg(channel), none).label("sought")).where(channel != func.all(gone)).lateral()
+        sa.select(sa.func.coalesce(sa.func.array_agg(channel), none).label("sought"))
+        .where(channel != sa.func.all(gone))
+        .lateral()
     )
 
 
-def _writes(t: Tables, chain: FromClause) -> LateralFromClause:
+def _writes(t: Tables, chain: sa.FromClause) -> sa.FromClause:
     w = t.checkpoint_writes
     return (
-        select(*aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *write_order(w)))
+        sa.select(*ex.aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *ex.write_order(w)))
         .where(
-            w.c.thread_id == param("thread_id"),
-            w.c.checkpoint_ns == param("checkpoint_ns"),
+            w.c.thread_id == ex.param("thread_id"),
+            w.c.checkpoint_ns == ex.param("checkpoint_ns"),
             w.c.checkpoint_id == chain.c.checkpoint_id,
-            w.c.channel == func.any(chain.c.sought),
+            w.c.channel == sa.func.any(chain.c.sought),
         )
         .correlate(chain)
         .lateral("writes")
     )
 
 
-def _values(t: Tables, chain: FromClause) -> LateralFromClause:
+def _values(t: Tables, chain: sa.FromClause) -> sa.FromClause:
     c, b = t.checkpoints, t.checkpoint_blobs
-    found = rows_of(chain.c.found, "channel")
-    inline = cast(member(channel_values(c), found.c.channel), Text)
+    found = ex.rows_of(chain.c.found, "channel")
+    inline = sa.cast(ex.member(ex.channel_values(c), found.c.channel), sa.Text)
     # With the limit the primary key is looked up, as in `read`.
     blob = (
-        select(b.c.version, *value_of(t, b, param("thread_id")))
-        .where(is_value(b, c, found.c.channel, param("thread_id")))
-        .limit(ONE)
+        sa.select(b.c.version, *ex.value_of(t, b, ex.param("thread_id")))
+        .where(ex.is_value(b, c, found.c.channel, ex.param("thread_id")))
+        .limit(ex.ONE)
         .correlate(c, found)
         .lateral()
     )
     return (
-        select(*aggregate([found.c.channel, blob.c.version, blob.c.type, blob.c.blob, inline.label("inline")], "value"))
-        .select_from(c.join(found, true()).outerjoin(blob, true()))
-        .where(in_namespace(c), c.c.checkpoint_id == chain.c.checkpoint_id)
+        sa.select(
+            *ex.aggregate([found.c.channel, blob.c.version, blob.c.type, blob.c.blob, inline.label("inline")], "value")
+        )
+        .select_from(c.join(found, sa.true()).outerjoin(blob, sa.true()))
+        .where(ex.in_namespace(c), c.c.checkpoint_id == chain.c.checkpoint_id)
         .correlate(chain)
         .lateral("stored")
     )

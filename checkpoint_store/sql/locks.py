@@ -11,99 +11,71 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    ColumnElement,
-    Integer,
-    MetaData,
-    Select,
-    Table,
-    Text,
-    and_,
-    cast,
-    exists,
-    false,
-    func,
-    or_,
-    select,
-    true,
-)
-from sqlalchemy.dialects.postgresql import OID
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.expressions import (
-    ONE,
-    ZERO,
-    array_param,
-    int_literal,
-    key_types,
-    param,
-    rows_of_binds,
-    same_namespace,
-    text_literal,
-)
+from checkpoint_store.sql import expressions as ex
 
-_CATALOG = MetaData(schema="pg_catalog")
-_CLASS = Table("pg_class", _CATALOG, Column("oid", OID), Column("relnamespace", OID))
-_NAMESPACE = Table("pg_namespace", _CATALOG, Column("oid", OID), Column("nspname", Text))
-_LOCKS = Table(
+_CATALOG = sa.MetaData(schema="pg_catalog")
+_CLASS = sa.Table("pg_class", _CATALOG, sa.Column("oid", pg.OID), sa.Column("relnamespace", pg.OID))
+_NAMESPACE = sa.Table("pg_namespace", _CATALOG, sa.Column("oid", pg.OID), sa.Column("nspname", sa.Text))
+_LOCKS = sa.Table(
     "pg_locks",
     _CATALOG,
-    Column("locktype", Text),
-    Column("classid", OID),
-    Column("objid", OID),
-    Column("objsubid", Integer),
-    Column("pid", Integer),
-    Column("granted", Boolean),
+    sa.Column("locktype", sa.Text),
+    sa.Column("classid", pg.OID),
+    sa.Column("objid", pg.OID),
+    sa.Column("objsubid", sa.Integer),
+    sa.Column("pid", sa.Integer),
+    sa.Column("granted", sa.Boolean),
 )
 
 
-def lock_number(_: Tables) -> Select[Any]:
+def lock_number(_: Tables) -> sa.Select[Any]:
     """Select the number of a thread's lock, NULL if there is no such table.
 
     Binds: `thread_id`, `table` (the qualified name of `checkpoints`).
     """
-    number = func.hashtextextended(param("thread_id").collate("C"), _seed("run"), type_=BigInteger)
-    return select(number.label("number"))
+    number = sa.func.hashtextextended(ex.param("thread_id").collate("C"), _seed("run"), type_=sa.BigInteger)
+    return sa.select(number.label("number"))
 
 
-def take_lock(_: Tables) -> Select[Any]:
+def take_lock(_: Tables) -> sa.Select[Any]:
     """Try to take a lock for this session, and select whether it has it. Binds: `number`."""
-    return select(func.pg_try_advisory_lock(param("number", BigInteger)))
+    return sa.select(sa.func.pg_try_advisory_lock(ex.param("number", sa.BigInteger)))
 
 
-def release_lock(_: Tables) -> Select[Any]:
+def release_lock(_: Tables) -> sa.Select[Any]:
     """Release a lock, and select whether this session had it. Binds: `number`."""
-    return select(func.pg_advisory_unlock(param("number", BigInteger)))
+    return sa.select(sa.func.pg_advisory_unlock(ex.param("number", sa.BigInteger)))
 
 
-def take_lock_in_transaction(t: Tables) -> Select[Any]:
+def take_lock_in_transaction(t: Tables) -> sa.Select[Any]:
     """Try to take a thread's lock until the end of the transaction.
 
     Selects its number, NULL if there is no such table, whether the transaction has it, and its isolation level. Binds:
     those of `lock_number`.
     """
     # With the OFFSET the number is computed once.
-    lock = lock_number(t).offset(ZERO).subquery("lock").c.number
-    return select(lock, func.pg_try_advisory_xact_lock(lock), _level())
+    lock = lock_number(t).offset(ex.ZERO).subquery("lock").c.number
+    return sa.select(lock, sa.func.pg_try_advisory_xact_lock(lock), _level())
 
 
-def has_lock(_: Tables) -> Select[Any]:
+def has_lock(_: Tables) -> sa.Select[Any]:
     """Select whether this session has a lock. Binds: `number`."""
-    lock, halves = param("number", BigInteger), 4_294_967_295
+    lock, halves = ex.param("number", sa.BigInteger), 4_294_967_295
     # As the view splits it: https://www.postgresql.org/docs/current/view-pg-locks.html
-    upper = cast(lock.op(">>")(int_literal(32)).op("&")(int_literal(halves)), OID)
-    lower = cast(lock.op("&")(int_literal(halves)), OID)
-    is_it = and_(_LOCKS.c.classid == upper, _LOCKS.c.objid == lower, _LOCKS.c.objsubid == ONE)
-    is_ours = and_(
-        _LOCKS.c.pid == func.pg_backend_pid(), _LOCKS.c.locktype == text_literal("advisory"), _LOCKS.c.granted
+    upper = sa.cast(lock.op(">>")(ex.int_literal(32)).op("&")(ex.int_literal(halves)), pg.OID)
+    lower = sa.cast(lock.op("&")(ex.int_literal(halves)), pg.OID)
+    is_it = sa.and_(_LOCKS.c.classid == upper, _LOCKS.c.objid == lower, _LOCKS.c.objsubid == ex.ONE)
+    is_ours = sa.and_(
+        _LOCKS.c.pid == sa.func.pg_backend_pid(), _LOCKS.c.locktype == ex.text_literal("advisory"), _LOCKS.c.granted
     )
-    return select(exists().where(is_it, is_ours))
+    return sa.select(sa.exists().where(is_it, is_ours))
 
 
-def begin_session(_: Tables) -> Select[Any]:
+def begin_session(_: Tables) -> sa.Select[Any]:
     """Change those of some settings that the server has for this session; fails on a standby.
 
     The locks of a standby exclude no writers, and a session of one would keep a lock through its promotion, while
@@ -111,30 +83,30 @@ def begin_session(_: Tables) -> Select[Any]:
 
     Binds: `names` and `values`, arrays of equal length.
     """
-    new = rows_of_binds(name=Text, value=Text)
-    known = func.current_setting(new.c.name, true()).is_not(None)
+    new = ex.rows_of_binds(name=sa.Text, value=sa.Text)
+    known = sa.func.current_setting(new.c.name, sa.true()).is_not(None)
     # A standby refuses this with the error for a write, which is transient.
-    no_standby = cast(func.pg_current_xact_id(), Text)
-    return select(func.set_config(new.c.name, new.c.value, false()), no_standby).where(known)
+    no_standby = sa.cast(sa.func.pg_current_xact_id(), sa.Text)
+    return sa.select(sa.func.set_config(new.c.name, new.c.value, sa.false()), no_standby).where(known)
 
 
-def session_id(_: Tables) -> Select[Any]:
+def session_id(_: Tables) -> sa.Select[Any]:
     """Select the id of the server's process that this session talks to."""
-    return select(func.pg_backend_pid())
+    return sa.select(sa.func.pg_backend_pid())
 
 
-def lock_namespaces(_: Tables) -> Select[Any]:
+def lock_namespaces(_: Tables) -> sa.Select[Any]:
     """Wait until no other transaction is about to continue some namespaces, and exclude others until this one ends.
 
     Returns the transaction's isolation level, once for each. Binds: `table`, and parallel arrays `thread_ids` and
     `checkpoint_nss`.
     """
-    new = rows_of_binds(thread_id=Text, checkpoint_ns=Text)
-    of_thread = func.hashtextextended(new.c.thread_id.collate("C"), _seed("graph"), type_=BigInteger)
-    return _take_all(func.hashtextextended(new.c.checkpoint_ns.collate("C"), of_thread))
+    new = ex.rows_of_binds(thread_id=sa.Text, checkpoint_ns=sa.Text)
+    of_thread = sa.func.hashtextextended(new.c.thread_id.collate("C"), _seed("graph"), type_=sa.BigInteger)
+    return _take_all(sa.func.hashtextextended(new.c.checkpoint_ns.collate("C"), of_thread))
 
 
-def lock_removal(_: Tables) -> Select[Any]:
+def lock_removal(_: Tables) -> sa.Select[Any]:
     """Wait until no other transaction deletes rows of some threads, and exclude others until this one ends.
 
     It does not exclude transactions that only store, nor is it the lock of a run, which may delete while it holds that.
@@ -142,11 +114,11 @@ def lock_removal(_: Tables) -> Select[Any]:
     Returns the transaction's isolation level, once for each. Binds: `thread_ids`, and `table`, the qualified name of
     `checkpoints`.
     """
-    thread_id = func.unnest(array_param("thread_ids")).column_valued("thread_id")
-    return _take_all(func.hashtextextended(thread_id.collate("C"), _seed("removal")))
+    thread_id = sa.func.unnest(ex.array_param("thread_ids")).column_valued("thread_id")
+    return _take_all(sa.func.hashtextextended(thread_id.collate("C"), _seed("removal")))
 
 
-def continuations(t: Tables) -> Select[Any]:
+def continuations(t: Tables) -> sa.Select[Any]:
     """Select for some checkpoints whether each continues the newest of its namespace, or is stored already.
 
     It has to be executed after `lock_namespaces`, in the same transaction: then its snapshot has everything that was
@@ -156,44 +128,48 @@ def continuations(t: Tables) -> Select[Any]:
     arrays `thread_ids`, `checkpoint_nss`, `checkpoint_ids`, `parent_checkpoint_ids`.
     """
     c = t.checkpoints
-    new = rows_of_binds(**key_types(c), parent_checkpoint_id=Text)
+    new = ex.rows_of_binds(**ex.key_types(c), parent_checkpoint_id=sa.Text)
     newest = (
-        select(c.c.checkpoint_id)
-        .where(same_namespace(c, new))
+        sa.select(c.c.checkpoint_id)
+        .where(ex.same_namespace(c, new))
         .order_by(c.c.checkpoint_id.desc())
-        .limit(ONE)
+        .limit(ex.ONE)
         .correlate(new)
         .lateral("newest")
     )
     stored = c.alias("stored")
-    is_stored = exists().where(
-        same_namespace(stored, new),
+    is_stored = sa.exists().where(
+        ex.same_namespace(stored, new),
         stored.c.checkpoint_id == new.c.checkpoint_id,
         stored.c.parent_checkpoint_id.is_not_distinct_from(new.c.parent_checkpoint_id),
     )
-    is_next = or_(newest.c.checkpoint_id.is_(None), new.c.checkpoint_id > newest.c.checkpoint_id)
-    continues = and_(newest.c.checkpoint_id.is_not_distinct_from(new.c.parent_checkpoint_id), is_next)
-    return select(*new.c, newest.c.checkpoint_id, or_(is_stored, continues)).select_from(new.outerjoin(newest, true()))
+    is_next = sa.or_(newest.c.checkpoint_id.is_(None), new.c.checkpoint_id > newest.c.checkpoint_id)
+    continues = sa.and_(newest.c.checkpoint_id.is_not_distinct_from(new.c.parent_checkpoint_id), is_next)
+    return sa.select(*new.c, newest.c.checkpoint_id, sa.or_(is_stored, continues)).select_from(
+        new.outerjoin(newest, sa.true())
+    )
 
 
-def _take_all(lock: ColumnElement[int]) -> Select[Any]:
+def _take_all(lock: sa.ColumnElement[int]) -> sa.Select[Any]:
     """Take locks, in one order so that no two transactions deadlock, and select the isolation level for each."""
     lock = lock.label("lock")
-    locks = select(lock).distinct().order_by(lock).offset(ZERO).subquery("locks")
-    return select(_level(), func.pg_advisory_xact_lock(locks.c.lock))
+    locks = sa.select(lock).distinct().order_by(lock).offset(ex.ZERO).subquery("locks")
+    return sa.select(_level(), sa.func.pg_advisory_xact_lock(locks.c.lock))
 
 
-def _seed(purpose: str) -> ColumnElement[int]:
+def _seed(purpose: str) -> sa.ColumnElement[int]:
     """Return the seed of the hashes for locks of one purpose in one schema, NULL if there is no such table."""
-    oid = cast(func.to_regclass(param("table")), OID)
+    oid = sa.cast(sa.func.to_regclass(ex.param("table")), pg.OID)
     schema = (
-        select(_NAMESPACE.c.nspname.collate("C"))
+        sa.select(_NAMESPACE.c.nspname.collate("C"))
         .join(_CLASS, _CLASS.c.relnamespace == _NAMESPACE.c.oid)
         .where(_CLASS.c.oid == oid)
         .scalar_subquery()
     )
-    return func.hashtextextended(text_literal(purpose), func.hashtextextended(schema, ZERO), type_=BigInteger)
+    return sa.func.hashtextextended(
+        ex.text_literal(purpose), sa.func.hashtextextended(schema, ex.ZERO), type_=sa.BigInteger
+    )
 
 
-def _level() -> ColumnElement[str]:
-    return func.current_setting(text_literal("transaction_isolation"), type_=Text)
+def _level() -> sa.ColumnElement[str]:
+    return sa.func.current_setting(ex.text_literal("transaction_isolation"), type_=sa.Text)

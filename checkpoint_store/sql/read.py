@@ -4,42 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    CTE,
-    Boolean,
-    Integer,
-    Numeric,
-    Select,
-    Subquery,
-    Text,
-    case,
-    cast,
-    func,
-    select,
-    true,
-    tuple_,
-)
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.sql.selectable import LateralFromClause
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from checkpoint_store.schema import Tables
-from checkpoint_store.sql.expressions import (
-    ONE,
-    Thread,
-    aggregate,
-    in_namespace,
-    int_literal,
-    is_a,
-    member,
-    member_text,
-    members_of,
-    param,
-    same_checkpoint,
-    same_namespace,
-    text_literal,
-    value_of,
-    write_order,
-)
+from checkpoint_store.sql import expressions as ex
 
 TASKS = "__pregel_tasks"
 """LangGraph's channel of pending sends (`langgraph.checkpoint.serde.types.TASKS`, not imported: see `schema`)."""
@@ -48,7 +17,7 @@ MAX_ROWS = 128
 """The most rows that a batch of a list may have."""
 
 
-def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool, thread: Thread = None) -> Select[Any]:
+def checkpoints(t: Tables, chosen: sa.Select[Any], *, joined: bool, thread: ex.Thread = None) -> sa.Select[Any]:
     """Select checkpoints with the blobs of their channels, their pending writes and old-style pending sends.
 
     The columns are those of `serde.records.Row`. The rows that belong to a checkpoint come as parallel arrays from
@@ -63,44 +32,44 @@ def checkpoints(t: Tables, chosen: Select[Any], *, joined: bool, thread: Thread 
     """
     c = chosen.subquery("c")
     blobs, writes, sends = _blobs(t, c, thread, joined=joined), _writes(t, c, thread), _sends(t, c, thread)
-    return select(
+    return sa.select(
         c.c.thread_id,
         c.c.checkpoint_ns,
         c.c.checkpoint_id,
         c.c.parent_checkpoint_id,
-        cast(c.c.checkpoint, Text),
-        cast(c.c.metadata, Text),
+        sa.cast(c.c.checkpoint, sa.Text),
+        sa.cast(c.c.metadata, sa.Text),
         *blobs.c,
         *writes.c,
         *sends.c,
-    ).select_from(c.join(blobs, true()).join(writes, true()).join(sends, true()))
+    ).select_from(c.join(blobs, sa.true()).join(writes, sa.true()).join(sends, sa.true()))
 
 
-def get_checkpoint(t: Tables, *, joined: bool) -> Select[Any]:
+def get_checkpoint(t: Tables, *, joined: bool) -> sa.Select[Any]:
     """Select the checkpoint with an id; see `checkpoints`. Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`."""
-    chosen = select(t.checkpoints).where(in_namespace(t.checkpoints, "checkpoint_id"))
-    return checkpoints(t, chosen, joined=joined, thread=param("thread_id"))
+    chosen = sa.select(t.checkpoints).where(ex.in_namespace(t.checkpoints, "checkpoint_id"))
+    return checkpoints(t, chosen, joined=joined, thread=ex.param("thread_id"))
 
 
-def get_latest(t: Tables, *, joined: bool) -> Select[Any]:
+def get_latest(t: Tables, *, joined: bool) -> sa.Select[Any]:
     """Select the newest checkpoint of a namespace; see `checkpoints`. Binds: `thread_id`, `checkpoint_ns`."""
     c = t.checkpoints
-    chosen = select(c).where(in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(ONE)
-    return checkpoints(t, chosen, joined=joined, thread=param("thread_id"))
+    chosen = sa.select(c).where(ex.in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(ex.ONE)
+    return checkpoints(t, chosen, joined=joined, thread=ex.param("thread_id"))
 
 
-def has_newer(t: Tables) -> Select[Any]:
+def has_newer(t: Tables) -> sa.Select[Any]:
     """Select whether a namespace has a checkpoint newer than one.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`.
     """
-    newer = select(t.checkpoints).where(
-        in_namespace(t.checkpoints), t.checkpoints.c.checkpoint_id > param("checkpoint_id")
+    newer = sa.select(t.checkpoints).where(
+        ex.in_namespace(t.checkpoints), t.checkpoints.c.checkpoint_id > ex.param("checkpoint_id")
     )
-    return select(newer.exists())
+    return sa.select(newer.exists())
 
 
-def list_checkpoints(t: Tables, conditions: frozenset[str], *, joined: bool) -> Select[Any]:
+def list_checkpoints(t: Tables, conditions: frozenset[str], *, joined: bool) -> sa.Select[Any]:
     """Select one batch of a list of checkpoints, newest first.
 
     Binds: `batch_size`, at most `MAX_ROWS`, and one for each condition.
@@ -113,36 +82,40 @@ def list_checkpoints(t: Tables, conditions: frozenset[str], *, joined: bool) -> 
         joined: Whether pages are joined to values.
     """
     c = t.checkpoints.c
-    wanted = [c[name] == param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id") if name in conditions]
+    wanted = [
+        c[name] == ex.param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id") if name in conditions
+    ]
     if "filter" in conditions:
-        wanted.append(c.metadata.op("@>", return_type=Boolean)(cast(param("filter"), JSONB)))
+        wanted.append(c.metadata.op("@>", return_type=sa.Boolean)(sa.cast(ex.param("filter"), pg.JSONB)))
     if "before" in conditions:
-        wanted.append(c.checkpoint_id < param("before"))
+        wanted.append(c.checkpoint_id < ex.param("before"))
     # Ids are unique only within a namespace of a thread; the columns without a condition complete the order.
     names = ["checkpoint_id", *(name for name in ("thread_id", "checkpoint_ns") if name not in conditions)]
     if "after_row" in conditions:
-        last = [param(f"last_{name}") for name in names]
-        wanted.append(tuple_(*[c[name] for name in names]) < tuple_(*last) if len(names) > 1 else c[names[0]] < last[0])
+        last = [ex.param(f"last_{name}") for name in names]
+        wanted.append(
+            sa.tuple_(*[c[name] for name in names]) < sa.tuple_(*last) if len(names) > 1 else c[names[0]] < last[0]
+        )
     in_order = [c[name].desc() for name in names]
-    batch = select(t.checkpoints).where(*wanted).order_by(*in_order).limit(int_literal(MAX_ROWS))
+    batch = sa.select(t.checkpoints).where(*wanted).order_by(*in_order).limit(ex.int_literal(MAX_ROWS))
     if "thread_id" in conditions and "checkpoint_ns" not in conditions:
         # Of each namespace the rows come from the index in order. Otherwise every batch would read and sort all of the
         # thread, whose index has the namespace before the checkpoint.
         namespaces = _namespaces(t)
         part = batch.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces).lateral("part")
-        batch = select(part).select_from(namespaces.join(part, true()))
-        batch = batch.order_by(*[part.c[name].desc() for name in names]).limit(int_literal(MAX_ROWS))
+        batch = sa.select(part).select_from(namespaces.join(part, sa.true()))
+        batch = batch.order_by(*[part.c[name].desc() for name in names]).limit(ex.int_literal(MAX_ROWS))
     # For a limit that is a parameter the planner expects a tenth of the thread, and compiles the plan of a long one
     # (JIT), which takes longer than running it. So there is a constant limit first.
     largest = batch.subquery("batch")
-    ordered = select(largest).order_by(*[largest.c[name].desc() for name in names])
-    size = select(param("batch_size", Integer)).scalar_subquery()
-    thread = param("thread_id") if "thread_id" in conditions else None
+    ordered = sa.select(largest).order_by(*[largest.c[name].desc() for name in names])
+    size = sa.select(ex.param("batch_size", sa.Integer)).scalar_subquery()
+    thread = ex.param("thread_id") if "thread_id" in conditions else None
     found = checkpoints(t, ordered.limit(size), joined=joined, thread=thread)
     return found.order_by(*[found.selected_columns[name].desc() for name in names])
 
 
-def inventory(t: Tables) -> Select[Any]:
+def inventory(t: Tables) -> sa.Select[Any]:
     """Select the checkpoints of a thread, once for each task with pending writes: its path and their number.
 
     Binds: `thread_id`.
@@ -150,67 +123,71 @@ def inventory(t: Tables) -> Select[Any]:
     c, w = t.checkpoints, t.checkpoint_writes
     keys = [c.c.checkpoint_ns, c.c.checkpoint_id, w.c.task_id]
     return (
-        select(*keys, func.max(w.c.task_path), func.count(w.c.idx))
-        .select_from(c.outerjoin(w, same_checkpoint(w, c)))
-        .where(c.c.thread_id == param("thread_id"))
+        sa.select(*keys, sa.func.max(w.c.task_path), sa.func.count(w.c.idx))
+        .select_from(c.outerjoin(w, ex.same_checkpoint(w, c)))
+        .where(c.c.thread_id == ex.param("thread_id"))
         .group_by(*keys)
     )
 
 
-def _namespaces(t: Tables) -> CTE:
+def _namespaces(t: Tables) -> sa.CTE:
     """Return the namespaces of a thread, by a walk that jumps from one to the next in the index."""
     c = t.checkpoints.c
-    ordered = select(c.checkpoint_ns).where(c.thread_id == param("thread_id")).order_by(c.checkpoint_ns).limit(ONE)
-    found = select(ordered.scalar_subquery().label("checkpoint_ns")).cte("namespaces", recursive=True)
+    ordered = (
+        sa.select(c.checkpoint_ns).where(c.thread_id == ex.param("thread_id")).order_by(c.checkpoint_ns).limit(ex.ONE)
+    )
+    found = sa.select(ordered.scalar_subquery().label("checkpoint_ns")).cte("namespaces", recursive=True)
     following = ordered.where(c.checkpoint_ns > found.c.checkpoint_ns).correlate(found).scalar_subquery()
-    return found.union_all(select(following).where(found.c.checkpoint_ns.is_not(None)))
+    return found.union_all(sa.select(following).where(found.c.checkpoint_ns.is_not(None)))
 
 
-def _blobs(t: Tables, c: Subquery, thread: Thread, *, joined: bool) -> LateralFromClause:
+def _blobs(t: Tables, c: sa.Subquery, thread: ex.Thread, *, joined: bool) -> sa.FromClause:
     b = t.checkpoint_blobs
     # Versions that were changed by hand may not be an object, which must not make the whole list fail.
-    pairs = func.jsonb_each_text(members_of(c.c.checkpoint, "channel_versions")).table_valued("key", "value")
+    pairs = sa.func.jsonb_each_text(ex.members_of(c.c.checkpoint, "channel_versions")).table_valued("key", "value")
     # A SELECT of its own: a distributed PostgreSQL can't plan the set-returning function in the join itself.
-    current = select(pairs.c.key.label("channel"), pairs.c.value.label("version")).correlate(c).subquery("current")
+    current = sa.select(pairs.c.key.label("channel"), pairs.c.value.label("version")).correlate(c).subquery("current")
     # With the limit the primary key is looked up for each channel. Otherwise the planner, which expects 100 channels of
     # every checkpoint, would rather read all blobs of a thread and hash them.
     found = (
-        select(*(value_of(t, b, thread) if joined else (b.c.type, b.c.blob)))
-        .where(same_namespace(b, c, thread), b.c.channel == current.c.channel, b.c.version == current.c.version)
-        .where(b.c.type != text_literal("empty"))
-        .limit(ONE)
+        sa.select(*(ex.value_of(t, b, thread) if joined else (b.c.type, b.c.blob)))
+        .where(ex.same_namespace(b, c, thread), b.c.channel == current.c.channel, b.c.version == current.c.version)
+        .where(b.c.type != ex.text_literal("empty"))
+        .limit(ex.ONE)
         .correlate(c, current)
         .lateral("found")
     )
     return (
-        select(*aggregate([current.c.channel, found.c.type, found.c.blob], "blob"))
-        .select_from(current.join(found, true()))
+        sa.select(*ex.aggregate([current.c.channel, found.c.type, found.c.blob], "blob"))
+        .select_from(current.join(found, sa.true()))
         .correlate(c)
         .lateral("blobs")
     )
 
 
-def _writes(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
+def _writes(t: Tables, c: sa.Subquery, thread: ex.Thread) -> sa.FromClause:
     w = t.checkpoint_writes
     return (
-        select(*aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *write_order(w)))
-        .where(same_checkpoint(w, c, thread))
+        sa.select(*ex.aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *ex.write_order(w)))
+        .where(ex.same_checkpoint(w, c, thread))
         .correlate(c)
         .lateral("writes")
     )
 
 
-def _sends(t: Tables, c: Subquery, thread: Thread) -> LateralFromClause:
+def _sends(t: Tables, c: sa.Subquery, thread: ex.Thread) -> sa.FromClause:
     """Select the sends of a step: before format 4 these were writes of its parent, in the same namespace."""
     w = t.checkpoint_writes
-    is_number = is_a("number", member(c.c.checkpoint, text_literal("v")))
-    old = case((is_number, cast(member_text(c.c.checkpoint, text_literal("v")), Numeric) < int_literal(4)))
+    is_number = ex.is_a("number", ex.member(c.c.checkpoint, ex.text_literal("v")))
+    old = sa.case(
+        (is_number, sa.cast(ex.member_text(c.c.checkpoint, ex.text_literal("v")), sa.Numeric) < ex.int_literal(4))
+    )
     return (
-        select(*aggregate([w.c.type, w.c.blob], "send", *write_order(w)))
+        sa.select(*ex.aggregate([w.c.type, w.c.blob], "send", *ex.write_order(w)))
         .where(
-            same_namespace(w, c, thread),
+            ex.same_namespace(w, c, thread),
             w.c.checkpoint_id == c.c.parent_checkpoint_id,
-            w.c.channel == text_literal(TASKS),
+            w.c.channel == ex.text_literal(TASKS),
             old,
         )
         .correlate(c)

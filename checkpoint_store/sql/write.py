@@ -4,55 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    CTE,
-    BigInteger,
-    Column,
-    ColumnElement,
-    FromClause,
-    Integer,
-    LargeBinary,
-    Select,
-    Table,
-    Text,
-    and_,
-    case,
-    cast,
-    false,
-    func,
-    select,
-    true,
-    union_all,
-)
-from sqlalchemy.dialects.postgresql import JSONB, Insert, array, insert
-from sqlalchemy.sql.dml import ReturningInsert
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from checkpoint_store.schema import PAGED, Tables
-from checkpoint_store.sql.expressions import (
-    ONE,
-    ZERO,
-    array_param,
-    channel_values,
-    channel_versions,
-    count_of,
-    few_rows_of_binds,
-    int_literal,
-    key_types,
-    member,
-    param,
-    rows_of_binds,
-    same_blob,
-    text_literal,
-)
+from checkpoint_store.sql import expressions as ex
 
 UNGATED, NEEDS, COMPLETE = range(3)
 """The kinds of threads: without pages, with pages that have to be there already, with all of its pages in the call."""
 
-_GATE = {"thread_id": Text, "kind": Integer, "epoch": BigInteger, "first": Integer, "last": Integer}
+_GATE = {"thread_id": sa.Text, "kind": sa.Integer, "epoch": sa.BigInteger, "first": sa.Integer, "last": sa.Integer}
 """The columns of threads: their kind, the epoch of a new row, and the range of the needed pages among all digests."""
 
 
-def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
+def put_checkpoint(t: Tables, *, kept: bool = False) -> sa.Executable:
     """Upsert a checkpoint together with the blobs that are new in it: one statement, so atomic on its own.
 
     Returns a row, unless a trigger drops the checkpoint.
@@ -64,42 +29,44 @@ def put_checkpoint(t: Tables, *, kept: bool = False) -> ReturningInsert[Any]:
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `parent_checkpoint_id`, `checkpoint` and `metadata` (JSON
     text), the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`, and `kept`.
     """
-    new = rows_of_binds(channel=Text, version=Text, type=Text, blob=LargeBinary)
+    new = ex.rows_of_binds(channel=sa.Text, version=sa.Text, type=sa.Text, blob=sa.LargeBinary)
     blobs = keeping(
-        insert(t.checkpoint_blobs).from_select(
+        pg.insert(t.checkpoint_blobs).from_select(
             ["thread_id", "checkpoint_ns", "channel", "version", "type", "blob"],
-            select(param("thread_id"), param("checkpoint_ns"), new.c.channel, new.c.version, new.c.type, new.c.blob),
+            sa.select(
+                ex.param("thread_id"), ex.param("checkpoint_ns"), new.c.channel, new.c.version, new.c.type, new.c.blob
+            ),
         )
     )
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
-    row: dict[str, ColumnElement[Any]] = {
-        **{name: param(name) for name in own},
+    row: dict[str, sa.ColumnElement[Any]] = {
+        **{name: ex.param(name) for name in own},
         # JSON is sent as text, so that the host's json_serializer can't change it.
-        "checkpoint": cast(param("checkpoint"), JSONB),
-        "metadata": cast(param("metadata"), JSONB),
+        "checkpoint": sa.cast(ex.param("checkpoint"), pg.JSONB),
+        "metadata": sa.cast(ex.param("metadata"), pg.JSONB),
     }
-    insertion = insert(t.checkpoints)
+    insertion = pg.insert(t.checkpoints)
     if kept:
         names = {name: row[name] for name in own[:3]}
-        kept_of = kept_values(t, **names, keeps_from=row["parent_checkpoint_id"], kept=param("kept"))
+        kept_of = kept_values(t, **names, keeps_from=row["parent_checkpoint_id"], kept=ex.param("kept"))
         found = kept_of.subquery("found")
         row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
-        insertion = insertion.from_select([*row], select(*row.values()).select_from(found))
+        insertion = insertion.from_select([*row], sa.select(*row.values()).select_from(found))
     else:
         insertion = insertion.values(row)
     stored = replacing(insertion, "checkpoint", "metadata").add_cte(blobs.cte("new_blobs"))
-    return stored.returning(ONE)
+    return stored.returning(ex.ONE)
 
 
 def kept_values(
     t: Tables,
     *,
-    thread_id: ColumnElement[str],
-    checkpoint_ns: ColumnElement[str],
-    checkpoint_id: ColumnElement[str],
-    keeps_from: ColumnElement[str],
-    kept: ColumnElement[str],
-) -> Select[Any]:
+    thread_id: sa.ColumnElement[str],
+    checkpoint_ns: sa.ColumnElement[str],
+    checkpoint_id: sa.ColumnElement[str],
+    keeps_from: sa.ColumnElement[str],
+    kept: sa.ColumnElement[str],
+) -> sa.Select[Any]:
     """Select the inline values that a checkpoint keeps of its parent, as a JSON object, or NULL: always one row.
 
     A step that does not know a channel omits its value and does not change its version. A blob is found by that
@@ -116,54 +83,54 @@ def kept_values(
     """
     p = t.checkpoints
     parent = (
-        select(
-            channel_values(p).label("inline"),
-            channel_versions(p).label("versions"),
+        sa.select(
+            ex.channel_values(p).label("inline"),
+            ex.channel_versions(p).label("versions"),
         )
         .where(p.c.thread_id == thread_id, p.c.checkpoint_ns == checkpoint_ns)
         .where(p.c.checkpoint_id.in_([keeps_from, checkpoint_id]))
-        .offset(ZERO)  # so that a long one is fetched from its TOAST once, not for every channel
+        .offset(ex.ZERO)  # so that a long one is fetched from its TOAST once, not for every channel
         .correlate_except(p)
         .lateral("parent")
     )
     each = (
-        func.jsonb_each(cast(kept, JSONB))
-        .table_valued(Column("channel", Text), Column("version", JSONB))
+        sa.func.jsonb_each(sa.cast(kept, pg.JSONB))
+        .table_valued(sa.Column("channel", sa.Text), sa.Column("version", pg.JSONB))
         .render_derived("kept")
     )
-    value = member(parent.c.inline, each.c.channel)
+    value = ex.member(parent.c.inline, each.c.channel)
     return (
-        select(func.jsonb_object_agg(each.c.channel, value, type_=JSONB).label("inline"))
-        .select_from(parent.join(each, true()))
-        .where(value.is_not(None), member(parent.c.versions, each.c.channel) == each.c.version)
+        sa.select(sa.func.jsonb_object_agg(each.c.channel, value, type_=pg.JSONB).label("inline"))
+        .select_from(parent.join(each, sa.true()))
+        .where(value.is_not(None), ex.member(parent.c.versions, each.c.channel) == each.c.version)
         .correlate_except(parent, each)
     )
 
 
-def _with_values(checkpoint: ColumnElement[Any], inline: ColumnElement[Any]) -> ColumnElement[Any]:
+def _with_values(checkpoint: sa.ColumnElement[Any], inline: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     """Return a checkpoint with more channel values inline, if there are any."""
-    values = member(checkpoint, text_literal("channel_values")).op("||")(inline)
-    path = array([text_literal("channel_values")])
-    return case((inline.is_(None), checkpoint), else_=func.jsonb_set(checkpoint, path, values, type_=JSONB))
+    values = ex.member(checkpoint, ex.text_literal("channel_values")).op("||")(inline)
+    path = pg.array([ex.text_literal("channel_values")])
+    return sa.case((inline.is_(None), checkpoint), else_=sa.func.jsonb_set(checkpoint, path, values, type_=pg.JSONB))
 
 
-def put_writes(t: Tables) -> Insert:
+def put_writes(t: Tables) -> pg.Insert:
     """Insert the pending writes of one task; see `replacing_special` for those that exist already.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `task_id`, `task_path`, and the writes as four arrays of equal
     length, `idxs`, `channels`, `types`, `blobs`, with no `idx` twice.
     """
-    new = rows_of_binds(idx=Integer, channel=Text, type=Text, blob=LargeBinary)
+    new = ex.rows_of_binds(idx=sa.Integer, channel=sa.Text, type=sa.Text, blob=sa.LargeBinary)
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path"]
     return replacing_special(
-        insert(t.checkpoint_writes).from_select(
+        pg.insert(t.checkpoint_writes).from_select(
             [*own, "idx", "channel", "type", "blob"],
-            select(*[param(name) for name in own], new.c.idx, new.c.channel, new.c.type, new.c.blob),
+            sa.select(*[ex.param(name) for name in own], new.c.idx, new.c.channel, new.c.type, new.c.blob),
         )
     )
 
 
-def replacing(insertion: Insert, *columns: str, where: ColumnElement[bool] | None = None) -> Insert:
+def replacing(insertion: pg.Insert, *columns: str, where: sa.ColumnElement[bool] | None = None) -> pg.Insert:
     """Return an insert that replaces some columns of rows that exist already, or of those that meet a condition."""
     table: Any = insertion.table
     return insertion.on_conflict_do_update(
@@ -171,27 +138,27 @@ def replacing(insertion: Insert, *columns: str, where: ColumnElement[bool] | Non
     )
 
 
-def replacing_special(insertion: Insert) -> Insert:
+def replacing_special(insertion: pg.Insert) -> pg.Insert:
     """Return an insert of pending writes that decides row by row, as LangGraph's `InMemorySaver` does.
 
     A write to a special channel, which has a negative `idx`, replaces the stored one; an ordinary write stays as it was
     first stored.
     """
-    return replacing(insertion, "channel", "type", "blob", "task_path", where=insertion.excluded["idx"] < ZERO)
+    return replacing(insertion, "channel", "type", "blob", "task_path", where=insertion.excluded["idx"] < ex.ZERO)
 
 
-def keeping(insertion: Insert) -> Insert:
+def keeping(insertion: pg.Insert) -> pg.Insert:
     """Return an insert that does not change rows that exist already, but locks them.
 
     Without the lock, another transaction could delete a row to which this one is about to refer.
     """
     table: Any = insertion.table
     return insertion.on_conflict_do_update(
-        index_elements=list(table.primary_key), set_={"type": table.c.type}, where=false()
+        index_elements=list(table.primary_key), set_={"type": table.c.type}, where=sa.false()
     )
 
 
-def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> Select[Any]:
+def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> sa.Select[Any]:
     """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
 
     Rows of a thread are stored only if `passed_threads` has it. Returns these threads, and in each row the numbers of
@@ -206,84 +173,86 @@ def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> Selec
     Binds: arrays by the names of `write_batch.merged`.
     """
     passed = claimed_threads(t) if one_thread else passed_threads(t)
-    blobs = keeping(new_rows(passed, "blob_", t.checkpoint_blobs, type=Text, blob=LargeBinary))
+    blobs = keeping(new_rows(passed, "blob_", t.checkpoint_blobs, type=sa.Text, blob=sa.LargeBinary))
     checkpoints = new_checkpoints(passed, t, kept=not simple)
-    write = {"task_path": Text, "channel": Text, "type": Text, "blob": LargeBinary}
+    write = {"task_path": sa.Text, "channel": sa.Text, "type": sa.Text, "blob": sa.LargeBinary}
     new_writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write))
     stored = replacing(checkpoints, "checkpoint", "metadata")
     # The counts are computed in this order, the one in which every transaction locks rows (see `delete`).
     rows = [
-        *([] if simple else [new_writes.returning(ONE).cte("new_writes")]),
-        stored.returning(ONE).cte("new_checkpoints"),
-        blobs.returning(ONE).cte("new_blobs"),
+        *([] if simple else [new_writes.returning(ex.ONE).cte("new_writes")]),
+        stored.returning(ex.ONE).cte("new_checkpoints"),
+        blobs.returning(ex.ONE).cte("new_blobs"),
         new_pages(t, passed),
     ]
-    return select(passed.c.thread_id, *map(count_of, rows))
+    return sa.select(passed.c.thread_id, *map(ex.count_of, rows))
 
 
-def known_pages(t: Tables) -> Select[Any]:
+def known_pages(t: Tables) -> sa.Select[Any]:
     """Select those of some pages that a thread has. Binds: `thread_id`, `digests` (array of bytes)."""
     p = t.checkpoint_pages
-    is_one = p.c.digest == func.any(array_param("digests", LargeBinary))
-    return select(p.c.digest).where(p.c.thread_id == param("thread_id"), is_one)
+    is_one = p.c.digest == sa.func.any(ex.array_param("digests", sa.LargeBinary))
+    return sa.select(p.c.digest).where(p.c.thread_id == ex.param("thread_id"), is_one)
 
 
-def missing_pages(t: Tables) -> Select[Any]:
+def missing_pages(t: Tables) -> sa.Select[Any]:
     """Select the threads of pages that do not exist, though a recipe names them, once for each page.
 
     Binds: parallel arrays of the recipe's key, `thread_ids`, `checkpoint_nss`, `channels`, `versions`, and `digests`.
     """
     p, b = t.checkpoint_pages, t.checkpoint_blobs
-    sought = rows_of_binds(thread_id=Text, checkpoint_ns=Text, channel=Text, version=Text, digest=LargeBinary)
+    sought = ex.rows_of_binds(
+        thread_id=sa.Text, checkpoint_ns=sa.Text, channel=sa.Text, version=sa.Text, digest=sa.LargeBinary
+    )
     # A scalar subquery is not made a join, so the server never reads all rows of a table.
-    page = select(p.c.digest).where(p.c.thread_id == sought.c.thread_id, p.c.digest == sought.c.digest)
-    recipe = select(b.c.type).where(b.c.thread_id == sought.c.thread_id, same_blob(b, sought))
-    return select(sought.c.thread_id).where(
+    page = sa.select(p.c.digest).where(p.c.thread_id == sought.c.thread_id, p.c.digest == sought.c.digest)
+    recipe = sa.select(b.c.type).where(b.c.thread_id == sought.c.thread_id, ex.same_blob(b, sought))
+    return sa.select(sought.c.thread_id).where(
         page.correlate(sought).scalar_subquery().is_(None),
-        recipe.correlate(sought).scalar_subquery() == text_literal(PAGED),
+        recipe.correlate(sought).scalar_subquery() == ex.text_literal(PAGED),
     )
 
 
-def new_pages(t: Tables, passed: CTE) -> CTE:
+def new_pages(t: Tables, passed: sa.CTE) -> sa.CTE:
     """Insert the pages that come as arrays, of the threads that passed, unless they exist."""
-    pages = new_rows(passed, "page_", t.checkpoint_pages, page=LargeBinary)
-    return pages.on_conflict_do_nothing().returning(ONE).cte("new_pages")
+    pages = new_rows(passed, "page_", t.checkpoint_pages, page=sa.LargeBinary)
+    return pages.on_conflict_do_nothing().returning(ex.ONE).cte("new_pages")
 
 
-def new_rows(passed: CTE, prefix: str, target: Table, **columns: Any) -> Insert:
+def new_rows(passed: sa.CTE, prefix: str, target: sa.Table, **columns: Any) -> pg.Insert:
     """Insert rows that come as arrays of their keys and some more columns, of the threads that passed."""
-    columns = {**key_types(target), **columns}
-    new = rows_of_binds(prefix, **columns)
-    chosen = select(*new.c).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
-    return insert(target).from_select([*columns], chosen.order_by(*_in_order(target, new)))
+    columns = {**ex.key_types(target), **columns}
+    new = ex.rows_of_binds(prefix, **columns)
+    chosen = sa.select(*new.c).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
+    return pg.insert(target).from_select([*columns], chosen.order_by(*_in_order(target, new)))
 
 
-def new_checkpoints(passed: CTE, t: Tables, *, kept: bool) -> Insert:
+def new_checkpoints(passed: sa.CTE, t: Tables, *, kept: bool) -> pg.Insert:
     """Insert checkpoints that come as arrays, of the threads that passed, each with the values that it keeps."""
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
     more = ["keeps_from", "kept"] if kept else []
-    new = rows_of_binds("checkpoint_", **dict.fromkeys([*own, "checkpoint", "metadata", *more], Text))
-    row: dict[str, ColumnElement[Any]] = {
+    new = ex.rows_of_binds("checkpoint_", **dict.fromkeys([*own, "checkpoint", "metadata", *more], sa.Text))
+    row: dict[str, sa.ColumnElement[Any]] = {
         **{name: new.c[name] for name in own},
-        "checkpoint": cast(new.c.checkpoint, JSONB),
-        "metadata": cast(new.c.metadata, JSONB),
+        "checkpoint": sa.cast(new.c.checkpoint, pg.JSONB),
+        "metadata": sa.cast(new.c.metadata, pg.JSONB),
     }
-    rows: FromClause = new.join(passed, passed.c.thread_id == new.c.thread_id)
+    rows: sa.FromClause = new.join(passed, passed.c.thread_id == new.c.thread_id)
     if kept:
         found = kept_values(t, **{name: new.c[name] for name in (*own[:3], *more)}).lateral("found")
         row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
-        rows = rows.join(found, true())
-    chosen = select(*row.values()).select_from(rows)
-    return insert(t.checkpoints).from_select([*row], chosen.order_by(*_in_order(t.checkpoints, new)))
+        rows = rows.join(found, sa.true())
+    chosen = sa.select(*row.values()).select_from(rows)
+    return pg.insert(t.checkpoints).from_select([*row], chosen.order_by(*_in_order(t.checkpoints, new)))
 
 
-def _in_order(target: Table, new: FromClause) -> list[ColumnElement[Any]]:
+def _in_order(target: sa.Table, new: sa.FromClause) -> list[sa.ColumnElement[Any]]:
     """Return the order in which every transaction locks rows: by key, as Python sorts strings."""
     keys = [new.c[column.key] for column in target.primary_key]
-    return [column.collate("C") if isinstance(column.type, Text) else column for column in keys]
+    return [column.collate("C") if isinstance(column.type, sa.Text) else column for column in keys]
 
 
-def passed_threads(t: Tables) -> CTE:
+def passed_threads(t: Tables) -> sa.CTE:
     """Select the threads with rows that may be stored. Binds: the gates and the needed pages of `write_batch.merged`.
 
     A thread that needs pages passes if they exist and no transaction deletes any before this one commits: a transaction
@@ -297,30 +266,30 @@ def passed_threads(t: Tables) -> CTE:
     threads, seen, p = t.checkpoint_threads, t.checkpoint_threads.alias("seen"), t.checkpoint_pages
     made = _new_threads(t).on_conflict_do_nothing().returning(threads.c.thread_id).cte("made")
     # As few rows: a plan for their real number would seem so much cheaper that the server plans every execution anew.
-    gate = few_rows_of_binds("gate_", **_GATE)
+    gate = ex.few_rows_of_binds("gate_", **_GATE)
     # One scan of the key's index, which skips from page to page: to look each up takes three times as long.
-    needed = select(array_param("needed_digests", LargeBinary)).scalar_subquery()
+    needed = sa.select(ex.array_param("needed_digests", sa.LargeBinary)).scalar_subquery()
     theirs = needed[slice(gate.c.first, gate.c.last)]
-    found = select(func.count()).where(p.c.thread_id == gate.c.thread_id, p.c.digest == func.any(theirs))
-    has_all = found.correlate(gate).scalar_subquery() == gate.c.last - gate.c.first + ONE
-    is_whole = and_(threads.c.epoch == seen.c.epoch, has_all)
+    found = sa.select(sa.func.count()).where(p.c.thread_id == gate.c.thread_id, p.c.digest == sa.func.any(theirs))
+    has_all = found.correlate(gate).scalar_subquery() == gate.c.last - gate.c.first + ex.ONE
+    is_whole = sa.and_(threads.c.epoch == seen.c.epoch, has_all)
     held = (
-        select(threads.c.thread_id)
+        sa.select(threads.c.thread_id)
         .select_from(
             gate.join(threads, threads.c.thread_id == gate.c.thread_id).join(seen, seen.c.thread_id == gate.c.thread_id)
         )
         # CASE, not OR: of that the server would check the part about the gate beforehand, and count the pages twice.
-        .where(case((gate.c.kind == int_literal(NEEDS), is_whole), else_=gate.c.kind == int_literal(COMPLETE)))
+        .where(sa.case((gate.c.kind == ex.int_literal(NEEDS), is_whole), else_=gate.c.kind == ex.int_literal(COMPLETE)))
         .order_by(threads.c.thread_id)
         .with_for_update(read=True, of=threads)
         .cte("held")
     )
-    each = rows_of_binds("gate_", **_GATE)
-    ungated = select(each.c.thread_id).where(each.c.kind == int_literal(UNGATED))
-    return union_all(ungated, select(made), select(held)).cte("passed")
+    each = ex.rows_of_binds("gate_", **_GATE)
+    ungated = sa.select(each.c.thread_id).where(each.c.kind == ex.int_literal(UNGATED))
+    return sa.union_all(ungated, sa.select(made), sa.select(held)).cte("passed")
 
 
-def claimed_threads(t: Tables) -> CTE:
+def claimed_threads(t: Tables) -> sa.CTE:
     """Select the same for one thread with all of its pages in the call: it passes, whatever other transactions do.
 
     It updates the row, by which it gets one that was inserted after its snapshot too. If it gets none, then a trigger
@@ -333,8 +302,12 @@ def claimed_threads(t: Tables) -> CTE:
     return claimed.returning(threads.c.thread_id).cte("passed")
 
 
-def _new_threads(t: Tables) -> Insert:
+def _new_threads(t: Tables) -> pg.Insert:
     """Insert rows for the threads with all of their pages in the call."""
-    gate = rows_of_binds("gate_", **_GATE)
-    new = select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == int_literal(COMPLETE)).order_by(gate.c.thread_id)
-    return insert(t.checkpoint_threads).from_select(["thread_id", "epoch"], new)
+    gate = ex.rows_of_binds("gate_", **_GATE)
+    new = (
+        sa.select(gate.c.thread_id, gate.c.epoch)
+        .where(gate.c.kind == ex.int_literal(COMPLETE))
+        .order_by(gate.c.thread_id)
+    )
+    return pg.insert(t.checkpoint_threads).from_select(["thread_id", "epoch"], new)
