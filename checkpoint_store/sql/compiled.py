@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from operator import itemgetter
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self
 
 import sqlalchemy as sa
@@ -12,9 +11,6 @@ import sqlalchemy as sa
 from checkpoint_store.schema import Tables
 
 P = ParamSpec("P")
-
-ByPosition = Callable[[Mapping[str, Any]], tuple[Any, ...]]
-"""A function that puts binds in the order of the parameters."""
 
 
 class Statement:
@@ -32,7 +28,7 @@ class Statement:
 
     def __init__(self, build: Callable[P, sa.Executable], *args: P.args, **options: P.kwargs) -> None:
         self._build = partial(build, *args, **options)
-        self._compiled: dict[tuple[str, str, str], tuple[str, ByPosition | None]] = {}
+        self._compiled: dict[tuple[str, str, str], tuple[str, Sequence[str] | None]] = {}
 
     @cached_property
     def construct(self) -> sa.Executable:
@@ -45,24 +41,19 @@ class Statement:
 
     def bound(self, dialect: sa.Dialect, binds: Mapping[str, Any]) -> tuple[str, tuple[Any, ...] | Mapping[str, Any]]:
         """Return the SQL text for a dialect, and the binds as its driver takes them: by position or by name."""
-        sql, by_position = self._for(dialect)
-        return sql, binds if by_position is None else by_position(binds)
+        sql, names = self._for(dialect)
+        return sql, binds if names is None else tuple(map(binds.__getitem__, names))
 
-    def _for(self, dialect: sa.Dialect) -> tuple[str, ByPosition | None]:
+    def _for(self, dialect: sa.Dialect) -> tuple[str, Sequence[str] | None]:
+        """Return the SQL text, and the parameters' names in order where they have places instead of names."""
         key = (dialect.name, dialect.driver, dialect.paramstyle)
         if (known := self._compiled.get(key)) is None:
             compiled = self.construct.compile(dialect=dialect)  # type: ignore[attr-defined]
-            by_position: ByPosition | None = None
-            if compiled.positional:
-                names = compiled.positiontup
-                by_position = (
-                    itemgetter(*names) if len(names) > 1 else lambda binds: tuple([binds[one] for one in names])
-                )
             sql = compiled.string
             if dialect.driver == "psycopg":
                 # psycopg would send an array of bytes as text, which is twice as long and takes long to escape.
                 sql = sql.replace(")s::BYTEA[]", ")b::BYTEA[]")
-            known = self._compiled[key] = (sql, by_position)
+            known = self._compiled[key] = (sql, compiled.positiontup if compiled.positional else None)
         return known
 
 

@@ -130,8 +130,9 @@ def lock_blobs(t: Tables, *, in_range: bool = False) -> sa.Executable:
     Binds: see `_namespaces`; for a range of one namespace, `thread_id`, `checkpoint_ns`, and the range's bounds,
     `after_channel`, `after_version`, `upto_channel`, `upto_version`.
     """
-    b, dead = t.checkpoint_blobs, _dead_blobs(t, in_range=in_range)
+    b = t.checkpoint_blobs
     order = [column.collate("C") for column in b.primary_key]
+    dead = _dead_blobs(t, in_range=in_range)
     locked = (
         sa.select(b.c.thread_id).select_from(dead.join(b, ex.same_blob(b, dead))).order_by(*order).with_for_update(of=b)
     )
@@ -223,21 +224,21 @@ def _namespaces() -> sa.TableValuedAlias:
     )
 
 
-def _ids(namespace: sa.FromClause) -> sa.ColumnElement[Any]:
-    """Return the ids of the checkpoints to delete in a namespace, as an array."""
+def _namespaces_and_ids() -> tuple[sa.TableValuedAlias, sa.TableValuedAlias]:
+    """Return the namespaces of the checkpoints to delete, and their ids as rows that belong to a namespace."""
+    namespace = _namespaces()
     ids = sa.select(ex.array_param("checkpoint_ids")).scalar_subquery()
-    return ids[slice(namespace.c.first, namespace.c.last)]
+    return namespace, ex.rows_of(ids[slice(namespace.c.first, namespace.c.last)], "checkpoint_id")
 
 
 def _spans() -> sa.FromClause:
     """Return the namespaces of the checkpoints to delete, with the least and the greatest of their ids."""
-    namespace = _namespaces()
-    ids = ex.rows_of(_ids(namespace), "checkpoint_id")
+    namespace, ids = _namespaces_and_ids()
+    count = sa.func.cardinality(ex.array_param("namespace_thread_ids"), type_=sa.Integer)
     least, greatest = [sa.select(end(ids.c.checkpoint_id)).scalar_subquery() for end in (sa.func.min, sa.func.max)]
     columns = [namespace.c.thread_id, namespace.c.checkpoint_ns, least.label("least"), greatest.label("greatest")]
     # With the LIMIT they are computed once, not for every row that is compared with them, and the planner expects one
     # namespace rather than ten, for which it would read the tables whole.
-    count = sa.func.cardinality(ex.array_param("namespace_thread_ids"), type_=sa.Integer)
     return sa.select(*columns).limit(sa.select(count).scalar_subquery()).subquery("span")
 
 
@@ -258,8 +259,8 @@ def _is_deleted(table: sa.FromClause, span: sa.FromClause) -> sa.ColumnElement[b
 
 def _deleted() -> sa.Select[Any]:
     """Select the keys of the checkpoints to delete."""
-    namespace = _namespaces()
-    one = ex.rows_of(_ids(namespace), "checkpoint_id").lateral("one")
+    namespace, ids = _namespaces_and_ids()
+    one = ids.lateral("one")
     keys = [namespace.c.thread_id, namespace.c.checkpoint_ns, one.c.checkpoint_id]
     return sa.select(*keys).select_from(namespace.join(one, sa.true()))
 

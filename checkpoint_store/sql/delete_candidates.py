@@ -81,16 +81,18 @@ def _is_leftover(t: Tables, of: sa.FromClause, before: sa.ColumnElement[str]) ->
         found = sa.select(sa.true()).where(table.c.thread_id == of.c.thread_id, *conditions).limit(ex.ONE)
         return found.correlate(of).scalar_subquery().is_(None)
 
+    is_paged = b.c.type == ex.text_literal(PAGED)
     is_alone = sa.and_(lacks(c), lacks(w, w.c.checkpoint_id >= before))
-    return sa.and_(_sees_all(t), sa.or_(is_alone, sa.and_(~lacks(p), lacks(b, b.c.type == ex.text_literal(PAGED)))))
+    has_only_pages = sa.and_(~lacks(p), lacks(b, is_paged))
+    return sa.and_(_sees_all(t), sa.or_(is_alone, has_only_pages))
 
 
 def _sees_all(t: Tables) -> sa.ColumnElement[bool]:
     """Return whether all rows are visible: no policy hides any, and no backup is being restored, table by table."""
     names = [qualified(one.name, t.schema).replace("'", "''") for one in t.all]
     hides = [sa.func.row_security_active(ex.text_literal(name), type_=sa.Boolean) for name in names]
-    texts = [sa.column(name, sa.Text) for name in ("application_name", "state")]
-    a = sa.func.pg_stat_get_activity(sa.cast(sa.null(), sa.Integer)).table_valued("datid", "pid", *texts)
+    columns = ("datid", "pid", sa.column("application_name", sa.Text), sa.column("state", sa.Text))
+    a = sa.func.pg_stat_get_activity(sa.cast(sa.null(), sa.Integer)).table_valued(*columns)
     d = sa.table("pg_database", sa.column("oid"), sa.column("datname"), schema="pg_catalog")
     here = sa.select(d.c.oid).where(d.c.datname == sa.func.current_database()).scalar_subquery()
     # psql restores a dump in SQL while it is not idle; the last one is the first copy of a logical subscription.
@@ -128,9 +130,9 @@ def candidates(t: Tables) -> sa.Executable:
 
     Binds: `thread_ids`, `run_ids`.
     """
-    c = t.checkpoints.c
+    c, is_chosen = t.checkpoints.c, _is_chosen(t)
     is_call = sa.func.strpos(c.checkpoint_ns, ex.text_literal(":"), type_=sa.Integer) > ex.ZERO
-    counters = _names(ex.member(c.metadata, _COUNTERS))
+    counters = ex.names_of(ex.member(c.metadata, _COUNTERS))
     counted = sa.select(sa.func.array_agg(counters.c.channel)).correlate(t.checkpoints).scalar_subquery()
     return (
         sa.select(
@@ -138,7 +140,7 @@ def candidates(t: Tables) -> sa.Executable:
             c.checkpoint_ns,
             c.checkpoint_id,
             c.parent_checkpoint_id,
-            sa.func.coalesce(_is_chosen(t), ex.FALSE),
+            sa.func.coalesce(is_chosen, ex.FALSE),
             sa.case((is_call, sa.cast(ex.member(c.metadata, ex.text_literal("parents")), sa.Text))),
             sa.case((ex.has_member(c.metadata, _COUNTERS), counted)),
         )
@@ -157,7 +159,7 @@ def channels_without_value(t: Tables) -> sa.Executable:
     """
     c, w = t.checkpoints, t.checkpoint_writes
     node = ex.few_rows_of_binds("node_", **ex.key_types(c))
-    versions = _names(ex.channel_versions(c))
+    versions = ex.names_of(ex.channel_versions(c))
     written = sa.select(w.c.channel).where(ex.same_namespace(w, c), w.c.checkpoint_id == c.c.parent_checkpoint_id)
     channel = sa.union(sa.select(versions.c.channel).correlate(c), written.correlate(c)).subquery("channels").c.channel
     is_internal = sa.or_(
@@ -167,7 +169,7 @@ def channels_without_value(t: Tables) -> sa.Executable:
     # By key, as in `delta_history`: for EXISTS all blobs of the thread would be read, anew for each checkpoint.
     blob = sa.select(ex.TRUE).where(ex.is_value(t.checkpoint_blobs, c, channel)).limit(ex.ONE)
     blob = blob.correlate_except(t.checkpoint_blobs)
-    has_value = sa.or_(_is_inline(c, channel), sa.func.coalesce(blob.scalar_subquery(), ex.FALSE))
+    has_value = sa.or_(ex.is_inline(c, channel), sa.func.coalesce(blob.scalar_subquery(), ex.FALSE))
     bare = sa.select(sa.func.array_agg(channel)).where(~is_internal, ~has_value).correlate(c)
     is_old = sa.cast(ex.member_text(c.c.checkpoint, ex.text_literal("v")), sa.Numeric) < ex.int_literal(4)
     return sa.select(*c.primary_key, sa.func.coalesce(is_old, ex.FALSE), bare.scalar_subquery()).select_from(
@@ -192,7 +194,7 @@ def traces(t: Tables) -> sa.Executable:
         *c.primary_key,
         channel,
         ex.member_text(ex.channel_versions(c), channel),
-        sa.or_(_is_inline(c, channel), blob),
+        sa.or_(ex.is_inline(c, channel), blob),
         sa.func.coalesce(sa.and_(is_marked, blob), ex.FALSE),
         written.correlate(c, sought),
     ).select_from(sought.join(c, ex.same_namespace(c, sought)))
@@ -221,12 +223,3 @@ def _walk(*tables: sa.Table) -> sa.CTE:
 def _is_chosen(t: Tables) -> sa.ColumnElement[bool]:
     run_id = ex.member_text(t.checkpoints.c.metadata, ex.text_literal("run_id"))
     return run_id == sa.func.any(ex.array_param("run_ids"))
-
-
-def _names(document: sa.ColumnElement[Any]) -> sa.TableValuedAlias:
-    """Return the names of a JSON object's members, as rows."""
-    return sa.func.jsonb_object_keys(document).table_valued(sa.Column("channel", sa.Text)).render_derived()
-
-
-def _is_inline(c: sa.FromClause, channel: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
-    return sa.func.coalesce(ex.has_member(ex.channel_values(c), channel), ex.FALSE)

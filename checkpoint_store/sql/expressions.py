@@ -136,6 +136,11 @@ def has_member(document: sa.ColumnElement[Any], name: sa.ColumnElement[str]) -> 
     return document.op("?", return_type=sa.Boolean())(name)
 
 
+def names_of(document: sa.ColumnElement[Any]) -> sa.TableValuedAlias:
+    """Return the names of a JSON object's members, as rows of one column, `channel`."""
+    return sa.func.jsonb_object_keys(document).table_valued(sa.Column("channel", sa.Text)).render_derived()
+
+
 def members_of(document: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[Any]:
     """Return a member of a JSON object if it is an object itself, else NULL, which has no members."""
     found = member(document, text_literal(name))
@@ -164,6 +169,11 @@ def is_value(
     version = member_text(channel_versions(c), channel)
     is_version = sa.and_(b.c.channel == channel, b.c.version == version)
     return sa.and_(same_namespace(b, c, thread), is_version, b.c.type != text_literal("empty"))
+
+
+def is_inline(c: sa.FromClause, channel: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Return the condition that a checkpoint has a value of a channel inline."""
+    return sa.func.coalesce(has_member(channel_values(c), channel), FALSE)
 
 
 def value_of(

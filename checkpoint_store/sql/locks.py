@@ -30,6 +30,7 @@ _LOCKS = sa.Table(
     sa.Column("pid", sa.Integer),
     sa.Column("granted", sa.Boolean),
 )
+_LEVEL = sa.func.current_setting(ex.text_literal("transaction_isolation"), type_=sa.Text)
 
 
 def lock_number(_: Tables) -> sa.Select[Any]:
@@ -59,7 +60,7 @@ def take_lock_in_transaction(t: Tables) -> sa.Select[Any]:
     """
     # With the OFFSET the number is computed once.
     lock = lock_number(t).offset(ex.ZERO).subquery("lock").c.number
-    return sa.select(lock, sa.func.pg_try_advisory_xact_lock(lock), _level())
+    return sa.select(lock, sa.func.pg_try_advisory_xact_lock(lock), _LEVEL)
 
 
 def has_lock(_: Tables) -> sa.Select[Any]:
@@ -114,8 +115,9 @@ def lock_removal(_: Tables) -> sa.Select[Any]:
     Returns the transaction's isolation level, once for each. Binds: `thread_ids`, and `table`, the qualified name of
     `checkpoints`.
     """
+    seed = _seed("removal")
     thread_id = sa.func.unnest(ex.array_param("thread_ids")).column_valued("thread_id")
-    return _take_all(sa.func.hashtextextended(thread_id.collate("C"), _seed("removal")))
+    return _take_all(sa.func.hashtextextended(thread_id.collate("C"), seed))
 
 
 def continuations(t: Tables) -> sa.Select[Any]:
@@ -154,7 +156,7 @@ def _take_all(lock: sa.ColumnElement[int]) -> sa.Select[Any]:
     """Take locks, in one order so that no two transactions deadlock, and select the isolation level for each."""
     lock = lock.label("lock")
     locks = sa.select(lock).distinct().order_by(lock).offset(ex.ZERO).subquery("locks")
-    return sa.select(_level(), sa.func.pg_advisory_xact_lock(locks.c.lock))
+    return sa.select(_LEVEL, sa.func.pg_advisory_xact_lock(locks.c.lock))
 
 
 def _seed(purpose: str) -> sa.ColumnElement[int]:
@@ -169,7 +171,3 @@ def _seed(purpose: str) -> sa.ColumnElement[int]:
     return sa.func.hashtextextended(
         ex.text_literal(purpose), sa.func.hashtextextended(schema, ex.ZERO), type_=sa.BigInteger
     )
-
-
-def _level() -> sa.ColumnElement[str]:
-    return sa.func.current_setting(ex.text_literal("transaction_isolation"), type_=sa.Text)
