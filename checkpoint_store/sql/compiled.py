@@ -20,10 +20,7 @@ class Statement:
     derives a key from the whole construct (0.25 ms for `put_checkpoint`), and on SQLAlchemy 2.0 it can't hold
     PostgreSQL's upserts at all (2 ms to compile one). Nor does a host's `schema_translate_map` apply to our tables.
 
-    Args:
-        build: The function that builds it; called when it is first compiled.
-        args: The function's arguments.
-        options: The same, by name.
+    The function that builds it is called with the other arguments when it is first compiled.
     """
 
     def __init__(self, build: Callable[P, sa.Executable], *args: P.args, **options: P.kwargs) -> None:

@@ -94,11 +94,8 @@ def reparent(t: Tables) -> sa.Executable:
     c, p = t.checkpoints, t.checkpoints.alias("parent")
     new = ex.few_rows_of_binds("reparented_", **ex.key_types(c), parent_id=sa.Text)
     parent = sa.select(p.c.checkpoint_id).where(ex.same_namespace(p, new), p.c.checkpoint_id == new.c.parent_id)
-    return (
-        sa.update(c)
-        .values(parent_checkpoint_id=parent.correlate(new).scalar_subquery())
-        .where(ex.same_checkpoint(c, new))
-    )
+    changed = sa.update(c).values(parent_checkpoint_id=parent.correlate(new).scalar_subquery())
+    return changed.where(ex.same_checkpoint(c, new))
 
 
 def next_blob(t: Tables) -> sa.Executable:
@@ -272,10 +269,7 @@ def _is_page(pages: sa.FromClause, dead: sa.FromClause) -> sa.ColumnElement[bool
 def _dead_blobs(t: Tables, *, without_deleted: bool = False, in_range: bool = False) -> sa.CTE:
     """Select the keys of the blobs that no checkpoint of their namespace refers to.
 
-    Args:
-        t: The tables.
-        without_deleted: Whether the checkpoints to delete do not count.
-        in_range: Whether it is only for the blobs in a range of one namespace.
+    With `without_deleted` the checkpoints to delete do not count; `in_range` is for a range of one namespace.
     """
     c: sa.FromClause = t.checkpoints
     b, namespace = t.checkpoint_blobs, _namespaces()

@@ -88,12 +88,8 @@ def _found(t: Tables, c: sa.FromClause, sought: sa.ColumnElement[Any]) -> sa.Fro
     b = t.checkpoint_blobs
     blob = sa.select(ex.TRUE).where(ex.is_value(b, c, channel, ex.param("thread_id"))).limit(ex.ONE)
     blob = blob.correlate(c, channel.table)
-    return (
-        sa.select(sa.func.array_agg(channel).label("found"))
-        .where(sa.or_(inline, blob.scalar_subquery()))
-        .correlate(c)
-        .lateral()
-    )
+    found = sa.select(sa.func.array_agg(channel).label("found")).where(sa.or_(inline, blob.scalar_subquery()))
+    return found.correlate(c).lateral()
 
 
 def _left(chain: sa.FromClause) -> sa.FromClause:
@@ -101,11 +97,8 @@ def _left(chain: sa.FromClause) -> sa.FromClause:
     channel = ex.rows_of(chain.c.sought, "channel").c.channel
     none = sa.cast(ex.text_literal("{}"), sa.ARRAY(sa.Text))
     gone = sa.func.coalesce(chain.c.found, none)
-    return (
-        sa.select(sa.func.coalesce(sa.func.array_agg(channel), none).label("sought"))
-        .where(channel != sa.func.all(gone))
-        .lateral()
-    )
+    found = sa.select(sa.func.coalesce(sa.func.array_agg(channel), none).label("sought"))
+    return found.where(channel != sa.func.all(gone)).lateral()
 
 
 def _writes(t: Tables, chain: sa.FromClause) -> sa.FromClause:

@@ -32,11 +32,7 @@ class Executor(ABC):
 
 
 class ConnectionExecutor(Executor):
-    """An executor in the transaction of an SQLAlchemy connection, whose event listeners and log see each statement.
-
-    Args:
-        conn: The connection.
-    """
+    """An executor in the transaction of an SQLAlchemy connection, whose event listeners and log see each statement."""
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn

@@ -62,12 +62,8 @@ def ids_with_prefix(t: Tables) -> sa.Select[Any]:
     """
     c = t.checkpoints.c
     begins = sa.func.starts_with(c.checkpoint_id, ex.param("prefix"), type_=sa.Boolean())
-    return (
-        sa.select(c.checkpoint_id)
-        .where(ex.in_namespace(t.checkpoints), begins)
-        .order_by(c.checkpoint_id.desc())
-        .limit(ex.int_literal(2))
-    )
+    found = sa.select(c.checkpoint_id).where(ex.in_namespace(t.checkpoints), begins).order_by(c.checkpoint_id.desc())
+    return found.limit(ex.int_literal(2))
 
 
 def _writes(t: Tables, c: sa.FromClause) -> sa.FromClause:

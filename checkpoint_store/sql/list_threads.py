@@ -34,13 +34,9 @@ def newest_threads(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
     One row: the number of checkpoints read, the id and thread of the last of them, the threads with `MANY` of them, and
     the threads found, as arrays: see `_found`.
 
-    Args:
-        t: The tables.
-        conditions: Some of `after` (binds `last_checkpoint_id`, `last_thread_id`), `prefix`, `filter` (JSON text that
-            the metadata must contain), and `count`: checkpoints are counted.
-
-    Binds: `skipped` (array of threads), `steps` (the most checkpoints to read), `wanted` (the most threads), and those
-    of the conditions.
+    Conditions are some of `after` (binds `last_checkpoint_id`, `last_thread_id`), `prefix`, `filter` (JSON text that
+    the metadata must contain), and `count`: checkpoints are counted. Binds: `skipped` (array of threads), `steps` (the
+    most checkpoints to read), `wanted` (the most threads), and those of the conditions.
     """
     part = _next_checkpoints(t, conditions)
     met = (
@@ -85,23 +81,15 @@ def _next_checkpoints(t: Tables, conditions: Set[str]) -> sa.CTE:
     rows = sa.select(c.checkpoint_id, c.thread_id).where(*wanted).order_by(c.checkpoint_id.desc(), c.thread_id.desc())
     # A constant limit first, for the planner, as in `read.list_checkpoints`.
     most = rows.limit(ex.int_literal(MAX_STEPS)).subquery("most")
-    return (
-        sa.select(most)
-        .order_by(most.c.checkpoint_id.desc(), most.c.thread_id.desc())
-        .limit(sa.select(ex.param("steps", sa.Integer)).scalar_subquery())
-        .cte("part")
-    )
+    found = sa.select(most).order_by(most.c.checkpoint_id.desc(), most.c.thread_id.desc())
+    return found.limit(sa.select(ex.param("steps", sa.Integer)).scalar_subquery()).cte("part")
 
 
 def threads_by_id(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
     """Select the next threads in the order of their ids, by a walk that jumps from one to the next in the index.
 
-    Columns and binds are those of `newest_threads`, without `skipped`, and `steps` are threads.
-
-    Args:
-        t: The tables.
-        conditions: Those of `newest_threads` (`after` binds `last_thread_id` alone), and `rootless`: only threads
-            without a root checkpoint are wanted.
+    Columns and binds are those of `newest_threads`, without `skipped`, and `steps` are threads. So are conditions, but
+    `after` binds `last_thread_id` alone, and with `rootless` only threads without a root checkpoint are wanted.
     """
     c = t.checkpoints.c
     ordered = sa.select(c.thread_id).order_by(c.thread_id).limit(ex.ONE)

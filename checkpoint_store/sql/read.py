@@ -23,12 +23,9 @@ def checkpoints(t: Tables, chosen: sa.Select[Any], *, joined: bool, thread: ex.T
     The columns are those of `serde.records.Row`. The rows that belong to a checkpoint come as parallel arrays from
     LATERAL subqueries, a shape that a distributed PostgreSQL can plan too.
 
-    Args:
-        t: The tables.
-        chosen: The rows of `checkpoints` to read, in order. It is a subquery of its own, so that the LATERAL parts are
-            executed for these rows only, and only after sorting and limiting.
-        joined: Whether pages are joined to values.
-        thread: The thread that all of them belong to, if there is one.
+    The chosen rows of `checkpoints`, in order, are a subquery of their own, so that the LATERAL parts are executed for
+    these rows only, and only after sorting and limiting. `thread` is the one that all belong to, if there is one.
+    `joined` says whether pages are joined to values.
     """
     c = chosen.subquery("c")
     blobs, writes, sends = _blobs(t, c, thread, joined=joined), _writes(t, c, thread), _sends(t, c, thread)
@@ -72,14 +69,9 @@ def has_newer(t: Tables) -> sa.Select[Any]:
 def list_checkpoints(t: Tables, conditions: frozenset[str], *, joined: bool) -> sa.Select[Any]:
     """Select one batch of a list of checkpoints, newest first.
 
-    Binds: `batch_size`, at most `MAX_ROWS`, and one for each condition.
-
-    Args:
-        t: The tables.
-        conditions: Any of `thread_id`, `checkpoint_ns`, `checkpoint_id`, `filter` (JSON text that the metadata must
-            contain), `before` (a checkpoint id), and `after_row`: the batch begins after the row with
-            `last_checkpoint_id`, `last_thread_id` and `last_checkpoint_ns`.
-        joined: Whether pages are joined to values.
+    Binds: `batch_size`, at most `MAX_ROWS`, and one for each condition: any of `thread_id`, `checkpoint_ns`,
+    `checkpoint_id`, `filter` (JSON text that the metadata must contain), `before` (a checkpoint id), and `after_row`:
+    the batch begins after the row with `last_checkpoint_id`, `last_thread_id` and `last_checkpoint_ns`.
     """
     c = t.checkpoints.c
     wanted = [
@@ -167,12 +159,8 @@ def _blobs(t: Tables, c: sa.Subquery, thread: ex.Thread, *, joined: bool) -> sa.
 
 def _writes(t: Tables, c: sa.Subquery, thread: ex.Thread) -> sa.FromClause:
     w = t.checkpoint_writes
-    return (
-        sa.select(*ex.aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *ex.write_order(w)))
-        .where(ex.same_checkpoint(w, c, thread))
-        .correlate(c)
-        .lateral("writes")
-    )
+    found = sa.select(*ex.aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *ex.write_order(w)))
+    return found.where(ex.same_checkpoint(w, c, thread)).correlate(c).lateral("writes")
 
 
 def _sends(t: Tables, c: sa.Subquery, thread: ex.Thread) -> sa.FromClause:

@@ -169,11 +169,8 @@ def _rewrite(table: sa.Table) -> sa.Update:
 
 
 def _members(c: sa.FromClause) -> sa.FromClause:
-    return (
-        sa.func.jsonb_each(ex.members_of(c.c.checkpoint, "channel_values"))
-        .table_valued(sa.Column("channel", sa.Text), sa.Column("value", pg.JSONB))
-        .render_derived("one")
-    )
+    found = sa.func.jsonb_each(ex.members_of(c.c.checkpoint, "channel_values"))
+    return found.table_valued(sa.Column("channel", sa.Text), sa.Column("value", pg.JSONB)).render_derived("one")
 
 
 def _has_inline(c: sa.FromClause) -> sa.ColumnElement[bool]:

@@ -61,11 +61,8 @@ def thread_channels(t: Tables) -> sa.Select[Any]:
     ).subquery("parts")
     graph, channel, values, writes, size = parts.c
     total = _total(size).label("total")
-    return (
-        sa.select(graph, channel, _total(values), _total(writes), total)
-        .group_by(graph, channel)
-        .order_by(total.desc(), graph, channel)
-    )
+    found = sa.select(graph, channel, _total(values), _total(writes), total).group_by(graph, channel)
+    return found.order_by(total.desc(), graph, channel)
 
 
 def largest_threads(t: Tables) -> sa.Select[Any]:
@@ -81,12 +78,8 @@ def largest_threads(t: Tables) -> sa.Select[Any]:
         ]
     ).subquery("parts")
     total = _total(parts.c.bytes).label("total")
-    return (
-        sa.select(parts.c.thread_id, _total(parts.c.checkpoints), total)
-        .group_by(parts.c.thread_id)
-        .order_by(total.desc(), parts.c.thread_id)
-        .limit(ex.param("limit", sa.Integer))
-    )
+    found = sa.select(parts.c.thread_id, _total(parts.c.checkpoints), total).group_by(parts.c.thread_id)
+    return found.order_by(total.desc(), parts.c.thread_id).limit(ex.param("limit", sa.Integer))
 
 
 def table_sizes(_: Tables) -> sa.Select[Any]:
@@ -102,11 +95,8 @@ def table_sizes(_: Tables) -> sa.Select[Any]:
     # -1 means that the rows were not counted yet.
     rows = sa.cast(sa.func.sum(known.c.reltuples).filter(known.c.reltuples >= ex.ZERO), sa.BigInteger)
     size = sa.func.sum(sa.func.pg_total_relation_size(relation))
-    return (
-        sa.select(name.c.name, rows, sa.cast(size, sa.BigInteger))
-        .select_from(name.outerjoin(part, sa.true()).join(known, known.c.oid == relation))
-        .group_by(name.c.name)
-    )
+    found = sa.select(name.c.name, rows, sa.cast(size, sa.BigInteger))
+    return found.select_from(name.outerjoin(part, sa.true()).join(known, known.c.oid == relation)).group_by(name.c.name)
 
 
 def _graph(rows: sa.FromClause) -> sa.ColumnElement[str]:

@@ -29,11 +29,7 @@ from checkpoint_store.sql.compiled import Read, Statement, compiled, compiled_re
 
 
 class Statements:
-    """All statements on the tables of one schema, each built when it is first needed.
-
-    Args:
-        tables: The tables they speak of.
-    """
+    """All statements on the tables of one schema, each built when it is first needed."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,11 +21,7 @@ _GATE = {"thread_id": sa.Text, "kind": sa.Integer, "epoch": sa.BigInteger, "firs
 def put_checkpoint(t: Tables, *, kept: bool = False) -> sa.Executable:
     """Upsert a checkpoint together with the blobs that are new in it: one statement, so atomic on its own.
 
-    Returns a row, unless a trigger drops the checkpoint.
-
-    Args:
-        t: The tables.
-        kept: Whether the checkpoint keeps values of its parent: see `kept_values`.
+    Returns a row, unless a trigger drops the checkpoint. With `kept` it keeps values of its parent: see `kept_values`.
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `parent_checkpoint_id`, `checkpoint` and `metadata` (JSON
     text), the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`, and `kept`.
@@ -47,9 +44,8 @@ def put_checkpoint(t: Tables, *, kept: bool = False) -> sa.Executable:
     }
     insertion = pg.insert(t.checkpoints)
     if kept:
-        names = {name: row[name] for name in own[:3]}
-        kept_of = kept_values(t, **names, keeps_from=row["parent_checkpoint_id"], kept=ex.param("kept"))
-        found = kept_of.subquery("found")
+        *keys, parent = [row[name] for name in own]
+        found = kept_values(t, keys, parent, ex.param("kept")).subquery("found")
         row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
         insertion = insertion.from_select([*row], sa.select(*row.values()).select_from(found))
     else:
@@ -59,13 +55,7 @@ def put_checkpoint(t: Tables, *, kept: bool = False) -> sa.Executable:
 
 
 def kept_values(
-    t: Tables,
-    *,
-    thread_id: sa.ColumnElement[str],
-    checkpoint_ns: sa.ColumnElement[str],
-    checkpoint_id: sa.ColumnElement[str],
-    keeps_from: sa.ColumnElement[str],
-    kept: sa.ColumnElement[str],
+    t: Tables, keys: Sequence[sa.ColumnElement[str]], keeps_from: sa.ColumnElement[str], kept: sa.ColumnElement[str]
 ) -> sa.Select[Any]:
     """Select the inline values that a checkpoint keeps of its parent, as a JSON object, or NULL: always one row.
 
@@ -73,20 +63,13 @@ def kept_values(
     version, an inline value has to be copied. A checkpoint that is stored once more has copied it already, and its
     parent may have been deleted since.
 
-    Args:
-        t: The tables.
-        thread_id: The checkpoint's thread.
-        checkpoint_ns: Its namespace.
-        checkpoint_id: Its id.
-        keeps_from: Its parent.
-        kept: The versions of those channels, a JSON object as text; only a value of that version is kept.
+    The arguments are the checkpoint's key, its parent's id, and the versions of those channels, a JSON object as text:
+    only a value of that version is kept.
     """
     p = t.checkpoints
+    thread_id, checkpoint_ns, checkpoint_id = keys
     parent = (
-        sa.select(
-            ex.channel_values(p).label("inline"),
-            ex.channel_versions(p).label("versions"),
-        )
+        sa.select(ex.channel_values(p).label("inline"), ex.channel_versions(p).label("versions"))
         .where(p.c.thread_id == thread_id, p.c.checkpoint_ns == checkpoint_ns)
         .where(p.c.checkpoint_id.in_([keeps_from, checkpoint_id]))
         .offset(ex.ZERO)  # so that a long one is fetched from its TOAST once, not for every channel
@@ -165,12 +148,9 @@ def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> sa.Se
     all rows written: writes, checkpoints, blobs and pages. A row that existed already counts only if it is a checkpoint
     or a special write.
 
-    Args:
-        t: The tables.
-        one_thread: Whether it is for a single thread with all of its pages in the call: see `claimed_threads`.
-        simple: Whether there are no pending writes, and no checkpoint keeps values of its parent.
-
-    Binds: arrays by the names of `write_batch.merged`.
+    `one_thread` is for a single thread with all of its pages in the call: see `claimed_threads`; `simple`, for no
+    pending writes, and no checkpoint that keeps values of its parent. Binds: arrays by the names of
+    `write_batch.merged`.
     """
     passed = claimed_threads(t) if one_thread else passed_threads(t)
     blobs = keeping(new_rows(passed, "blob_", t.checkpoint_blobs, type=sa.Text, blob=sa.LargeBinary))
@@ -239,7 +219,7 @@ def new_checkpoints(passed: sa.CTE, t: Tables, *, kept: bool) -> pg.Insert:
     }
     rows: sa.FromClause = new.join(passed, passed.c.thread_id == new.c.thread_id)
     if kept:
-        found = kept_values(t, **{name: new.c[name] for name in (*own[:3], *more)}).lateral("found")
+        found = kept_values(t, [new.c[name] for name in own[:3]], new.c.keeps_from, new.c.kept).lateral("found")
         row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
         rows = rows.join(found, sa.true())
     chosen = sa.select(*row.values()).select_from(rows)
