@@ -41,16 +41,14 @@ def copy_rows(t: Tables) -> sa.Select[Any]:
     made = made.on_conflict_do_update(index_elements=list(threads.primary_key), set_={"epoch": epoch})
     tables = (t.checkpoint_pages, t.checkpoint_blobs, t.checkpoints, t.checkpoint_writes)
     copies = [_copied(one, **({"metadata": _renamed(t)} if one is t.checkpoints else {})) for one in tables]
-    stored = [
-        sa.select(sa.func.count()).where(one.c.thread_id == ex.param("thread_id")).scalar_subquery() for one in tables
-    ]
+    stored = [sa.select(sa.func.count()).where(ex.in_thread(one)).scalar_subquery() for one in tables]
     return sa.select(pg.array([*map(ex.count_of, copies)]), pg.array(stored)).add_cte(made.cte("made"))
 
 
 def thread_epoch(t: Tables) -> sa.Select[Any]:
     """Select the epoch of a thread, if it has one. Binds: `thread_id`."""
     threads = t.checkpoint_threads
-    return sa.select(threads.c.epoch).where(threads.c.thread_id == ex.param("thread_id"))
+    return sa.select(threads.c.epoch).where(ex.in_thread(threads))
 
 
 def task_paths(table_name: str) -> sa.Select[Any]:
@@ -67,7 +65,7 @@ def _copied(table: sa.Table, **changed: sa.ColumnElement[Any]) -> Any:
     changed = {"thread_id": ex.param("target_id"), **changed}
     columns = [column.name for column in table.columns]
     source = sa.select(*[changed.get(name, table.c[name]) for name in columns])
-    copy = pg.insert(table).from_select(columns, source.where(table.c.thread_id == ex.param("thread_id")))
+    copy = pg.insert(table).from_select(columns, source.where(ex.in_thread(table)))
     return copy.returning(ex.text_literal("")).cte(f"copied_{table.name}")
 
 

@@ -68,15 +68,11 @@ def children(t: Tables) -> sa.Executable:
     Binds: see `_namespaces`.
     """
     c, namespace = t.checkpoints, _namespaces()
+    parent_id = c.c.parent_checkpoint_id
     lines = sa.union_all(
-        sa.select(
-            c.c.thread_id,
-            c.c.checkpoint_ns,
-            c.c.parent_checkpoint_id.label("checkpoint_id"),
-            c.c.checkpoint_id.label("child"),
-        )
+        sa.select(c.c.thread_id, c.c.checkpoint_ns, parent_id.label("checkpoint_id"), c.c.checkpoint_id.label("child"))
         .select_from(namespace.join(c, ex.same_namespace(c, namespace)))
-        .where(c.c.parent_checkpoint_id.is_not(None)),
+        .where(parent_id.is_not(None)),
         _deleted().add_columns(sa.cast(sa.null(), sa.Text)),
     ).subquery("lines")
     of = [lines.c.thread_id, lines.c.checkpoint_ns, lines.c.checkpoint_id]
@@ -198,15 +194,8 @@ def delete_threads(t: Tables) -> sa.Executable:
     """
     w, c, b, p = t.checkpoint_writes, t.checkpoints, t.checkpoint_blobs, t.checkpoint_pages
     threads = t.checkpoint_threads
-    sizes: list[tuple[sa.Table, sa.ColumnElement[Any]]] = [
-        (w, _size(w.c.blob)),
-        (c, _json_size(t)),
-        (b, _size(b.c.blob)),
-        (p, _size(p.c.page)),
-    ]
-    gone = [
-        sa.delete(table).where(ex.in_threads(table)).returning(size).cte(f"gone_{table.name}") for table, size in sizes
-    ]
+    sizes = [(w, _size(w.c.blob)), (c, _json_size(t)), (b, _size(b.c.blob)), (p, _size(p.c.page))]
+    gone = [sa.delete(one).where(ex.in_threads(one)).returning(size).cte(f"gone_{one.name}") for one, size in sizes]
     return _counts(*gone).add_cte(sa.delete(threads).where(ex.in_threads(threads)).cte("gone_threads"))
 
 

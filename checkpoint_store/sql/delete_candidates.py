@@ -19,21 +19,14 @@ def next_threads(t: Tables) -> sa.Executable:
     Binds: see `_walk`; `keep` and `before` as in `deletion_plan.Rule`.
     """
     c, walk = t.checkpoints.c, _walk(t.checkpoints)
-    namespace = (
-        sa.select(sa.func.count().label("count"), sa.func.min(c.checkpoint_id).label("oldest"))
-        .where(c.thread_id == walk.c.thread_id)
-        .group_by(c.checkpoint_ns)
-        .correlate(walk)
-        .subquery("namespace")
-    )
+    chosen = sa.select(sa.func.count().label("count"), sa.func.min(c.checkpoint_id).label("oldest"))
+    chosen = chosen.where(c.thread_id == walk.c.thread_id).group_by(c.checkpoint_ns).correlate(walk)
+    namespace = chosen.subquery("namespace")
     before = ex.param("before")
     is_old = sa.or_(before.is_(None), namespace.c.oldest < before)
     is_worth_a_look = sa.func.bool_or(sa.and_(namespace.c.count > ex.param("keep", sa.Integer), is_old))
-    size = (
-        sa.select(sa.cast(sa.func.sum(namespace.c.count), sa.BigInteger).label("count"))
-        .having(is_worth_a_look)
-        .lateral("size")
-    )
+    rows = sa.select(sa.cast(sa.func.sum(namespace.c.count), sa.BigInteger).label("count")).having(is_worth_a_look)
+    size = rows.lateral("size")
     found = sa.select(walk.c.thread_id, size.c.count).select_from(walk.outerjoin(size, sa.true()))
     return found.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 

@@ -105,12 +105,8 @@ def _writes(t: Tables, chain: sa.FromClause) -> sa.FromClause:
     w = t.checkpoint_writes
     return (
         sa.select(*ex.aggregate([w.c.task_id, w.c.channel, w.c.type, w.c.blob], "write", *ex.write_order(w)))
-        .where(
-            w.c.thread_id == ex.param("thread_id"),
-            w.c.checkpoint_ns == ex.param("checkpoint_ns"),
-            w.c.checkpoint_id == chain.c.checkpoint_id,
-            w.c.channel == sa.func.any(chain.c.sought),
-        )
+        .where(ex.in_namespace(w), w.c.checkpoint_id == chain.c.checkpoint_id)
+        .where(w.c.channel == sa.func.any(chain.c.sought))
         .correlate(chain)
         .lateral("writes")
     )
@@ -121,13 +117,9 @@ def _values(t: Tables, chain: sa.FromClause) -> sa.FromClause:
     found = ex.rows_of(chain.c.found, "channel")
     inline = sa.cast(ex.member(ex.channel_values(c), found.c.channel), sa.Text)
     # With the limit the primary key is looked up, as in `read`.
-    blob = (
-        sa.select(b.c.version, *ex.value_of(t, b, ex.param("thread_id")))
-        .where(ex.is_value(b, c, found.c.channel, ex.param("thread_id")))
-        .limit(ex.ONE)
-        .correlate(c, found)
-        .lateral()
-    )
+    chosen = sa.select(b.c.version, *ex.value_of(t, b, ex.param("thread_id")))
+    chosen = chosen.where(ex.is_value(b, c, found.c.channel, ex.param("thread_id"))).limit(ex.ONE).correlate(c, found)
+    blob = chosen.lateral()
     return (
         sa.select(
             *ex.aggregate([found.c.channel, blob.c.version, blob.c.type, blob.c.blob, inline.label("inline")], "value")

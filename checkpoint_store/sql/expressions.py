@@ -92,6 +92,11 @@ def in_namespace(rows: sa.FromClause, *more: str) -> sa.ColumnElement[bool]:
     return sa.and_(*[rows.c[name] == param(name) for name in ("thread_id", "checkpoint_ns", *more)])
 
 
+def in_thread(rows: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Return the condition that rows belong to the thread that the call names. Binds: `thread_id`."""
+    return rows.c.thread_id == param("thread_id")
+
+
 def in_threads(rows: sa.FromClause) -> sa.ColumnElement[bool]:
     """Return the condition that rows belong to one of the threads that the call names. Binds: `thread_ids`."""
     return rows.c.thread_id == sa.func.any(array_param("thread_ids"))
@@ -214,12 +219,8 @@ def _entries(b: sa.FromClause) -> sa.Select[Any]:
     """Select the entries of a recipe: place, size (255 for a page), and content or the page's digest."""
     # A SELECT of its own, which the OFFSET keeps apart: a long recipe is fetched from its TOAST once, not for every
     # entry. array_fill() does not take NULL, which it would be without any bytes.
-    recipe = (
-        sa.select(sa.func.coalesce(b.c.blob.concat(_EMPTY), _EMPTY).label("entries"))
-        .offset(ZERO)
-        .correlate(b)
-        .lateral("recipe")
-    )
+    found = sa.select(sa.func.coalesce(b.c.blob.concat(_EMPTY), _EMPTY).label("entries")).offset(ZERO).correlate(b)
+    recipe = found.lateral("recipe")
     entries = recipe.c.entries
     # The planner expects 1,000 rows of generate_series() and 10 of unnest(), of which a range leaves 1: if it expected
     # more, a part of a list would seem so expensive that the server compiles the plan (JIT), which takes longer than

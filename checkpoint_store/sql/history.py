@@ -23,13 +23,9 @@ def summaries(t: Tables) -> sa.Select[Any]:
     Binds: `thread_id`, `limit`.
     """
     c = t.checkpoints
-    chosen = (
-        sa.select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id)
-        .where(c.c.thread_id == ex.param("thread_id"))
-        .order_by(c.c.checkpoint_id.desc(), c.c.checkpoint_ns.desc())
-        .limit(ex.param("limit", sa.Integer))
-        .subquery("chosen")
-    )
+    found = sa.select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id).where(ex.in_thread(c))
+    found = found.order_by(c.c.checkpoint_id.desc(), c.c.checkpoint_ns.desc()).limit(ex.param("limit", sa.Integer))
+    chosen = found.subquery("chosen")
     before = c.alias("before")
     parent = (
         sa.select(ex.channel_versions(before).label("versions"))
@@ -88,27 +84,17 @@ def _new_values(t: Tables, c: sa.FromClause, parent: sa.FromClause) -> sa.FromCl
     versions = ex.members_of(c.c.checkpoint, "channel_versions")
     current = sa.func.jsonb_each_text(versions).table_valued("key", "value").render_derived("current")
     before = ex.member_text(parent.c.versions, current.c.key)
-    is_old = sa.and_(
-        ex.same_namespace(old, b),
-        old.c.channel == b.c.channel,
-        old.c.version == before,
-        old.c.type == ex.text_literal(PAGED),
-    )
-    fresh = ex.digests_in(b).except_(ex.digests_of(old).where(is_old).correlate(b, parent, current))
-    pages = (
-        sa.select(sa.func.sum(sa.func.pg_column_size(p.c.page)).label("bytes"))
-        .where(b.c.type == ex.text_literal(PAGED), p.c.thread_id == b.c.thread_id, p.c.digest.in_(fresh))
-        .correlate(b, parent, current)
-        .lateral("pages")
-    )
+    is_old = sa.and_(ex.same_namespace(old, b), old.c.channel == b.c.channel, old.c.version == before)
+    known = ex.digests_of(old).where(is_old, old.c.type == ex.text_literal(PAGED)).correlate(b, parent, current)
+    fresh = ex.digests_in(b).except_(known)
+    found = sa.select(sa.func.sum(sa.func.pg_column_size(p.c.page)).label("bytes"))
+    found = found.where(b.c.type == ex.text_literal(PAGED), p.c.thread_id == b.c.thread_id, p.c.digest.in_(fresh))
+    pages = found.correlate(b, parent, current).lateral("pages")
+    is_current = sa.and_(ex.same_namespace(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)
     sizes = sa.func.coalesce(sa.func.pg_column_size(b.c.blob), ex.ZERO) + sa.func.coalesce(pages.c.bytes, ex.ZERO)
     return (
         sa.select(sa.func.coalesce(sa.func.sum(sizes), ex.ZERO).label("bytes"))
-        .select_from(
-            current.join(
-                b, sa.and_(ex.same_namespace(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)
-            ).outerjoin(pages, sa.true())
-        )
+        .select_from(current.join(b, is_current).outerjoin(pages, sa.true()))
         .where(current.c.value.is_distinct_from(before))
         .correlate(c, parent)
         .lateral("new_values")

@@ -49,11 +49,9 @@ def newest_threads(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
     # Sorted before the lookups, which end with the last thread that is wanted.
     sought = sa.select(met).order_by(met.c.checkpoint_id.desc(), met.c.thread_id.desc()).subquery("sought")
     newest = _newest(t, sought)
-    found = (
-        sa.select(sought.c.thread_id, newest.c.checkpoint_id, newest.c.metadata)
-        .select_from(sought.join(newest, newest.c.checkpoint_id == sought.c.checkpoint_id))
-        .order_by(sought.c.checkpoint_id.desc(), sought.c.thread_id.desc())
-    )
+    chosen = sa.select(sought.c.thread_id, newest.c.checkpoint_id, newest.c.metadata)
+    chosen = chosen.select_from(sought.join(newest, newest.c.checkpoint_id == sought.c.checkpoint_id))
+    found = chosen.order_by(sought.c.checkpoint_id.desc(), sought.c.thread_id.desc())
     last = sa.select(part).order_by(part.c.checkpoint_id, part.c.thread_id).limit(ex.ONE).subquery("last")
     seen = sa.select(sa.func.count().label("steps")).select_from(part).subquery("seen")
     many = (
@@ -120,14 +118,9 @@ def threads_by_id(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
 def _newest(t: Tables, threads: sa.FromClause) -> Any:
     """Return the newest root checkpoint of a thread."""
     n = t.checkpoints.alias("n")
-    return (
-        sa.select(n.c.checkpoint_id, n.c.metadata)
-        .where(n.c.thread_id == threads.c.thread_id, n.c.checkpoint_ns == ex.text_literal(""))
-        .order_by(n.c.checkpoint_id.desc())
-        .limit(ex.ONE)
-        .correlate(threads)
-        .lateral("newest")
-    )
+    found = sa.select(n.c.checkpoint_id, n.c.metadata)
+    found = found.where(n.c.thread_id == threads.c.thread_id, n.c.checkpoint_ns == ex.text_literal(""))
+    return found.order_by(n.c.checkpoint_id.desc()).limit(ex.ONE).correlate(threads).lateral("newest")
 
 
 def _found(

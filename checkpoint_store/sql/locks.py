@@ -131,14 +131,8 @@ def continuations(t: Tables) -> sa.Select[Any]:
     """
     c = t.checkpoints
     new = ex.rows_of_binds(**ex.key_types(c), parent_checkpoint_id=sa.Text)
-    newest = (
-        sa.select(c.c.checkpoint_id)
-        .where(ex.same_namespace(c, new))
-        .order_by(c.c.checkpoint_id.desc())
-        .limit(ex.ONE)
-        .correlate(new)
-        .lateral("newest")
-    )
+    found = sa.select(c.c.checkpoint_id).where(ex.same_namespace(c, new)).order_by(c.c.checkpoint_id.desc())
+    newest = found.limit(ex.ONE).correlate(new).lateral("newest")
     stored = c.alias("stored")
     is_stored = sa.exists().where(
         ex.same_namespace(stored, new),
@@ -162,12 +156,8 @@ def _take_all(lock: sa.ColumnElement[int]) -> sa.Select[Any]:
 def _seed(purpose: str) -> sa.ColumnElement[int]:
     """Return the seed of the hashes for locks of one purpose in one schema, NULL if there is no such table."""
     oid = sa.cast(sa.func.to_regclass(ex.param("table")), pg.OID)
-    schema = (
-        sa.select(_NAMESPACE.c.nspname.collate("C"))
-        .join(_CLASS, _CLASS.c.relnamespace == _NAMESPACE.c.oid)
-        .where(_CLASS.c.oid == oid)
-        .scalar_subquery()
-    )
+    found = sa.select(_NAMESPACE.c.nspname.collate("C")).join(_CLASS, _CLASS.c.relnamespace == _NAMESPACE.c.oid)
+    schema = found.where(_CLASS.c.oid == oid).scalar_subquery()
     return sa.func.hashtextextended(
         ex.text_literal(purpose), sa.func.hashtextextended(schema, ex.ZERO), type_=sa.BigInteger
     )

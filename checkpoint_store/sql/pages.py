@@ -36,13 +36,11 @@ def share_blobs(t: Tables) -> sa.Select[Any]:
     passed, b = claimed_threads(t), t.checkpoint_blobs
     pages = new_pages(t, passed)
     new = ex.rows_of_binds("blob_", **ex.key_types(b), type=sa.Text, blob=sa.LargeBinary)
-    replaced = (
-        sa.update(b)
-        .values(type=new.c.type, blob=new.c.blob)
-        .where(ex.same_blob(b, new), b.c.type != ex.text_literal(PAGED), passed.c.thread_id == new.c.thread_id)
-        .returning(ex.ONE)
-        .cte("replaced_blobs")
+    changed = sa.update(b).values(type=new.c.type, blob=new.c.blob)
+    changed = changed.where(
+        ex.same_blob(b, new), b.c.type != ex.text_literal(PAGED), passed.c.thread_id == new.c.thread_id
     )
+    replaced = changed.returning(ex.ONE).cte("replaced_blobs")
     return sa.select(passed.c.thread_id, ex.count_of(pages), ex.count_of(replaced))
 
 
@@ -58,9 +56,5 @@ def inline_blobs(t: Tables) -> sa.Update:
     whole = sa.select(*[paged.c[column.name] for column in b.primary_key], kind, value)
     whole = whole.select_from(new.join(paged, ex.same_blob(paged, new))).where(paged.c.type == ex.text_literal(PAGED))
     found = whole.cte("found")
-    return (
-        sa.update(b)
-        .values(type=found.c.type, blob=found.c.blob)
-        .where(ex.same_blob(b, found), found.c.blob.is_not(None))
-        .returning(b.c.thread_id)
-    )
+    changed = sa.update(b).values(type=found.c.type, blob=found.c.blob)
+    return changed.where(ex.same_blob(b, found), found.c.blob.is_not(None)).returning(b.c.thread_id)

@@ -60,9 +60,8 @@ def has_newer(t: Tables) -> sa.Select[Any]:
 
     Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`.
     """
-    newer = sa.select(t.checkpoints).where(
-        ex.in_namespace(t.checkpoints), t.checkpoints.c.checkpoint_id > ex.param("checkpoint_id")
-    )
+    c = t.checkpoints
+    newer = sa.select(c).where(ex.in_namespace(c), c.c.checkpoint_id > ex.param("checkpoint_id"))
     return sa.select(newer.exists())
 
 
@@ -114,12 +113,8 @@ def inventory(t: Tables) -> sa.Select[Any]:
     """
     c, w = t.checkpoints, t.checkpoint_writes
     keys = [c.c.checkpoint_ns, c.c.checkpoint_id, w.c.task_id]
-    return (
-        sa.select(*keys, sa.func.max(w.c.task_path), sa.func.count(w.c.idx))
-        .select_from(c.outerjoin(w, ex.same_checkpoint(w, c)))
-        .where(c.c.thread_id == ex.param("thread_id"))
-        .group_by(*keys)
-    )
+    found = sa.select(*keys, sa.func.max(w.c.task_path), sa.func.count(w.c.idx))
+    return found.select_from(c.outerjoin(w, ex.same_checkpoint(w, c))).where(ex.in_thread(c)).group_by(*keys)
 
 
 def _namespaces(t: Tables) -> sa.CTE:
@@ -149,12 +144,8 @@ def _blobs(t: Tables, c: sa.Subquery, thread: ex.Thread, *, joined: bool) -> sa.
         .correlate(c, current)
         .lateral("found")
     )
-    return (
-        sa.select(*ex.aggregate([current.c.channel, found.c.type, found.c.blob], "blob"))
-        .select_from(current.join(found, sa.true()))
-        .correlate(c)
-        .lateral("blobs")
-    )
+    chosen = sa.select(*ex.aggregate([current.c.channel, found.c.type, found.c.blob], "blob"))
+    return chosen.select_from(current.join(found, sa.true())).correlate(c).lateral("blobs")
 
 
 def _writes(t: Tables, c: sa.Subquery, thread: ex.Thread) -> sa.FromClause:
@@ -166,18 +157,13 @@ def _writes(t: Tables, c: sa.Subquery, thread: ex.Thread) -> sa.FromClause:
 def _sends(t: Tables, c: sa.Subquery, thread: ex.Thread) -> sa.FromClause:
     """Select the sends of a step: before format 4 these were writes of its parent, in the same namespace."""
     w = t.checkpoint_writes
-    is_number = ex.is_a("number", ex.member(c.c.checkpoint, ex.text_literal("v")))
-    old = sa.case(
-        (is_number, sa.cast(ex.member_text(c.c.checkpoint, ex.text_literal("v")), sa.Numeric) < ex.int_literal(4))
-    )
+    document, name = c.c.checkpoint, ex.text_literal("v")
+    is_number = ex.is_a("number", ex.member(document, name))
+    old = sa.case((is_number, sa.cast(ex.member_text(document, name), sa.Numeric) < ex.int_literal(4)))
     return (
         sa.select(*ex.aggregate([w.c.type, w.c.blob], "send", *ex.write_order(w)))
-        .where(
-            ex.same_namespace(w, c, thread),
-            w.c.checkpoint_id == c.c.parent_checkpoint_id,
-            w.c.channel == ex.text_literal(TASKS),
-            old,
-        )
+        .where(ex.same_namespace(w, c, thread), w.c.checkpoint_id == c.c.parent_checkpoint_id)
+        .where(w.c.channel == ex.text_literal(TASKS), old)
         .correlate(c)
         .lateral("sends")
     )

@@ -42,18 +42,15 @@ def next_inline_values(t: Tables) -> sa.Select[Any]:
     Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_checkpoint_id`, and `limit`.
     """
     b = t.checkpoint_blobs
-    chosen = _after(t.checkpoints).where(_has_inline(t.checkpoints)).subquery("c")
+    values = ex.channel_values(t.checkpoints)
+    has_inline = sa.and_(ex.is_a("object", values), values != sa.cast(ex.text_literal("{}"), pg.JSONB))
+    chosen = _after(t.checkpoints).where(has_inline).subquery("c")
     one = _members(chosen)
     version = ex.member_text(ex.channel_versions(chosen), one.c.channel)
     kind, blob = ex.value_of(t, b)
     maybe = sa.case((one.c.value == sa.cast(ex.text_literal("true"), pg.JSONB), blob)).label("blob")
-    found = (
-        sa.select(kind, maybe)
-        .where(ex.is_value(b, chosen, one.c.channel))
-        .limit(ex.ONE)
-        .correlate(chosen, one)
-        .lateral("found")
-    )
+    rows = sa.select(kind, maybe).where(ex.is_value(b, chosen, one.c.channel)).limit(ex.ONE).correlate(chosen, one)
+    found = rows.lateral("found")
     columns = [
         one.c.channel,
         sa.cast(one.c.value, sa.Text).label("value"),
@@ -92,23 +89,18 @@ def move_inline(t: Tables) -> sa.Select[Any]:
     c, b = t.checkpoints, t.checkpoint_blobs
     new = ex.rows_of_binds(**ex.key_types(c), before=sa.Text, after=sa.Text)
     name = sa.cast(ex.text_literal("{channel_values}"), sa.ARRAY(sa.Text))
+    changed = sa.update(c).values(checkpoint=sa.func.jsonb_set(c.c.checkpoint, name, sa.cast(new.c.after, pg.JSONB)))
+    changed = changed.where(_same(c, new, [column.name for column in c.primary_key]))
     moved = (
-        sa.update(c)
-        .values(checkpoint=sa.func.jsonb_set(c.c.checkpoint, name, sa.cast(new.c.after, pg.JSONB)))
-        .where(_same(c, new, [column.name for column in c.primary_key]))
-        .where(ex.channel_values(c) == sa.cast(new.c.before, pg.JSONB))
-        .returning(*c.primary_key)
-        .cte("moved")
+        changed.where(ex.channel_values(c) == sa.cast(new.c.before, pg.JSONB)).returning(*c.primary_key).cte("moved")
     )
     value = ex.rows_of_binds(
         "value_", **ex.key_types(c), channel=sa.Text, version=sa.Text, type=sa.Text, blob=sa.LargeBinary
     )
     names = [column.name for column in b.columns]
-    chosen = (
-        sa.select(*[value.c[column] for column in names])
-        .select_from(value.join(moved, _same(value, moved, [column.name for column in c.primary_key])))
-        .order_by(*[value.c[column.name] for column in b.primary_key])
-    )
+    rows = sa.select(*[value.c[column] for column in names])
+    rows = rows.select_from(value.join(moved, _same(value, moved, [column.name for column in c.primary_key])))
+    chosen = rows.order_by(*[value.c[column.name] for column in b.primary_key])
     values = pg.insert(b).from_select(names, chosen)
     # A blob that exists already is the value of that version, unless its type says that there is none.
     values = values.on_conflict_do_update(
@@ -127,7 +119,9 @@ def count_plain(t: Tables) -> sa.Select[Any]:
         for table in (b, w)
     ]
     one = _members(c)
-    inline = sa.select(sa.func.count()).select_from(c.join(one, sa.true())).where(~_is_blob(t, c, one.c.channel))
+    # A blob takes precedence over an inline value.
+    is_blob = sa.exists().where(ex.is_value(b, c, one.c.channel)).correlate(c, one)
+    inline = sa.select(sa.func.count()).select_from(c.join(one, sa.true())).where(~is_blob)
     return sa.select(
         sa.select(sa.func.count())
         .select_from(b)
@@ -160,27 +154,14 @@ def _rewrite(table: sa.Table) -> sa.Update:
     """
     keys = ex.key_types(table)
     new = ex.rows_of_binds(**keys, digest=sa.LargeBinary, type=sa.Text, blob=sa.LargeBinary)
-    return (
-        sa.update(table)
-        .values(type=new.c.type, blob=new.c.blob)
-        .where(_same(table, new, [*keys]), sa.func.sha256(table.c.blob) == new.c.digest)
-        .returning(table.c.thread_id)
-    )
+    changed = sa.update(table).values(type=new.c.type, blob=new.c.blob)
+    changed = changed.where(_same(table, new, [*keys]), sa.func.sha256(table.c.blob) == new.c.digest)
+    return changed.returning(table.c.thread_id)
 
 
 def _members(c: sa.FromClause) -> sa.FromClause:
     found = sa.func.jsonb_each(ex.members_of(c.c.checkpoint, "channel_values"))
     return found.table_valued(sa.Column("channel", sa.Text), sa.Column("value", pg.JSONB)).render_derived("one")
-
-
-def _has_inline(c: sa.FromClause) -> sa.ColumnElement[bool]:
-    values = ex.channel_values(c)
-    return sa.and_(ex.is_a("object", values), values != sa.cast(ex.text_literal("{}"), pg.JSONB))
-
-
-def _is_blob(t: Tables, c: sa.FromClause, channel: Any) -> sa.ColumnElement[bool]:
-    """Return whether there is a blob for a channel of a checkpoint: it takes precedence over an inline value."""
-    return sa.exists().where(ex.is_value(t.checkpoint_blobs, c, channel)).correlate(c, channel.table)
 
 
 def _same(one: sa.FromClause, other: sa.FromClause, names: list[str]) -> sa.ColumnElement[bool]:

@@ -20,10 +20,8 @@ def thread_tables(t: Tables) -> Any:
     """Select the name of each table, and the numbers of rows and bytes that it has of a thread. Binds: `thread_id`."""
     return sa.union_all(
         *[
-            sa.select(ex.text_literal(table.name), sa.func.count(), _total(_row_bytes(table))).where(
-                table.c.thread_id == ex.param("thread_id")
-            )
-            for table in t.metadata.sorted_tables
+            sa.select(ex.text_literal(one.name), sa.func.count(), _total(_row_bytes(one))).where(ex.in_thread(one))
+            for one in t.metadata.sorted_tables
         ]
     )
 
@@ -39,25 +37,21 @@ def thread_channels(t: Tables) -> sa.Select[Any]:
     pairs = sa.func.jsonb_each(ex.members_of(c.c.checkpoint, "channel_values"))
     inline = pairs.table_valued("key", sa.column("value", pg.JSONB)).render_derived("inline")
     paged = ex.digests_of(b).add_columns(_graph(b), b.c.channel)
-    paged = paged.where(b.c.thread_id == ex.param("thread_id"), b.c.type == ex.text_literal(PAGED))
+    paged = paged.where(ex.in_thread(b), b.c.type == ex.text_literal(PAGED))
     digests = paged.subquery("digests")
     # A page that several channels share counts for the first of them.
     first = sa.func.row_number().over(partition_by=digests.c.digest, order_by=[digests.c.graph, digests.c.channel])
     placed = sa.select(digests, first.label("place")).subquery("placed")
     once = sa.select(placed).where(placed.c.place == ex.ONE).subquery("once")
     parts = sa.union_all(
-        sa.select(_graph(b), b.c.channel, ex.ONE.label("values"), nothing, _bytes(b.c.blob)).where(
-            b.c.thread_id == ex.param("thread_id")
-        ),
+        sa.select(_graph(b), b.c.channel, ex.ONE.label("values"), nothing, _bytes(b.c.blob)).where(ex.in_thread(b)),
         sa.select(_graph(c), inline.c.key, ex.ONE, nothing, _bytes(inline.c.value))
         .select_from(c.join(inline, sa.true()))
-        .where(c.c.thread_id == ex.param("thread_id")),
+        .where(ex.in_thread(c)),
         sa.select(once.c.graph, once.c.channel, nothing, nothing, _bytes(p.c.page))
         .select_from(once.join(p, p.c.digest == once.c.digest))
-        .where(p.c.thread_id == ex.param("thread_id")),
-        sa.select(_graph(w), w.c.channel, nothing, ex.ONE, _bytes(w.c.blob)).where(
-            w.c.thread_id == ex.param("thread_id")
-        ),
+        .where(ex.in_thread(p)),
+        sa.select(_graph(w), w.c.channel, nothing, ex.ONE, _bytes(w.c.blob)).where(ex.in_thread(w)),
     ).subquery("parts")
     graph, channel, values, writes, size = parts.c
     total = _total(size).label("total")

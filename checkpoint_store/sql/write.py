@@ -27,15 +27,9 @@ def put_checkpoint(t: Tables, *, kept: bool = False) -> sa.Executable:
     text), the blobs as four arrays of equal length, `channels`, `versions`, `types`, `blobs`, and `kept`.
     """
     new = ex.rows_of_binds(channel=sa.Text, version=sa.Text, type=sa.Text, blob=sa.LargeBinary)
-    blobs = keeping(
-        pg.insert(t.checkpoint_blobs).from_select(
-            ["thread_id", "checkpoint_ns", "channel", "version", "type", "blob"],
-            sa.select(
-                ex.param("thread_id"), ex.param("checkpoint_ns"), new.c.channel, new.c.version, new.c.type, new.c.blob
-            ),
-        )
-    )
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
+    values = sa.select(ex.param("thread_id"), ex.param("checkpoint_ns"), *new.c)
+    blobs = keeping(pg.insert(t.checkpoint_blobs).from_select([*own[:2], *new.c.keys()], values))
     row: dict[str, sa.ColumnElement[Any]] = {
         **{name: ex.param(name) for name in own},
         # JSON is sent as text, so that the host's json_serializer can't change it.
@@ -76,11 +70,8 @@ def kept_values(
         .correlate_except(p)
         .lateral("parent")
     )
-    each = (
-        sa.func.jsonb_each(sa.cast(kept, pg.JSONB))
-        .table_valued(sa.Column("channel", sa.Text), sa.Column("version", pg.JSONB))
-        .render_derived("kept")
-    )
+    found = sa.func.jsonb_each(sa.cast(kept, pg.JSONB))
+    each = found.table_valued(sa.Column("channel", sa.Text), sa.Column("version", pg.JSONB)).render_derived("kept")
     value = ex.member(parent.c.inline, each.c.channel)
     return (
         sa.select(sa.func.jsonb_object_agg(each.c.channel, value, type_=pg.JSONB).label("inline"))
@@ -105,12 +96,8 @@ def put_writes(t: Tables) -> pg.Insert:
     """
     new = ex.rows_of_binds(idx=sa.Integer, channel=sa.Text, type=sa.Text, blob=sa.LargeBinary)
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path"]
-    return replacing_special(
-        pg.insert(t.checkpoint_writes).from_select(
-            [*own, "idx", "channel", "type", "blob"],
-            sa.select(*[ex.param(name) for name in own], new.c.idx, new.c.channel, new.c.type, new.c.blob),
-        )
-    )
+    values = sa.select(*[ex.param(name) for name in own], *new.c)
+    return replacing_special(pg.insert(t.checkpoint_writes).from_select([*own, *new.c.keys()], values))
 
 
 def replacing(insertion: pg.Insert, *columns: str, where: sa.ColumnElement[bool] | None = None) -> pg.Insert:
@@ -172,7 +159,7 @@ def known_pages(t: Tables) -> sa.Select[Any]:
     """Select those of some pages that a thread has. Binds: `thread_id`, `digests` (array of bytes)."""
     p = t.checkpoint_pages
     is_one = p.c.digest == sa.func.any(ex.array_param("digests", sa.LargeBinary))
-    return sa.select(p.c.digest).where(p.c.thread_id == ex.param("thread_id"), is_one)
+    return sa.select(p.c.digest).where(ex.in_thread(p), is_one)
 
 
 def missing_pages(t: Tables) -> sa.Select[Any]:
@@ -285,9 +272,6 @@ def claimed_threads(t: Tables) -> sa.CTE:
 def _new_threads(t: Tables) -> pg.Insert:
     """Insert rows for the threads with all of their pages in the call."""
     gate = ex.rows_of_binds("gate_", **_GATE)
-    new = (
-        sa.select(gate.c.thread_id, gate.c.epoch)
-        .where(gate.c.kind == ex.int_literal(COMPLETE))
-        .order_by(gate.c.thread_id)
-    )
+    found = sa.select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == ex.int_literal(COMPLETE))
+    new = found.order_by(gate.c.thread_id)
     return pg.insert(t.checkpoint_threads).from_select(["thread_id", "epoch"], new)
