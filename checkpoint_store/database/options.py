@@ -16,7 +16,7 @@ from checkpoint_store.url import Pooler
 
 E = TypeVar("E")
 
-_ASK_SECONDS = 60.0
+ASK_SECONDS = 60.0
 """How often the database is asked whether the stock saver has set up tables since."""
 
 
@@ -104,7 +104,7 @@ class PageSharing:
         """Whether values are stored so; None if the database has to be asked, now and then."""
         if self.wanted is not None:
             return self.wanted
-        if time.monotonic() - self._asked < _ASK_SECONDS:
+        if time.monotonic() - self._asked < ASK_SECONDS:
             return self.pages
         if self.pages is not None:
             self._asked = time.monotonic()  # calls that come meanwhile go by the last answer
