@@ -17,34 +17,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from checkpoint_store.errors import (
-    CheckpointStoreError,
-    InvalidConfig,
-    InvalidOption,
-    InvalidURL,
-    NotInstalled,
-    NotSetUp,
-    Unavailable,
-)
+from checkpoint_store import errors
 
 DONE, FAILED, MISUSED, NOT_AT_HEAD, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
+_CODES: dict[type[Exception], int] = {
+    errors.NotSetUp: NOT_AT_HEAD,
+    errors.Unavailable: UNREACHABLE,
+    **dict.fromkeys((errors.InvalidURL, errors.InvalidOption, errors.InvalidConfig), MISUSED),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: The words after `checkpoint-store`; those of the process by default.
-
-    Returns:
-        The exit code.
-    """
+    """Run a command, by default the one of the process's arguments; return the exit code."""
     try:
         from checkpoint_store.cli.commands import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
-        _print_error(NotInstalled('the command line needs an extra: pip install "checkpoint-store[cli]"'))
+        _print_error(errors.NotInstalled('the command line needs an extra: pip install "checkpoint-store[cli]"'))
         return FAILED
 
     from alembic.util import CommandError
@@ -65,29 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _interrupted(interrupted)
     except KeyboardInterrupt:
         return _interrupted("before anything was changed")
-    except CheckpointStoreError as error:
+    except (errors.CheckpointStoreError, CommandError) as error:
         _print_error(error)
-        return _code_of(error)
+        return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
     except SQLAlchemyError as error:
         diagnosis = diagnosis_of(error)
         _print_error(diagnosis.message or diagnosis.name or type(error).__name__)
         return FAILED
-    except CommandError as error:
-        _print_error(error)
-        return FAILED
     return DONE
-
-
-def _code_of(error: CheckpointStoreError) -> int:
-    match error:
-        case NotSetUp():
-            return NOT_AT_HEAD
-        case Unavailable():
-            return UNREACHABLE
-        case InvalidURL() | InvalidOption() | InvalidConfig():
-            return MISUSED
-        case _:
-            return FAILED
 
 
 def _interrupted(advice: object) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from checkpoint_store.cli import output, values
-from checkpoint_store.cli.connection import Json, Schema, Url, on_backend
+from checkpoint_store.cli.connection import Json, Schema, Thread, Url, on_backend
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.text import moment, printable
 from checkpoint_store.database.backend import Backend
@@ -22,7 +22,6 @@ from checkpoint_store.storage.read import find_checkpoint
 from checkpoint_store.storage.read import history as history_rows
 from checkpoint_store.storage.refusals import not_found
 
-Thread = Annotated[str, typer.Argument(help="The thread's id.", show_default=False)]
 Namespace = Annotated[
     str, typer.Option("--namespace", metavar="NS", help='The graph: "" for the root graph, "node:task" for a subgraph.')
 ]
@@ -87,7 +86,7 @@ def diff(
         before, after = old.parts(), new.parts()
         changed = {
             name: {side: values.as_json(part[name]) for side, part in (("a", before), ("b", after)) if name in part}
-            for name in {**before, **after}
+            for name in before | after
             if before.get(name) != after.get(name)
         }
         output.document({"a": old.row.checkpoint_id, "b": new.row.checkpoint_id, "changed": changed})

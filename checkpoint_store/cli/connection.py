@@ -31,6 +31,7 @@ Url = Annotated[
         help="The database, such as postgresql://user:password@host/app. The environment hides it from other users.",
     ),
 ]
+Thread = Annotated[str, typer.Argument(help="The thread's id.", show_default=False)]
 Schema = Annotated[
     str | None,
     typer.Option("--schema", metavar="NAME", show_default=False, help="The PostgreSQL schema of the tables."),
@@ -39,6 +40,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 
 NOTHING_CHANGED = "nothing was changed"
+
+UNLIMITED = 2**31 - 1
+"""The LIMIT of a statement that is to read everything."""
 
 
 class Interrupted(Exception):
@@ -53,14 +57,9 @@ def on_backend(
     *,
     retry_timeout: float = 0,
 ) -> T:
-    """Run an async function on a backend, and return its result.
+    """Run an async function on a backend, and return its result; Ctrl-C raises `Interrupted` with the advice.
 
-    Args:
-        url: The database.
-        schema: The PostgreSQL schema of the tables.
-        work: The function.
-        advice: The text of `Interrupted`, if Ctrl-C is pressed meanwhile.
-        retry_timeout: The seconds for which a transient error is retried; a command that only reads fails at once.
+    A transient error is retried for `retry_timeout` seconds: a command that only reads fails at once.
     """
     options: SaverOptions[AsyncEngine] = {"schema": schema, "retry_timeout": retry_timeout}
     return on_engine(url, schema, lambda engine: work(engine_backend(engine, options)), advice)

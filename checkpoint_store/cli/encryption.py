@@ -69,9 +69,8 @@ def reencrypt(
         if done.busy:
             output.note(f"{done.busy:,} changed meanwhile: run it again")
     if done.unreadable:
-        raise UnreadableValue(
-            f"{counted(done.unreadable, 'value')} can't be opened with these keys, and stay as before"
-        )
+        unread = counted(done.unreadable, "value")
+        raise UnreadableValue(f"{unread} can't be opened with these keys, and stay as before")
 
 
 COMMANDS = (reencrypt,)

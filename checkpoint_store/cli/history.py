@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from checkpoint_store.cli import output, values
-from checkpoint_store.cli.connection import Json, Schema, Url, on_backend
+from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Thread, Url, on_backend
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.text import counted, moment, printable, short_id, size
 from checkpoint_store.serde.keys import checked_thread_id
@@ -20,14 +20,12 @@ from checkpoint_store.storage.checkpoint_time import time_of
 from checkpoint_store.storage.read import history as history_rows
 from checkpoint_store.storage.refusals import not_found
 
-_UNLIMITED = 2**31 - 1
-
 Key = tuple[str, str]
 """Namespace and checkpoint id."""
 
 
 def history(
-    thread: Annotated[str, typer.Argument(help="The thread's id.", show_default=False)],
+    thread: Thread,
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="How many checkpoints, the newest; 0 for all.")] = 200,
     url: Url = "",
     schema: Schema = None,
@@ -45,22 +43,19 @@ def history(
     """
     checked_thread_id(thread, "THREAD")
     # One more than the limit, to know if there are more.
-    read = limit + 1 if limit else _UNLIMITED
+    read = limit + 1 if limit else UNLIMITED
     rows = on_backend(url, schema, lambda backend: backend.run(history_rows, thread, read))
     if not rows:
         raise not_found(thread)
     entries = [Entry.of(row) for row in rows[: limit or None]]
     complete = len(entries) == len(rows)
     if as_json:
-        output.document(
-            {"thread_id": thread, "checkpoints": [entry.document() for entry in entries], "complete": complete}
-        )
+        documents = [entry.document() for entry in entries]
+        output.document({"thread_id": thread, "checkpoints": documents, "complete": complete})
         return
-    namespaces = len({entry.namespace for entry in entries})
+    graphs = counted(len({entry.namespace for entry in entries}), "namespace")
     added = size(sum(entry.added for entry in entries))
-    output.line(
-        f"{thread}: {counted(len(entries), 'checkpoint')} in {counted(namespaces, 'namespace')}, {added}", "bold"
-    )
+    output.line(f"{thread}: {counted(len(entries), 'checkpoint')} in {graphs}, {added}", "bold")
     for line in draw(entries):
         output.line(line)
     if not complete:
@@ -200,9 +195,7 @@ class _Tree:
             elif line.content.key not in self._drawn:
                 self._drawn.add(line.content.key)
                 yield line
-                waiting.extend(
-                    reversed([*self._inside(line.content, line.rest), *self._below(line.content, line.rest)])
-                )
+                waiting += reversed([*self._inside(line.content, line.rest), *self._below(line.content, line.rest)])
 
     def _inside(self, entry: Entry, rest: str) -> Iterator[_Line]:
         """Yield the subgraphs that a checkpoint's step ran, with their first checkpoints."""

@@ -106,11 +106,7 @@ COMMANDS = (prune, sweep)
 
 
 def age_of(text: str) -> timedelta:
-    """Return the duration that a text such as `30d` or `1d12h` names.
-
-    Raises:
-        InvalidOption: If it names none.
-    """
+    """Return the duration that a text such as `30d` or `1d12h` names, or raise `InvalidOption`."""
     parts = _AGE.fullmatch(text.strip())
     age = timedelta(**{unit: int(count or 0) for unit, count in parts.groupdict().items()}) if parts else None
     if not age:

@@ -52,15 +52,10 @@ class Sealed:
 
 
 def safe_decode(kind: str | None, blob: bytes | None) -> Any:
-    """Decode stored bytes into plain data.
+    """Decode stored bytes, of a format by the serializer's name, into plain data; None stands for no stored value.
 
-    Args:
-        kind: The serializer's name of their format.
-        blob: The bytes; None where no value is stored.
-
-    Returns:
-        None, a bool, a number, a string, bytes, or a list or dict of such values, with a `Call`, `Mapping` or `Sealed`
-        for anything else.
+    The result is None, a bool, a number, a string, bytes, or a list or dict of such values, with a `Call`, `Mapping` or
+    `Sealed` for anything else.
     """
     kind = kind or ""
     if blob is None:
@@ -72,13 +67,14 @@ def safe_decode(kind: str | None, blob: bytes | None) -> Any:
     if "+" in kind:
         inner, _, cipher = kind.partition("+")
         return Sealed(inner, len(blob), f"encrypted ({cipher})")
-    read = {"msgpack": _msgpack, "json": _json}.get(kind)
-    if read is None:
-        return Sealed(kind, len(blob), "not loaded", blob[:16])
     try:
-        return read(blob, 0)
+        if kind == "msgpack":
+            return _msgpack(blob, 0)
+        if kind == "json":
+            return json.loads(blob, object_pairs_hook=_constructor)
     except _UNREADABLE as error:
         return Sealed(kind, len(blob), f"damaged: {type(error).__name__}", blob[:16])
+    return Sealed(kind, len(blob), "not loaded", blob[:16])
 
 
 _UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError, MemoryError, msgpack.UnpackException)
@@ -131,10 +127,6 @@ def _map(pairs: list[tuple[Any, Any]]) -> Any:
     if all(type(key) is str for key, _ in pairs) and len(found := dict(pairs)) == len(pairs):
         return found
     return Mapping(pairs)
-
-
-def _json(blob: bytes, _: int) -> Any:
-    return json.loads(blob, object_pairs_hook=_constructor)
 
 
 def _constructor(pairs: list[tuple[str, Any]]) -> Any:

@@ -7,14 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import Json, Schema, Url, on_backend
+from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Url, on_backend
 from checkpoint_store.cli.text import counted, size
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.serde.keys import checked_thread_id
 from checkpoint_store.storage.refusals import not_found
 from checkpoint_store.storage.thread_stats import ThreadStats, largest_threads, stats_of, table_sizes, thread_stats
-
-_UNLIMITED = 2**31 - 1
 
 
 def stats(
@@ -37,22 +35,18 @@ def stats(
       checkpoint-store stats user-42
     """
     if thread is None:
-        _print_database(url, schema, limit or _UNLIMITED, as_json)
+        _print_database(url, schema, limit or UNLIMITED, as_json)
     else:
         checked_thread_id(thread, "THREAD")
         stats = on_backend(url, schema, lambda backend: stored_stats(backend, thread))
-        _print_thread(stats, limit or _UNLIMITED, as_json)
+        _print_thread(stats, limit or UNLIMITED, as_json)
 
 
 COMMANDS = (stats,)
 
 
 async def stored_stats(backend: Backend, thread: str) -> ThreadStats:
-    """Return the sizes of a thread.
-
-    Raises:
-        ThreadNotFound: If nothing is stored for it.
-    """
+    """Return the sizes of a thread, or raise `ThreadNotFound`."""
     stats = stats_of(thread, *await backend.run(thread_stats, thread))
     if not stats.bytes:
         raise not_found(thread)
@@ -86,15 +80,9 @@ def _print_database(url: str, schema: str | None, limit: int, as_json: bool) -> 
 
     tables, largest = on_backend(url, schema, read)
     if as_json:
-        output.document(
-            {
-                "tables": {name: {"rows": rows, "bytes_on_disk": count} for name, rows, count in tables},
-                "largest_threads": [
-                    {"thread_id": name, "checkpoints": checkpoints, "bytes": count}
-                    for name, checkpoints, count in largest
-                ],
-            }
-        )
+        sizes = {name: {"rows": rows, "bytes_on_disk": count} for name, rows, count in tables}
+        threads = [dict(zip(("thread_id", "checkpoints", "bytes"), row, strict=True)) for row in largest]
+        output.document({"tables": sizes, "largest_threads": threads})
         return
     output.table(
         ["TABLE", ">ROWS (ABOUT)", ">ON DISK"],

@@ -89,9 +89,7 @@ def copy(
     pair = copy_of(source, target)
     try:
         rows = on_backend(
-            url,
-            schema,
-            lambda backend: backend.run(copy_thread_rows, pair, replace, {}),
+            *(url, schema, lambda backend: backend.run(copy_thread_rows, pair, replace, {})),
             retry_timeout=RETRY_SECONDS,
         )
     except ThreadExists:

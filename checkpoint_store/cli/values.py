@@ -37,13 +37,7 @@ UNLIMITED = Limits(items=2**31, characters=2**31, brief=False)
 
 
 def lines(value: Any, limits: Limits, name: str = "") -> list[str]:
-    """Return a value as lines of text that are safe for a terminal.
-
-    Args:
-        value: A value that `safe_decode` has returned.
-        limits: The limits of what is shown.
-        name: The text before it.
-    """
+    """Return a value that `safe_decode` has returned, after its name, as lines of text that are safe for a terminal."""
     return list(_lines(name, value, "", limits, 0))
 
 
@@ -123,11 +117,8 @@ def _parts(value: Any, limits: Limits) -> tuple[str, list[tuple[str, Any]] | Non
     if isinstance(value, list):
         return "[", _limited((("", item) for item in value), len(value), limits), "]"
     if isinstance(value, dict):
-        return (
-            "{",
-            _limited(((f"{_text(key, limits)}: ", item) for key, item in value.items()), len(value), limits),
-            "}",
-        )
+        named = ((f"{_text(key, limits)}: ", item) for key, item in value.items())
+        return "{", _limited(named, len(value), limits), "}"
     if isinstance(value, Mapping):
         keys = ((f"{_flat(key, limits, MAX_DEPTH - 2, 60) or '(a long key)'}: ", item) for key, item in value.items)
         return "{", _limited(keys, len(value.items), limits), "}"
@@ -136,9 +127,8 @@ def _parts(value: Any, limits: Limits) -> tuple[str, list[tuple[str, Any]] | Non
         if limits.brief and name.startswith(_FAMILIAR):
             name = name.rpartition(".")[2]
         keywords = [(key, item) for key, item in value.keywords if not limits.brief or item not in _EMPTY]
-        parts = [("", item) for item in value.arguments] + [
-            (f"{printable(_key(key))}=", item) for key, item in keywords
-        ]
+        parts = [("", item) for item in value.arguments]
+        parts += [(f"{printable(_key(key))}=", item) for key, item in keywords]
         return f"{printable(name)}(", _limited(iter(parts), len(parts), limits), ")"
     if isinstance(value, _More):
         return str(value), None, ""
