@@ -42,8 +42,8 @@ def next_inline_values(t: Tables) -> sa.Select[Any]:
     Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_checkpoint_id`, and `limit`.
     """
     b = t.checkpoint_blobs
-    values = ex.channel_values(t.checkpoints)
-    has_inline = sa.and_(ex.is_a("object", values), values != sa.cast(ex.text_literal("{}"), pg.JSONB))
+    stored = ex.channel_values(t.checkpoints)
+    has_inline = sa.and_(ex.is_a("object", stored), stored != sa.cast(ex.text_literal("{}"), pg.JSONB))
     chosen = _after(t.checkpoints).where(has_inline).subquery("c")
     one = _members(chosen)
     version = ex.member_text(ex.channel_versions(chosen), one.c.channel)
@@ -160,8 +160,8 @@ def _rewrite(table: sa.Table) -> sa.Update:
 
 
 def _members(c: sa.FromClause) -> sa.FromClause:
-    found = sa.func.jsonb_each(ex.members_of(c.c.checkpoint, "channel_values"))
-    return found.table_valued(sa.Column("channel", sa.Text), sa.Column("value", pg.JSONB)).render_derived("one")
+    pairs = sa.func.jsonb_each(ex.members_of(c.c.checkpoint, "channel_values"))
+    return pairs.table_valued(sa.Column("channel", sa.Text), sa.Column("value", pg.JSONB)).render_derived("one")
 
 
 def _same(one: sa.FromClause, other: sa.FromClause, names: list[str]) -> sa.ColumnElement[bool]:

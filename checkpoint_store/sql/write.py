@@ -70,8 +70,8 @@ def kept_values(
         .correlate_except(p)
         .lateral("parent")
     )
-    found = sa.func.jsonb_each(sa.cast(kept, pg.JSONB))
-    each = found.table_valued(sa.Column("channel", sa.Text), sa.Column("version", pg.JSONB)).render_derived("kept")
+    pairs = sa.func.jsonb_each(sa.cast(kept, pg.JSONB))
+    each = pairs.table_valued(sa.Column("channel", sa.Text), sa.Column("version", pg.JSONB)).render_derived("kept")
     value = ex.member(parent.c.inline, each.c.channel)
     return (
         sa.select(sa.func.jsonb_object_agg(each.c.channel, value, type_=pg.JSONB).label("inline"))
@@ -272,6 +272,6 @@ def claimed_threads(t: Tables) -> sa.CTE:
 def _new_threads(t: Tables) -> pg.Insert:
     """Insert rows for the threads with all of their pages in the call."""
     gate = ex.rows_of_binds("gate_", **_GATE)
-    found = sa.select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == ex.int_literal(COMPLETE))
-    new = found.order_by(gate.c.thread_id)
+    complete = sa.select(gate.c.thread_id, gate.c.epoch).where(gate.c.kind == ex.int_literal(COMPLETE))
+    new = complete.order_by(gate.c.thread_id)
     return pg.insert(t.checkpoint_threads).from_select(["thread_id", "epoch"], new)
