@@ -30,27 +30,16 @@ class FairSemaphore(AbstractContextManager[object]):
 
     It works on several loops, one after the other. An `asyncio.Semaphore` does not, has no deadline, and costs five
     times as much: each permit takes a switch out of the greenlet and back.
-
-    Args:
-        count: How many permits there are.
-        timeout: How long to wait for one, in seconds; None for as long as it takes.
     """
 
-    def __init__(self, count: int, timeout: float | None) -> None:
+    def __init__(self, count: int, timeout: float | None = None) -> None:
         self._count = self._free = count
         self._timeout = timeout
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def acquire(self, timeout: float | None = None) -> None:
-        """Wait for a permit.
-
-        Args:
-            timeout: How long at most, in seconds; by default as long as all do.
-
-        Raises:
-            CheckoutTimeout: If none has come in time.
-        """
+        """Wait for a permit, for some seconds at most; raise `CheckoutTimeout` if none has come."""
         if self._acquire_now():
             return
         loop = asyncio.get_running_loop()
@@ -69,7 +58,7 @@ class FairSemaphore(AbstractContextManager[object]):
                 deadline.cancel()
 
     def _acquire_now(self) -> bool:
-        """Take a permit if one is free, and return whether that was so."""
+        """Take a permit if one is free. Returns whether one was."""
         if (loop := asyncio.get_running_loop()) is not self._loop:
             # No permit of the loop before comes back, and no call that waited there goes on.
             self._loop, self._free, self._waiting = loop, self._count, deque()
@@ -154,7 +143,11 @@ class Checkout(AbstractContextManager[Executor]):
     ) -> None:
         try:
             if self._block is not None:
-                self._end_block(kind, error, traceback)
+                try:
+                    self._block.__exit__(kind, error, traceback)
+                except Exception as failure:  # of the COMMIT
+                    self._part_with(failure)
+                    raise
             if error is not None:
                 self._part_with(error)
         finally:
@@ -165,17 +158,6 @@ class Checkout(AbstractContextManager[Executor]):
                 # The engine was disposed of meanwhile. SQLAlchemy has the connection closed when it is collected as
                 # garbage, which one that an event loop knows never is while that runs.
                 self.pool.dispose()
-
-    def _end_block(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        block, self._block = self._block, None
-        try:
-            if block is not None:
-                block.__exit__(kind, error, traceback)
-        except Exception as failure:  # of the COMMIT
-            self._part_with(failure)
-            raise
 
     def _other_block(self, pooled: PoolProxiedConnection, *, is_direct: bool) -> AbstractContextManager[Executor]:
         """Return the block for psycopg, and for the ways that are not direct."""

@@ -23,9 +23,6 @@ class LimitedCommit:
     """A commit that a limit, such as `statement_timeout`, has ended. Its calls wait again, and each goes alone.
 
     One of them may be the reason.
-
-    Args:
-        calls: Its calls.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
@@ -40,12 +37,7 @@ class LimitedCommit:
             call.limited = self
 
     def note(self, thread_id: str, *, stored: bool, limited: bool) -> list[Call]:
-        """Note the outcome of a call that went alone.
-
-        Args:
-            thread_id: Its thread.
-            stored: Whether it was stored.
-            limited: Whether a limit has ended it.
+        """Note the outcome of a call that went alone: whether it was stored, or a limit has ended it.
 
         Returns:
             The calls that are to fail as well: the limit has ended so many others that none of them is the reason.
@@ -121,13 +113,11 @@ class CommitQueue:
         """How many calls could share commits now: those of ready threads, but for those that go alone."""
         return self._ready_count[False]
 
-    def is_busy(self, thread_id: str) -> bool:
-        """Return whether calls of a thread are in a commit."""
-        return thread_id in self._busy
-
-    def begin(self, thread_id: str) -> None:
-        """Note that a call of a thread which has none waiting is in a commit."""
+    def begin(self, thread_id: str) -> bool:
+        """Note that a call is in a commit, where none of its thread waits. Returns False if the thread is busy."""
+        is_free = thread_id not in self._busy
         self._busy.add(thread_id)
+        return is_free
 
     def end(self, changes: Iterable[Change]) -> None:
         """Note that a commit has ended, with or without success."""
@@ -155,11 +145,8 @@ class CommitQueue:
     def take(self, max_calls: int, max_bytes: int) -> list[Call]:
         """Take the calls of the next shared commit; their threads are busy from now on.
 
-        Threads give a call each, one after the other, so that one with a long queue does not hold up the others.
-
-        Args:
-            max_calls: How many at most.
-            max_bytes: How many bytes; one call alone may have more.
+        Threads give a call each, one after the other, so that one with a long queue does not hold up the others. One
+        call alone may have more bytes.
         """
         return self._take(False, max_calls, max_bytes)
 

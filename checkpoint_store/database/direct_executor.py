@@ -49,22 +49,16 @@ class DirectExecutor(Executor):
         if is_interruption(error):
             with suppress(Exception):  # it may be closed
                 discard_unsent(socket_of(self.driver))
-        error = self._dbapi_error(error)
+        dialect, adapter = self.engine.dialect, self.pooled.dbapi_connection
+        if dialect.driver == "asyncpg" and isinstance(error, Exception):
+            error = dbapi_error(self.pooled, error)
         conn = Connection(self.engine, self.pooled)
-        if self._is_lost(error) and not ends_all_connections(error):
+        is_dbapis = adapter is not None and isinstance(error, dialect.loaded_dbapi.Error)
+        is_lost = is_dbapis and dialect.is_disconnect(error, adapter, None)  # type: ignore[arg-type]
+        if is_lost and not ends_all_connections(error):
             conn.invalidate(without_values(error))
             keep_others(conn)
         raise_statement_error(conn, error, sql, parameters)
-
-    def _is_lost(self, error: BaseException) -> bool:
-        """Return whether an error of the DBAPI's has ended the connection."""
-        dialect, adapter = self.engine.dialect, self.pooled.dbapi_connection
-        is_dbapis = adapter is not None and isinstance(error, dialect.loaded_dbapi.Error)
-        return is_dbapis and dialect.is_disconnect(error, adapter, None)  # type: ignore[arg-type]
-
-    def _dbapi_error(self, error: BaseException) -> BaseException:
-        """Return an error of the driver's as the dialect's DBAPI raises it."""
-        return error
 
 
 class AsyncpgExecutor(DirectExecutor):
@@ -72,15 +66,11 @@ class AsyncpgExecutor(DirectExecutor):
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
-        dialect = self.engine.dialect
-        sql, parameters = statement.bound(dialect, binds)
+        sql, parameters = statement.bound(self.engine.dialect, binds)
         try:
             return await_only(self.driver.fetch(sql, *parameters))
         except BaseException as error:
             self.fail(error, sql, parameters)
-
-    def _dbapi_error(self, error: BaseException) -> BaseException:
-        return dbapi_error(self.pooled, error) if isinstance(error, Exception) else error
 
 
 class PsycopgExecutor(DirectExecutor):
@@ -103,8 +93,7 @@ class PsycopgExecutor(DirectExecutor):
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
-        dialect = self.engine.dialect
-        sql, parameters = statement.bound(dialect, binds)
+        sql, parameters = statement.bound(self.engine.dialect, binds)
         try:
             cursor = self._wait(self.driver.execute(sql, parameters, binary=True))
             return self._wait(cursor.fetchall()) if cursor.description else []

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 
 from asyncpg import PostgresError
 from asyncpg.exceptions import ClientConfigurationError, InterfaceError, InternalClientError
@@ -76,67 +75,59 @@ _LOST = ("08", "57P01", "57P02", "57P05")
 """Errors that end a connection."""
 _ENDED = " Your transaction can only be rolled back now: do that first."
 
-Meaning = tuple[type[CheckpointStoreError], str]
-
-_MEANINGS: Mapping[str, Meaning] = MappingProxyType(
-    {
-        # By SQLSTATE, or its class. Transient errors, and lost transactions, are translated before.
-        "22": (UnstorableValue, "the database can't hold a value. {unseen}"),
-        "22021": (UnstorableValue, "the database's encoding lacks a character of a value. {utf8}"),
-        "22P05": (UnstorableValue, "the database's encoding lacks a character of a value. {utf8}"),
-        "25": (WrongTransaction, "the transaction can't carry the call. Use one that is READ WRITE and not aborted."),
-        "25006": (
-            WrongTransaction,
-            "the transaction is READ ONLY. Use one that may write, or a saver on an engine.",
-        ),
-        "25P02": (
-            WrongTransaction,
-            "the transaction is aborted by an error before this call. Roll it back, or to a savepoint, and begin anew.",
-        ),
-        "25P03": (
-            LimitReached,
-            "idle_in_transaction_session_timeout has ended the session. Hold a transaction for less long.",
-        ),
-        "25P04": (
-            LimitReached,
-            "transaction_timeout has ended the session. Raise it for the role, or make the transaction shorter.",
-        ),
-        "40": (WrongTransaction, "the server has undone the transaction. Roll it back and run it again, as a whole."),
-        "40002": (Refused, "{rule} refused the statement. {unseen}"),
-        "53": (Unavailable, "the server lacks a resource. Look at its machine and its log."),
-        "53100": (Unavailable, "the server's disk is full. Make room, or have old checkpoints deleted and vacuumed."),
-        "53200": (Unavailable, "the server is out of memory. Look at its settings, work_mem for one, and its machine."),
-        "53400": (LimitReached, "a limit in the server's configuration was reached, such as temp_file_limit."),
-        "54": (LimitReached, "a limit that PostgreSQL has built in was reached."),
-        "54000": (UnstorableValue, "a value, or a name, is larger than PostgreSQL can store there."),
-        "55": (Refused, "the server can't do that as the tables are now."),
-        "55006": (Unavailable, "an object in the database is in use. Try again."),
-        "55P03": (
-            LimitReached,
-            "lock_timeout has ended the wait for a lock. Find out who holds it (pg_stat_activity, pg_locks), or raise "
-            "the limit for the role.",
-        ),
-        "57014": (
-            LimitReached,
-            "by statement_timeout, or by whoever called pg_cancel_backend. Raise the limit for the role, the session "
-            "or the URL, or find out what the statement waited for.",
-        ),
-        "58": (Unavailable, "the server's system failed. Look into its log."),
-        "72": (Unavailable, "the snapshot that the statement was to read is too old. Try again."),
-        # Constraints, triggers and policies of the host's.
-        **dict.fromkeys(
-            ("02", "09", "20", "21", "23", "27", "2F", "38", "39", "44", "HV", "P0"),
-            (Refused, "{rule} refused the statement. {unseen}"),
-        ),
-        "42704": (
-            Refused,
-            "a policy, constraint or trigger names an object that does not exist, such as a setting that listeners "
-            "make.",
-        ),
-        "42": (CheckpointStoreError, "the server does not take the statement; the tables are not as we made them."),
-        "XX": (CheckpointStoreError, "the server failed. Look into its log; it may be a defect, or damaged data."),
-    }
-)
+_MEANINGS: dict[str, tuple[type[CheckpointStoreError], str]] = {
+    # By SQLSTATE, or its class. Transient errors, and lost transactions, are translated before.
+    "22": (UnstorableValue, "the database can't hold a value. {unseen}"),
+    "22021": (UnstorableValue, "the database's encoding lacks a character of a value. {utf8}"),
+    "22P05": (UnstorableValue, "the database's encoding lacks a character of a value. {utf8}"),
+    "25": (WrongTransaction, "the transaction can't carry the call. Use one that is READ WRITE and not aborted."),
+    "25006": (WrongTransaction, "the transaction is READ ONLY. Use one that may write, or a saver on an engine."),
+    "25P02": (
+        WrongTransaction,
+        "the transaction is aborted by an error before this call. Roll it back, or to a savepoint, and begin anew.",
+    ),
+    "25P03": (
+        LimitReached,
+        "idle_in_transaction_session_timeout has ended the session. Hold a transaction for less long.",
+    ),
+    "25P04": (
+        LimitReached,
+        "transaction_timeout has ended the session. Raise it for the role, or make the transaction shorter.",
+    ),
+    "40": (WrongTransaction, "the server has undone the transaction. Roll it back and run it again, as a whole."),
+    "40002": (Refused, "{rule} refused the statement. {unseen}"),
+    "53": (Unavailable, "the server lacks a resource. Look at its machine and its log."),
+    "53100": (Unavailable, "the server's disk is full. Make room, or have old checkpoints deleted and vacuumed."),
+    "53200": (Unavailable, "the server is out of memory. Look at its settings, work_mem for one, and its machine."),
+    "53400": (LimitReached, "a limit in the server's configuration was reached, such as temp_file_limit."),
+    "54": (LimitReached, "a limit that PostgreSQL has built in was reached."),
+    "54000": (UnstorableValue, "a value, or a name, is larger than PostgreSQL can store there."),
+    "55": (Refused, "the server can't do that as the tables are now."),
+    "55006": (Unavailable, "an object in the database is in use. Try again."),
+    "55P03": (
+        LimitReached,
+        "lock_timeout has ended the wait for a lock. Find out who holds it (pg_stat_activity, pg_locks), or raise "
+        "the limit for the role.",
+    ),
+    "57014": (
+        LimitReached,
+        "by statement_timeout, or by whoever called pg_cancel_backend. Raise the limit for the role, the session "
+        "or the URL, or find out what the statement waited for.",
+    ),
+    "58": (Unavailable, "the server's system failed. Look into its log."),
+    "72": (Unavailable, "the snapshot that the statement was to read is too old. Try again."),
+    # Constraints, triggers and policies of the host's.
+    **dict.fromkeys(
+        ("02", "09", "20", "21", "23", "27", "2F", "38", "39", "44", "HV", "P0"),
+        (Refused, "{rule} refused the statement. {unseen}"),
+    ),
+    "42704": (
+        Refused,
+        "a policy, constraint or trigger names an object that does not exist, such as a setting that listeners make.",
+    ),
+    "42": (CheckpointStoreError, "the server does not take the statement; the tables are not as we made them."),
+    "XX": (CheckpointStoreError, "the server failed. Look into its log; it may be a defect, or damaged data."),
+}
 """The meaning of SQLSTATEs: the class of our error, and its message and advice."""
 
 _NOT_OF_FUNCTION = ("08", "25", "40", "53", "57", "58", "55P03")
@@ -177,13 +168,7 @@ def translate(
 
 
 class _Failure:
-    """An error to be translated, with its diagnosis.
-
-    Args:
-        error: The error.
-        where: The name of the database in messages.
-        callers: Whether it came in a transaction of the caller's.
-    """
+    """An error to be translated, with its diagnosis."""
 
     def __init__(self, error: BaseException, where: str, *, callers: bool) -> None:
         self.error = error

@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Dialect
@@ -39,10 +38,8 @@ class EventLoop:
 
     It is bound to the running loop by `adopt`, or to one in a daemon thread of its own by `start`. When the former has
     ended, an engine's is bound to the next one that runs; a checkout finds out whether the pool has connections of the
-    ended one. (anyio's BlockingPortal has a loop of its own too, but takes no part in one that runs already.)
-
-    Args:
-        moves: Whether it is an engine's; a connection has one loop for all its life.
+    ended one. A connection's does not move. (anyio's BlockingPortal has a loop of its own too, but takes no part in one
+    that runs already.)
     """
 
     def __init__(self, *, moves: bool = True) -> None:
@@ -77,11 +74,6 @@ class EventLoop:
     def is_closed(self) -> bool:
         """Whether the loop has ended, or was left to the parent process."""
         return self.is_left_behind or (self.loop is not None and self.loop.is_closed())
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether the loop is known."""
-        return self.loop is not None
 
     @property
     def is_ours(self) -> bool:
@@ -142,7 +134,12 @@ class EventLoop:
                 "saver to a connection or session of the loop that uses it."
             )
         is_over = asyncio.Event()
-        call = self._begin(function, args, partial(_set_on, here, is_over))
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the call that waited has ended with its loop
+                here.call_soon_threadsafe(is_over.set)
+
+        call = self._begin(function, args, wake)
         try:
             await is_over.wait()
         except asyncio.CancelledError:
@@ -190,10 +187,9 @@ class EventLoop:
     def _begin(
         self, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], at_end: Callable[[], object]
     ) -> _Call[T]:
+        loop = self._running()
         try:
-            return _Call(self._running(), function, args, at_end)
-        except WrongThread:
-            raise
+            return _Call(loop, function, args, at_end)
         except RuntimeError:  # closed just now
             raise self._ended() from None
 
@@ -206,7 +202,8 @@ class EventLoop:
         if self.loop is None or (self._starts and self._has_ended):
             self.start()
         if self.loop is _running_loop():
-            if _has_greenlets_for_threads():
+            monkey = sys.modules.get("gevent.monkey")
+            if monkey is not None and monkey.is_module_patched("threading"):
                 raise WrongThread(
                     "gevent has made greenlets of this process's threads, so none is left for the event loop that an "
                     "async engine needs. Use PostgresSaver on a sync engine, which works under gevent: "
@@ -248,15 +245,9 @@ class EventLoop:
 
 
 class _Call(Generic[T]):
-    """A call to a loop in another thread, and its outcome.
+    """A call to a running loop from another thread, and its outcome; `at_end` is called there when it is over.
 
     Half of the cost of `asyncio.run_coroutine_threadsafe` is that of its two chained futures; here a lock is enough.
-
-    Args:
-        loop: The loop, running.
-        function: The coroutine function to call there.
-        args: Its arguments.
-        at_end: Called there when it is over.
     """
 
     def __init__(
@@ -267,11 +258,9 @@ class _Call(Generic[T]):
         at_end: Callable[[], object],
     ) -> None:
         self.loop = loop
-        self._function = function
-        self._args = args
         self._at_end = at_end
         self._task: asyncio.Task[T] | None = None
-        loop.call_soon_threadsafe(self._start)
+        loop.call_soon_threadsafe(self._start, function, args)
 
     def result(self) -> T:
         """Return the result of a call that is over, or raise its error."""
@@ -284,8 +273,8 @@ class _Call(Generic[T]):
             self.loop.call_soon_threadsafe(self._stop)
         return is_under_way
 
-    def _start(self) -> None:
-        self._task = self.loop.create_task(self._function(*self._args))
+    def _start(self, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...]) -> None:
+        self._task = self.loop.create_task(function(*args))
         self._task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[T]) -> None:
@@ -301,16 +290,6 @@ class _Call(Generic[T]):
 def _wait(under_way: threading.Lock, seconds: float) -> bool:
     """Wait for a call, and return whether it is over."""
     return under_way.acquire(timeout=seconds)
-
-
-def _set_on(loop: asyncio.AbstractEventLoop, is_over: asyncio.Event) -> None:
-    with suppress(RuntimeError):  # the call that waited there has ended with the loop
-        loop.call_soon_threadsafe(is_over.set)
-
-
-def _has_greenlets_for_threads() -> bool:
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

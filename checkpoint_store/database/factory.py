@@ -160,7 +160,7 @@ def _host_backend(
         return SyncBackend(provider, page_cache, page_sharing)
     event_loop = EventLoop(moves=False)
     event_loop.adopt()
-    if not event_loop.is_bound and engines_loop is not None:
+    if event_loop.loop is None and engines_loop is not None:
         event_loop = engines_loop
     return AsyncBackend(provider, event_loop, page_cache, page_sharing)
 

@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
-from types import TracebackType
 
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -104,9 +103,8 @@ class AsyncPipeline:
             raise Closed("this pipeline is closed")
         self._start_on_loop()
         few = self._under_way < self._flushes and not self._shared and not self._waiting
-        if few and not self._waiting.is_busy(change.thread_id):
+        if few and self._waiting.begin(change.thread_id):
             self._begin()
-            self._waiting.begin(change.thread_id)
             try:
                 await self._commit(store, [change])
             finally:
@@ -131,9 +129,7 @@ class AsyncPipeline:
     async def __aenter__(self) -> AsyncPipeline:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def _begin(self) -> None:
@@ -156,9 +152,8 @@ class AsyncPipeline:
         while self._waiting and self._under_way < self._flushes and self._shared < _SHARED_COMMITS:
             if self._shared and self._waiting.ready < self._last_size:
                 # Not for long: the one under way may itself wait for a lock that another session has.
-                self._timer = self._timer or asyncio.get_running_loop().call_later(
-                    _GATHER_SECONDS, self._stop_gathering
-                )
+                loop = asyncio.get_running_loop()
+                self._timer = self._timer or loop.call_later(_GATHER_SECONDS, self._stop_gathering)
                 return
             if not self._start_shared():
                 break
@@ -218,16 +213,16 @@ class AsyncPipeline:
             _resolve(unresolved)  # also if the loop ends meanwhile: they are committed
 
     async def _store(self, calls: list[Call]) -> list[Outcome]:
-        """Store the changes of calls.
-
-        Returns:
-            The outcome of each, but for those that wait again, to go alone.
-        """
+        """Store the changes of calls. Returns the outcome of each, but for those that wait again, to go alone."""
         outcomes: list[Outcome] = []
         parts = deque([calls])
         while parts:
             part = parts.popleft()
-            error = await self._error_of(part)
+            error: Exception | None = None
+            try:
+                await self._commit(part[0].store, [call.change for call in part])
+            except Exception as failure:
+                error = failure
             if error is not None and len(part) > 1 and not _by_thread(error):
                 if _is_limit(error):
                     # Halves would not do: each commit may take as long again.
@@ -235,8 +230,9 @@ class AsyncPipeline:
                     LimitedCommit(limited)
                     self._waiting.put_back(limited)
                     break
-                if _may_be_one_calls(error):
-                    # In halves, until the call that is refused is alone; each half keeps its order.
+                if isinstance(error, ONE_CALLS) or type(error) is CheckpointStoreError:
+                    # In halves, until the call that is refused is alone; each half keeps its order. Not so if the
+                    # server or the tables are missing.
                     half = len(part) // 2
                     parts.extendleft([part[half:], part[:half]])
                     continue
@@ -244,14 +240,6 @@ class AsyncPipeline:
                 _note_limit(part[0], error)
             outcomes += [(call, error and _error_for(error, call.change.thread_id)) for call in part]
         return outcomes
-
-    async def _error_of(self, calls: list[Call]) -> Exception | None:
-        """Store the changes of calls in one commit. Returns the error that it failed with."""
-        try:
-            await self._commit(calls[0].store, [call.change for call in calls])
-        except Exception as error:
-            return error
-        return None
 
     async def _commit(self, store: Store, changes: Sequence[Change]) -> None:
         clock = asyncio.get_running_loop().time
@@ -287,11 +275,6 @@ def _note_limit(call: Call, error: Exception | None) -> None:
         is_limit = error is not None and _is_limit(error)
         hopeless = call.limited.note(call.change.thread_id, stored=error is None, limited=is_limit)
         _resolve((other, error and _copy_of(error)) for other in hopeless)  # now: they are not to be sent
-
-
-def _may_be_one_calls(error: Exception) -> bool:
-    """Return whether other calls might be stored without one of them; not if the server or the tables are missing."""
-    return isinstance(error, ONE_CALLS) or type(error) is CheckpointStoreError
 
 
 def _is_limit(error: Exception) -> bool:

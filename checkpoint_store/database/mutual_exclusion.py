@@ -16,7 +16,7 @@ class TaskLock(FairSemaphore):
     """A lock for tasks, which its holder may take again, as a thread may its `threading.RLock`."""
 
     def __init__(self) -> None:
-        super().__init__(1, None)
+        super().__init__(1)
         self._owner: asyncio.Task[Any] | None = None
         self._depth = 0
 
@@ -34,11 +34,10 @@ class TaskLock(FairSemaphore):
             self.release()
 
 
-_task_locks: weakref.WeakKeyDictionary[object, TaskLock] = weakref.WeakKeyDictionary()
-_thread_locks: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
+_locks: weakref.WeakKeyDictionary[object, TaskLock | threading.RLock] = weakref.WeakKeyDictionary()
 _registry_lock = ProcessLock()
 
-in_children(_thread_locks.clear)  # the threads that hold one are not there
+in_children(_locks.clear)  # the threads that hold one are not there
 
 
 def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:
@@ -49,16 +48,14 @@ def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[objec
         is_async: Whether they are in greenlets of one event loop; otherwise they are threads.
     """
     with _registry_lock.current:
-        if is_async:
-            return _task_locks.get(thing) or _task_locks.setdefault(thing, TaskLock())
         # Reentrant: SQLAlchemy has an error for a session's flush that calls a saver on that session.
-        return _thread_locks.get(thing) or _thread_locks.setdefault(thing, threading.RLock())
+        return _locks.get(thing) or _locks.setdefault(thing, TaskLock() if is_async else threading.RLock())
 
 
 def wait_for_others(thing: object) -> None:
     """Wait until a thing is free, after all calls that have asked to be `alone_with` it before."""
     with _registry_lock.current:
-        lock: AbstractContextManager[object] | None = _task_locks.get(thing) or _thread_locks.get(thing)
+        lock = _locks.get(thing)
     if lock is not None:
         with lock:
             pass

@@ -32,18 +32,11 @@ class GreenletScheduling:
     """Waiting and mutual exclusion for SQLAlchemy's greenlets."""
 
     def __init__(self) -> None:
-        self._permit = FairSemaphore(1, None)
+        self._permit = FairSemaphore(1)
 
     @contextmanager
     def alone(self, request: LockRequest | None = None) -> Iterator[None]:
-        """Lock a block.
-
-        Args:
-            request: The request that the block serves, if one; it limits the wait.
-
-        Raises:
-            Unavailable: If the lock has not come in time.
-        """
+        """Lock a block. The request that it serves, if one, limits the wait; raises `Unavailable` when that is over."""
         try:
             await_only(self._permit.acquire(None if request is None else request.server_left))
         except CheckoutTimeout:
