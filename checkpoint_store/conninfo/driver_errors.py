@@ -100,11 +100,7 @@ def field(error: BaseException, name: str) -> str | None:
 
 
 def diagnosis_of(error: BaseException) -> Diagnosis:
-    """Return the diagnosis of an error.
-
-    Args:
-        error: SQLAlchemy's, the driver's or the system's.
-    """
+    """Return the diagnosis of an error of SQLAlchemy's, the driver's or the system's."""
     raw = driver_error(error)
     state = sqlstate_of(raw)
     if not state:
@@ -133,11 +129,7 @@ def diagnosis_of(error: BaseException) -> Diagnosis:
 
 
 def without_values(error: BaseException) -> BaseException | None:
-    """Return a copy of an error without values, traceback and context; None where none can be made.
-
-    Args:
-        error: SQLAlchemy's, a driver's or the system's.
-    """
+    """Return a copy of an error without values, traceback and context; None where none can be made."""
     try:
         return _copy(error)
     except Exception:

@@ -23,43 +23,37 @@ class TransientError(NamedTuple):
 
     reason: str
     """The cause, and why it is transient; fit for a log, since it quotes nothing of the server's message."""
-    ends_connections: bool
+    ends_connections: bool = True
     """Whether the connection it came from, and connections of the pool that are as old, are of no more use."""
 
-
-_ENDS, _STAYS = True, False
 
 PLAN_CHANGED = "0A000 RevalidateCachedQuery"
 """An SQLSTATE that covers other errors too, and the function in PostgreSQL that raises this one."""
 
 TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = {
     # By SQLSTATE, or its class: https://www.postgresql.org/docs/current/errcodes-appendix.html
-    "08": TransientError("the connection was lost, or a proxy gave it up; another one may hold", _ENDS),
-    "25006": TransientError("the server only reads: it was demoted, or is a standby about to be promoted", _ENDS),
-    "25P03": TransientError("the transaction was idle for too long and was undone; it is begun again", _ENDS),
-    "40001": TransientError("another transaction came first; repeated, this one sees its rows", _STAYS),
-    "40P01": TransientError("two transactions waited for each other, and the server undid ours", _STAYS),
-    "53300": TransientError("the server has as many connections as it may; some will end", _ENDS),
-    "57P01": TransientError("the server shuts down, or an administrator ended the connection", _ENDS),
-    "57P02": TransientError("a process of the server crashed, so it starts anew", _ENDS),
-    "57P03": TransientError("the server starts, stops or recovers from a crash", _ENDS),
-    "57P05": TransientError("the connection was idle for longer than the server allows", _ENDS),
+    "08": TransientError("the connection was lost, or a proxy gave it up; another one may hold"),
+    "25006": TransientError("the server only reads: it was demoted, or is a standby about to be promoted"),
+    "25P03": TransientError("the transaction was idle for too long and was undone; it is begun again"),
+    "40001": TransientError("another transaction came first; repeated, this one sees its rows", ends_connections=False),
+    "40P01": TransientError(
+        "two transactions waited for each other, and the server undid ours", ends_connections=False
+    ),
+    "53300": TransientError("the server has as many connections as it may; some will end"),
+    "57P01": TransientError("the server shuts down, or an administrator ended the connection"),
+    "57P02": TransientError("a process of the server crashed, so it starts anew"),
+    "57P03": TransientError("the server starts, stops or recovers from a crash"),
+    "57P05": TransientError("the connection was idle for longer than the server allows"),
     # asyncpg prepares it again by itself, psycopg never does.
-    PLAN_CHANGED: TransientError(
-        "a table was altered after the statement was prepared; another session prepares it", _ENDS
-    ),
+    PLAN_CHANGED: TransientError("a table was altered after the statement was prepared; another session prepares it"),
     # By class, for errors without an SQLSTATE, since no server has answered.
-    ConnectionError: TransientError("the connection was refused or cut; the server may be starting", _ENDS),
-    FileNotFoundError: TransientError("the server's socket is not there; the server may be starting", _ENDS),
-    TimeoutError: TransientError("no answer while connecting; another attempt may reach another host", _ENDS),
-    socket.gaierror: TransientError("the host's name could not be resolved; a name may be moving", _ENDS),
-    TargetServerAttributeNotMatched: TransientError("no host of the URL takes writes; one may be about to", _ENDS),
-    InternalClientError: TransientError(
-        "the connection ended in the middle of asyncpg's protocol, as in a crash", _ENDS
-    ),
-    exc.OperationalError: TransientError(
-        "libpq could not reach the server, or lost it; the server may be starting", _ENDS
-    ),
+    ConnectionError: TransientError("the connection was refused or cut; the server may be starting"),
+    FileNotFoundError: TransientError("the server's socket is not there; the server may be starting"),
+    TimeoutError: TransientError("no answer while connecting; another attempt may reach another host"),
+    socket.gaierror: TransientError("the host's name could not be resolved; a name may be moving"),
+    TargetServerAttributeNotMatched: TransientError("no host of the URL takes writes; one may be about to"),
+    InternalClientError: TransientError("the connection ended in the middle of asyncpg's protocol, as in a crash"),
+    exc.OperationalError: TransientError("libpq could not reach the server, or lost it; the server may be starting"),
 }
 """The transient errors by SQLSTATE, by class of SQLSTATEs, or by class of exception."""
 
@@ -80,11 +74,7 @@ _CLOSED = (ConnectionError, InterfaceError, InternalClientError)
 
 
 def transient_error_of(error: BaseException) -> TransientError | None:
-    """Return the transient error that an error is, or None.
-
-    Args:
-        error: SQLAlchemy's, asyncpg's or the system's.
-    """
+    """Return the transient error that an error of SQLAlchemy's, a driver's or the system's is, or None."""
     cause = driver_error(error)
     if is_statement_pooling(error):
         return None
@@ -123,10 +113,8 @@ def ends_all_connections(error: BaseException) -> bool:
     """Return whether the other connections of the pool are of no more use either, without their drivers' notice.
 
     Where a server stops, crashes or ends one connection, it closes the socket of each that it ends: that is noticed
-    when a connection is taken from the pool. Not so where the server has changed, or the network is silent.
-
-    Args:
-        error: One that `ends_connections`, or that a driver raises for a connection it has lost.
+    when a connection is taken from the pool. Not so where the server has changed, or the network is silent. It is asked
+    of an error that `ends_connections`, or that a driver raises for a connection it has lost.
     """
     cause: BaseException | None = error.orig if isinstance(error, exc.StatementError) else error
     if state := _state(cause):

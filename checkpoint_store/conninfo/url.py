@@ -33,14 +33,7 @@ _ARGUMENTS = {
 
 # libpq parameters without a counterpart in asyncpg, which would send them to the server as settings it doesn't know.
 # https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
-_IGNORED = {
-    "channel_binding",
-    "client_encoding",
-    "gssencmode",
-    "requirepeer",
-    "sslcompression",
-    "sslsni",
-}
+_IGNORED = {"channel_binding", "client_encoding", "gssencmode", "requirepeer", "sslcompression", "sslsni"}
 
 
 def masked(conn_string: object) -> str:
@@ -81,13 +74,7 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
 
 
 def connector(conn_string: str) -> Connector:
-    """Return the connector of a connection string that `engine_arguments` takes.
-
-    Args:
-        conn_string: The same string.
-
-    Returns:
-        A function for the `connect_args` as `async_creator_fn`.
+    """Return the connector of a connection string that `engine_arguments` takes, for `async_creator_fn`.
 
     Raises:
         InvalidURL: If a port or a parameter of the sockets is not a whole number.
@@ -105,11 +92,7 @@ def connector(conn_string: str) -> Connector:
 
 
 def _parse(conn_string: str) -> tuple[SplitResult, list[tuple[str, str]]]:
-    """Return the parts of a URL, and its parameters.
-
-    Raises:
-        InvalidURL: If it can't be parsed, or names another driver.
-    """
+    """Return the parts of a URL, and its parameters; raise `InvalidURL` if it can't be parsed."""
     _check_text(conn_string)
     scheme, _, rest = conn_string.partition("://")
     if scheme not in _SCHEMES:
@@ -139,11 +122,7 @@ def _parse(conn_string: str) -> tuple[SplitResult, list[tuple[str, str]]]:
 
 
 def _check_text(conn_string: object) -> None:
-    """Check that a connection string is text that may be a URL.
-
-    Raises:
-        InvalidURL: If it isn't.
-    """
+    """Raise `InvalidURL` unless a connection string is text that may be a URL."""
     if isinstance(conn_string, URL):
         raise InvalidURL(
             "connection string must be text, not a URL object of SQLAlchemy's. Pass "
@@ -163,11 +142,7 @@ def _check_text(conn_string: object) -> None:
 
 
 def _sort(query: list[tuple[str, str]], conn_string: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return a URL's parameters as arguments of the driver's, and those that it reads from the URL itself.
-
-    Raises:
-        InvalidURL: If one that must be a number is not.
-    """
+    """Return a URL's parameters as arguments of the driver's, and those that it reads from the URL itself."""
     arguments: dict[str, Any] = {}
     kept = []
     for name, value in query:

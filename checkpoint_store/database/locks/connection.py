@@ -31,23 +31,14 @@ SETTINGS = {
 
 
 class LockConnection:
-    """Executes operations on a connection that is out of the pool.
-
-    Args:
-        conn: The connection.
-        scheduling: Limits the time of a block.
-        sql: The statements.
-
-    Raises:
-        SQLAlchemyError: If the session can't be begun; the connection is closed then.
-    """
+    """Executes operations on a connection that is out of the pool; it is closed if the session can't be begun."""
 
     def __init__(self, conn: Connection, scheduling: Scheduling, sql: Statements) -> None:
         self._conn = conn
         self._scheduling = scheduling
         self._dbapi = cast("Any", conn.connection.dbapi_connection)
         self._driver: Any = conn.dialect.get_driver_connection(self._dbapi)
-        terminate = getattr(self._driver, "terminate", None)
+        terminate = getattr(self._driver, "terminate", None)  # asyncpg's
         self._disconnect: Callable[[], object] = terminate or partial(_shut_down, self._driver)
         self._terminate: Callable[[], object] = terminate or partial(conn.dialect.do_terminate, self._dbapi)
         try:

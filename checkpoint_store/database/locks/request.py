@@ -52,12 +52,7 @@ class LockRequest:
         self._began = time.monotonic()
 
     def check(self) -> None:
-        """Check that it is still wanted.
-
-        Raises:
-            Closed: If the saver that wants it was closed.
-            GivenUp: If it was given up.
-        """
+        """Raise `Closed` if the saver that wants it was closed, `GivenUp` if it was given up."""
         self._check_open()
         if self.given_up.is_set():
             raise GivenUp

@@ -41,11 +41,7 @@ _LAST_POLL_SECONDS, _QUEUE_POLL_SECONDS = 0.5, 0.02
 
 
 class LockSession:
-    """Holds locks, until they are given back or the session ends.
-
-    Args:
-        is_async: Whether it runs in greenlets.
-    """
+    """Holds locks, until they are given back or the session ends."""
 
     def __init__(self, *, is_async: bool) -> None:
         self._is_async = is_async
@@ -129,7 +125,13 @@ class LockSession:
         self._start_afresh()
         if (opening := self._opening) is not None:
             opening.cancel()
-        self._scheduling.shielded(self._close)
+
+        def end() -> None:
+            with self._scheduling.alone():
+                self._note_losses()
+                self._end()
+
+        self._scheduling.shielded(end)
 
     def check(self, sql: Statements, changes: Sequence[Change], db: Executor | None = None) -> None:
         """Check that no change is of a thread whose lock was lost by a run that is still at work.
@@ -238,11 +240,6 @@ class LockSession:
             self._lose()  # whatever it was, the session must not keep the lock
         finally:
             request.is_held = False
-
-    def _close(self) -> None:
-        with self._scheduling.alone():
-            self._note_losses()
-            self._end()
 
     def _execute(self, sql: Statements, operation: Callable[..., T], *args: Any) -> T:
         """Call an operation on the session; the caller is alone with it."""
