@@ -129,15 +129,16 @@ class EngineProvider(ConnectionProvider):
         # Before as well: a connection that is being opened counts as checked out.
         kept = kept_by_others(self.engine)
         request.kept = lambda: min(kept, kept_by_others(self.engine))
+        request.sql, request.open_connection = self.sql, self._detach
         try:
-            self.lock_session.take(self._detach, self.sql, request)
+            self.lock_session.take(request)
         except Exception as error:
-            self._retry(error, request.left, self.lock_session.take, self._detach, self.sql, request)
+            self._retry(error, request.left, self.lock_session.take, request)
 
     def drop_lock(self, request: LockRequest) -> None:
         """Give a thread's lock back."""
         with self.translate_errors():
-            self.lock_session.drop(self.sql, request)
+            self.lock_session.drop(request)
 
     def role(self) -> str | None:
         """Return the database role that our statements run as: on another connection, since an error may end one."""

@@ -99,7 +99,7 @@ class ConnectionProvider(ABC):
                 raise request.thread_locked()
             pause(POLL_SECONDS)
             request.check()
-        request.number, request.schema, request.is_held = number, self.sql.tables.schema, True
+        request.number, request.sql, request.is_held = number, self.sql, True
 
     def drop_lock(self, request: LockRequest) -> None:
         """Forget a lock, but keep it: others may not go on before they can see what was stored."""

@@ -8,8 +8,11 @@ import time
 import weakref
 from collections.abc import Callable
 
+from sqlalchemy import Connection
+
 from checkpoint_store.database.checkout import full_of_others
 from checkpoint_store.errors import LockLost, ThreadLocked, Unavailable, short_repr
+from checkpoint_store.sql.statements import Statements
 
 SERVER_SECONDS = 1.0
 """How long it may take to ask the server for a lock, however short the timeout: 0 is to try once."""
@@ -34,8 +37,10 @@ class LockRequest:
         self.timeout = timeout
         self.is_held = False
         self.is_lost = False
-        self.schema: str | None = None
-        """The saver's name for the schema of its tables."""
+        self.sql: Statements
+        """The statements of the saver that wants it."""
+        self.open_connection: Callable[[], Connection]
+        """Takes a connection out of the pool, for the session that is to hold it."""
         self.number = 0
         """The number of the advisory lock."""
         self.transaction: object = None

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect
+from sqlalchemy import Dialect
 
 from checkpoint_store.database.locks.connection import LockConnection
 from checkpoint_store.database.locks.request import LockRequest
@@ -76,13 +76,8 @@ class LockSession:
                 self._reset()
             self._loop = loop
 
-    def take(self, open_connection: Callable[[], Connection], sql: Statements, request: LockRequest) -> None:
+    def take(self, request: LockRequest) -> None:
         """Take a lock, and wait for the runs that have it.
-
-        Args:
-            open_connection: Takes a connection out of the pool, if one is needed.
-            sql: The statements.
-            request: The lock.
 
         Raises:
             ThreadLocked: If others have it for too long.
@@ -92,17 +87,16 @@ class LockSession:
             UnusableConnection: If the engine's connections are no sessions of the server's.
         """
         self._start_afresh()
-        request.schema, request.pid = sql.tables.schema, self._pid
+        request.pid = self._pid
         with self._registry:
             self._wanted.add(request)
-        ask = partial(self._ask, open_connection, sql, request)
         try:
-            request.number = ask(self._execute, sql, locks.lock_number, request.thread_id)
+            request.number = self._ask(request, self._execute, request.sql, locks.lock_number, request.thread_id)
             with self._registry:
                 queue = self._queues.setdefault(request.number, deque())
                 queue.append(request)
             wait = POLL_SECONDS
-            while not ((is_next := self._is_next(sql, request, queue)) and ask(self._try, sql, request)):
+            while not ((is_next := self._is_next(request, queue)) and self._ask(request, self._try, request)):
                 if (left := request.left) == 0:
                     raise request.thread_locked()
                 pause = wait if is_next else _QUEUE_POLL_SECONDS
@@ -111,14 +105,14 @@ class LockSession:
                 request.check()
         except BaseException as error:
             request.failure = error if isinstance(error, Exception) else None
-            self.drop(sql, request)
+            self.drop(request)
             raise
 
-    def drop(self, sql: Statements, request: LockRequest) -> None:
+    def drop(self, request: LockRequest) -> None:
         """Give a lock back, or stop waiting for it; does nothing the second time."""
         self._start_afresh()
         if request.pid == os.getpid() and (request.is_held or self.forget(request)):
-            self._scheduling.shielded(self._drop, sql, request)
+            self._scheduling.shielded(self._drop, request)
 
     def close(self) -> None:
         """End the session; locks that are held are lost."""
@@ -148,7 +142,7 @@ class LockSession:
         with self._registry:
             requests = [request for request in self.lost if request.thread_id in threads and not request.is_forgotten]
         for request in requests:
-            is_named_so = request.schema == sql.tables.schema
+            is_named_so = request.sql.tables.schema == sql.tables.schema
             if is_named_so or (db and locks.lock_number(db, sql, request.thread_id) == request.number):
                 raise request.lock_lost()
 
@@ -165,25 +159,18 @@ class LockSession:
             self._wanted.discard(request)
             return was_wanted and not self._wanted
 
-    def _ask(
-        self,
-        open_connection: Callable[[], Connection],
-        sql: Statements,
-        request: LockRequest,
-        function: Callable[..., T],
-        *args: Any,
-    ) -> T:
+    def _ask(self, request: LockRequest, function: Callable[..., T], *args: Any) -> T:
         """Call a function that asks the server something, to its end: a statement interrupted would cost all locks."""
         with self._scheduling.alone(request):
             request.check()
             if self._connection is None:
-                self._open(open_connection, sql, request)
+                self._open(request)
             return self._scheduling.shielded(function, *args)
 
-    def _open(self, open_connection: Callable[[], Connection], sql: Statements, request: LockRequest) -> None:
+    def _open(self, request: LockRequest) -> None:
         opening = self._opening = Opening()
         try:
-            self._scheduling.start(partial(self._begin, open_connection, sql), opening, request)
+            self._scheduling.start(partial(self._begin, request), opening, request)
         finally:
             self._opening = None
         if opening.cancelled():
@@ -191,10 +178,10 @@ class LockSession:
             raise request.failure or request.unanswered()
         opening.result()
 
-    def _begin(self, open_connection: Callable[[], Connection], sql: Statements, opening: Opening) -> None:
+    def _begin(self, request: LockRequest, opening: Opening) -> None:
         """Begin the session, unless no request waits for it any more: a later one may have begun another."""
         try:
-            connection = LockConnection(open_connection(), self._scheduling, sql)
+            connection = LockConnection(request.open_connection(), self._scheduling, request.sql)
         except BaseException as error:
             if opening.set_running_or_notify_cancel():
                 opening.set_exception(error)
@@ -204,37 +191,37 @@ class LockSession:
             return
         connection.on_end(partial(self._note_end, connection))
         self._connection = connection
-        self._stop_checks = self._scheduling.repeat(CHECK_SECONDS, self, partial(LockSession._check, sql=sql))
+        self._stop_checks = self._scheduling.repeat(CHECK_SECONDS, self, partial(LockSession._check, sql=request.sql))
         opening.set_result(None)
 
-    def _is_next(self, sql: Statements, request: LockRequest, queue: deque[LockRequest]) -> bool:
+    def _is_next(self, request: LockRequest, queue: deque[LockRequest]) -> bool:
         """Return whether no other request of this process is before it, but for those that are forgotten."""
         while (first := queue[0] if queue else None) is not None and first.is_forgotten:
-            self.drop(sql, first)
+            self.drop(first)
         return first is request
 
-    def _try(self, sql: Statements, request: LockRequest) -> bool:
-        taken = self._execute(sql, locks.take_lock, request.number)
+    def _try(self, request: LockRequest) -> bool:
+        taken = self._execute(request.sql, locks.take_lock, request.number)
         # The session may have ended just after its answer.
         request.is_held = taken and self._connection is not None
         if request.is_held and request not in self._wanted:
             # It was given up while the server was asked.
-            self._release(sql, request)
+            self._release(request)
         return request.is_held
 
-    def _drop(self, sql: Statements, request: LockRequest) -> None:
+    def _drop(self, request: LockRequest) -> None:
         with self._scheduling.alone():
             try:
-                self._release(sql, request)
+                self._release(request)
             finally:
                 self.forget(request)
                 if not self._wanted:
                     self._end()
 
-    def _release(self, sql: Statements, request: LockRequest) -> None:
+    def _release(self, request: LockRequest) -> None:
         try:
             has_it = request.is_held and not request.is_lost
-            if has_it and not self._execute(sql, locks.drop_lock, request.number):
+            if has_it and not self._execute(request.sql, locks.drop_lock, request.number):
                 self._lose()
         except Exception:
             self._lose()  # whatever it was, the session must not keep the lock
@@ -293,7 +280,7 @@ class LockSession:
         with self._registry:
             forgotten = [request for queue in self._queues.values() for request in queue if request.is_forgotten]
         for request in forgotten:
-            self.drop(sql, request)
+            self.drop(request)
 
 
 _lock_sessions: weakref.WeakKeyDictionary[Dialect, LockSession] = weakref.WeakKeyDictionary()
