@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from asyncpg.exceptions import InterfaceError, InternalClientError, TargetServerAttributeNotMatched
@@ -30,31 +31,39 @@ class TransientError(NamedTuple):
 PLAN_CHANGED = "0A000 RevalidateCachedQuery"
 """An SQLSTATE that covers other errors too, and the function in PostgreSQL that raises this one."""
 
-TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = {
-    # By SQLSTATE, or its class: https://www.postgresql.org/docs/current/errcodes-appendix.html
-    "08": TransientError("the connection was lost, or a proxy gave it up; another one may hold"),
-    "25006": TransientError("the server only reads: it was demoted, or is a standby about to be promoted"),
-    "25P03": TransientError("the transaction was idle for too long and was undone; it is begun again"),
-    "40001": TransientError("another transaction came first; repeated, this one sees its rows", ends_connections=False),
-    "40P01": TransientError(
-        "two transactions waited for each other, and the server undid ours", ends_connections=False
-    ),
-    "53300": TransientError("the server has as many connections as it may; some will end"),
-    "57P01": TransientError("the server shuts down, or an administrator ended the connection"),
-    "57P02": TransientError("a process of the server crashed, so it starts anew"),
-    "57P03": TransientError("the server starts, stops or recovers from a crash"),
-    "57P05": TransientError("the connection was idle for longer than the server allows"),
-    # asyncpg prepares it again by itself, psycopg never does.
-    PLAN_CHANGED: TransientError("a table was altered after the statement was prepared; another session prepares it"),
-    # By class, for errors without an SQLSTATE, since no server has answered.
-    ConnectionError: TransientError("the connection was refused or cut; the server may be starting"),
-    FileNotFoundError: TransientError("the server's socket is not there; the server may be starting"),
-    TimeoutError: TransientError("no answer while connecting; another attempt may reach another host"),
-    socket.gaierror: TransientError("the host's name could not be resolved; a name may be moving"),
-    TargetServerAttributeNotMatched: TransientError("no host of the URL takes writes; one may be about to"),
-    InternalClientError: TransientError("the connection ended in the middle of asyncpg's protocol, as in a crash"),
-    exc.OperationalError: TransientError("libpq could not reach the server, or lost it; the server may be starting"),
-}
+TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingProxyType(
+    {
+        # By SQLSTATE, or its class: https://www.postgresql.org/docs/current/errcodes-appendix.html
+        "08": TransientError("the connection was lost, or a proxy gave it up; another one may hold"),
+        "25006": TransientError("the server only reads: it was demoted, or is a standby about to be promoted"),
+        "25P03": TransientError("the transaction was idle for too long and was undone; it is begun again"),
+        "40001": TransientError(
+            "another transaction came first; repeated, this one sees its rows", ends_connections=False
+        ),
+        "40P01": TransientError(
+            "two transactions waited for each other, and the server undid ours", ends_connections=False
+        ),
+        "53300": TransientError("the server has as many connections as it may; some will end"),
+        "57P01": TransientError("the server shuts down, or an administrator ended the connection"),
+        "57P02": TransientError("a process of the server crashed, so it starts anew"),
+        "57P03": TransientError("the server starts, stops or recovers from a crash"),
+        "57P05": TransientError("the connection was idle for longer than the server allows"),
+        # asyncpg prepares it again by itself, psycopg never does.
+        PLAN_CHANGED: TransientError(
+            "a table was altered after the statement was prepared; another session prepares it"
+        ),
+        # By class, for errors without an SQLSTATE, since no server has answered.
+        ConnectionError: TransientError("the connection was refused or cut; the server may be starting"),
+        FileNotFoundError: TransientError("the server's socket is not there; the server may be starting"),
+        TimeoutError: TransientError("no answer while connecting; another attempt may reach another host"),
+        socket.gaierror: TransientError("the host's name could not be resolved; a name may be moving"),
+        TargetServerAttributeNotMatched: TransientError("no host of the URL takes writes; one may be about to"),
+        InternalClientError: TransientError("the connection ended in the middle of asyncpg's protocol, as in a crash"),
+        exc.OperationalError: TransientError(
+            "libpq could not reach the server, or lost it; the server may be starting"
+        ),
+    }
+)
 """The transient errors by SQLSTATE, by class of SQLSTATEs, or by class of exception."""
 
 _UNREACHABLE = (

@@ -7,6 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
@@ -264,8 +265,12 @@ class AsyncBackend(Backend):
             return
         with self._closing:
             if self.provider.state is State.DRAINING:
-                with closing_blocking(self._end):  # also after Ctrl-C
-                    self.event_loop.call(self._drain)
+                try:
+                    with closing_blocking(partial(self.event_loop.call, self._release)):  # also after Ctrl-C
+                        self.event_loop.call(self._drain)
+                finally:
+                    if self.owned:
+                        self.event_loop.stop()
 
     def _refuse(self) -> None:
         """Refuse further operations."""
@@ -274,23 +279,13 @@ class AsyncBackend(Backend):
             is_left = self.owned or self.event_loop.is_ours or self._pipe is not None
             self.provider.close(State.DRAINING if is_left else State.CLOSED)
 
-    def _end(self) -> None:
-        try:
-            self.event_loop.call(self._release)
-        finally:
-            if self.owned:
-                self.event_loop.stop()
-
     async def _close(self) -> None:
-        async with closing(self._release_shielded):  # also if the wait for the pipeline is cancelled
+        async with closing(lambda: to_the_end(self._release())):  # also if the wait for the pipeline is cancelled
             await self._drain()
 
     async def _drain(self) -> None:
         if self.owned and self._pipe is not None:
             await self._pipe.aclose()
-
-    async def _release_shielded(self) -> None:
-        await to_the_end(self._release())
 
     async def _release(self) -> None:
         async with closing(self._dispose):
@@ -339,16 +334,9 @@ class SyncBackend(Backend):
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function of the provider in a worker thread."""
-        if not self.provider.is_callers:
-            return await asyncio.to_thread(function, *args)
-        call = asyncio.ensure_future(asyncio.to_thread(function, *args))
-        try:
-            return await asyncio.shield(call)
-        except asyncio.CancelledError:
-            # The caller will go on with the connection, or close it: the call has to leave it first.
-            await asyncio.wait([call])
-            call.exception()
-            raise
+        call = asyncio.to_thread(function, *args)
+        # If cancelled, the caller goes on with its connection, or closes it: the call has to leave that first.
+        return await (to_the_end(call) if self.provider.is_callers else call)
 
     def call_blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function of the provider."""

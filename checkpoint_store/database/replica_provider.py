@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import exc
@@ -97,7 +98,9 @@ class ReplicaProvider(ConnectionProvider):
         try:
             written = self.primary.written
             if thread_id is not None and written.has(thread_id):
-                written.ask(self._position, self._replayed)
+                written.ask(
+                    partial(self.primary.run, probes.log_position), partial(self.replica.run, probes.replayed_position)
+                )
                 if written.has(thread_id):
                     return None
             return self.replica.run(operation, *args)
@@ -110,9 +113,3 @@ class ReplicaProvider(ConnectionProvider):
                 *(self.replica.where, type(error).__name__, REST_SECONDS),
             )
             return None
-
-    def _position(self) -> int | None:
-        return self.primary.run(probes.log_position)
-
-    def _replayed(self) -> int | None:
-        return self.replica.run(probes.replayed_position)
