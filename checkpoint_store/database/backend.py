@@ -37,13 +37,7 @@ _UNOBSERVED = nullcontext()
 
 
 class Backend(ABC):
-    """Runs operations on the connections of one provider.
-
-    Args:
-        provider: The provider.
-        page_cache: The pages known to be stored.
-        page_sharing: Whether large values are stored as pages.
-    """
+    """Runs operations on the connections of one provider."""
 
     def __init__(self, provider: ConnectionProvider, page_cache: PageCache, page_sharing: PageSharing) -> None:
         self.provider = provider

@@ -98,10 +98,7 @@ class Checkout(AbstractContextManager[Executor]):
     Statements go straight to the driver. If an event listener or the log would see them, they are executed by a
     `Connection` of SQLAlchemy's, and in one transaction if a listener sets something in it that policies look at.
 
-    Args:
-        engine: The engine.
-        in_transaction: Whether the block is one transaction; otherwise each statement commits itself, as a rule.
-        pooler: Whether a pooler of transactions stands before the server.
+    Otherwise each statement commits itself, as a rule, unless the block is to be `in_transaction`.
 
     Raises:
         WrongThread: If the pool's connections belong to another event loop.

@@ -39,14 +39,7 @@ _slots: weakref.WeakKeyDictionary[Pool, FairSemaphore] = weakref.WeakKeyDictiona
 
 
 class EngineProvider(ConnectionProvider):
-    """Runs operations on connections of an engine's pool, and leaves engine and pool as they were.
-
-    Args:
-        engine: A sync engine, or the one inside an async engine.
-        sql: The statements that operations use.
-        retry_timeout: For how long, in seconds, an operation is retried that fails with a transient error.
-        pooler: Whether a pooler of transactions stands before the server.
-    """
+    """Runs operations on connections of an engine's pool, and leaves engine and pool as they were."""
 
     def __init__(self, engine: Engine, sql: Statements, retry_timeout: float, *, pooler: bool = False) -> None:
         super().__init__(engine, sql)
@@ -155,12 +148,6 @@ class EngineProvider(ConnectionProvider):
         """Retry a function after a transient error; raise any other error in our words.
 
         By now it has given back its connection, and its slot.
-
-        Args:
-            error: The error that it has raised.
-            limit: For how many seconds at most, if there is a limit of its own.
-            function: The function.
-            args: Its arguments.
         """
         transient = transient_error_of(error) if isinstance(error, FOREIGN) else None
         if transient is None or not self._retries.seconds:

@@ -177,11 +177,7 @@ class EventLoop:
                 under_way.acquire(timeout=_END_SECONDS)
 
     def send(self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
-        """Run a coroutine function on the loop, from any thread, without waiting for it.
-
-        Raises:
-            WrongThread: If nothing runs the loop.
-        """
+        """Run a coroutine function on the loop, from any thread, without waiting for it."""
         self._begin(function, args, lambda: None)
 
     def _begin(
@@ -194,11 +190,7 @@ class EventLoop:
             raise self._ended() from None
 
     def check_sync(self) -> None:
-        """Raise unless a sync call can be made from here.
-
-        Raises:
-            WrongThread: If called on the loop's own thread, or if nothing runs the loop.
-        """
+        """Raise `WrongThread` if called on the loop's own thread, or if nothing runs the loop."""
         if self.loop is None or (self._starts and self._has_ended):
             self.start()
         if self.loop is _running_loop():

@@ -35,11 +35,6 @@ class HostProvider(ConnectionProvider):
 
     That is the one that is open when the saver is made. A saver made before any has begun may begin the first, and goes
     on in those that the caller begins; it never begins another, which the caller might never end.
-
-    Args:
-        engine: The engine of the connection.
-        sql: The statements that operations use.
-        shared: The connection or session.
     """
 
     is_callers = True
@@ -94,12 +89,7 @@ class HostProvider(ConnectionProvider):
 
     @abstractmethod
     def _use(self, use: Callable[[Connection], T], *, flushes: bool = True) -> T:
-        """Call a function with the connection when it is free.
-
-        Args:
-            use: The function.
-            flushes: Whether a session is flushed first.
-        """
+        """Call a function with the connection when it is free, after a flush of the session if there is one."""
 
     def _alone(self, thing: Connection | Session) -> AbstractContextManager[object]:
         """Return a block that no other call on the connection or session is in, by whichever saver."""
@@ -118,12 +108,7 @@ class HostProvider(ConnectionProvider):
 
 
 class HostConnectionProvider(HostProvider):
-    """Runs operations on a connection of the caller's, in the caller's transaction.
-
-    Args:
-        connection: An open connection: a sync one, or the one inside an async connection.
-        sql: The statements that operations use.
-    """
+    """Runs operations on an open connection of the caller's, in the caller's transaction."""
 
     def __init__(self, connection: Connection, sql: Statements) -> None:
         super().__init__(connection.engine, sql, connection)
@@ -143,11 +128,7 @@ class HostConnectionProvider(HostProvider):
 class HostSessionProvider(HostProvider):
     """Runs operations on the connection that a session of the caller's uses, after a flush.
 
-    Args:
-        session: A sync session, or the one inside an async session.
-        engine: The one of its engines that has the tables.
-        sql: The statements that operations use.
-        bind_arguments: For `Session.connection()`: they select that engine.
+    The engine is the one of its engines that has the tables; `bind_arguments` select it in `Session.connection()`.
     """
 
     def __init__(self, session: Session, engine: Engine, sql: Statements, bind_arguments: Mapping[str, Any]) -> None:
@@ -183,11 +164,7 @@ class HostSessionProvider(HostProvider):
 
 
 def _guard(conn: Connection) -> None:
-    """Have the end of a connection's transaction wait for a call of ours on it; refuse calls that come later.
-
-    Raises:
-        WrongTransaction: If the end has begun.
-    """
+    """Have the end of a connection's transaction wait for a call of ours on it; refuse calls that come later."""
     if conn.get_transaction() in _ended:
         raise _over()
     if conn not in _guarded:

@@ -41,12 +41,7 @@ in_children(_locks.clear)  # the threads that hold one are not there
 
 
 def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:
-    """Return the lock of a thing that can be used by one at a time, such as a connection.
-
-    Args:
-        thing: The thing; the same object for all who share it.
-        is_async: Whether they are in greenlets of one event loop; otherwise they are threads.
-    """
+    """Return the lock of a thing that one greenlet, if `is_async`, or one thread at a time may use."""
     with _registry_lock.current:
         # Reentrant: SQLAlchemy has an error for a session's flush that calls a saver on that session.
         return _locks.get(thing) or _locks.setdefault(thing, TaskLock() if is_async else threading.RLock())

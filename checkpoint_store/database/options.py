@@ -73,11 +73,7 @@ class ConnectionOptions(SaverOptions[AsyncEngine], total=False):
 
 
 def check_names(options: Mapping[str, Any], saver: str) -> None:
-    """Check that all options are a saver's.
-
-    Raises:
-        TypeError: If one is not, as for any keyword argument that a function does not have.
-    """
+    """Raise a `TypeError` if an option is not a saver's, as for a keyword argument that a function does not have."""
     for name in options:
         if name not in SaverOptions.__optional_keys__:
             raise TypeError(f"{saver}() got an unexpected keyword argument {name!r}{suggestion(name, SaverOptions)}")

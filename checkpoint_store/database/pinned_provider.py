@@ -17,11 +17,7 @@ T = TypeVar("T")
 
 
 class PinnedProvider(ConnectionProvider):
-    """Runs operations on one connection, in a transaction, from `begin` to `end`.
-
-    Args:
-        pool: The provider on the engine that the connection comes from.
-    """
+    """Runs operations on one connection, in a transaction, from `begin` to `end`."""
 
     # As with the caller's: it may be rolled back, and can do one thing at a time.
     is_callers = True

@@ -86,9 +86,7 @@ def migrating(engine: Engine) -> Iterator[Connection]:
 
 
 def detached(engine: Engine) -> Connection:
-    """Take a connection out of the pool, which makes a new one in its place; the caller closes it.
-
-    Each statement on it commits itself.
+    """Take a connection out of the pool, which makes a new one in its place; each statement on it commits itself.
 
     Raises:
         UnusableConnection: If a pooler or proxy lends it, so that it is no session of the server's.

@@ -33,12 +33,7 @@ T = TypeVar("T")
 
 
 class ConnectionProvider(ABC):
-    """Runs operations on connections.
-
-    Args:
-        engine: The engine of the connections.
-        sql: The statements that operations use.
-    """
+    """Runs operations on connections of an engine: a sync one, or the one inside an async engine."""
 
     is_callers = False
     """Whether the transaction is the caller's, and may be rolled back with all that is stored in it."""
@@ -120,12 +115,7 @@ class ConnectionProvider(ABC):
             self.raise_translated(error)
 
     def raise_translated(self, error: Exception, tried: float = 0.0) -> NoReturn:
-        """Raise an error in our words if it is of the server or the driver, or else as it is.
-
-        Args:
-            error: The error.
-            tried: For how many seconds the operation was retried.
-        """
+        """Raise an error in our words if it is of the server or the driver, or else as it is."""
         if isinstance(error, CheckpointStoreError):
             remove_values(error)
             raise error

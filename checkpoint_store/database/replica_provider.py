@@ -36,12 +36,7 @@ REST_SECONDS = 5.0
 
 
 class ReplicaProvider(ConnectionProvider):
-    """Runs operations on connections of the primary, and of the replica if they may lag.
-
-    Args:
-        primary: The provider for all that is written.
-        replica: The provider for reads that may lag; without retries.
-    """
+    """Runs operations on connections of the primary, and on the replica's, without retries, if they may lag."""
 
     def __init__(self, primary: EngineProvider, replica: EngineProvider) -> None:
         super().__init__(primary.engine, primary.sql)

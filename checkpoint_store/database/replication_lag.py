@@ -59,12 +59,7 @@ class ReplicationLag:
             return max(self._any, self._threads.get(thread_id, 0)) > self._passed
 
     def ask(self, primary: Callable[[], int | None], replica: Callable[[], int | None]) -> None:
-        """Ask how far the replica has replayed the log, unless it was asked just now.
-
-        Args:
-            primary: Returns the position of the end of the primary's log, in bytes.
-            replica: Returns the position up to which the replica has replayed it; None if it is not a replica.
-        """
+        """Ask the primary how long its log is, and the replica how far it has replayed it, unless asked just now."""
         with self._lock:
             now = time.monotonic()
             if now - self._asked < ASK_SECONDS:

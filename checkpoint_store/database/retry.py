@@ -29,17 +29,7 @@ log = logging.getLogger("checkpoint_store")
 
 
 class Retries:
-    """Retries the operations of one saver that fail with transient errors.
-
-    Args:
-        seconds: For how long after the first failure of an operation; 0 for no retry.
-        dialect: The dialect of the engine, whose savers share their log messages.
-        pause: Sleeps for some seconds.
-        where: The database's name in the log.
-
-    Raises:
-        InvalidOption: If `seconds` can't be used.
-    """
+    """Retries the operations of one saver that fail with transient errors; an engine's savers share log messages."""
 
     def __init__(self, seconds: float, dialect: Dialect, pause: Callable[[float], None], where: str) -> None:
         self.seconds = arguments.seconds(seconds, "retry_timeout", "0 for no second try")
@@ -60,16 +50,8 @@ class Retries:
     ) -> T:
         """Call a function again, and again after waits that grow, until it succeeds or the time is over.
 
-        Args:
-            transient: The kind of error that it has failed with.
-            error: The error.
-            seconds: For how long.
-            before: Called with the error before each try; an error that it raises ends them.
-            function: The function.
-            args: Its arguments.
-
-        Raises:
-            BaseException: The last error, or the first that is not transient.
+        Raises the last error, or the first that is not transient. `before` is called before each try, with the error
+        that the function has failed with; one that it raises itself ends the tries.
         """
 
         def begin(_: RetryCallState) -> None:
