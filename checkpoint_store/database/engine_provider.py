@@ -13,11 +13,10 @@ from sqlalchemy import Connection, Dialect, Engine, NullPool, Pool, QueuePool, S
 
 from checkpoint_store.conninfo.fork import in_children
 from checkpoint_store.conninfo.transient_errors import transient_error_of
-from checkpoint_store.database.checkout import Checkout, FairSemaphore, kept_by_others
+from checkpoint_store.database.checkout import Checkout, FairSemaphore, alone_with, kept_by_others
 from checkpoint_store.database.closing import State
 from checkpoint_store.database.error_translation import FOREIGN
 from checkpoint_store.database.locks.request import LockRequest
-from checkpoint_store.database.mutual_exclusion import alone_with
 from checkpoint_store.database.pool import detached, dispose, migrating
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
 from checkpoint_store.database.retry import Retries

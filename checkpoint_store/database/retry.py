@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -63,7 +64,7 @@ class Retries:
         with self._noted(transient, error, seconds) as incident:
             repeating = Retrying(
                 sleep=self._pause,
-                retry=retry_if_exception(_is_transient),
+                retry=retry_if_exception(lambda error: transient_error_of(error) is not None),
                 stop=stop_after_delay(seconds),
                 wait=partial(_wait, seconds),
                 before=begin,
@@ -94,16 +95,16 @@ class Retries:
                 log.info("%s: it has passed, after %.1f s and %d more tries", self._where, lasted, tries)
 
 
+@dataclass
 class Incident:
     """Failures of an engine's operations that overlap in time: from the first one to the end of the last retry."""
 
-    def __init__(self) -> None:
-        self.calls = 0
-        """The number of operations that are being retried."""
-        self.tries = 0
-        """The number of their retries."""
-        self.since = 0.0
-        """The time of the first failure."""
+    calls: int = 0
+    """The number of operations that are being retried."""
+    tries: int = 0
+    """The number of their retries."""
+    since: float = 0.0
+    """The time of the first failure."""
 
 
 _lock = ProcessLock()
@@ -117,7 +118,3 @@ def _wait(seconds: float, state: RetryCallState) -> float:
     # The last try comes when the time is over, not up to a second before.
     left = seconds - (state.seconds_since_start or 0.0)
     return min(_jittered(state), max(0.0, left))
-
-
-def _is_transient(error: BaseException) -> bool:
-    return transient_error_of(error) is not None
