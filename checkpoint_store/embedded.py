@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from checkpoint_store.errors import NotInstalled, Unavailable
@@ -63,10 +62,7 @@ class EmbeddedPostgres:
     """
 
     def __init__(
-        self,
-        directory: str | os.PathLike[str] | None = None,
-        *,
-        settings: Mapping[str, str | float] | None = None,
+        self, directory: str | os.PathLike[str] | None = None, *, settings: Mapping[str, str | float] | None = None
     ) -> None:
         # A directory inside the user's, which may be open to others: anyone who can open the socket is superuser.
         self._directory = None if directory is None else Path(directory).expanduser().absolute() / "cluster"
@@ -122,9 +118,7 @@ class EmbeddedPostgres:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property

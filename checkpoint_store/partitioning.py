@@ -105,14 +105,12 @@ def statements(schema: str | None = None, *, partitions: int = PARTITIONS) -> li
     tables = Tables(schema)
     divided = [table for table in tables.all if table is not tables.checkpoint_threads]
     locked = ", ".join(qualified(table.name, schema) for table in divided)
-    script = [
+    return [
         f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE",
         _refuse_partitioned(tables.checkpoints.name, schema),
         _refuse_guarded([table.name for table in divided], schema),
+        *[statement for table in divided for statement in _divide(table, schema, partitions)],
     ]
-    for table in divided:
-        script += _divide(table, schema, partitions)
-    return script
 
 
 def _divide(table: Table, schema: str | None, partitions: int) -> list[str]:

@@ -16,19 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    BLANK_SCHEMA,
-    BigInteger,
-    Column,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    literal_column,
-    quoted_name,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from checkpoint_store.errors import InvalidOption, short_repr
@@ -65,11 +53,11 @@ class Tables:
         InvalidOption: If `schema` can't be the name of a schema, or `metadata` is not a MetaData.
     """
 
-    def __init__(self, schema: str | None = None, *, metadata: MetaData | None = None) -> None:
-        if metadata is not None and not isinstance(metadata, MetaData):
+    def __init__(self, schema: str | None = None, *, metadata: sa.MetaData | None = None) -> None:
+        if metadata is not None and not isinstance(metadata, sa.MetaData):
             raise InvalidOption(f"metadata must be a MetaData of SQLAlchemy's or None, not {short_repr(metadata)}")
         self.schema = checked(schema)
-        self.metadata = MetaData() if metadata is None else metadata
+        self.metadata = sa.MetaData() if metadata is None else metadata
         self.checkpoints = self._checkpoints()
         self.checkpoint_blobs = self._table(
             "checkpoint_blobs",
@@ -79,8 +67,8 @@ class Tables:
             # The text of the version in the checkpoint's channel_versions, a string or a number there.
             _key("version"),
             # The serializer's name of its format; "empty" stands for a channel without a value.
-            Column("type", Text, nullable=False),
-            Column("blob", LargeBinary),
+            sa.Column("type", sa.Text, nullable=False),
+            sa.Column("blob", sa.LargeBinary),
         )
         self.checkpoint_writes = self._table(
             "checkpoint_writes",
@@ -89,24 +77,24 @@ class Tables:
             _key("checkpoint_id"),
             _key("task_id"),
             # The write's place in its task; negative for errors, interrupts and the like (LangGraph's WRITES_IDX_MAP).
-            Column("idx", Integer, primary_key=True, autoincrement=False),
-            Column("channel", Text, nullable=False),
-            Column("type", Text),
-            Column("blob", LargeBinary, nullable=False),
+            sa.Column("idx", sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column("channel", sa.Text, nullable=False),
+            sa.Column("type", sa.Text),
+            sa.Column("blob", sa.LargeBinary, nullable=False),
             # Orders the tasks of a step the way LangGraph applies them; last, since the stock saver added it last.
-            Column("task_path", Text, nullable=False, server_default=""),
+            sa.Column("task_path", sa.Text, nullable=False, server_default=""),
         )
         self.checkpoint_pages = self._table(
             "checkpoint_pages",
             _key("thread_id"),
             # BLAKE2b of the page, 16 bytes.
-            Column("digest", LargeBinary, primary_key=True),
-            Column("page", LargeBinary, nullable=False),
+            sa.Column("digest", sa.LargeBinary, primary_key=True),
+            sa.Column("page", sa.LargeBinary, nullable=False),
         )
         # One row for each thread that has pages, or is a copy; transactions that store or delete pages lock it first.
         # Its epoch changes when pages are deleted, for a transaction that has just looked for them; a copy has its own.
         self.checkpoint_threads = self._table(
-            "checkpoint_threads", _key("thread_id"), Column("epoch", BigInteger, nullable=False)
+            "checkpoint_threads", _key("thread_id"), sa.Column("epoch", sa.BigInteger, nullable=False)
         )
         self.all = (
             self.checkpoints,
@@ -116,47 +104,48 @@ class Tables:
             self.checkpoint_threads,
         )
 
-    def _checkpoints(self) -> Table:
+    def _checkpoints(self) -> sa.Table:
         checkpoints = self._table(
             "checkpoints",
             _key("thread_id"),
             _key("checkpoint_ns", server_default=""),
             _key("checkpoint_id"),
             # The checkpoint that this one continues; not necessarily stored, and its id not necessarily smaller.
-            Column("parent_checkpoint_id", Text),
+            sa.Column("parent_checkpoint_id", sa.Text),
             # Unused; the stock saver's first version wrote a serializer's name here.
-            Column("type", Text),
+            sa.Column("type", sa.Text),
             # The checkpoint as JSON: id, ts, channel_versions, versions_seen, and the inline channel_values.
-            Column("checkpoint", JSONB, nullable=False),
-            Column("metadata", JSONB, nullable=False, server_default="{}"),
+            sa.Column("checkpoint", JSONB, nullable=False),
+            sa.Column("metadata", JSONB, nullable=False, server_default="{}"),
         )
         c = checkpoints.c
         # The checkpoints of a run, where LangGraph was told its id. A query by run has to say that it is not NULL.
-        run_id = c.metadata.op("->>", return_type=Text())(literal_column("'run_id'"))
-        Index("checkpoint_store_run_idx", run_id, postgresql_where=run_id.is_not(None))
+        run_id = c.metadata.op("->>", return_type=sa.Text())(sa.literal_column("'run_id'"))
+        sa.Index("checkpoint_store_run_idx", run_id, postgresql_where=run_id.is_not(None))
         # Threads by their last activity. Ascending, since PostgreSQL appends to the right end of an index fastest; of
         # root graphs only, since a subgraph's checkpoints come with theirs. The condition is a LIKE, which no lookup of
         # one thread has: for its newest the server might walk through the checkpoints of all threads here.
-        is_root = c.checkpoint_ns.like(literal_column("''"))
-        Index("checkpoint_store_latest_idx", c.checkpoint_id, c.thread_id, postgresql_where=is_root)
+        is_root = c.checkpoint_ns.like(sa.literal_column("''"))
+        sa.Index("checkpoint_store_latest_idx", c.checkpoint_id, c.thread_id, postgresql_where=is_root)
         return checkpoints
 
-    def _table(self, name: str, *columns: Column[Any]) -> Table:
+    def _table(self, name: str, *columns: sa.Column[Any]) -> sa.Table:
         # A default schema of the host's MetaData is not meant for these.
-        return Table(name, self.metadata, *columns, schema=BLANK_SCHEMA if self.schema is None else quoted(self.schema))
+        schema = sa.BLANK_SCHEMA if self.schema is None else quoted(self.schema)
+        return sa.Table(name, self.metadata, *columns, schema=schema)
 
 
-def _key(name: str, **options: Any) -> Column[str]:
-    return Column(name, Text, primary_key=True, **options)
+def _key(name: str, **options: Any) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, primary_key=True, **options)
 
 
-def quoted(schema: str) -> quoted_name:
+def quoted(schema: str) -> sa.quoted_name:
     """Return the name of a schema for SQLAlchemy to quote always: the reserved words depend on the server.
 
     Raises:
         InvalidOption: If it can't be the name of a schema.
     """
-    return quoted_name(_name(schema), quote=True)
+    return sa.quoted_name(_name(schema), quote=True)
 
 
 def checked(schema: str | None) -> str | None:

@@ -26,9 +26,6 @@ def pool_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
     The pool has no overflow: such connections are closed when they are given back, and opened at the next burst; that
     costs half the rate.
-
-    Args:
-        options: The caller's options.
     """
     if "pool" in options or not issubclass(options.get("poolclass") or QueuePool, QueuePool):
         return dict(options)
@@ -60,23 +57,15 @@ def pooler_options(driver: str = "asyncpg") -> dict[str, Any]:
             "statement_cache_size": 0,
             # SQLAlchemy's, and its names of prepared statements: they must not meet another client's by chance.
             "prepared_statement_cache_size": 0,
-            "prepared_statement_name_func": _unique_name,
+            "prepared_statement_name_func": lambda: f"__checkpoint_store_{uuid4().hex}__",
         }
     }
 
 
 def check_pooler(pooler: object) -> None:
-    """Check the option `pooler`.
-
-    Raises:
-        InvalidOption: If it is neither "transaction" nor None.
-    """
+    """Raise `InvalidOption` unless the option `pooler` is "transaction" or None."""
     if pooler is not None and not (isinstance(pooler, str) and pooler == "transaction"):
         raise InvalidOption(
             f"pooler must be 'transaction', for a pooler in transaction mode, not {short_repr(pooler)}. One in session "
             "mode is no different from the server itself: leave it out."
         )
-
-
-def _unique_name() -> str:
-    return f"__checkpoint_store_{uuid4().hex}__"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import Table
 
@@ -64,8 +64,7 @@ def schema_of(context: MigrationContext) -> str | None:
     if config is None or context.environment_context is None:
         return None
     if SCHEMA_OPTION in config.attributes:
-        named: str | None = config.attributes[SCHEMA_OPTION]
-        return named
+        return cast("str | None", config.attributes[SCHEMA_OPTION])
     arguments = context.environment_context.get_x_argument(as_dictionary=True)
     return arguments.get(SCHEMA_OPTION) or schema_option(config)
 

@@ -18,12 +18,7 @@ def statement(sql: str) -> TextClause:
 
 
 def block(body: str, declare: str = "") -> str:
-    """Return a block of PL/pgSQL as a statement.
-
-    Args:
-        body: Its statements.
-        declare: Its variables.
-    """
+    """Return a block of PL/pgSQL, of its statements and its variables, as a statement."""
     # No name of a schema has this tag in it.
     declarations = f"DECLARE\n    {declare}\n" if declare else ""
     return f"DO $checkpoint_store$\n{declarations}BEGIN\n    {body.strip()}\nEND\n$checkpoint_store$"
@@ -45,13 +40,9 @@ def create_schema(schema: str) -> TextClause:
 
 
 def refuse_foreign(tables: Columns, schema: str | None) -> TextClause:
-    """Return the statement that fails if another application has a table of the same name.
+    """Return the statement that fails if another application has a table of the same name, without these columns.
 
     VARCHAR passes for TEXT: `varchar_to_text` changes it.
-
-    Args:
-        tables: The columns that each table has if it is ours.
-        schema: The PostgreSQL schema, or None for the `search_path`'s.
     """
     body = f"""
     SELECT string_agg(name || '.' || col || ' ' || kind, ', ') INTO missing
@@ -73,9 +64,7 @@ def refuse_foreign(tables: Columns, schema: str | None) -> TextClause:
 def varchar_to_text(tables: Columns, schema: str | None) -> TextClause:
     """Return the statement that turns VARCHAR columns into TEXT, without rewriting a table or an index.
 
-    Args:
-        tables: As for `refuse_foreign`; columns that are missing are skipped.
-        schema: The PostgreSQL schema, or None for the `search_path`'s.
+    Columns that are missing are skipped.
     """
     body = f"""
     FOR change IN
@@ -107,11 +96,8 @@ def _wanted(tables: Columns, schema: str | None) -> str:
 def note_adoption(tables: Iterable[str], schema: str | None) -> TextClause:
     """Return the statement that notes, in a comment on our version table, whether one of the tables exists already.
 
-    A comment is part of a dump, and needs no right to be read.
-
-    Args:
-        tables: Their names.
-        schema: The PostgreSQL schema, or None for the first of the `search_path`, where tables are created.
+    A comment is part of a dump, and needs no right to be read. With no schema it is about the first of the
+    `search_path`, where tables are created.
     """
     place = "quote_ident(current_schema())" if schema is None else literal(identifier(schema))
     found = " OR ".join(f"to_regclass({place} || {literal('.' + table)}) IS NOT NULL" for table in tables)

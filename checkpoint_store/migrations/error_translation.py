@@ -10,19 +10,17 @@ from sqlalchemy import Connection, exc
 
 from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.conninfo.transient_errors import transient_error_of
-from checkpoint_store.errors import MigrationError, Unavailable
-from checkpoint_store.migrations.lock_timeout import LOCK_NOT_AVAILABLE, tables_in_use
+from checkpoint_store.errors import MigrationError, MigrationLocked, Unavailable
+from checkpoint_store.migrations.lock_timeout import blocking_transactions
 from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE
+
+LOCK_NOT_AVAILABLE = "55P03"
+"""The SQLSTATE of a lock that was waited for past `lock_timeout`."""
 
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """Translate the server's errors for a caller that has passed a connection.
-
-    Raises:
-        Unavailable: If the connection was lost, or a transient error has kept it from succeeding.
-        MigrationError: If it was any other error.
-    """
+    """Translate the server's errors for a caller that has passed a connection: `Unavailable`, or `MigrationError`."""
     try:
         yield
     except exc.DBAPIError as error:
@@ -41,18 +39,21 @@ def raise_failed(
     snapshots: bool = False,
     hint: str = "",
 ) -> NoReturn:
-    """Raise our error for DDL that has failed, as for `tables_in_use`, with a hint for a role that lacks a right.
+    """Raise our error for DDL that has failed, with a hint for a role that lacks a right.
 
-    Raises:
-        DBAPIError: If the connection was lost: `translate_errors` translates it.
-        MigrationLocked: If transactions have used the tables past the deadline.
-        MigrationError: If it was any other error.
+    Where a table's lock was not free in time it names those who had it, unless the transaction is the caller's: then no
+    statement can run in it any more. For a connection that was lost the error itself goes on to `translate_errors`.
     """
     if error.connection_invalidated:
         raise error
-    state = diagnosis_of(error).state
+    state, blocking = diagnosis_of(error).state, ""
     if state == LOCK_NOT_AVAILABLE:
-        raise_from(tables_in_use(action, conn, schema, in_transaction=in_transaction, snapshots=snapshots), error)
+        if not in_transaction:
+            conn.rollback()
+            blocking = blocking_transactions(conn, schema, snapshots=snapshots)
+            conn.rollback()
+        locked = f"{action} waits for transactions that are using the tables: {blocking or 'see pg_stat_activity'}."
+        raise_from(MigrationLocked(f"{locked} What it had begun was rolled back. Let them end, and try again."), error)
     advice = hint if state == INSUFFICIENT_PRIVILEGE else ""
     raise_from(MigrationError(f"{action} failed and was rolled back: {reason_of(error)}. {advice}".rstrip()), error)
 

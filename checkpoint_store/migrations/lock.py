@@ -38,16 +38,9 @@ _mutex = ProcessLock()
 def migration_lock(
     conn: Connection, schema: str | None, timeout: float = LOCK_SECONDS, pause: Pause = time.sleep
 ) -> Iterator[None]:
-    """Hold the migration lock of a schema; a connection that holds it already goes on.
+    """Hold the migration lock of a schema, or raise `MigrationLocked`; a connection that holds it already goes on.
 
-    Args:
-        conn: The connection. In a transaction it holds the lock until its end, otherwise until the end of the block.
-        schema: The PostgreSQL schema, or None for the `search_path`'s.
-        timeout: The time to wait, in seconds.
-        pause: A function that sleeps for a number of seconds.
-
-    Raises:
-        MigrationLocked: If another has held the lock past the deadline.
+    In a transaction the connection holds it until its end, otherwise until the end of the block.
     """
     check_arguments(conn, timeout, pause)
     in_transaction = conn.in_transaction()
@@ -74,15 +67,7 @@ def migration_lock(
 
 @contextlib.contextmanager
 def process_lock(timeout: float = LOCK_SECONDS, pause: Pause = time.sleep) -> Iterator[None]:
-    """Exclude other migrations of this process.
-
-    Args:
-        timeout: The time to wait, in seconds.
-        pause: A function that sleeps for a number of seconds.
-
-    Raises:
-        MigrationLocked: If another thread has migrated past the deadline.
-    """
+    """Exclude other migrations of this process, or raise `MigrationLocked`."""
     deadline = time.monotonic() + timeout
     mutex = _mutex.current
     while not mutex.acquire(blocking=False):
@@ -94,12 +79,7 @@ def process_lock(timeout: float = LOCK_SECONDS, pause: Pause = time.sleep) -> It
 
 
 def check_arguments(conn: object, timeout: object, pause: object) -> None:
-    """Check the types of a caller's arguments.
-
-    Raises:
-        UnusableConnection: If `conn` is not a connection.
-        InvalidOption: If `timeout` is not a time, or `pause` not a function.
-    """
+    """Check the types of a caller's arguments, or raise `UnusableConnection` or `InvalidOption`."""
     if not isinstance(conn, Connection):
         kind = f"{type(conn).__module__}.{type(conn).__qualname__}"
         raise UnusableConnection(

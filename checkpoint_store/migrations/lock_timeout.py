@@ -10,11 +10,8 @@ from typing import Any
 
 from sqlalchemy import ColumnClause, ColumnElement, Connection, column, extract, func, or_, select, table
 
-from checkpoint_store.errors import MigrationLocked, short_repr
+from checkpoint_store.errors import short_repr
 from checkpoint_store.schema import Tables, qualified
-
-LOCK_NOT_AVAILABLE = "55P03"
-"""The SQLSTATE of a lock that was waited for past `lock_timeout`."""
 
 _MAX_MILLISECONDS = 2**31 - 1  # of `lock_timeout`
 
@@ -43,10 +40,7 @@ class LockTimeout:
 def limit_lock_waits(conn: Connection, seconds: float, *, local: bool = True) -> Iterator[None]:
     """Limit the wait for each lock by `lock_timeout`; a shorter one that is set already stays.
 
-    Args:
-        conn: The connection to set it on.
-        seconds: The limit.
-        local: Whether it is set for the transaction, which undoes it if it fails, or for the session.
+    It is set for the transaction, which undoes it if it fails, or for the session.
     """
     limit = max(round(min(seconds * 1000, _MAX_MILLISECONDS)), 1)
     settings = table("pg_settings", column("name"), column("setting"))
@@ -64,37 +58,10 @@ def limit_lock_waits(conn: Connection, seconds: float, *, local: bool = True) ->
     conn.execute(select(func.set_config("lock_timeout", str(before), local)))
 
 
-def tables_in_use(
-    action: str, conn: Connection, schema: str | None, *, in_transaction: bool, snapshots: bool
-) -> MigrationLocked:
-    """Return the error for DDL that has waited for a lock on a table past its deadline.
-
-    Args:
-        action: The noun that the message begins with.
-        conn: The connection it has failed on; its transaction is rolled back, unless it is a caller's.
-        schema: The PostgreSQL schema, or None for the `search_path`'s.
-        in_transaction: Whether the transaction is the caller's: no statement can run in it any more.
-        snapshots: As for `blocking_transactions`.
-    """
-    blocking = ""
-    if not in_transaction:
-        conn.rollback()
-        blocking = blocking_transactions(conn, schema, snapshots=snapshots)
-        conn.rollback()
-    return MigrationLocked(
-        f"{action} waits for transactions that are using the tables: {blocking or 'see pg_stat_activity'}. "
-        "What it had begun was rolled back. Let them end, and try again."
-    )
-
-
 def blocking_transactions(conn: Connection, schema: str | None, *, snapshots: bool) -> str:
     """Describe the transactions that a migration has to wait for; empty if there are none, or the role can't see them.
 
-    Args:
-        conn: A connection, not in a transaction that has failed.
-        schema: The PostgreSQL schema of the tables, or None for the `search_path`'s.
-        snapshots: Whether it waits for old snapshots too, as CREATE INDEX CONCURRENTLY does, also those of
-            transactions that use other tables.
+    With `snapshots` also those that use other tables and have old snapshots, for which CREATE INDEX CONCURRENTLY waits.
     """
     activity = table("pg_stat_activity", *map(column, ("pid", "datname", "application_name", "state")))
     xact_start: ColumnClause[Any] = column("xact_start")

@@ -19,23 +19,17 @@ def grants(role: str, schema: str | None = None) -> str:
     """
     to = identifier(role)
     tables = ", ".join(qualified(table.name, schema) for table in Tables(schema).all)
-    usage = [] if schema is None else [f"GRANT USAGE ON SCHEMA {identifier(schema)} TO {to};"]
-    return "\n".join(
-        [
-            *usage,
-            f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {to};",
-            f"GRANT SELECT ON {qualified(VERSION_TABLE, schema)} TO {to};",
-        ]
+    usage = "" if schema is None else f"GRANT USAGE ON SCHEMA {identifier(schema)} TO {to};\n"
+    return (
+        f"{usage}GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {to};\n"
+        f"GRANT SELECT ON {qualified(VERSION_TABLE, schema)} TO {to};"
     )
 
 
 def access_denied(message: str, schema: str | None, role: str | None) -> AccessDenied:
-    """Return the error for a right that is missing, with the SQL that gives it.
+    """Return the error for a right that is missing, with the server's message and the SQL that gives it.
 
-    Args:
-        message: The server's message.
-        schema: The PostgreSQL schema of the tables.
-        role: The role that lacks it; None where that is not known, as in a transaction that the error has ended.
+    The role is None where it is not known, as in a transaction that the error has ended.
     """
     statements = grants(role or "app", schema).replace("\n", " ")
     stands_for = "" if role else ', where "app" stands for the one that lacks it (SELECT current_user)'

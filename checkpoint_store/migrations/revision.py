@@ -106,13 +106,9 @@ def waiting_for_snapshots(schema: str | None) -> Iterator[None]:
 def _framed(
     body: Body, *, is_due: Callable[[str | None], bool], target: str | None, is_first: bool
 ) -> Callable[[], None]:
-    """Return a revision's function for Alembic.
+    """Return a revision's function for Alembic; it notes the target afterwards.
 
-    Args:
-        body: Its DDL.
-        is_due: Takes the revision in our version table, and returns whether the DDL is still to be run.
-        target: The revision to note afterwards.
-        is_first: Whether no revision comes before it.
+    `is_due` takes the revision in our version table, and returns whether the DDL is still to be run.
     """
     run_and_note = functools.partial(_run_and_note, body, target, is_first=is_first)
 
@@ -153,13 +149,9 @@ def _run_and_note(body: Body, target: str | None, schema: quoted_name | None, *,
     if is_first and schema is not None:
         op.execute(create_schema(schema))
     if is_first:
-        op.create_table(
-            VERSION_TABLE,
-            Column("version_num", String(32), nullable=False),
-            PrimaryKeyConstraint("version_num", name=op.f(f"{VERSION_TABLE}_pkc")),
-            schema=schema,
-            if_not_exists=True,
-        )
+        key = PrimaryKeyConstraint("version_num", name=op.f(f"{VERSION_TABLE}_pkc"))
+        number = Column("version_num", String(32), nullable=False)
+        op.create_table(VERSION_TABLE, number, key, schema=schema, if_not_exists=True)
     body(schema)
     version = table(VERSION_TABLE, column("version_num"), schema=schema)
     op.execute(version.delete())

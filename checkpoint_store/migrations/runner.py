@@ -16,9 +16,9 @@ from sqlalchemy import Connection, exc
 from checkpoint_store.conninfo.driver_errors import diagnosis_of
 from checkpoint_store.errors import MigrationError
 from checkpoint_store.migrations.alembic_config import LOCK_TIMEOUT, config
-from checkpoint_store.migrations.error_translation import raise_failed, translate_errors
+from checkpoint_store.migrations.error_translation import LOCK_NOT_AVAILABLE, raise_failed, translate_errors
 from checkpoint_store.migrations.lock import LOCK_SECONDS, Pause, migration_lock, process_lock
-from checkpoint_store.migrations.lock_timeout import LOCK_NOT_AVAILABLE, LockTimeout
+from checkpoint_store.migrations.lock_timeout import LockTimeout
 from checkpoint_store.migrations.version_check import is_usable, stored_revisions
 from checkpoint_store.schema import identifier
 from checkpoint_store.sql.statements import Statements
@@ -61,7 +61,7 @@ def upgrade(
         MigrationLocked: If another has held the lock, or transactions have used the tables, past the deadline.
         MigrationError: If a revision fails; it has been rolled back.
     """
-    _migrate(partial(_run_alembic, "upgrade", conn, schema, revision), conn, schema, timeout, pause)
+    _migrate("upgrade", conn, schema, revision, timeout=timeout, pause=pause)
 
 
 @translate_errors()
@@ -88,7 +88,7 @@ def downgrade(
         MigrationLocked: If another has held the lock, or transactions have used the tables, past the deadline.
         MigrationError: If a revision fails; it has been rolled back.
     """
-    _migrate(partial(_run_alembic, "downgrade", conn, schema, revision), conn, schema, timeout, pause)
+    _migrate("downgrade", conn, schema, revision, timeout=timeout, pause=pause)
 
 
 def offline_sql(schema: str | None = None, *, revision: str = "head") -> str:
@@ -110,12 +110,7 @@ def offline_sql(schema: str | None = None, *, revision: str = "head") -> str:
 def upgrade_to_head(conn: Connection, sql: Statements, timeout: LockTimeout, pause: Pause = time.sleep) -> None:
     """Migrate to head unless the database is there; concurrent calls wait for the first, and find it done.
 
-    Args:
-        conn: The connection. In a transaction the migrations become part of it, and so does the lock; otherwise each
-            revision commits itself.
-        sql: The statements of the schema.
-        timeout: The time to wait for others.
-        pause: A function that sleeps for a number of seconds.
+    In a transaction the migrations become part of it, and so does the lock; otherwise each revision commits itself.
 
     Raises:
         MigrationLocked: If another has held the lock, or transactions have used the tables, past the deadline.
@@ -131,10 +126,7 @@ def upgrade_to_head(conn: Connection, sql: Statements, timeout: LockTimeout, pau
 def retry_conflicts(attempt: Callable[[LockTimeout], None], timeout: float, pause: Pause) -> None:
     """Call a function that migrates, again where others were in its way, until the deadline.
 
-    Args:
-        attempt: The function; it has undone what it had begun when it raises.
-        timeout: The seconds until the deadline.
-        pause: A function that sleeps for a number of seconds.
+    When the function raises it has undone what it had begun.
     """
     deadline, seconds, conflicts = time.monotonic() + timeout, _FIRST_WAIT, 0
     while True:
@@ -163,8 +155,9 @@ def without_translate_map(conn: Connection) -> Iterator[None]:
 
 
 def _migrate(
-    attempt: Callable[[LockTimeout], None], conn: Connection, schema: str | None, timeout: float, pause: Pause
+    direction: Direction, conn: Connection, schema: str | None, revision: str, *, timeout: float, pause: Pause
 ) -> None:
+    attempt = partial(_run_alembic, direction, conn, schema, revision)
     with migration_lock(conn, schema, timeout, pause):
         if conn.in_transaction():
             attempt(LockTimeout.of_one_attempt(timeout))  # a transaction that has failed can't be repeated here

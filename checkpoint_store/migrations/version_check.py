@@ -64,10 +64,12 @@ def check_revisions(db: Executor, sql: Statements) -> None:
 
 def is_usable(revisions: set[str]) -> bool:
     """Return whether tables at these revisions are at head, or at a revision of a newer version, which is logged."""
-    if HEAD in revisions:
-        return True
-    is_newer = bool(revisions) and not revisions <= _known_revisions()
-    if is_newer:
+    if not revisions or HEAD in revisions:
+        return bool(revisions)
+    from alembic.script import ScriptDirectory
+
+    known = {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
+    if is_newer := not revisions <= known:
         log.warning("the database is at revision %s, which is newer than this library", min(revisions))
     return is_newer
 
@@ -88,12 +90,6 @@ def _require_usable(revisions: set[str], schema: str | None) -> None:
         place = "" if schema is None else f" in schema {identifier(schema)}"
         state = f"are at revision {min(revisions)}" if revisions else "were never set up"
         raise NotSetUp(f"the tables{place} {state}; this version needs {HEAD}. {SET_UP}")
-
-
-def _known_revisions() -> set[str]:
-    from alembic.script import ScriptDirectory
-
-    return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
 
 
 def _role(conn: Connection) -> str | None:
