@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from sqlalchemy import exc
@@ -130,17 +131,11 @@ class _Observer:
         self._thread_ids = thread_ids
         self._database = _database_of(backend)
         self._pool = {**self._database, "db.client.connection.pool.name": backend.provider.where}
-        self._duration = meter.create_histogram(
-            "db.client.operation.duration",
-            unit="s",
-            description="Duration of database client operations.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
-        )
-        self._wait = meter.create_histogram(
+        seconds = partial(meter.create_histogram, unit="s", explicit_bucket_boundaries_advisory=_SECONDS)
+        self._duration = seconds("db.client.operation.duration", description="Duration of database client operations.")
+        self._wait = seconds(
             "db.client.connection.wait_time",
-            unit="s",
             description="The time it took to obtain an open connection from the pool.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
         )
         self._batch = meter.create_histogram(
             "checkpoint_store.batch.size",
@@ -204,10 +199,8 @@ class _Observer:
 
     def _count_pages(self, changes: Sequence[Change], sent: int) -> None:
         self._batch.record(len(changes), self._database)
-        needed = {
-            (change.thread_id, digest) for change in changes if isinstance(change, Put) for digest in change.pages
-        }
-        if needed:
+        puts = [change for change in changes if isinstance(change, Put)]
+        if needed := {(put.thread_id, digest) for put in puts for digest in put.pages}:
             self._pages.add(sent, {**self._database, "checkpoint_store.page.state": "sent"})
             shared = max(0, len(needed) - sent)
             self._pages.add(shared, {**self._database, "checkpoint_store.page.state": "shared"})

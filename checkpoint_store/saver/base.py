@@ -44,8 +44,8 @@ class BasePostgresSaver(ThreadsMixin):
     """LangGraph's interface, async and sync, on one backend."""
 
     def __init__(self, backend: Backend, serde: SerializerProtocol | None, options: SaverOptions[Any]) -> None:
-        is_untyped = serde is not None and not has_methods(serde, "dumps_typed", "loads_typed")
-        if is_untyped and not has_methods(serde, "dumps", "loads"):
+        is_serde = has_methods(serde, "dumps_typed", "loads_typed") or has_methods(serde, "dumps", "loads")
+        if serde is not None and not is_serde:
             way_out = (
                 "Wrap the cipher: EncryptedSerializer(cipher), of langgraph.checkpoint.serde.encrypted."
                 if has_methods(serde, "encrypt", "decrypt")
@@ -93,8 +93,8 @@ class BasePostgresSaver(ThreadsMixin):
         found = await self._backend.run(read.get_checkpoint, self._backend.page_cache, key_of(config))
         if found is None:
             return None
-        row, decoder = Row._make(found), Decoder(self.serde, encrypted_only=self._requires_encryption)
-        decode = partial(decoder.decode_checkpoint, row, self._valued)
+        row = Row._make(found)
+        decode = partial(self._decoder.decode_checkpoint, row, self._valued)
         return await asyncio.to_thread(decode) if is_large(row.blobs, row.writes) else decode()
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -133,11 +133,9 @@ class BasePostgresSaver(ThreadsMixin):
         return self._alist(listing_of(config, before, jsonb.filter_text(filter), limit))
 
     async def _alist(self, listing: Listing) -> AsyncIterator[CheckpointTuple]:
-        cursor = CheckpointCursor(listing)
+        cursor, page_cache = CheckpointCursor(listing), self._backend.page_cache
         while cursor.has_next:
-            rows = await self._backend.run(
-                list_checkpoints, self._backend.page_cache, listing, (cursor.last, cursor.size)
-            )
+            rows = await self._backend.run(list_checkpoints, page_cache, listing, (cursor.last, cursor.size))
             for row in cursor.advance([Row._make(row) for row in rows]):
                 decode = partial(self._decoder.decode_checkpoint, row)
                 yield await asyncio.to_thread(decode) if is_large(row.blobs, row.writes) else decode()
@@ -155,11 +153,9 @@ class BasePostgresSaver(ThreadsMixin):
         return self._list(listing_of(config, before, jsonb.filter_text(filter), limit))
 
     def _list(self, listing: Listing) -> Iterator[CheckpointTuple]:
-        cursor = CheckpointCursor(listing)
+        cursor, page_cache = CheckpointCursor(listing), self._backend.page_cache
         while cursor.has_next:
-            rows = self._backend.run_blocking(
-                list_checkpoints, self._backend.page_cache, listing, (cursor.last, cursor.size)
-            )
+            rows = self._backend.run_blocking(list_checkpoints, page_cache, listing, (cursor.last, cursor.size))
             for row in cursor.advance([Row._make(row) for row in rows]):
                 yield self._decoder.decode_checkpoint(row)
 
@@ -190,9 +186,8 @@ class BasePostgresSaver(ThreadsMixin):
             NotSetUp: If the tables are missing.
             Unavailable: If the server can't be reached.
         """
-        encode = partial(
-            Encoder(self.serde).encode_checkpoint, config, checkpoint, metadata, new_versions, self._valued
-        )
+        args = config, checkpoint, metadata, new_versions, self._valued
+        encode = partial(Encoder(self.serde).encode_checkpoint, *args)
         encoded = await asyncio.to_thread(encode) if takes_long(values_of(checkpoint)) else encode()
         put = Put(encoded.binds, continues=self._refuses_forks)
         if encoded.has_large and await self._shares_pages():
@@ -391,16 +386,14 @@ class BasePostgresSaver(ThreadsMixin):
         await self._backend.close()
 
     async def _shares_pages(self) -> bool:
-        page_sharing = self._backend.page_sharing
-        if (decided := page_sharing.decided) is None:
-            return page_sharing.found(await self._backend.run(probes.is_adopted))
-        return decided
+        sharing = self._backend.page_sharing
+        known = sharing.decided
+        return sharing.found(await self._backend.run(probes.is_adopted)) if known is None else known
 
     def _shares_pages_blocking(self) -> bool:
-        page_sharing = self._backend.page_sharing
-        if (decided := page_sharing.decided) is None:
-            return page_sharing.found(self._backend.run_blocking(probes.is_adopted))
-        return decided
+        sharing = self._backend.page_sharing
+        known = sharing.decided
+        return sharing.found(self._backend.run_blocking(probes.is_adopted)) if known is None else known
 
     @property
     def _decoder(self) -> Decoder:

@@ -147,11 +147,11 @@ def _pruning(thread_ids: Sequence[str], strategy: str, keep: int) -> Removal:
     threads = [checked_thread_id(one, "an id in thread_ids") for one in texts_of(thread_ids, "thread_ids")]
     strategy = choice(strategy, "strategy", STRATEGIES)
     rule = Rule(keep=positive(keep, "keep"))
-    if strategy == "delete" and rule.keep != 1:
+    if strategy == "keep_latest":
+        return partial(sweep.prune, rule=rule, thread_ids=threads)
+    if rule.keep != 1:
         raise InvalidOption(f"keep must be 1 with strategy 'delete', which keeps nothing, not {short_repr(keep)}")
-    if strategy == "delete":
-        return partial(sweep.delete_threads, thread_ids=threads)
-    return partial(sweep.prune, rule=rule, thread_ids=threads)
+    return partial(sweep.delete_threads, thread_ids=threads)
 
 
 def _sweeping(rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | None) -> Removal:
@@ -166,20 +166,16 @@ def _rule(older_than: timedelta | None, keep_last: int | None, spare_active: boo
     if flag(spare_active, "spare_active") and older_than is None:
         raise InvalidOption("spare_active needs older_than, which decides whether a thread is active")
     keep = 1 if keep_last is None else positive(keep_last, "keep_last")
-    before = None if older_than is None else first_id_of(_before_now(_age(older_than)))
+    before = None if older_than is None else first_id_of(_time_before(older_than))
     return Rule(keep, before, deletes_threads=keep_last is None, spares_active=spare_active)
 
 
-def _age(older_than: object) -> timedelta:
+def _time_before(older_than: object) -> datetime:
     if not isinstance(older_than, timedelta):
         raise InvalidOption(f"older_than must be a timedelta, such as timedelta(days=30), not {short_repr(older_than)}")
     if older_than < timedelta(0):
         raise InvalidOption(f"older_than must be 0 or more, not {short_repr(older_than)}, a time to come")
-    return older_than
-
-
-def _before_now(age: timedelta) -> datetime:
     try:
-        return datetime.now(UTC) - age
+        return datetime.now(UTC) - older_than
     except OverflowError:
         return datetime.min.replace(tzinfo=UTC)

@@ -9,14 +9,8 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.serde.keys import checked_thread_id
-from checkpoint_store.storage.thread_list import (
-    Order,
-    ThreadCursor,
-    ThreadListRequest,
-    ThreadSummary,
-    list_threads,
-    listing_of,
-)
+from checkpoint_store.storage import thread_list
+from checkpoint_store.storage.thread_list import Order, ThreadCursor, ThreadSummary, listing_of
 from checkpoint_store.storage.thread_stats import ThreadStats, stats_of, thread_stats
 
 
@@ -58,10 +52,8 @@ class ThreadsMixin(BaseCheckpointSaver[str]):
             UnreadableValue: If metadata is nested too deeply.
             Unavailable: If the server can't be reached.
         """
-        return _alisted(
-            self._backend,
-            listing_of(limit=limit, cursor=cursor, order=order, metadata_filter=filter, prefix=prefix, count=count),
-        )
+        wanted = listing_of(limit=limit, cursor=cursor, order=order, metadata_filter=filter, prefix=prefix, count=count)
+        return self._alist_threads(ThreadCursor(wanted))
 
     def list_threads(
         self,
@@ -75,10 +67,8 @@ class ThreadsMixin(BaseCheckpointSaver[str]):
     ) -> Iterator[ThreadSummary]:
         """List threads, those that were last used first, as `alist_threads`."""
         self._backend.check_sync()
-        return _listed(
-            self._backend,
-            listing_of(limit=limit, cursor=cursor, order=order, metadata_filter=filter, prefix=prefix, count=count),
-        )
+        wanted = listing_of(limit=limit, cursor=cursor, order=order, metadata_filter=filter, prefix=prefix, count=count)
+        return self._list_threads(ThreadCursor(wanted))
 
     async def aget_thread_stats(self, thread_id: str) -> ThreadStats:
         """Measure a thread: rows and bytes by table, and its channels by size.
@@ -104,15 +94,13 @@ class ThreadsMixin(BaseCheckpointSaver[str]):
         thread_id = checked_thread_id(thread_id)
         return stats_of(thread_id, *self._backend.run_blocking(thread_stats, thread_id))
 
+    async def _alist_threads(self, cursor: ThreadCursor) -> AsyncIterator[ThreadSummary]:
+        while cursor.has_next:
+            rows = await self._backend.run(thread_list.list_threads, cursor.conditions, cursor.binds)
+            for summary in cursor.advance(rows):
+                yield summary
 
-async def _alisted(backend: Backend, listing: ThreadListRequest) -> AsyncIterator[ThreadSummary]:
-    threads = ThreadCursor(listing)
-    while threads.has_next:
-        for summary in threads.advance(await backend.run(list_threads, threads.conditions, threads.binds)):
-            yield summary
-
-
-def _listed(backend: Backend, listing: ThreadListRequest) -> Iterator[ThreadSummary]:
-    threads = ThreadCursor(listing)
-    while threads.has_next:
-        yield from threads.advance(backend.run_blocking(list_threads, threads.conditions, threads.binds))
+    def _list_threads(self, cursor: ThreadCursor) -> Iterator[ThreadSummary]:
+        while cursor.has_next:
+            rows = self._backend.run_blocking(thread_list.list_threads, cursor.conditions, cursor.binds)
+            yield from cursor.advance(rows)

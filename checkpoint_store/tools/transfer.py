@@ -23,21 +23,10 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, CheckpointTuple
 from sqlalchemy.util import greenlet_spawn
 
+from checkpoint_store import errors
 from checkpoint_store.conninfo.driver_errors import diagnosis_of, is_from_driver, raise_from
 from checkpoint_store.database.pinned_provider import pinned
-from checkpoint_store.errors import (
-    AccessDenied,
-    Closed,
-    InvalidConfig,
-    InvalidOption,
-    NotSetUp,
-    TransferError,
-    Unavailable,
-    WrongThread,
-    WrongTransaction,
-    safe_str,
-    short_repr,
-)
+from checkpoint_store.errors import TransferError, safe_str, short_repr
 from checkpoint_store.saver.base import BasePostgresSaver
 from checkpoint_store.serde.arguments import callback, has_methods
 from checkpoint_store.serde.keys import checked_thread_id, members_of
@@ -49,7 +38,14 @@ from checkpoint_store.tools.task_paths import PathsAt, paths_at
 
 Progress = Callable[["TransferReport"], None]
 
-_FATAL = (AccessDenied, Closed, NotSetUp, Unavailable, WrongThread, WrongTransaction)
+_FATAL = (
+    errors.AccessDenied,
+    errors.Closed,
+    errors.NotSetUp,
+    errors.Unavailable,
+    errors.WrongThread,
+    errors.WrongTransaction,
+)
 """Errors that the next thread would raise too; they are raised as they are."""
 
 
@@ -121,9 +117,8 @@ async def acopy_threads(
 
     A source that has only sync methods is read in worker threads.
     """
-    return await greenlet_spawn(
-        _Transfer(source, target, SaverCalls(awaiting=True)).run, thread_ids, on_progress, on_error
-    )
+    transfer = _Transfer(source, target, SaverCalls(awaiting=True))
+    return await greenlet_spawn(transfer.run, thread_ids, on_progress, on_error)
 
 
 class _Transfer:
@@ -131,9 +126,11 @@ class _Transfer:
 
     def __init__(self, source: BaseCheckpointSaver[Any], target: BasePostgresSaver, calls: SaverCalls) -> None:
         if not (has_methods(source, "list") or has_methods(source, "alist")):
-            raise InvalidOption(f"source must be a LangGraph saver, with list or alist, not {short_repr(source)}")
+            raise errors.InvalidOption(
+                f"source must be a LangGraph saver, with list or alist, not {short_repr(source)}"
+            )
         if not isinstance(target, BasePostgresSaver):
-            raise InvalidOption(
+            raise errors.InvalidOption(
                 "target must be an AsyncPostgresSaver or a PostgresSaver of checkpoint_store, not a "
                 f"{type(target).__module__}.{type(target).__qualname__}"
             )
@@ -167,8 +164,10 @@ class _Transfer:
         """Return the threads to copy, each with its smallest number of checkpoints."""
         if thread_ids is not None:
             if isinstance(thread_ids, str) or not isinstance(thread_ids, Iterable):
-                raise InvalidConfig(f"thread_ids must be a list of thread ids, or None, not {short_repr(thread_ids)}")
-            ids = members_of(thread_ids, "thread_ids", InvalidConfig)
+                raise errors.InvalidConfig(
+                    f"thread_ids must be a list of thread ids, or None, not {short_repr(thread_ids)}"
+                )
+            ids = members_of(thread_ids, "thread_ids", errors.InvalidConfig)
             names = [_name_of(one) for one in ids]  # all are checked before anything is copied
             return {name if isinstance(one, str) else one: 1 for one, name in zip(ids, names, strict=True)}
         source = self._source
@@ -241,7 +240,8 @@ class _Transfer:
                     for channel, version in checkpoint["channel_versions"].items()
                     if channel in checkpoint["channel_values"] and (key[0], channel, str(version)) not in stored
                 }
-                put = _config(name, key[0], _parent_id(found)), checkpoint, found.metadata or {}, new_versions
+                parent_id = found.parent_config["configurable"].get("checkpoint_id") if found.parent_config else None
+                put = _config(name, key[0], parent_id), checkpoint, found.metadata or {}, new_versions
                 self._calls.call(target.put, target.aput, *put)
                 for writes in _writes(found, paths):
                     self._calls.call(target.put_writes, target.aput_writes, _config(name, *key), *writes)
@@ -346,10 +346,6 @@ def _thread(thread_id: Any) -> str:
 def _config(thread_id: str, namespace: str, checkpoint_id: str | None) -> RunnableConfig:
     named = {"thread_id": thread_id, "checkpoint_ns": namespace}
     return {"configurable": {**named, "checkpoint_id": checkpoint_id} if checkpoint_id else named}
-
-
-def _parent_id(found: CheckpointTuple) -> str | None:
-    return found.parent_config["configurable"].get("checkpoint_id") if found.parent_config else None
 
 
 def _special(found: CheckpointTuple | None) -> list[Any]:
