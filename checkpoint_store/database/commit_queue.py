@@ -175,7 +175,8 @@ class CommitQueue:
             if call is not None and call.group == group and taken and size + call.size > max_bytes:
                 break
             source.popleft()
-            self._make_unready(thread_id)
+            if (alone := self._ready_alone.pop(thread_id, None)) is not None:
+                self._ready_count[alone] -= len(self._queues.get(thread_id, ()))
             if call is None or call.group != group:
                 if thread_id not in self._busy:
                     self._make_ready(thread_id)
@@ -209,7 +210,3 @@ class CommitQueue:
             self._ready[alone].setdefault(schema, deque()).append(thread_id)
             self._ready_alone[thread_id] = alone
             self._ready_count[alone] += len(self._queues[thread_id])
-
-    def _make_unready(self, thread_id: str) -> None:
-        if (alone := self._ready_alone.pop(thread_id, None)) is not None:
-            self._ready_count[alone] -= len(self._queues.get(thread_id, ()))
