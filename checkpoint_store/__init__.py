@@ -33,7 +33,7 @@ from checkpoint_store.errors import (
 
 if TYPE_CHECKING:
     from checkpoint_store.database.group_commit import AsyncPipeline
-    from checkpoint_store.database.options import ConnectionOptions, SaverOptions
+    from checkpoint_store.options import ConnectionOptions, SaverOptions
     from checkpoint_store.saver.aio import AsyncPostgresSaver
     from checkpoint_store.saver.sync import PostgresSaver
     from checkpoint_store.saver.thread_lock import ThreadLock
@@ -47,9 +47,9 @@ _MODULES = {
     "AsyncPipeline": "database.group_commit",
     "AsyncPostgresSaver": "saver.aio",
     "ChannelSize": "storage.thread_stats",
-    "ConnectionOptions": "database.options",
+    "ConnectionOptions": "options",
     "PostgresSaver": "saver.sync",
-    "SaverOptions": "database.options",
+    "SaverOptions": "options",
     "SweepReport": "storage.sweep_report",
     "TableSize": "storage.thread_stats",
     "ThreadLock": "saver.thread_lock",

@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store.cli import output
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.factory import engine_backend
-from checkpoint_store.database.options import SaverOptions
 from checkpoint_store.errors import CheckpointStoreError, InvalidURL, NotSetUp
+from checkpoint_store.options import SaverOptions
 from checkpoint_store.url import engine_arguments, pool_options, pooler_options
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from checkpoint_store.database.group_commit import AsyncPipeline
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.scheduling import to_the_end
 from checkpoint_store.database.observer import Observer
-from checkpoint_store.database.options import PageSharing
+from checkpoint_store.database.page_sharing import PageSharing
 from checkpoint_store.database.pool import dispose
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.errors import Closed, Refused, WrongThread

@@ -10,15 +10,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session, scoped_session
 
 from checkpoint_store.database.backend import AsyncBackend, Backend, SyncBackend
+from checkpoint_store.database.bound_provider import BoundConnectionProvider, BoundSessionProvider
 from checkpoint_store.database.engine_provider import EngineProvider
 from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.database.group_commit import AsyncPipeline
-from checkpoint_store.database.host_provider import HostConnectionProvider, HostSessionProvider
-from checkpoint_store.database.options import PageSharing, SaverOptions
+from checkpoint_store.database.page_sharing import PageSharing
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.replica_provider import ReplicaProvider
 from checkpoint_store.database.retry import RETRY_SECONDS
 from checkpoint_store.errors import InvalidOption, UnusableConnection
+from checkpoint_store.options import SaverOptions
 from checkpoint_store.serde.arguments import flag
 from checkpoint_store.sql.statements import Statements, statements_of
 from checkpoint_store.storage.page_cache import PageCache, page_memory_of
@@ -165,7 +166,7 @@ def _host_backend(
     return AsyncBackend(provider, event_loop, page_cache, page_sharing)
 
 
-def _connection_provider(name: str, conn: AsyncConnection | Connection, sql: Statements) -> HostConnectionProvider:
+def _connection_provider(name: str, conn: AsyncConnection | Connection, sql: Statements) -> BoundConnectionProvider:
     within = conn.sync_connection if isinstance(conn, AsyncConnection) else conn
     if within is None or within.closed:
         block = "async with" if isinstance(conn, AsyncConnection) else "with"
@@ -173,12 +174,12 @@ def _connection_provider(name: str, conn: AsyncConnection | Connection, sql: Sta
             f"{name} is {_kind_of(conn)} that is not open. Use `{block} engine.connect() as conn`."
         )
     _check_dialect(name, conn, within.dialect)
-    return HostConnectionProvider(within, sql)
+    return BoundConnectionProvider(within, sql)
 
 
 def _session_provider(
     session: AsyncSession | Session, backend: Backend, bind_arguments: Mapping[str, Any] | None
-) -> HostSessionProvider:
+) -> BoundSessionProvider:
     within = session.sync_session if isinstance(session, AsyncSession) else session
     # By this clause a session that routes reads to other engines routes us to the one for writes.
     arguments = dict(bind_arguments or {"clause": delete(backend.sql.tables.checkpoints)})
@@ -193,7 +194,7 @@ def _session_provider(
         engine = backend.provider.engine
         arguments = {"bind": engine}
     _check_dialect("conn_or_session", session, engine.dialect)
-    return HostSessionProvider(within, engine, backend.sql, arguments)
+    return BoundSessionProvider(within, engine, backend.sql, arguments)
 
 
 def _check_dialect(name: str, conn: object, dialect: Dialect) -> None:

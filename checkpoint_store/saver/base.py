@@ -21,9 +21,9 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
 from checkpoint_store.database.backend import Backend
-from checkpoint_store.database.options import SaverOptions
 from checkpoint_store.errors import InvalidOption, short_repr
 from checkpoint_store.migrations.version_check import check_revisions
+from checkpoint_store.options import SaverOptions
 from checkpoint_store.saver.thread_lock import ThreadLock
 from checkpoint_store.saver.threads import ThreadsMixin
 from checkpoint_store.serde import jsonb

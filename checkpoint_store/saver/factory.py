@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store.database.backend import AsyncBackend
 from checkpoint_store.database.group_commit import AsyncPipeline
-from checkpoint_store.database.options import ConnectionOptions, SaverOptions, suggestion
 from checkpoint_store.errors import InvalidOption
+from checkpoint_store.options import ConnectionOptions, SaverOptions, suggestion
 from checkpoint_store.saver.retention import RetentionMixin
 from checkpoint_store.serde.arguments import flag, number, seconds
 from checkpoint_store.url import check_pooler, connector, engine_arguments, pool_options, pooler_options

@@ -15,8 +15,8 @@ from checkpoint_store.database.backend import AsyncBackend
 from checkpoint_store.database.closing import closing_blocking
 from checkpoint_store.database.factory import backend_for, backend_within
 from checkpoint_store.database.group_commit import AsyncPipeline
-from checkpoint_store.database.options import ConnectionOptions, SaverOptions, check_names
 from checkpoint_store.migrations.lock import LOCK_SECONDS
+from checkpoint_store.options import ConnectionOptions, SaverOptions, check_names
 from checkpoint_store.saver.factory import on_own_engine
 from checkpoint_store.saver.retention import RetentionMixin
 

@@ -341,7 +341,7 @@ def test_a_process_notices_that_the_stock_saver_has_come(
     url: str, share_pages: bool | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It stores whole from then on, unless it was told otherwise, and says so once, with the way out."""
-    monkeypatch.setattr("checkpoint_store.database.options.ASK_SECONDS", 0)
+    monkeypatch.setattr("checkpoint_store.database.page_sharing.ASK_SECONDS", 0)
     with (
         PostgresSaver.from_conn_string(url, share_pages=share_pages) as ours,
         PostgresSaver.from_conn_string(url, share_pages=share_pages) as another,
@@ -367,7 +367,7 @@ def test_the_database_is_asked_once_a_minute_whether_the_stock_saver_has_come(
 ) -> None:
     """And not at every put."""
     now = [1000.0]
-    monkeypatch.setattr("checkpoint_store.database.options.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("checkpoint_store.database.page_sharing.time.monotonic", lambda: now[0])
     asked = []
     ask = probes.is_adopted
     noting = replace(ask, function=lambda *args: asked.append(now[0]) or ask(*args))

@@ -1,1 +1,1 @@
-"""The thread lock of a run: its session of the server's, the requests for it, and their scheduling."""
+"""The thread lock of a run: the session that takes and awaits it, the requests, and pauses in greenlets and threads."""

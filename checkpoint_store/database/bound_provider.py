@@ -30,7 +30,7 @@ _ended: weakref.WeakSet[object] = weakref.WeakSet()
 """The transactions of connections that have begun to COMMIT or ROLLBACK."""
 
 
-class HostProvider(ConnectionProvider):
+class BoundProvider(ConnectionProvider):
     """Runs one operation at a time on a connection or session of the caller's, as long as its transaction lasts.
 
     That is the one that is open when the saver is made. A saver made before any has begun may begin the first, and goes
@@ -107,7 +107,7 @@ class HostProvider(ConnectionProvider):
         self._may_begin = False
 
 
-class HostConnectionProvider(HostProvider):
+class BoundConnectionProvider(BoundProvider):
     """Runs operations on an open connection of the caller's, in the caller's transaction."""
 
     def __init__(self, connection: Connection, sql: Statements) -> None:
@@ -125,7 +125,7 @@ class HostConnectionProvider(HostProvider):
             self.raise_translated(error)
 
 
-class HostSessionProvider(HostProvider):
+class BoundSessionProvider(BoundProvider):
     """Runs operations on the connection that a session of the caller's uses, after a flush.
 
     The engine is the one of its engines that has the tables; `bind_arguments` select it in `Session.connection()`.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
@@ -15,9 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from checkpoint_store.url import Pooler
 
 E = TypeVar("E")
-
-ASK_SECONDS = 60.0
-"""How often the database is asked whether the stock saver has set up tables since."""
 
 
 class SaverOptions(TypedDict, Generic[E], total=False):
@@ -83,30 +77,3 @@ def suggestion(name: str, kind: type[Any]) -> str:
     """Return the end of a message about an unknown option: the known one that is most like it, if any."""
     similar = get_close_matches(name, sorted(kind.__optional_keys__), 1)
     return f"; did you mean {similar[0]!r}?" if similar else ""
-
-
-@dataclass
-class PageSharing:
-    """Whether large values are stored as pages; bound savers share the database's answer."""
-
-    wanted: bool | None
-    """The caller's option; None to share pages unless the stock saver reads the tables."""
-    pages: bool | None = None
-    """The database's answer; None as long as it has not been asked."""
-    _asked: float = -math.inf
-
-    @property
-    def decided(self) -> bool | None:
-        """Whether values are stored so; None if the database has to be asked, now and then."""
-        if self.wanted is not None:
-            return self.wanted
-        if time.monotonic() - self._asked < ASK_SECONDS:
-            return self.pages
-        if self.pages is not None:
-            self._asked = time.monotonic()  # calls that come meanwhile go by the last answer
-        return None
-
-    def found(self, is_adopted: bool) -> bool:
-        """Note the database's answer. Return whether values are stored so."""
-        self.pages, self._asked = not is_adopted, time.monotonic()
-        return self.pages
