@@ -1,1 +1,1 @@
-"""Encoding, decoding and encryption of values; keys of rows, such as thread ids; validation of other arguments; no I/O."""
+"""Encoding, decoding and encryption of values; keys of rows, such as thread ids; validation of arguments; no I/O."""
