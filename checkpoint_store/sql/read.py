@@ -48,7 +48,7 @@ def get_checkpoint(t: Tables, *, joined: bool) -> sa.Select[Any]:
     return checkpoints(t, chosen, joined=joined, thread=ex.param("thread_id"))
 
 
-def get_latest(t: Tables, *, joined: bool) -> sa.Select[Any]:
+def get_newest(t: Tables, *, joined: bool) -> sa.Select[Any]:
     """Select the newest checkpoint of a namespace; see `checkpoints`. Binds: `thread_id`, `checkpoint_ns`."""
     c = t.checkpoints
     chosen = sa.select(c).where(ex.in_namespace(c)).order_by(c.c.checkpoint_id.desc()).limit(ex.ONE)

@@ -42,7 +42,7 @@ class Statements:
         )
 
     get_checkpoint = compiled_read(read.get_checkpoint)
-    get_latest = compiled_read(read.get_latest)
+    get_newest = compiled_read(read.get_newest)
     has_newer = compiled(read.has_newer)
     inventory = compiled(read.inventory)
 

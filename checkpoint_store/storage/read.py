@@ -37,7 +37,7 @@ def get_settled(db: Executor, sql: Statements, page_cache: PageCache, key: Key) 
 )
 def get_checkpoint(db: Executor, sql: Statements, page_cache: PageCache, key: Key) -> Row | None:
     """Return the checkpoint that a key names, or the newest of its thread and namespace, or None."""
-    read = sql.get_checkpoint if key.checkpoint_id else sql.get_latest
+    read = sql.get_checkpoint if key.checkpoint_id else sql.get_newest
     binds, is_paged = key._asdict(), page_cache.known(key.thread_id) is not None
     if not is_paged or (key.checkpoint_id is None and page_cache.has_values(key.thread_id)):
         rows = db.fetch(read.plain, binds)
@@ -97,7 +97,7 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
         if not begun:
             return None
         key = key._replace(checkpoint_id=begun[0][0])
-    rows = db.fetch(sql.get_checkpoint.joined if key.checkpoint_id else sql.get_latest.joined, key._asdict())
+    rows = db.fetch(sql.get_checkpoint.joined if key.checkpoint_id else sql.get_newest.joined, key._asdict())
     return rows[0] if rows else None
 
 

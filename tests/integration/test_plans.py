@@ -97,7 +97,7 @@ def _collect(node: dict[str, Any], into: list[dict[str, Any]]) -> None:
 
 
 STATEMENTS: dict[str, tuple[Statement, dict[str, Any]]] = {
-    "get latest": (SQL.get_latest.joined, NAMED),
+    "get newest": (SQL.get_newest.joined, NAMED),
     "get by id": (SQL.get_checkpoint.joined, {**NAMED, "checkpoint_id": "005000"}),
     "first page": (SQL.list_checkpoints(frozenset(NAMED)).joined, PAGE),
     "next page": (
@@ -116,7 +116,7 @@ STATEMENTS: dict[str, tuple[Statement, dict[str, Any]]] = {
     "delta history": (SQL.ancestors, {**NAMED, "checkpoint_id": "005000", "channels": ["messages"]}),
 }
 PLAIN = {
-    "get latest, plain": (SQL.get_latest.plain, NAMED),
+    "get newest, plain": (SQL.get_newest.plain, NAMED),
     "first page, plain": (SQL.list_checkpoints(frozenset(NAMED)).plain, PAGE),
 }
 

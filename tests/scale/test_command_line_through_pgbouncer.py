@@ -14,6 +14,7 @@ from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 
 from checkpoint_store import PostgresSaver
 from checkpoint_store.cli import main
+from checkpoint_store.cli.commands import app
 
 COMMANDS = [
     ["upgrade"],
@@ -46,6 +47,13 @@ def stored(saver: Any, thread: str) -> str:
     checkpoint: Any = {**empty_checkpoint(), "channel_values": {"a": ["x"]}, "channel_versions": {"a": "1"}}
     saver.put(config, checkpoint, {"source": "loop", "step": 0}, {"a": "1"})
     return str(checkpoint["id"])
+
+
+def test_no_command_is_left_out() -> None:
+    """But those that have no database of ours to work on, or make one."""
+    every = {command.name for command in app.registered_commands}
+
+    assert every - {command for command, *_ in COMMANDS} == {"sql", "import-from", "demo"}
 
 
 def test_every_command_works_through_it_again_and_again(

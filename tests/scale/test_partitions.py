@@ -223,7 +223,7 @@ async def replace_writes(saver: AsyncPostgresSaver) -> None:
     await saver.aput_writes(named(1), [("__error__", "e")], "task")
 
 
-async def get_latest(saver: AsyncPostgresSaver) -> None:
+async def get_newest(saver: AsyncPostgresSaver) -> None:
     assert await saver.aget_tuple(GRAPH) is not None
 
 
@@ -252,7 +252,7 @@ HOT = [
     put_paged,
     put_writes,
     replace_writes,
-    get_latest,
+    get_newest,
     get_by_id,
     list_namespace,
     list_thread,

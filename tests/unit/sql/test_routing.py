@@ -28,7 +28,7 @@ HOT = {
     "store_simple": SQL.store_simple,
     "store_one_thread": SQL.store_one_thread,
     "known_pages": SQL.known_pages,
-    "get_latest": SQL.get_latest,
+    "get_newest": SQL.get_newest,
     "get_checkpoint": SQL.get_checkpoint,
     "list of a namespace": SQL.list_checkpoints(frozenset({"thread_id", "checkpoint_ns"})),
     "list of a thread": SQL.list_checkpoints(frozenset({"thread_id"})),
