@@ -12,7 +12,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.types import TASKS
 
 from checkpoint_store.errors import NotEncrypted, UnreadableValue, safe_str, short_repr
-from checkpoint_store.serde import encryption, jsonb
+from checkpoint_store.serde import encryption, jsonb, messages
 from checkpoint_store.serde.encoder import ValuedChannels
 from checkpoint_store.serde.keys import Key, Location, next_version
 from checkpoint_store.serde.records import Ancestor, Row
@@ -32,6 +32,7 @@ class Decoder:
     def __init__(self, serde: SerializerProtocol, *, encrypted_only: bool = False) -> None:
         self._serde = serde
         self._encrypted_only = encrypted_only
+        self._shortens = messages.reads(serde)
         self._binds = isinstance(serde, EncryptedSerializer) and encryption.binding_of(serde) is not None
 
     def decode_checkpoint(self, row: Row, valued: ValuedChannels | None = None) -> CheckpointTuple:
@@ -143,6 +144,8 @@ class Decoder:
             )
         try:
             stored = (cast("str", kind), cast("bytes", blob))
+            if self._shortens:
+                return messages.loads_typed(self._serde, *stored)
             return encryption.loads(self._serde, *stored, at) if self._binds else self._serde.loads_typed(stored)
         except Exception as error:
             raise UnreadableValue(

@@ -18,7 +18,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from checkpoint_store.errors import InvalidConfig, UnstorableValue, safe_str, short_repr
-from checkpoint_store.serde import encryption, jsonb, keys, pages
+from checkpoint_store.serde import encryption, jsonb, keys, messages, pages
 from checkpoint_store.serde.arguments import as_str
 from checkpoint_store.serde.keys import Key, Location, key_of, plain_text
 from checkpoint_store.serde.records import Row
@@ -86,6 +86,7 @@ class Encoder:
         self._serde = serde
         # LangGraph's own, or derived from it without another way to write.
         self._inlines = getattr(type(serde), "dumps_typed", None) is JsonPlusSerializer.dumps_typed
+        self._shortens = messages.writes(serde)
         self._binds = not self._inlines and encryption.binding_of(serde) is not None
 
     def encode_checkpoint(
@@ -202,7 +203,12 @@ class Encoder:
 
     def _dump(self, value: Any, location: Location, channel: str, at: encryption.Place) -> tuple[str, bytes]:
         try:
-            kind, blob = encryption.dumps(self._serde, value, at) if self._binds else self._serde.dumps_typed(value)
+            if self._shortens:
+                kind, blob = messages.dumps_typed(self._serde, value)
+            elif self._binds:
+                kind, blob = encryption.dumps(self._serde, value, at)
+            else:
+                kind, blob = self._serde.dumps_typed(value)
         except Exception as error:
             raise UnstorableValue(
                 f"{location}, channel {short_repr(channel)}: {type(value).__name__} is not serializable by "

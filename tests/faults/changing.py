@@ -11,6 +11,7 @@ import sys
 import threading
 from typing import Any
 
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.base import empty_checkpoint
 from pydantic import BaseModel
 
@@ -26,12 +27,17 @@ class Item(BaseModel):
 
 
 class State:
-    """What a node keeps: a large cache, a small dict and a set in its channels, and a dict that metadata refers to."""
+    """What a node keeps: a cache, a chat, a small dict and a set in its channels, and a dict that metadata refers to."""
 
     def __init__(self) -> None:
         self.cache = {f"{number}": Item(name="why?", tags=["a"]) for number in range(SIZE)}
         self.nested: dict[int, list[str]] = {}
         self.names: set[int] = set()
+        self.chat: list[AnyMessage] = [
+            HumanMessage([{"type": "text", "text": "why?"}], id="h"),
+            AIMessage("", id="a", tool_calls=[{"name": "find", "args": {"a": {"b": ["c"]}}, "id": "c"}]),
+            ToolMessage("x", tool_call_id="c", artifact={"rows": [["y"]]}, id="t"),
+        ] * 200
         self.tags: dict[str, list[str]] = {}
         self.ended = False
 
@@ -41,6 +47,8 @@ class State:
         while not self.ended:
             for _ in range(chance.randrange(1, SIZE // 10)):
                 del self.cache[next(iter(self.cache))]
+            for message in self.chat[:3]:
+                change_message(message, chance.randrange(1, 50))
             for container in (self.nested, self.tags, self.names):
                 container.clear()
             while len(self.cache) < SIZE:
@@ -54,9 +62,30 @@ class State:
         """Return channel values and metadata: the cache, which is encoded in a worker thread, or what is small."""
         return {
             "cache": ({"cache": self.cache}, {}),
+            "chat": ({"messages": self.chat}, {}),
             "small": ({"nested": self.nested, "names": self.names}, {}),
             "metadata": ({}, {"tags": self.tags}),
         }[name]
+
+
+def change_message(message: AnyMessage, size: int) -> None:
+    """Have what a message holds grow and shrink, on each level, and attributes come and go."""
+    for container in (message.additional_kwargs, message.response_metadata):
+        container.clear()
+        container.update({f"{number}": {"n": [number] * number} for number in range(size)})
+    if isinstance(message, AIMessage):
+        call = message.tool_calls[0]
+        call["args"].clear()
+        call["args"].update({f"{number}": [{}] * number for number in range(size)})
+        message.tool_calls[1:] = [{**call, "id": f"{number}"} for number in range(size % 5)]
+        message.usage_metadata = {"input_tokens": size, "output_tokens": size, "total_tokens": size}
+    elif isinstance(message, ToolMessage):
+        rows = message.artifact["rows"]
+        rows[:] = [["y"] * number for number in range(size)]
+    elif isinstance(message.content, list):
+        message.content[:] = [{"type": "text", "text": "why?" * number} for number in range(size)]
+    message.__dict__["cached"] = size
+    del message.__dict__["cached"]
 
 
 async def store(url: str, part: tuple[dict[str, Any], Any], rounds: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize("rounds", [100, pytest.param(1000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("part", ["cache", "small", "metadata"])
+@pytest.mark.parametrize("part", ["cache", "chat", "small", "metadata"])
 def test_state_that_changes_while_it_is_stored_ends_no_process_and_fails_no_put(
     url: str, part: str, rounds: int
 ) -> None:
