@@ -27,7 +27,7 @@ class Item(BaseModel):
 
 
 class State:
-    """What a node keeps: a cache, a chat, a small dict and a set in its channels, and a dict that metadata refers to."""
+    """State of a node: a cache, a chat, a small dict and a set in its channels, and a dict that metadata refers to."""
 
     def __init__(self) -> None:
         self.cache = {f"{number}": Item(name="why?", tags=["a"]) for number in range(SIZE)}
