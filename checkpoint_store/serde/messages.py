@@ -17,11 +17,8 @@ from typing import Any, Literal, NotRequired, get_type_hints
 
 import ormsgpack
 from langchain_core import messages as langchain
-from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
-from langchain_core.messages.content import InvalidToolCall
-from langchain_core.messages.tool import ToolCall
+from langchain_core.messages import InputTokenDetails, InvalidToolCall, OutputTokenDetails, ToolCall, UsageMetadata
 from langgraph.checkpoint.serde import jsonplus
-from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import EXT_DELTA_SNAPSHOT, EXT_PYDANTIC_V2, JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
@@ -40,15 +37,18 @@ _EXACT = (
     | ormsgpack.OPT_PASSTHROUGH_UUID
 )
 
+# Names that LangGraph and Pydantic may change: where one is missing, no class is taken the short way.
+_PRIVATE = ("_option", "_msgpack_default")
+_SAFE: frozenset[Any] = getattr(getattr(jsonplus, "_lg_msgpack", None), "SAFE_MSGPACK_TYPES", frozenset())
+
 _Ext, _packb, _unpackb = ormsgpack.Ext, ormsgpack.packb, ormsgpack.unpackb
 # LangGraph packs a tuple of four: module, name, fields and this.
 _TAIL = _packb("model_validate_json")
 
 _new = object.__new__
-_set_dict, _set_fields, _set_extra, _set_private = (
-    BaseModel.__dict__[name].__set__
-    for name in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
-)
+_SLOTS = ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+_SETTERS: list[Any] = [getattr(BaseModel.__dict__.get(name), "__set__", None) for name in _SLOTS]
+_set_dict, _set_fields, _set_extra, _set_private = _SETTERS
 
 _Fields = dict[str, tuple[Any, Any]]
 
@@ -76,13 +76,14 @@ class _Kind:
 
 def writes(serde: SerializerProtocol) -> bool:
     """Return whether a serializer writes as LangGraph's own plain one does, so that `dumps_typed` may stand in."""
-    return getattr(getattr(serde, "dumps_typed", None), "__func__", None) is JsonPlusSerializer.dumps_typed
+    own = getattr(getattr(serde, "dumps_typed", None), "__func__", None) is JsonPlusSerializer.dumps_typed
+    return own and bool(_KINDS)
 
 
 def reads(serde: SerializerProtocol) -> bool:
     """Return whether a serializer reads as LangGraph's own plain one does, so that `loads_typed` may stand in."""
     own = getattr(getattr(serde, "loads_typed", None), "__func__", None) is JsonPlusSerializer.loads_typed
-    return bool(own and not getattr(serde, "_custom_unpack_ext_hook", True))
+    return bool(own and _KINDS and not getattr(serde, "_custom_unpack_ext_hook", True))
 
 
 def dumps_typed(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
@@ -309,6 +310,8 @@ def known_kinds() -> dict[type, _Kind]:
     """Return the classes that are as they are described here, as far as LangGraph trusts them."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return {}  # other threads would have their turn while a message is packed
+    if not all(_SETTERS) or not all(hasattr(jsonplus, name) for name in _PRIVATE):
+        return {}
     kinds = {}
     for name, tag, own, validators, are_plain in _CLASSES:
         cls = getattr(langchain, name, None)
@@ -339,7 +342,7 @@ def _is_as_described(cls: type[BaseModel], fields: _Fields, validators: list[str
         and cls.model_config == {"extra": "allow"}
         and not (cls.__private_attributes__ or cls.__pydantic_post_init__)
         and cls.model_dump is BaseModel.model_dump
-        and (cls.__module__, cls.__name__) in SAFE_MSGPACK_TYPES
+        and (cls.__module__, cls.__name__) in _SAFE
         and (fields.keys().isdisjoint(_AI) or all(map(_is_dict_as_described, _DICTS)))
     )
 

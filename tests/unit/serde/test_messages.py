@@ -575,3 +575,13 @@ def test_packing_calls_no_python_code() -> None:
         finally:
             sys.setprofile(None)
         assert called == []
+
+
+def test_a_private_name_that_is_gone_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LangGraph and Pydantic may change theirs at any release: then all goes LangGraph's way."""
+    assert messages.known_kinds()
+    with monkeypatch.context() as patch:
+        patch.delattr(jsonplus, "_option")
+        assert not messages.known_kinds()
+    monkeypatch.setattr(messages, "_SETTERS", [None])
+    assert not messages.known_kinds()
