@@ -60,41 +60,45 @@ class Backend(ABC):
 
     def run(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> Coroutine[Any, Any, T]:
         """Run an operation, from any coroutine."""
-        if self.observer is not None:
-            block = self.observer.call(operation.name, operation.thread(args))
+        if (observer := self.observer) is not None:
+            block = observer.call(operation.name, operation.thread(args))
             return self._observed(block, self.call, self.provider.run, operation, *args)
         self.check_open()
         return self.call(self.provider.run, operation, *args)
 
     def run_blocking(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run an operation and wait for it, from a thread other than the loop's."""
-        with self.observer.call(operation.name, operation.thread(args)) if self.observer else _UNOBSERVED:
+        observer = self.observer
+        with observer.call(operation.name, operation.thread(args)) if observer else _UNOBSERVED:
             self.check_open()
             result: T = self.call_blocking(self.provider.run, operation, *args)
         return result
 
     def store(self, change: Change) -> Coroutine[Any, Any, None]:
         """Store a change, from any coroutine."""
-        if self.observer is not None:
-            return self._observed(self.observer.store(change), self._store, change)
+        if (observer := self.observer) is not None:
+            return self._observed(observer.store(change), self._store, change)
         self.check_open()
         return self._store(change)
 
     def store_blocking(self, change: Change) -> None:
         """Store a change and wait for it."""
-        with self.observer.store(change) if self.observer else _UNOBSERVED:
+        observer = self.observer
+        with observer.store(change) if observer else _UNOBSERVED:
             self.check_open()
             self._store_blocking(change)
 
     async def setup(self, timeout: float) -> None:
         """Bring the schema to head, from any coroutine."""
-        with self.observer.call("setup", None) if self.observer else _UNOBSERVED:
+        observer = self.observer
+        with observer.call("setup", None) if observer else _UNOBSERVED:
             self.check_open()
             await self.call(self.provider.setup, timeout)
 
     def setup_blocking(self, timeout: float) -> None:
         """Bring the schema to head and wait for it."""
-        with self.observer.call("setup", None) if self.observer else _UNOBSERVED:
+        observer = self.observer
+        with observer.call("setup", None) if observer else _UNOBSERVED:
             self.check_open()
             self.call_blocking(self.provider.setup, timeout)
 
@@ -258,7 +262,7 @@ class AsyncBackend(Backend):
         if self.event_loop.is_closed:
             return
         with self._closing:
-            if self.provider.state is State.DRAINING:
+            if self.provider.state is State.DRAINING and not self.provider.is_disposed:
                 try:
                     with closing_blocking(partial(self.event_loop.call, self._release)):  # also after Ctrl-C
                         self.event_loop.call(self._drain)
@@ -289,9 +293,10 @@ class AsyncBackend(Backend):
     async def _dispose(self) -> None:
         """Close the connections: on a loop of ours the host could not."""
         goes_on = self._pipe is not None and not self.owned
-        self.provider.close(State.DRAINING if goes_on else State.CLOSED, is_disposed=self._engine is not None)
+        own = self._engine if self.owned or self.event_loop.is_ours else None
+        self.provider.close(State.DRAINING if goes_on else State.CLOSED, is_disposed=own is not None)
         try:
-            for engine in (self._engine, self._replica if self.event_loop.is_ours else None):
+            for engine in (own, self._replica if self.event_loop.is_ours else None):
                 if engine is not None:
                     await greenlet_spawn(dispose, engine.sync_engine)
         except BaseException:
@@ -315,7 +320,8 @@ class AsyncBackend(Backend):
     async def _store_all(self, changes: Sequence[Change]) -> None:
         # Also when this saver has been closed meanwhile: it was open when the first call came in, and there may be
         # others' among them.
-        with self.observer.commit(changes) if self.observer else _UNOBSERVED:
+        observer = self.observer
+        with observer.commit(changes) if observer else _UNOBSERVED:
             await greenlet_spawn(self._commit, changes)
 
 

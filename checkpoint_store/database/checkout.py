@@ -195,13 +195,15 @@ class Checkout(AbstractContextManager[Executor]):
             if error is not None:
                 self._part_with(error)
         finally:
-            if self._pooled is not None:
-                (self._conn or self._pooled).close()
-            checkouts.discard(self)
-            if self._engine.pool is not self.pool:
-                # The engine was disposed of meanwhile. SQLAlchemy has the connection closed when it is collected as
-                # garbage, which one that an event loop knows never is while that runs.
-                self.pool.dispose()
+            try:
+                if self._pooled is not None:
+                    (self._conn or self._pooled).close()
+            finally:  # also if that is interrupted
+                checkouts.discard(self)
+                if self._engine.pool is not self.pool:
+                    # The engine was disposed of meanwhile. SQLAlchemy has the connection closed when it is collected as
+                    # garbage, which one that an event loop knows never is while that runs.
+                    self.pool.dispose()
 
     def _other_block(self, pooled: PoolProxiedConnection, *, is_direct: bool) -> AbstractContextManager[Executor]:
         """Return the block for psycopg, and for the ways that are not direct."""
@@ -216,11 +218,11 @@ class Checkout(AbstractContextManager[Executor]):
 
     def _part_with(self, error: BaseException) -> None:
         """Part with the connection if an error has made it useless, whatever its driver thinks of it."""
-        if isinstance(error, TimeoutError):
+        pooled = self._pooled
+        if isinstance(error, TimeoutError) and pooled is not None:
             # The caller's limit for statements, not to be taken for a server that did not answer when it was connected
             # to. The connection has been given up, as after an interruption: the next to have it might wait as long.
             raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
-        pooled = self._pooled
         if isinstance(error, exc.StatementError) and pooled is not None and pooled.is_valid and ends_connections(error):
             if ends_all_connections(error):
                 # The other connections of the pool are not tried one after the other.

@@ -79,14 +79,15 @@ class EngineProvider(ConnectionProvider):
             )
         if self.state is State.CLOSED:
             self.check_open()
-        began = 0.0 if self.observer is None else time.perf_counter()
+        observer = self.observer
+        began = 0.0 if observer is None else time.perf_counter()
         try:
             with self.slot:
                 if self.is_disposed:
                     self.check_connects()
                 with Checkout(self.engine, in_transaction=operation.in_transaction, pooler=self.pooler) as db:
-                    if self.observer is not None:
-                        self.observer.connected(time.perf_counter() - began)
+                    if observer is not None:
+                        observer.connected(time.perf_counter() - began)
                     elif not self.lock_session.lost:
                         return operation.function(db, self.sql, *args)
                     return self.perform(operation, db, args)
@@ -161,8 +162,8 @@ class EngineProvider(ConnectionProvider):
     def _before_retry(self, error: BaseException) -> None:
         if self.state is State.CLOSED:  # nothing would close the connections it opens
             raise Closed("this saver was closed while a call was retried; whether it was carried out is unknown")
-        if self.observer is not None:
-            self.observer.retried(error)
+        if (observer := self.observer) is not None:
+            observer.retried(error)
 
 
 def _leave_pools() -> None:

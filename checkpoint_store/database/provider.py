@@ -80,9 +80,9 @@ class ConnectionProvider(ABC):
         """Call an operation on a connection; observed, and not for a thread whose lock was lost meanwhile."""
         if self.lock_session.lost and operation.kind is Kind.STORE:
             self.lock_session.check(self.sql, args[-1], db)
-        if self.observer is None:
+        if (observer := self.observer) is None:
             return operation.function(db, self.sql, *args)
-        with self.observer.operation(operation, args, db) as observed:
+        with observer.operation(operation, args, db) as observed:
             return operation.function(observed, self.sql, *args)
 
     def take_lock(self, request: LockRequest) -> None:

@@ -18,7 +18,7 @@ def flag(value: object, name: str, refusal: type[CheckpointStoreError] = Invalid
     Raises:
         CheckpointStoreError: A `refusal`, if it is neither.
     """
-    if not isinstance(value, bool):
+    if type(value) is not bool:
         raise refusal(f"{name} must be True or False, not {short_repr(value)}")
     return value
 

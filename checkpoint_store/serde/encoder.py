@@ -115,7 +115,6 @@ class Encoder:
         inline, blobs = self._split(checkpoint, new_versions, scalars, location)
         channels, versions, types, contents = map(list, zip(*blobs, strict=True)) if blobs else ([], [], [], [])
         kept = _kept(checkpoint, new_versions, valued.of(key)) if key.checkpoint_id else {}
-        valued.note(location, checkpoint_id, [*checkpoint["channel_values"], *kept])
         merged = _merged(config, metadata, location)
         has_large = _check_sizes(channels, types, contents, location)
         if not _are_short_ascii(*ids.values(), *channels, *versions):  # as nearly all are: then any key of them fits
@@ -131,6 +130,7 @@ class Encoder:
             "types": types,
             "blobs": contents,
         }
+        valued.note(location, checkpoint_id, [*checkpoint["channel_values"], *kept])  # nothing refuses it any more
         return EncodedCheckpoint(binds, has_large, {"configurable": ids})
 
     def encode_writes(

@@ -39,6 +39,7 @@ _EXACT = (
 
 # Names that LangGraph and Pydantic may change: where one is missing, no class is taken the short way.
 _PRIVATE = ("_option", "_msgpack_default")
+_HOOK = getattr(getattr(JsonPlusSerializer(), "_unpack_ext_hook", None), "__code__", None)
 _SAFE: frozenset[Any] = getattr(getattr(jsonplus, "_lg_msgpack", None), "SAFE_MSGPACK_TYPES", frozenset())
 
 _Ext, _packb, _unpackb = ormsgpack.Ext, ormsgpack.packb, ormsgpack.unpackb
@@ -83,7 +84,9 @@ def writes(serde: SerializerProtocol) -> bool:
 def reads(serde: SerializerProtocol) -> bool:
     """Return whether a serializer reads as LangGraph's own plain one does, so that `loads_typed` may stand in."""
     own = getattr(getattr(serde, "loads_typed", None), "__func__", None) is JsonPlusSerializer.loads_typed
-    return bool(own and _KINDS and not getattr(serde, "_custom_unpack_ext_hook", True))
+    hook = getattr(getattr(serde, "_unpack_ext_hook", None), "__code__", None)
+    is_langgraphs = hook is not None and hook is _HOOK
+    return bool(own and _KINDS and is_langgraphs and not getattr(serde, "_custom_unpack_ext_hook", True))
 
 
 def dumps_typed(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:

@@ -307,6 +307,26 @@ async def test_aclose_ends_the_loop_of_a_sync_saver(url: str) -> None:
         assert set(left) <= before
 
 
+async def test_a_saver_of_a_worker_thread_leaves_the_hosts_engine_alone(url: str) -> None:
+    """It works on the host's loop, with the host's pipeline; closed, once or twice, it disposes of nothing."""
+    engine = engine_on(url)
+    async with AsyncPipeline(engine) as pipe:
+        saver = AsyncPostgresSaver(engine, pipe)
+        await saver.aput(CONFIG, empty_checkpoint(), {}, {})
+        pool = engine.sync_engine.pool
+
+        def work() -> None:
+            sync = PostgresSaver(engine, pipe)
+            sync.put(CONFIG, empty_checkpoint(), {}, {})
+            sync.close()
+            sync.close()
+
+        await asyncio.to_thread(work)
+        await saver.aput(CONFIG, empty_checkpoint(), {}, {})
+        assert engine.sync_engine.pool is pool
+    await engine.dispose()
+
+
 async def test_the_one_connection_of_a_pool_is_closed_when_it_is_free(url: str, gate: Gate) -> None:
     """SQLAlchemy's StaticPool would close it under the call."""
     async with AsyncPostgresSaver.from_conn_string(url, poolclass=StaticPool) as saver:

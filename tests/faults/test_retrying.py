@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import create_engine, event, make_url
+from sqlalchemy import NullPool, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenacity import wait_none
@@ -365,6 +366,32 @@ def test_a_deadline_is_a_number_of_seconds(engine_of_nobody: AsyncEngine, second
 @pytest.fixture
 def engine_of_nobody() -> AsyncEngine:
     return create_async_engine("postgresql+asyncpg://nowhere/app")
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+async def test_a_server_that_does_not_answer_when_it_is_connected_to_is_tried_again(url: str, pipeline: bool) -> None:
+    """Its silence is not taken for a statement that took too long."""
+    tries: list[int] = []
+
+    async def connect(*_: Any, **__: Any) -> Any:
+        tries.append(len(tries))
+        if len(tries) in (1, 2, 5):
+            raise TimeoutError
+        return await asyncpg.connect(dsn)
+
+    dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    async with AsyncPipeline(engine) as pipe:
+        saver = AsyncPostgresSaver(engine, pipe if pipeline else None)
+        await saver.aput(CONFIG, checkpoint_of("1"), {}, {})  # type: ignore[arg-type]
+        assert (len(tries), saver.retries) == (3, 2)
+
+        at_once = AsyncPostgresSaver(engine, retry_timeout=0)
+        assert await at_once.aget_tuple(CONFIG) is not None
+        with pytest.raises(Unavailable) as failed:
+            await at_once.aget_tuple(CONFIG)
+        assert "command_timeout" not in str(failed.value)
+    await engine.dispose()
 
 
 # --- meanwhile ---

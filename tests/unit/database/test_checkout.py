@@ -6,8 +6,9 @@ import asyncio
 import random
 
 import pytest
+from sqlalchemy import create_engine
 
-from checkpoint_store.database.checkout import CheckoutTimeout, FairSemaphore
+from checkpoint_store.database.checkout import Checkout, CheckoutTimeout, FairSemaphore, checkouts
 
 
 async def test_permits_come_in_the_order_they_were_asked_for() -> None:
@@ -79,3 +80,23 @@ async def test_no_turn_is_lost_or_made_by_random_cancellations_and_deadlines(see
         await permits.acquire()
     with pytest.raises(CheckoutTimeout):
         await permits.acquire()
+
+
+def test_a_return_that_is_interrupted_leaves_nothing_noted() -> None:
+    """Ctrl-C may come while the connection goes back: the pool is not kept alive, nor counted as one of ours."""
+    engine = create_engine("postgresql+psycopg://nowhere/app")
+    borrowed = Checkout(engine)
+    borrowed._pooled = Interrupted()  # type: ignore[assignment]
+    checkouts.add(borrowed)
+
+    with pytest.raises(KeyboardInterrupt):
+        borrowed.__exit__(None, None, None)
+
+    assert borrowed not in checkouts
+
+
+class Interrupted:
+    """A pooled connection whose reset is interrupted."""
+
+    def close(self) -> None:
+        raise KeyboardInterrupt

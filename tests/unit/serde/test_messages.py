@@ -585,3 +585,16 @@ def test_a_private_name_that_is_gone_switches_it_off(monkeypatch: pytest.MonkeyP
         assert not messages.known_kinds()
     monkeypatch.setattr(messages, "_SETTERS", [None])
     assert not messages.known_kinds()
+
+
+def test_a_serializer_with_a_hook_of_its_own_is_asked() -> None:
+    """Also where it has set the hook itself, which LangGraph's constructor takes too."""
+
+    class Own(JsonPlusSerializer):
+        def __init__(self) -> None:
+            super().__init__()
+            self._unpack_ext_hook = lambda *_: "mine"
+
+    assert messages.reads(JsonPlusSerializer())
+    assert messages.reads(JsonPlusSerializer(allowed_msgpack_modules=[("builtins", "object")]))
+    assert not messages.reads(Own())
