@@ -44,7 +44,7 @@ class Sealed:
     """Bytes that were not looked into."""
 
     kind: str
-    """What the serializer calls their format."""
+    """The serializer's name for their format."""
     size: int
     reason: str
     start: bytes = b""

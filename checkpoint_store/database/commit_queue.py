@@ -110,7 +110,7 @@ class CommitQueue:
 
     @property
     def ready(self) -> int:
-        """How many calls could share commits now: those of ready threads, but for those that go alone."""
+        """The number of calls that could share commits now: those of ready threads, but for those that go alone."""
         return self._ready_count[False]
 
     def begin(self, thread_id: str) -> bool:

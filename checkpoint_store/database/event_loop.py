@@ -24,10 +24,10 @@ from checkpoint_store.errors import Closed, WrongThread
 T = TypeVar("T")
 
 _WATCH_SECONDS = 1.0
-"""How often a sync caller that waits checks that the loop it waits for still runs."""
+"""The seconds between two checks of a sync caller that waits, that the loop it waits for still runs."""
 
 _END_SECONDS = 5.0
-"""How long a sync caller that was interrupted waits for its call to end: the driver takes two to close a connection."""
+"""The seconds that an interrupted sync caller waits for its call to end: the driver takes two to close a connection."""
 
 _event_loops: weakref.WeakKeyDictionary[Dialect, EventLoop] = weakref.WeakKeyDictionary()
 _registry_lock = ProcessLock()

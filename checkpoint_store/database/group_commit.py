@@ -26,25 +26,25 @@ from checkpoint_store.serde.arguments import number
 from checkpoint_store.storage.write_batch import Change
 
 MAX_CALLS = 256
-"""How many calls a commit may carry."""
+"""The largest number of calls in a commit."""
 
 MAX_BYTES = 4 * 1024 * 1024
-"""How many bytes a commit should carry; one call alone may have more."""
+"""The number of bytes a commit should carry at most; one call alone may have more."""
 
 FLUSHES = 8
-"""How many commits may be under way at once."""
+"""The largest number of commits under way at once."""
 
 _SHARED_COMMITS = 2
-"""How many of them may be shared by several calls."""
+"""The largest number of them that several calls share."""
 
 _SINGLE_COMMITS = 4
-"""How many more may be of calls that go alone after a limit has ended their commit: each may take as long again."""
+"""The number of further ones, of calls alone after a limit has ended their commit: each may take as long again."""
 
 _RESOLVED_AT_ONCE = 4
-"""How many callers get their outcomes before the loop lets them go on."""
+"""The number of callers that get their outcomes before the loop lets them go on."""
 
 _GATHER_SECONDS = 0.02
-"""How long calls gather for a second shared commit."""
+"""The seconds that calls gather for a second shared commit."""
 
 _OUTAGE_SECONDS = 1.0
 """After N seconds without a server, the calls that have waited as long as a failed commit fail with it."""

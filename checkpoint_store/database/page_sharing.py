@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 ASK_SECONDS = 60.0
-"""How often the database is asked whether the stock saver has set up tables since."""
+"""The seconds between two questions to the database whether the stock saver has set up tables since."""
 
 
 @dataclass

@@ -81,7 +81,7 @@ class Rule:
     spares_active: bool = False
     """Whether a thread that has any such checkpoint is left alone."""
     run_ids: Sequence[str] | None = None
-    """If given, the checkpoints of these runs are deleted instead, whatever else they are."""
+    """Runs whose checkpoints are deleted instead, if given, whatever else they are."""
 
 
 class DeletionPlan:

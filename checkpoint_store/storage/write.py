@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from sqlalchemy import exc
 
@@ -40,11 +41,7 @@ def store(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequenc
     """
     if not _keeps_within(changes):
         return _store(db, sql, page_cache, changes)
-    refused: dict[str, str] = {}
-    for together in _apart(changes):
-        if left := [change for change in together if change.thread_id not in refused]:
-            refused |= _store(db, sql, page_cache, left)
-    return refused
+    return _in_order(changes, partial(_store, db, sql, page_cache))
 
 
 def _keeps_within(changes: Sequence[Change]) -> bool:
@@ -132,11 +129,20 @@ def store_continuing(db: Executor, sql: Statements, page_cache: PageCache, chang
     graphs = {name: [put[name.removesuffix("s")] for put in puts] for name in ("thread_ids", "checkpoint_nss")}
     level, _ = db.fetch(sql.lock_namespaces, {"table": sql.checkpoints_name, **graphs})[0]
     check_transaction(db, "refuse_forks", level)
+
+    def store_checked(together: Sequence[Change]) -> dict[str, str]:
+        _check_continuations(db, sql, together)
+        return _store(db, sql, page_cache, together)
+
+    return _in_order(changes, store_checked)
+
+
+def _in_order(changes: Sequence[Change], store_some: Callable[[Sequence[Change]], dict[str, str]]) -> dict[str, str]:
+    """Store changes so that each sees those before it in its namespace; nothing more of a thread after a refusal."""
     refused: dict[str, str] = {}
     for together in _apart(changes):
         if left := [change for change in together if change.thread_id not in refused]:
-            _check_continuations(db, sql, left)
-            refused |= store(db, sql, page_cache, left)
+            refused |= store_some(left)
     return refused
 
 
@@ -167,8 +173,7 @@ def _check_continuations(db: Executor, sql: Statements, changes: Sequence[Change
                 f"continues {short_repr(parent)}, but the newest is {short_repr(newest)}"
                 if parent != newest
                 else f"has an id that does not sort after that of {short_repr(parent)}, which it continues: readers "
-                "would "
-                "not find it. The clocks of two machines may differ"
+                "would not find it. The clocks of two machines may differ"
             )
             raise Conflict(
                 f"thread {short_repr(thread_id, 200)}, namespace {short_repr(checkpoint_ns, 200)}: checkpoint "

@@ -18,7 +18,7 @@ from checkpoint_store.storage import locks
 T = TypeVar("T")
 
 ANSWER_SECONDS = 5.0
-"""How long the server may take to answer."""
+"""The seconds that the server may take to answer."""
 
 # The server takes 25 s to give up a client that no longer answers, and its locks with it: by then the client, if it
 # still runs and only the network fails, has noticed.

@@ -15,7 +15,7 @@ from checkpoint_store.errors import LockLost, ThreadLocked, Unavailable, short_r
 from checkpoint_store.sql.statements import Statements
 
 SERVER_SECONDS = 1.0
-"""How long it may take to ask the server for a lock, however short the timeout: 0 is to try once."""
+"""The seconds that it may take to ask the server for a lock, however short the timeout: 0 is to try once."""
 
 
 class GivenUp(Exception):
@@ -69,12 +69,12 @@ class LockRequest:
 
     @property
     def left(self) -> float | None:
-        """How many seconds are left to wait for other runs; None for any number."""
+        """The seconds left to wait for other runs; None for any number."""
         return None if self.timeout is None else max(0.0, self._began + self.timeout - time.monotonic())
 
     @property
     def server_left(self) -> float | None:
-        """How many seconds are left to wait for the server, and for other requests that ask it something."""
+        """The seconds left to wait for the server, and for other requests that ask it something."""
         if self.timeout is None:
             return None
         return max(0.0, self._began + max(self.timeout, SERVER_SECONDS) - time.monotonic())

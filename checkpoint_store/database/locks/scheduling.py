@@ -22,10 +22,10 @@ Opening = futures.Future[None]
 """A session that is being opened, which may take long; the waiting request may cancel it until it is set running."""
 
 _END_SECONDS = 1.0
-"""How long to wait for the end of an opening that was cancelled."""
+"""The seconds to wait for the end of an opening that was cancelled."""
 
 _LOOK_SECONDS = 0.2
-"""How often a thread that waits checks that its request is still wanted."""
+"""The seconds between two checks of a thread that waits, that its request is still wanted."""
 
 
 class GreenletScheduling:

@@ -32,10 +32,10 @@ from checkpoint_store.storage.write_batch import Change
 T = TypeVar("T")
 
 CHECK_SECONDS = 5.0
-"""How often the session is checked, and forgotten locks are given back."""
+"""The seconds between two checks of the session; forgotten locks are given back then."""
 
 POLL_SECONDS = 0.05
-"""How soon the server is asked again for a lock that another session has; then less and less often."""
+"""The seconds until the server is asked again for a lock that another session has; then less and less often."""
 
 _LAST_POLL_SECONDS, _QUEUE_POLL_SECONDS = 0.5, 0.02
 
