@@ -5,6 +5,9 @@ time limit for all hosts together: a host that is switched off uses it up before
 it to the system to notice that a silent connection is dead, which takes hours. Here libpq's parameters have the same
 meaning as there: `connect_timeout` is each host's, and `keepalives`, `keepalives_idle`, `keepalives_interval`,
 `keepalives_count` and `tcp_user_timeout` are set on the socket.
+
+Connections of our own engines ask for generic plans, see `generic_plans`; a pooler may refuse to pass that on, and is
+then connected to without it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 
 import asyncpg
 
+from checkpoint_store.conninfo.generic_plans import refuses_options, with_generic_plans
 from checkpoint_store.conninfo.transient_errors import transient_error_of
 
 EACH_SECONDS = 5.0
@@ -39,18 +43,28 @@ class Connector:
         hosts: Names or socket directories, and ports where the URL has them, in the order in which to try them.
         target: The kind of server that the URL asks for, such as `read-write`.
         settings: Those of `KEEPALIVE` that the URL has.
+        options: The URL's startup parameter of that name.
+        generic_plans: Whether the connections ask for generic plans, until that is refused.
     """
 
     def __init__(
-        self, hosts: Sequence[tuple[str, int | None]], target: str | None, settings: Mapping[str, int]
+        self,
+        hosts: Sequence[tuple[str, int | None]],
+        target: str | None,
+        settings: Mapping[str, int],
+        options: str | None = None,
+        *,
+        generic_plans: bool = False,
     ) -> None:
         self._hosts = hosts
         self._target = target
         self._settings = {**KEEPALIVE, **settings}
+        self._options = options
+        self._generic_plans = generic_plans
 
     async def __call__(self, **arguments: Any) -> Any:
         """Connect as `asyncpg.connect` does, with its arguments, its result and its errors."""
-        connection = await (self._connect_to_one(**arguments) if len(self._hosts) > 1 else asyncpg.connect(**arguments))
+        connection = await (self._connect_to_one(**arguments) if len(self._hosts) > 1 else self._connect(arguments))
         self._keep_alive(connection._transport.get_extra_info("socket"))
         return connection
 
@@ -62,7 +76,7 @@ class Connector:
             for host, port in self._hosts:
                 place = {"host": host, "port": port, "timeout": timeout, "target_session_attrs": target}
                 try:
-                    return await asyncpg.connect(**{**arguments, **place})
+                    return await self._connect({**arguments, **place})
                 except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
                     # A login that one host refuses is refused by all.
                     if transient_error_of(error) is None:
@@ -70,6 +84,20 @@ class Connector:
                     failure = error
         assert failure is not None  # noqa: S101 - there are several hosts
         raise failure
+
+    async def _connect(self, arguments: Mapping[str, Any]) -> Any:
+        if not self._generic_plans:
+            return await asyncpg.connect(**arguments)
+        settings = arguments.get("server_settings") or {}
+        options = with_generic_plans(settings.get("options", self._options))
+        try:
+            return await asyncpg.connect(**{**arguments, "server_settings": {**settings, "options": options}})
+        except asyncpg.PostgresError as error:
+            if not refuses_options(error):
+                raise
+        connection = await asyncpg.connect(**arguments)
+        self._generic_plans = False  # it was for this that the login was refused
+        return connection
 
     def _keep_alive(self, sock: Any) -> None:
         if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):

@@ -73,8 +73,13 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     return url, {"dsn": dsn, **arguments}
 
 
-def connector(conn_string: str) -> Connector:
+def connector(conn_string: str, *, generic_plans: bool = False) -> Connector:
     """Return the connector of a connection string that `engine_arguments` takes, for `async_creator_fn`.
+
+    Args:
+        conn_string: The connection string.
+        generic_plans: Whether the server plans a prepared statement once, by `plan_cache_mode`, unless the string sets
+            that; for an engine that no statements but a saver's are executed on.
 
     Raises:
         InvalidURL: If a port or a parameter of the sockets is not a whole number.
@@ -88,7 +93,8 @@ def connector(conn_string: str) -> Connector:
         places = list(zip(names, ports * len(names) if len(ports) == 1 else ports, strict=False))
     hosts = [(host, _number(conn_string, "port", port) if port else None) for host, port in places]
     settings = {name: _number(conn_string, name, query[name]) for name in KEEPALIVE if name in query}
-    return Connector(hosts, query.get("target_session_attrs"), settings)
+    target, options = query.get("target_session_attrs"), query.get("options")
+    return Connector(hosts, target, settings, options, generic_plans=generic_plans)
 
 
 def _parse(conn_string: str) -> tuple[SplitResult, list[tuple[str, str]]]:

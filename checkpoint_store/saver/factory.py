@@ -42,7 +42,8 @@ def _engine(conn_string: str, pooler: str | None, options: Mapping[str, Any]) ->
     check_pooler(pooler)
     if pooler:
         connect_args.update(pooler_options()["connect_args"])
-    connect_args["async_creator_fn"] = connector(conn_string)
+    # Of a pooler it would be asked in vain, or set for whoever gets the server's connection next.
+    connect_args["async_creator_fn"] = connector(conn_string, generic_plans=not pooler)
     for name, minimum in (("pool_size", 0), ("max_overflow", -1)):
         if name in options:
             number(options[name], name, minimum)

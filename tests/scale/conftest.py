@@ -114,6 +114,15 @@ def carrying_url(url: str, server_url: str) -> Iterator[str]:
         yield f"postgresql://app@{urlsplit(url).path}?host={home}&port=6432"
 
 
+@pytest.fixture
+def session_url(url: str, server_url: str) -> Iterator[str]:
+    """The same through a PgBouncer in session mode, which needs no option of the saver's."""
+    if pgbouncer() is None:
+        pytest.skip("PgBouncer is not installed")
+    with bouncer(server_url, pool_mode="session") as home:
+        yield f"postgresql://app@{urlsplit(url).path}?host={home}&port=6432"
+
+
 @dataclass(frozen=True)
 class Pair:
     """A database on a primary and on a streaming standby of it."""

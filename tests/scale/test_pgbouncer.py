@@ -205,6 +205,25 @@ def test_alembic_works_through_it_and_leaves_no_lock_behind(empty_url: str, pool
         assert conn.execute(ADVISORY_LOCKS).fetchone() == (0,)
 
 
+async def test_one_that_refuses_generic_plans_is_asked_once(session_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows no such startup parameter; the next connections are made without it, and none is refused."""
+    asked: list[bool] = []
+    connect = asyncpg.connect
+
+    async def counted(**arguments: Any) -> Any:
+        asked.append("server_settings" in arguments)
+        return await connect(**arguments)
+
+    monkeypatch.setattr(asyncpg, "connect", counted)
+    async with AsyncPostgresSaver.from_conn_string(session_url, pool_size=2, retry_timeout=0) as saver:
+        for _ in range(3):
+            await asyncio.gather(*[saver.aget_tuple(CONFIG) for _ in range(4)])
+            await saver._backend._engine.dispose()  # type: ignore[attr-defined]
+
+    assert asked.count(True) <= 2  # those that were opened at once
+    assert asked.count(False) >= 3
+
+
 async def test_it_can_be_told_from_a_server(url: str, pooled_url: str) -> None:
     """By the process id: the pooler tells one of its own making."""
     told = []
