@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from benchmarks.contenders import ASYNC, SYNC, AsyncContender, Saver, SyncContender
-from benchmarks.proof import prove, prove_sync
+from benchmarks.contenders import (
+    STOCK,
+    SYNC,
+    AnySaver,
+    AsyncContender,
+    Contender,
+    InPlace,
+    Ours,
+    Saver,
+    SyncContender,
+    in_place,
+)
+from benchmarks.proof import prove
 from benchmarks.server import Server
 
+C = TypeVar("C")
 T = TypeVar("T")
+
+Work = Callable[[str, Mapping[Contender, AnySaver]], Coroutine[Any, Any, T]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +49,12 @@ class Bench:
 
     @asynccontextmanager
     async def savers(
-        self, measure: str, contenders: Sequence[AsyncContender] = ASYNC, *, via: Callable[[str], str] | None = None
-    ) -> AsyncIterator[dict[AsyncContender, Saver]]:
+        self,
+        measure: str,
+        contenders: Sequence[AsyncContender] = (Ours(), *STOCK),
+        *,
+        via: Callable[[str], str] | None = None,
+    ) -> AsyncIterator[dict[Contender, Saver]]:
         """Open the contenders, each on a new database, each proved to store what it is given.
 
         Args:
@@ -44,7 +63,7 @@ class Bench:
             via: Maps a database's URL to the one to connect to, such as that of a delaying proxy.
         """
         async with AsyncExitStack() as stack:
-            opened = {}
+            opened: dict[Contender, Saver] = {}
             for contender in contenders:
                 url = self.database(stack, f"{measure} {contender.name}")
                 opened[contender] = await stack.enter_async_context(contender.open(via(url) if via else url))
@@ -53,16 +72,39 @@ class Bench:
 
     @contextmanager
     def sync_savers(
-        self, measure: str, contenders: Sequence[SyncContender] = SYNC
-    ) -> Iterator[dict[SyncContender, Saver]]:
+        self, measure: str, contenders: Sequence[SyncContender] = SYNC, *, via: Callable[[str], str] | None = None
+    ) -> Iterator[dict[Contender, Saver]]:
         """The same for the sync contenders."""
         with ExitStack() as stack:
-            opened = {}
+            opened: dict[Contender, Saver] = {}
             for contender in contenders:
                 url = self.database(stack, f"{measure} {contender.name}")
-                opened[contender] = stack.enter_context(contender.open(url))
-                prove_sync(opened[contender])
+                opened[contender] = stack.enter_context(contender.open(via(url) if via else url))
+                in_place(prove(InPlace(opened[contender])))
             yield opened
+
+    def both_kinds(self, measure: str, contenders: Sequence[AsyncContender], work: Work[T]) -> dict[str, T]:
+        """Do the same work with async savers and with sync ones; return both results, by the name of the measure."""
+
+        async def with_async_savers() -> T:
+            async with self.savers(measure, contenders) as savers:
+                return await work(measure, {**savers})
+
+        sync = f"sync {measure}"
+        with self.sync_savers(sync) as savers:
+            in_threads = in_place(work(sync, {contender: InPlace(saver) for contender, saver in savers.items()}))
+        return {measure: asyncio.run(with_async_savers()), sync: in_threads}
+
+
+async def in_turns(contenders: Iterable[C], rounds: int, turn: Callable[[C, int], Awaitable[T]]) -> dict[C, list[T]]:
+    """Let everyone take a turn in every round; return what came of each turn. The first round does not count."""
+    counted: dict[C, list[T]] = {contender: [] for contender in contenders}
+    for number, order in enumerate(rotations(list(counted), rounds + 1)):
+        for contender in order:
+            figures = await turn(contender, number)
+            if number:
+                counted[contender].append(figures)
+    return counted
 
 
 def rotations(contenders: Sequence[T], rounds: int) -> Iterator[list[T]]:

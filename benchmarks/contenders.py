@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import asyncpg
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, ChannelVersions, Checkpoint, CheckpointMetadata
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+)
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres import PostgresSaver as StockSyncSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
@@ -18,11 +24,14 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.serde.encoder import Encoder, ValuedChannels
 from checkpoint_store.sql.statements import statements_of
 
+T = TypeVar("T")
+
 POOL_SIZE = 10
+"""Of the stock saver's pools."""
 # What the stock saver's documentation asks of a connection.
 STOCK_CONNECTION: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
 
@@ -34,6 +43,44 @@ class Contender(ABC):
 
     name: ClassVar[str]
     role: ClassVar[Literal["ours", "stock", "reference"]]
+
+
+class InPlace:
+    """A sync saver behind the async methods, for `in_place`: the same work for both kinds."""
+
+    def __init__(self, saver: Saver) -> None:
+        self._saver = saver
+
+    async def setup(self) -> None:
+        self._saver.setup()  # type: ignore[attr-defined]
+
+    async def aput(self, *arguments: Any) -> RunnableConfig:
+        return self._saver.put(*arguments)
+
+    async def aput_writes(self, *arguments: Any) -> None:
+        self._saver.put_writes(*arguments)
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return self._saver.get_tuple(config)
+
+    async def alist(self, config: RunnableConfig | None, **options: Any) -> AsyncIterator[CheckpointTuple]:
+        for found in self._saver.list(config, **options):
+            yield found
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        self._saver.delete_thread(thread_id)
+
+
+AnySaver = Saver | InPlace
+
+
+def in_place(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits, such as one that calls nothing but `InPlace`, without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return cast("T", end.value)
+    raise RuntimeError("the coroutine waits for an event loop")
 
 
 class AsyncContender(Contender):
@@ -53,45 +100,49 @@ class SyncContender(Contender):
 
 
 class Ours(AsyncContender):
-    """`AsyncPostgresSaver` on an engine of the application's, as most would use it."""
+    """`AsyncPostgresSaver` from a URL, with no option set."""
 
     name = "ours"
     role = "ours"
-    pool_size: ClassVar[int] = POOL_SIZE
-    pipeline: ClassVar[bool] = False
+    options: ClassVar[dict[str, Any]] = {}
 
     @asynccontextmanager
     async def open(self, url: str) -> AsyncIterator[Saver]:
-        engine = create_async_engine(
-            "postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=self.pool_size, max_overflow=0
-        )
-        saver = AsyncPostgresSaver(engine, AsyncPipeline(engine) if self.pipeline else None)
+        async with AsyncPostgresSaver.from_conn_string(url, **self.options) as saver:
+            await saver.setup()
+            yield saver
+
+
+class OursPlain(Ours):
+    """The same with a commit for every call."""
+
+    name = "ours, plain"
+    options: ClassVar = {"pipeline": False}
+
+
+class OursPipeline(Ours):
+    """The same with concurrent writes that share commits."""
+
+    name = "ours, pipeline"
+    options: ClassVar = {"pipeline": True}
+
+
+class OursOnHostEngine(AsyncContender):
+    """`AsyncPostgresSaver` on an engine of the application's, with the pool that SQLAlchemy gives it."""
+
+    name = "ours, host's engine"
+    role = "ours"
+
+    @asynccontextmanager
+    async def open(self, url: str) -> AsyncIterator[Saver]:
+        engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url})
+        saver = AsyncPostgresSaver(engine)
         try:
             await saver.setup()
             yield saver
         finally:
             await saver.aclose()
             await engine.dispose()
-
-
-class OursPipeline(Ours):
-    """The same, with concurrent writes that share commits."""
-
-    name = "ours, pipeline"
-    pipeline = True
-
-
-class OursByDefault(AsyncContender):
-    """`AsyncPostgresSaver` from a URL, with no option set."""
-
-    name = "ours, from_conn_string"
-    role = "ours"
-
-    @asynccontextmanager
-    async def open(self, url: str) -> AsyncIterator[Saver]:
-        async with AsyncPostgresSaver.from_conn_string(url) as saver:
-            await saver.setup()
-            yield saver
 
 
 class FloorSaver(AsyncPostgresSaver):
@@ -133,7 +184,7 @@ class Floor(AsyncContender):
 
     @asynccontextmanager
     async def open(self, url: str) -> AsyncIterator[FloorSaver]:
-        engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, pool_size=POOL_SIZE)
+        engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url})
         driver = await asyncpg.connect(url)
         saver = FloorSaver(engine, driver)
         try:
@@ -197,14 +248,14 @@ class StockPool(AsyncContender):
 
 
 class OursSync(SyncContender):
-    """`PostgresSaver` from a URL, as a script would use it."""
+    """`PostgresSaver` from a URL, with no option set."""
 
     name = "ours"
     role = "ours"
 
     @contextmanager
     def open(self, url: str) -> Iterator[Saver]:
-        with PostgresSaver.from_conn_string(url, pool_size=POOL_SIZE, max_overflow=0) as saver:
+        with PostgresSaver.from_conn_string(url) as saver:
             saver.setup()
             yield saver
 
@@ -239,5 +290,5 @@ class StockSyncPool(SyncContender):
             yield saver
 
 
-ASYNC: tuple[AsyncContender, ...] = (Ours(), OursPipeline(), StockConnection(), StockPipeline(), StockPool())
+STOCK: tuple[AsyncContender, ...] = (StockConnection(), StockPipeline(), StockPool())
 SYNC: tuple[SyncContender, ...] = (OursSync(), StockSyncConnection(), StockSyncPool())

@@ -14,51 +14,34 @@ import cProfile
 import pstats
 import statistics
 import time
-from collections.abc import Awaitable, Callable
 
 from benchmarks import server
-from benchmarks.contenders import ASYNC, Saver
+from benchmarks.calls import CALLS, warm
+from benchmarks.contenders import STOCK, AsyncContender, Ours, OursOnHostEngine, OursPlain
 from benchmarks.proof import prove
-from benchmarks.workload import Chat, Step
-
-Call = Callable[[Saver, Chat, Step], Awaitable[object]]
-
-
-async def _alist(saver: Saver, chat: Chat) -> None:
-    async for _ in saver.alist(chat.config, limit=5):
-        pass
-
-
-CALLS: dict[str, Call] = {
-    "aput": lambda saver, _, step: saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions),
-    "aput_writes": lambda saver, _, step: saver.aput_writes(step.stored, step.writes, step.task_id, step.task_path),
-    "aget_tuple": lambda saver, chat, _: saver.aget_tuple(chat.config),
-    "alist": lambda saver, chat, _: _alist(saver, chat),
-}
+from benchmarks.workload import Chat
 
 
 def main() -> None:
     """Profile one operation of one contender."""
+    contenders = {one.name: one for one in (Ours(), OursPlain(), OursOnHostEngine(), *STOCK)}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hot_path", description="Profile one operation.")
     parser.add_argument("operation", choices=CALLS)
     parser.add_argument("--calls", type=int, default=2_000)
-    parser.add_argument("--contender", choices=[contender.name for contender in ASYNC], default="ours")
+    parser.add_argument("--contender", choices=contenders, default="ours")
     parser.add_argument("--sort", default="tottime", help="a key of pstats: tottime, cumtime, ncalls")
     parser.add_argument("--bare", action="store_true", help="no cProfile: for py-spy, or for the plain median")
     options = parser.parse_args()
     with server.running() as running:
-        asyncio.run(_profile(running.create_database("hot_path"), options))
+        asyncio.run(_profile(contenders[options.contender], running.create_database("hot_path"), options))
 
 
-async def _profile(url: str, options: argparse.Namespace) -> None:
-    contender = next(one for one in ASYNC if one.name == options.contender)
+async def _profile(contender: AsyncContender, url: str, options: argparse.Namespace) -> None:
     call = CALLS[options.operation]
     chat = Chat("hot")
     async with contender.open(url) as saver:
         await prove(saver)
-        for step in chat.steps(5):
-            await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
-            await saver.aput_writes(step.stored, step.writes, step.task_id, step.task_path)
+        await warm(saver, chat)
         for step in chat.steps(20):
             await call(saver, chat, step)
         steps, times, profile = chat.steps(options.calls), [], cProfile.Profile()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from benchmarks.contenders import Saver
+from benchmarks.contenders import AnySaver
 from benchmarks.workload import Chat, Step
 
 
@@ -12,30 +12,17 @@ class MismatchError(AssertionError):
     """A contender did not give back what was stored; its figures would mean nothing."""
 
 
-async def prove(saver: Saver) -> None:
-    """Store a few steps through the async methods and compare every way of reading them."""
+async def prove(saver: AnySaver) -> None:
+    """Store a few steps and compare every way of reading them."""
     chat = Chat("proof")
     steps = chat.steps(5)
     for step in steps:
-        await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
-        await saver.aput_writes(step.stored, step.writes, step.task_id, step.task_path)
+        await saver.aput(*step.put)
+        await saver.aput_writes(*step.put_writes)
     compare(steps[-1], await saver.aget_tuple(chat.config))
     for step in steps:
         compare(step, await saver.aget_tuple(step.stored))
     compare_all(steps, [found async for found in saver.alist(chat.config)])
-
-
-def prove_sync(saver: Saver) -> None:
-    """The same through the sync methods."""
-    chat = Chat("proof")
-    steps = chat.steps(5)
-    for step in steps:
-        saver.put(step.config, step.checkpoint, step.metadata, step.new_versions)
-        saver.put_writes(step.stored, step.writes, step.task_id, step.task_path)
-    compare(steps[-1], saver.get_tuple(chat.config))
-    for step in steps:
-        compare(step, saver.get_tuple(step.stored))
-    compare_all(steps, list(saver.list(chat.config)))
 
 
 def compare_all(steps: list[Step], found: list[CheckpointTuple]) -> None:

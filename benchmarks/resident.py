@@ -25,7 +25,7 @@ async def grown(url: str, puts: int, before: int, per_thread: int) -> float:
             if number % per_thread == 0:
                 chat = Chat(f"thread-{number}")
             (step,) = chat.steps(1)
-            await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
+            await saver.aput(*step.put)
         return (_resident() - first) / 1e6
 
 

@@ -35,6 +35,16 @@ class Step:
     task_path: str
 
     @property
+    def put(self) -> tuple[RunnableConfig, Checkpoint, CheckpointMetadata, ChannelVersions]:
+        """The arguments of `aput`."""
+        return self.config, self.checkpoint, self.metadata, self.new_versions
+
+    @property
+    def put_writes(self) -> tuple[RunnableConfig, Sequence[tuple[str, Any]], str, str]:
+        """The arguments of `aput_writes`."""
+        return self.stored, self.writes, self.task_id, self.task_path
+
+    @property
     def stored(self) -> RunnableConfig:
         """The config that names this step's checkpoint once it is put."""
         return {"configurable": {**self.config["configurable"], "checkpoint_id": self.checkpoint["id"]}}

@@ -12,7 +12,7 @@ from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import START, StateGraph
 
 from benchmarks.bench import Bench, undisturbed
-from benchmarks.contenders import OursByDefault, Saver, StockPool
+from benchmarks.contenders import Ours, Saver, StockPool
 from benchmarks.report import Result, Samples
 
 LAST = 20
@@ -37,7 +37,7 @@ def measure(bench: Bench) -> list[Result]:
 
 async def _measure(bench: Bench, turns: int) -> list[Result]:
     times: Samples = {}
-    async with bench.savers("delta chat", [OursByDefault(), StockPool()]) as savers:
+    async with bench.savers("delta chat", [Ours(), StockPool()]) as savers:
         for contender, saver in savers.items():
             times[contender] = [(await _chat(saver, turns))[-LAST:]]
     return [Result(measure=f"delta chat, the last of {turns} turns", unit="ms", samples=times)]

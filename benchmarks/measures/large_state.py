@@ -8,13 +8,13 @@ import time
 from langchain_core.messages import BaseMessage
 
 from benchmarks.bench import Bench, rotations, undisturbed
-from benchmarks.contenders import Ours, OursPipeline, Saver, StockConnection, StockPool
+from benchmarks.contenders import Ours, Saver, StockConnection, StockPool
 from benchmarks.proof import MismatchError
 from benchmarks.report import Result, Samples, Target
 from benchmarks.workload import Chat, Step
 
 # Not the stock saver's pipeline mode: it stores 1 MB, but with 10 MB its aput() does not come back.
-CONTENDERS = (Ours(), OursPipeline(), StockConnection(), StockPool())
+CONTENDERS = (Ours(), StockConnection(), StockPool())
 
 
 class Edited(Chat):
@@ -54,5 +54,5 @@ async def _measure(bench: Bench) -> list[Result]:
 async def _put(saver: Saver, step: Step) -> float:
     with undisturbed():
         started = time.perf_counter()
-        await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
+        await saver.aput(*step.put)
         return (time.perf_counter() - started) * 1e3

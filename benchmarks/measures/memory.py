@@ -53,7 +53,7 @@ async def _measure(bench: Bench) -> list[Result]:
 
 async def _store(saver: Saver, steps: list[Step]) -> None:
     for step in steps:
-        await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
+        await saver.aput(*step.put)
 
 
 async def _peak_mb(saver: Saver, chat: Chat, count: int) -> float:

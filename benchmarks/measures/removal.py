@@ -13,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from benchmarks.bench import Bench, rotations, undisturbed
-from benchmarks.contenders import AsyncContender, Ours, OursPipeline, Saver, StockConnection, StockPool
+from benchmarks.contenders import AsyncContender, Ours, Saver, StockConnection, StockPool
 from benchmarks.filling import add_numbered, copy, keep
 from benchmarks.proof import MismatchError
 from benchmarks.report import Result, Samples, Target
@@ -143,7 +143,7 @@ async def _deletion(saver: Saver, run: int) -> float:
 async def _stored(bench: Bench, stack: AsyncExitStack, name: str, size: int) -> str:
     """The URL of a database that has put a thread aside, stored as LangGraph would have it stored."""
     url = bench.database(stack, name)
-    async with OursPipeline().open(url) as saver:
+    async with Ours().open(url) as saver:
         steps = Chat("chat", window=20).steps(size)
         for first in range(0, size, 100):
             await asyncio.gather(*[_store(saver, step) for step in steps[first : first + 100]])
@@ -152,8 +152,8 @@ async def _stored(bench: Bench, stack: AsyncExitStack, name: str, size: int) -> 
 
 
 async def _store(saver: Saver, step: Step) -> None:
-    await saver.aput(step.config, step.checkpoint, step.metadata, step.new_versions)
-    await saver.aput_writes(step.stored, step.writes, step.task_id, step.task_path)
+    await saver.aput(*step.put)
+    await saver.aput_writes(*step.put_writes)
 
 
 def _check(url: str, *, checkpoints: int) -> None:
