@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +17,7 @@ from sqlalchemy.util import await_only
 from checkpoint_store.conninfo.driver_errors import without_values
 from checkpoint_store.conninfo.fork import ProcessLock, in_children
 from checkpoint_store.conninfo.transient_errors import ends_all_connections, ends_connections
-from checkpoint_store.database.direct_executor import AsyncpgExecutor, PsycopgExecutor
+from checkpoint_store.database.direct_executor import AsyncpgExecutor
 from checkpoint_store.database.liveness import check_loop, left_by_loop, nothing_late, take_open
 from checkpoint_store.database.pool import check_is_for_pooler, is_begun, is_for_pooler, isolate
 from checkpoint_store.database.sqlalchemy_private import invalidate_all, is_watched, max_overflow
@@ -210,9 +210,11 @@ class Checkout(AbstractContextManager[Executor]):
         driver: Any = pooled.driver_connection
         dbapi: Any = self._engine.dialect.dbapi
         if is_direct and self._engine.dialect.driver == "psycopg":
-            is_plain = driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor)
+            is_plain = driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor) and driver.info.encoding == "utf-8"
             if is_plain and not is_in_transaction(driver):
-                return PsycopgExecutor(self._engine, pooled, driver).in_autocommit()
+                from checkpoint_store.database.psycopg_executor import PsycopgExecutor
+
+                return nullcontext(PsycopgExecutor(self._engine, pooled, driver))
         self._conn = Connection(self._engine, pooled)
         return _committed(self._conn, in_transaction=self._in_transaction)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -71,34 +71,3 @@ class AsyncpgExecutor(DirectExecutor):
             return await_only(self.driver.fetch(sql, *parameters))
         except BaseException as error:
             self.fail(error, sql, parameters)
-
-
-class PsycopgExecutor(DirectExecutor):
-    """Executes on psycopg's connection, sync or async, while that is in autocommit."""
-
-    @contextmanager
-    def in_autocommit(self) -> Iterator[PsycopgExecutor]:
-        """Set autocommit for a block; psycopg keeps the setting to itself, the server is not asked."""
-        before = self.driver.autocommit
-        try:
-            if not before:
-                self._wait(self.driver.set_autocommit(True))
-        except BaseException as error:
-            self.fail(error)
-        try:
-            yield self
-        finally:
-            if not before and not self.driver.closed:
-                self._wait(self.driver.set_autocommit(False))
-
-    def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
-        """Execute a statement."""
-        sql, parameters = statement.bound(self.engine.dialect, binds)
-        try:
-            cursor = self._wait(self.driver.execute(sql, parameters, binary=True))
-            return self._wait(cursor.fetchall()) if cursor.description else []
-        except BaseException as error:
-            self.fail(error, sql, parameters)
-
-    def _wait(self, result: Any) -> Any:
-        return await_only(result) if self.engine.dialect.is_async else result

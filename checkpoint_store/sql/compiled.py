@@ -7,10 +7,30 @@ from functools import cached_property, partial
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import asyncpg
 
 from checkpoint_store.schema import Tables
 
 P = ParamSpec("P")
+
+
+_ELEMENTS: dict[type[Any], int] = {
+    sa.LargeBinary: 17,
+    sa.BigInteger: 20,
+    sa.Integer: 23,
+    sa.Text: 25,
+}
+"""Types of arrays' elements, and their numbers in PostgreSQL's catalog, which an array in binary has in it."""
+
+
+class Numbered(NamedTuple):
+    """A statement as the server itself takes it, with `$1` for the first parameter."""
+
+    sql: bytes
+    parameters: Sequence[tuple[str, int]]
+    """The name of each parameter, and of an array the type of its elements; otherwise 0."""
+    formats: Sequence[int]
+    """Of each parameter, whether it is sent in binary: arrays are."""
 
 
 class Statement:
@@ -31,6 +51,15 @@ class Statement:
     def construct(self) -> sa.Executable:
         """The Core statement."""
         return self._build()
+
+    @cached_property
+    def numbered(self) -> Numbered:
+        """The statement for a driver that has no parameters of its own."""
+        compiled: Any = self.construct.compile(dialect=asyncpg.dialect())  # type: ignore[attr-defined, no-untyped-call]
+        types = [getattr(compiled.binds[name].type, "item_type", None) for name in compiled.positiontup]
+        elements = [0 if kind is None else _ELEMENTS[type(kind)] for kind in types]
+        parameters = list(zip(compiled.positiontup, elements, strict=True))
+        return Numbered(compiled.string.encode(), parameters, [int(bool(element)) for element in elements])
 
     def sql(self, dialect: sa.Dialect) -> str:
         """Return the SQL text for a dialect."""
