@@ -221,6 +221,11 @@ class AsyncBackend(Backend):
         self._replica = replica
         self._pipe = pipe
 
+    def own(self) -> None:
+        """Take over the engine and its loop: they end with the saver."""
+        self.owned = True
+        self.provider.own()
+
     def with_provider(self, provider: ConnectionProvider) -> AsyncBackend:
         """Return a backend like this one on another provider."""
         return AsyncBackend(provider, self.event_loop, self.page_cache, self.page_sharing)
@@ -296,9 +301,10 @@ class AsyncBackend(Backend):
         own = self._engine if self.owned or self.event_loop.is_ours else None
         self.provider.close(State.DRAINING if goes_on else State.CLOSED, is_disposed=own is not None)
         try:
-            for engine in (own, self._replica if self.event_loop.is_ours else None):
-                if engine is not None:
-                    await greenlet_spawn(dispose, engine.sync_engine)
+            if own is not None:
+                await greenlet_spawn(self.provider.dispose)
+            if self._replica is not None and self.event_loop.is_ours:
+                await greenlet_spawn(dispose, self._replica.sync_engine)
         except BaseException:
             self.provider.close(State.DRAINING)  # to be closed once more
             raise

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.orm import Session
 
-from checkpoint_store.database.checkout import alone_with, wait_for_others
 from checkpoint_store.database.closing import State
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
+from checkpoint_store.database.semaphore import alone_with, wait_for_others
 from checkpoint_store.errors import WrongTransaction
 from checkpoint_store.migrations.lock_timeout import LockTimeout
 from checkpoint_store.migrations.runner import upgrade_to_head

@@ -1,139 +1,22 @@
-"""The checkout of a connection: the fair queue of a pool, the lock of a shared connection, its use by one operation."""
+"""The checkout of a connection, and its use by one operation."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-import weakref
-from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, QueuePool, exc
-from sqlalchemy.util import await_only
 
 from checkpoint_store.conninfo.driver_errors import without_values
-from checkpoint_store.conninfo.fork import ProcessLock, in_children
 from checkpoint_store.conninfo.transient_errors import ends_all_connections, ends_connections
+from checkpoint_store.database.connection_queue import Connected, ConnectionQueue
 from checkpoint_store.database.direct_executor import AsyncpgExecutor
 from checkpoint_store.database.liveness import check_loop, left_by_loop, nothing_late, take_open
 from checkpoint_store.database.pool import check_is_for_pooler, is_begun, is_for_pooler, isolate
 from checkpoint_store.database.sqlalchemy_private import invalidate_all, is_watched, max_overflow
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor, is_in_transaction
-
-
-class CheckoutTimeout(Exception):
-    """Raised when a permit has not come in time."""
-
-
-class FairSemaphore(AbstractContextManager[object]):
-    """A semaphore with a deadline, for greenlets on an event loop: permits come in the order they are asked for.
-
-    It works on several loops, one after the other. An `asyncio.Semaphore` does not, has no deadline, and costs five
-    times as much: each permit takes a switch out of the greenlet and back.
-    """
-
-    def __init__(self, count: int, timeout: float | None = None) -> None:
-        self._count = self._free = count
-        self._timeout = timeout
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def acquire(self, timeout: float | None = None) -> None:
-        """Wait for a permit, for some seconds at most; raise `CheckoutTimeout` if none has come."""
-        if self._acquire_now():
-            return
-        loop = asyncio.get_running_loop()
-        timeout = self._timeout if timeout is None else timeout
-        permit: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(permit)
-        deadline = None if timeout is None else loop.call_later(timeout, _expire, permit, timeout)
-        try:
-            await permit
-        except asyncio.CancelledError:
-            if not permit.cancelled() and permit.exception() is None:
-                self.release()  # it came at the same moment
-            raise
-        finally:
-            if deadline is not None:
-                deadline.cancel()
-
-    def _acquire_now(self) -> bool:
-        """Take a permit if one is free. Returns whether one was."""
-        if (loop := asyncio.get_running_loop()) is not self._loop:
-            # No permit of the loop before comes back, and no call that waited there goes on.
-            self._loop, self._free, self._waiting = loop, self._count, deque()
-        is_free = self._free > 0
-        self._free -= is_free
-        return is_free
-
-    def release(self) -> None:
-        """Give a permit back: to the call that has waited longest, if one waits."""
-        while self._waiting:
-            permit = self._waiting.popleft()
-            if not permit.done():
-                permit.set_result(None)
-                return
-        self._free = min(self._free + 1, self._count)  # no more than there are, if one comes back from an ended loop
-
-    def __enter__(self) -> None:
-        if not self._acquire_now():  # as a rule one is free, and no switch is needed
-            await_only(self.acquire())
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def _expire(permit: asyncio.Future[None], timeout: float) -> None:
-    if not permit.done():
-        permit.set_exception(CheckoutTimeout(f"waited for {timeout:g} s"))
-
-
-class TaskLock(FairSemaphore):
-    """A lock for tasks, which its holder may take again, as a thread may its `threading.RLock`."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-        self._owner: asyncio.Task[Any] | None = None
-        self._depth = 0
-
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
-        if self._owner is None or self._owner is not task:
-            super().__enter__()
-            self._owner, self._depth = task, 0
-        self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if self._depth <= 0:
-            self._owner = None
-            self.release()
-
-
-_locks: weakref.WeakKeyDictionary[object, TaskLock | threading.RLock] = weakref.WeakKeyDictionary()
-_registry_lock = ProcessLock()
-
-in_children(_locks.clear)  # the threads that hold one are not there
-
-
-def alone_with(thing: object, *, is_async: bool) -> AbstractContextManager[object]:
-    """Return the lock of a thing that one greenlet, if `is_async`, or one thread at a time may use."""
-    with _registry_lock.current:
-        # Reentrant: SQLAlchemy has an error for a session's flush that calls a saver on that session.
-        return _locks.get(thing) or _locks.setdefault(thing, TaskLock() if is_async else threading.RLock())
-
-
-def wait_for_others(thing: object) -> None:
-    """Wait until a thing is free, after all calls that have asked to be `alone_with` it before."""
-    with _registry_lock.current:
-        lock = _locks.get(thing)
-    if lock is not None:
-        with lock:
-            pass
-
 
 checkouts: set[Checkout] = set()
 """Those that have a connection now."""
@@ -152,11 +35,20 @@ class Checkout(AbstractContextManager[Executor]):
         InvalidOption: If there is a pooler, and the engine is not made for one.
     """
 
-    def __init__(self, engine: Engine, *, in_transaction: bool = False, pooler: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        queue: ConnectionQueue | None = None,
+        *,
+        in_transaction: bool = False,
+        pooler: bool = False,
+    ) -> None:
         self.pool = engine.pool
         self._engine = engine
+        self._queue = queue
         self._in_transaction = in_transaction
         self._pooler = pooler
+        self._connected: Connected | None = None
         self._pooled: PoolProxiedConnection | None = None
         self._conn: Connection | None = None
         self._block: AbstractContextManager[Executor] | None = None
@@ -164,15 +56,22 @@ class Checkout(AbstractContextManager[Executor]):
     def __enter__(self) -> Executor:
         try:
             is_direct = not self._in_transaction and not is_watched(self._engine)
-            pooled = self._pooled = take_open(self._engine)
+            queue = self._queue
+            connected = None if queue is None else queue.take(self.pool)
+            if connected is None:
+                pooled = self._pooled = take_open(self._engine)
+                connected = Connected(self.pool, pooled, pooled.driver_connection)
+            self._connected = connected
+            _, pooled, driver = connected
+            self._pooled = pooled
             checkouts.add(self)
-            driver: Any = pooled.driver_connection
             check_loop(driver)
             if self._pooler:
                 check_is_for_pooler(pooled)
-            if is_direct and self._engine.dialect.driver == "asyncpg" and not driver.is_in_transaction():
-                return AsyncpgExecutor(self._engine, pooled, driver)
-            block = self._other_block(pooled, is_direct=is_direct)
+            if is_direct and (direct := self._direct_executor(pooled, driver)) is not None:
+                return direct
+            conn = self._conn = Connection(self._engine, pooled)
+            block = _committed(conn, in_transaction=self._in_transaction)
             executor = block.__enter__()
             self._block = block
         except BaseException as error:
@@ -196,7 +95,7 @@ class Checkout(AbstractContextManager[Executor]):
                 self._part_with(error)
         finally:
             try:
-                if self._pooled is not None:
+                if self._pooled is not None and not (error is None and self._is_kept()):
                     (self._conn or self._pooled).close()
             finally:  # also if that is interrupted
                 checkouts.discard(self)
@@ -205,18 +104,24 @@ class Checkout(AbstractContextManager[Executor]):
                     # garbage, which one that an event loop knows never is while that runs.
                     self.pool.dispose()
 
-    def _other_block(self, pooled: PoolProxiedConnection, *, is_direct: bool) -> AbstractContextManager[Executor]:
-        """Return the block for psycopg, and for the ways that are not direct."""
-        driver: Any = pooled.driver_connection
-        dbapi: Any = self._engine.dialect.dbapi
-        if is_direct and self._engine.dialect.driver == "psycopg":
-            is_plain = driver.cursor_factory in (dbapi.Cursor, dbapi.AsyncCursor) and driver.info.encoding == "utf-8"
-            if is_plain and not is_in_transaction(driver):
-                from checkpoint_store.database.psycopg_executor import PsycopgExecutor
+    def _is_kept(self) -> bool:
+        """Keep the connection checked out for the next call, if there may be one. Returns whether it is kept."""
+        if self._queue is None or self._connected is None or self._block is not None:
+            return False
+        return self._engine.pool is self.pool and self._queue.keep(self._connected)
 
-                return nullcontext(PsycopgExecutor(self._engine, pooled, driver))
-        self._conn = Connection(self._engine, pooled)
-        return _committed(self._conn, in_transaction=self._in_transaction)
+    def _direct_executor(self, pooled: PoolProxiedConnection, driver: Any) -> Executor | None:
+        """Return an executor on the driver's connection, if it is as the driver makes it and in no transaction."""
+        if is_in_transaction(driver):
+            return None
+        if self._engine.dialect.driver == "asyncpg":
+            return AsyncpgExecutor(self._engine, pooled, driver)
+        dbapi: Any = self._engine.dialect.dbapi
+        if driver.cursor_factory not in (dbapi.Cursor, dbapi.AsyncCursor) or driver.info.encoding != "utf-8":
+            return None
+        from checkpoint_store.database.psycopg_executor import PsycopgExecutor
+
+        return PsycopgExecutor(self._engine, pooled, driver)
 
     def _part_with(self, error: BaseException) -> None:
         """Part with the connection if an error has made it useless, whatever its driver thinks of it."""
@@ -229,6 +134,8 @@ class Checkout(AbstractContextManager[Executor]):
             if ends_all_connections(error):
                 # The other connections of the pool are not tried one after the other.
                 invalidate_all(self.pool, pooled, without_values(error))  # which the pool logs
+                if self._queue is not None:
+                    self._queue.give_back()
             else:
                 pooled.invalidate(without_values(error))
 

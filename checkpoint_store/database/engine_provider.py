@@ -9,17 +9,19 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect, Engine, NullPool, Pool, QueuePool, StaticPool
+from sqlalchemy import Connection, Engine, NullPool, Pool, QueuePool, StaticPool
 
 from checkpoint_store.conninfo.fork import in_children
 from checkpoint_store.conninfo.transient_errors import transient_error_of
-from checkpoint_store.database.checkout import Checkout, FairSemaphore, alone_with, kept_by_others
+from checkpoint_store.database.checkout import Checkout, kept_by_others
 from checkpoint_store.database.closing import State
+from checkpoint_store.database.connection_queue import ConnectionQueue, TaskQueue, ThreadQueue
 from checkpoint_store.database.error_translation import FOREIGN
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.pool import detached, dispose, migrating
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
 from checkpoint_store.database.retry import Retries
+from checkpoint_store.database.semaphore import alone_with
 from checkpoint_store.database.sqlalchemy_private import max_overflow
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
 from checkpoint_store.migrations.lock_timeout import LockTimeout
@@ -34,7 +36,9 @@ Slot = AbstractContextManager[object]
 """A block that has a place in the queue for a connection; may be entered by any number of calls."""
 
 _providers: weakref.WeakSet[EngineProvider] = weakref.WeakSet()
-_slots: weakref.WeakKeyDictionary[Pool, FairSemaphore] = weakref.WeakKeyDictionary()
+_queues: weakref.WeakKeyDictionary[Pool, TaskQueue] = weakref.WeakKeyDictionary()
+_parents_slots: list[Slot] = []
+"""Those of the process this one was forked from: their connections must not be collected as garbage, and so closed."""
 
 
 class EngineProvider(ConnectionProvider):
@@ -44,7 +48,7 @@ class EngineProvider(ConnectionProvider):
         super().__init__(engine, sql)
         self.pooler = pooler
         """Whether a pooler of transactions stands before the server."""
-        self.slot = _slot_of(engine.pool, engine.dialect)
+        self.slot = _slot_of(engine)
         self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
         self._parents_pool: Pool | None = None
         _providers.add(self)
@@ -53,6 +57,35 @@ class EngineProvider(ConnectionProvider):
     def retries(self) -> int:
         """The number of retries."""
         return self._retries.count
+
+    @property
+    def queue(self) -> ConnectionQueue | None:
+        """The queue that may have connections which are checked out already."""
+        return self.slot if isinstance(self.slot, ConnectionQueue) else None
+
+    def own(self) -> None:
+        """Let connections stay checked out from call to call: the engine is ours."""
+        pool = self.engine.pool
+        if isinstance(pool, QueuePool) and pool.size() and not max_overflow(pool):
+            kind = TaskQueue if self.engine.dialect.is_async else ThreadQueue
+            self.slot = kind(self.engine, pool.size(), pool.timeout())
+            self.slot.keeps_all = True
+
+    def close(self, state: State, *, is_disposed: bool = False) -> None:
+        """Go on to a further state."""
+        super().close(state, is_disposed=is_disposed)
+        if (queue := self.queue) is not None:
+            queue.keeps_all = False
+
+    def dispose(self) -> None:
+        """Close the connections of the pool; those in use are closed when they are given back."""
+        self._give_back()
+        dispose(self.engine)
+
+    def kept_by_others(self) -> int:
+        """Return how many connections the application itself has, if it has all of the pool, or else 0."""
+        queue = self.queue
+        return 0 if queue is not None and queue.keeps_all else kept_by_others(self.engine)
 
     @property
     def long_slot(self) -> Slot:
@@ -85,7 +118,8 @@ class EngineProvider(ConnectionProvider):
             with self.slot:
                 if self.is_disposed:
                     self.check_connects()
-                with Checkout(self.engine, in_transaction=operation.in_transaction, pooler=self.pooler) as db:
+                in_transaction = operation.in_transaction
+                with Checkout(self.engine, self.queue, in_transaction=in_transaction, pooler=self.pooler) as db:
                     if observer is not None:
                         observer.connected(time.perf_counter() - began)
                     elif not self.lock_session.lost:
@@ -93,7 +127,7 @@ class EngineProvider(ConnectionProvider):
                     return self.perform(operation, db, args)
         finally:
             if self.is_disposed:
-                dispose(self.engine)
+                self.dispose()
 
     def check_connects(self) -> None:
         """Raise if the engine was disposed of: the next connection would be opened in its next pool."""
@@ -114,14 +148,15 @@ class EngineProvider(ConnectionProvider):
     def _migrate(self, pause: Callable[[float], None], timeout: LockTimeout) -> None:
         with self.slot:
             self.check_connects()
+            self._give_back()
             with migrating(self.engine) as conn:
                 upgrade_to_head(conn, self.sql, timeout, pause)
 
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock until it is dropped; its time-out includes retries."""
         # Before as well: a connection that is being opened counts as checked out.
-        kept = kept_by_others(self.engine)
-        request.kept = lambda: min(kept, kept_by_others(self.engine))
+        kept = self.kept_by_others()
+        request.kept = lambda: min(kept, self.kept_by_others())
         request.sql, request.open_connection = self.sql, self._detach
         try:
             self.lock_session.take(request)
@@ -139,9 +174,15 @@ class EngineProvider(ConnectionProvider):
             return self._run_once(probes.role, ())
         return None
 
+    def _give_back(self) -> None:
+        """Give back the connections that are checked out, for a call that takes one from the pool itself."""
+        if (queue := self.queue) is not None:
+            queue.give_back()
+
     def _detach(self) -> Connection:
         with self.slot:
             self.check_connects()
+            self._give_back()
             return detached(self.engine)
 
     def _retry(self, error: Exception, limit: float | None, function: Callable[..., T], *args: Any) -> T:
@@ -170,7 +211,8 @@ def _leave_pools() -> None:
     """Leave the connections of all engines to the process this one was forked from."""
     for provider in _providers:
         pool = provider.engine.pool
-        provider.slot = _slot_of(pool, provider.engine.dialect)
+        _parents_slots.append(provider.slot)
+        provider.slot = _slot_of(provider.engine)
         is_unused = isinstance(pool, QueuePool) and not pool.checkedin() + pool.checkedout()
         if not is_unused and not isinstance(pool, NullPool):
             provider._parents_pool = pool
@@ -179,8 +221,9 @@ def _leave_pools() -> None:
 in_children(_leave_pools)
 
 
-def _slot_of(pool: Pool, dialect: Dialect) -> Slot:
-    """Return the slot that all savers on a pool share."""
+def _slot_of(engine: Engine) -> Slot:
+    """Return the slot that all savers on an engine's pool share."""
+    pool, dialect = engine.pool, engine.dialect
     if isinstance(pool, StaticPool):
         # By the dialect: a disposed engine gets another pool, and savers made then share the slot.
         return alone_with(dialect, is_async=dialect.is_async)
@@ -190,4 +233,4 @@ def _slot_of(pool: Pool, dialect: Dialect) -> Slot:
     # A task that gives a connection back would take it again before those in the pool's queue have woken up: this queue
     # is fair. Threads need none. And it leaves the overflow to the host: those connections are closed when they are
     # given back, so each burst would open new ones.
-    return _slots.get(pool) or _slots.setdefault(pool, FairSemaphore(pool.size(), pool.timeout()))
+    return _queues.get(pool) or _queues.setdefault(pool, TaskQueue(engine, pool.size(), pool.timeout()))

@@ -15,7 +15,8 @@ from checkpoint_store.conninfo.transient_errors import (
     is_statement_pooling,
     transient_error_of,
 )
-from checkpoint_store.database.checkout import CheckoutTimeout, full_of_others
+from checkpoint_store.database.checkout import full_of_others
+from checkpoint_store.database.semaphore import CheckoutTimeout
 from checkpoint_store.errors import (
     SET_UP,
     AccessDenied,

@@ -33,7 +33,9 @@ class PinnedProvider(ConnectionProvider):
         with self._pool.translate_errors(), ExitStack() as stack:
             stack.enter_context(self._pool.long_slot)
             self._pool.check_connects()
-            self._db = stack.enter_context(Checkout(self.engine, in_transaction=True, pooler=self._pool.pooler))
+            self._db = stack.enter_context(
+                Checkout(self.engine, self._pool.queue, in_transaction=True, pooler=self._pool.pooler)
+            )
             self._checkout = stack.pop_all()
 
     def end(self, error: BaseException | None = None) -> None:

@@ -16,7 +16,6 @@ from sqlalchemy import URL, Dialect, Engine
 from sqlalchemy.util import await_only
 
 from checkpoint_store.conninfo.driver_errors import is_from_driver, raise_from, remove_values
-from checkpoint_store.database.checkout import kept_by_others
 from checkpoint_store.database.closing import State
 from checkpoint_store.database.error_translation import FOREIGN, translate
 from checkpoint_store.database.locks.request import LockRequest
@@ -72,6 +71,14 @@ class ConnectionProvider(ABC):
         if self.state is not State.OPEN:
             raise Closed("this saver is closed. Make a new one, or use it inside its `with` block.")
 
+    def own(self) -> None:
+        """Take over the engine."""
+        raise NotImplementedError
+
+    def dispose(self) -> None:
+        """Close the connections of the engine's pool."""
+        raise NotImplementedError
+
     def observe(self, observer: Observer | None) -> None:
         """Register an observer, or none."""
         self.observer = observer
@@ -126,9 +133,13 @@ class ConnectionProvider(ABC):
             callers=self.is_callers,
             tried=tried,
             role=self.role,
-            kept=0 if self.is_callers else kept_by_others(self.engine),
+            kept=self.kept_by_others(),
         )
         raise_from(translated, error)
+
+    def kept_by_others(self) -> int:
+        """Return how many connections the application itself has, if it has all of the pool, or else 0."""
+        return 0
 
     def role(self) -> str | None:
         """Return the database role that our statements run as, if it can be known after an error."""

@@ -60,6 +60,14 @@ class ReplicaProvider(ConnectionProvider):
         if state is State.DRAINING:
             self.replica.close(state, is_disposed=is_disposed)
 
+    def own(self) -> None:
+        """Take over the primary's engine; a replica's is always the caller's."""
+        self.primary.own()
+
+    def dispose(self) -> None:
+        """Close the connections of the primary's pool."""
+        self.primary.dispose()
+
     def observe(self, observer: Observer | None) -> None:
         """Register an observer, or none."""
         super().observe(observer)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Dialect, Engine, Pool, PoolProxiedConnection
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, Dialect, Engine, Pool, PoolProxiedConnection, QueuePool
 
 
 def is_watched(engine: Engine) -> bool:
@@ -28,6 +28,17 @@ def max_overflow(pool: Pool) -> int:
     `pool.overflow()` is how many there are now.
     """
     return getattr(pool, "_max_overflow", 0)
+
+
+def has_rules(pool: Pool) -> bool:
+    """Return whether something is to be done, or seen, each time a connection is taken from a pool or given back.
+
+    That is a listener, a ping, an age at which it is replaced, a log, or what another class of pools does.
+    """
+    dispatch: Any = pool.dispatch
+    is_heard = dispatch.checkout or dispatch.checkin or dispatch.reset
+    is_usual = type(pool) in (AsyncAdaptedQueuePool, QueuePool)
+    return bool(is_heard or pool._pre_ping or pool._recycle >= 0 or pool._should_log_debug() or not is_usual)
 
 
 def raise_connect_error(error: Exception, engine: Engine) -> NoReturn:

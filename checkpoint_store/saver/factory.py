@@ -33,7 +33,7 @@ def on_own_engine(
     of_engine = {name: value for name, value in options.items() if name not in of_saver}
     engine = _engine(conn_string, options.get("pooler"), of_engine)
     saver = kind(engine, AsyncPipeline(engine) if shares_commits else None, serde=serde, **of_saver)
-    cast("AsyncBackend", saver._backend).owned = True
+    cast("AsyncBackend", saver._backend).own()
     return saver
 
 

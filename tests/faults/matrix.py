@@ -283,8 +283,8 @@ async def run_cell(bed: Bed, fault: TransientError, operation: str, injections: 
             await load.progress(3 * load.tasks)
             await load.pause()
         cell.retries = saver.retries
-        pool: Any = saver._backend.provider.engine.pool
-        assert pool.checkedout() == 0
+        provider: Any = saver._backend.provider
+        assert provider.engine.pool.checkedout() == provider.queue.kept
     async with AsyncPostgresSaver.from_conn_string(bed.primary.of(DATABASE)) as reader:
         cell.lost = await load.lost(reader)
     cell.tried, cell.acknowledged = load.tried, load.acknowledged

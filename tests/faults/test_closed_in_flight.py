@@ -18,7 +18,7 @@ from sqlalchemy import StaticPool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.database import backend
+from checkpoint_store.database import engine_provider
 from checkpoint_store.database.locks.session import LockSession
 from checkpoint_store.database.pool import dispose
 from checkpoint_store.errors import Closed, WrongThread
@@ -372,7 +372,7 @@ async def test_what_went_wrong_in_the_block_is_not_hidden_by_what_closing_says(
                 if first:
                     raise first
 
-    monkeypatch.setattr(backend, "dispose", fail)
+    monkeypatch.setattr(engine_provider, "dispose", fail)
     first = ValueError("the first one")
     with pytest.raises(ValueError, match="the first one") as caught:
         await enter(first)

@@ -96,8 +96,9 @@ async def test_dead_connections_are_noticed(url: str, network: Network, query: s
     """The socket asks from time to time whether the other side is there, as the URL says or as we do."""
     async with AsyncPostgresSaver.from_conn_string(network.through(url) + query, pool_size=1) as saver:
         await saver.aget_tuple(CONFIG)
-        async with saver._backend._engine.connect() as conn:  # type: ignore[attr-defined]
-            driver = (await conn.get_raw_connection()).driver_connection
+        queue: Any = saver._backend.provider.queue  # type: ignore[attr-defined]
+        with queue:
+            driver = queue._kept[0].driver
             sock = driver._transport.get_extra_info("socket")
 
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

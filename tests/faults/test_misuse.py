@@ -140,13 +140,13 @@ FORKS = {
         """
         from contextlib import ExitStack
         from checkpoint_store import errors
-        from checkpoint_store.database import checkout, event_loop, retry
+        from checkpoint_store.database import event_loop, retry, semaphore
         from checkpoint_store.migrations import lock as migration_lock
         logging.getLogger("checkpoint_store").setLevel(logging.ERROR)
         held, forked = threading.Event(), threading.Event()
         def hold():
             with ExitStack() as locks:
-                registries = (event_loop._registry_lock, checkout._registry_lock)
+                registries = (event_loop._registry_lock, semaphore._registry_lock)
                 for lock in (*registries, migration_lock._mutex, retry._lock):
                     locks.enter_context(lock.current)
                 held.set()

@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from checkpoint_store.database.checkout import CheckoutTimeout, FairSemaphore
 from checkpoint_store.database.locks.request import LockRequest
+from checkpoint_store.database.semaphore import CheckoutTimeout, FairSemaphore
 
 T = TypeVar("T")
 

@@ -22,8 +22,8 @@ from checkpoint_store.conninfo.transient_errors import (
     name_of,
     transient_error_of,
 )
-from checkpoint_store.database.checkout import CheckoutTimeout
 from checkpoint_store.database.error_translation import translate
+from checkpoint_store.database.semaphore import CheckoutTimeout
 from checkpoint_store.schema import Tables
 
 X = asyncpg.exceptions

@@ -8,7 +8,8 @@ import random
 import pytest
 from sqlalchemy import create_engine
 
-from checkpoint_store.database.checkout import Checkout, CheckoutTimeout, FairSemaphore, checkouts
+from checkpoint_store.database.checkout import Checkout, checkouts
+from checkpoint_store.database.semaphore import CheckoutTimeout, FairSemaphore
 
 
 async def test_permits_come_in_the_order_they_were_asked_for() -> None:

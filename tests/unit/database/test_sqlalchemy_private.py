@@ -260,3 +260,26 @@ async def test_a_cache_of_prepared_statements_is_seen(url: str, size: int) -> No
 
 def as_url(url: str, driver: str) -> Any:
     return make_url(url).set(drivername=f"postgresql+{driver}")
+
+
+@pytest.mark.parametrize(
+    "rule", [{"pool_pre_ping": True}, {"pool_recycle": 0}, {"echo_pool": "debug"}], ids=lambda rule: next(iter(rule))
+)
+def test_rules_of_a_pool(rule: dict[str, Any]) -> None:
+    """A ping, an age, a log: each shows, and that there is none."""
+    plain = create_engine("sqlite://", poolclass=QueuePool)
+    assert not sqlalchemy_private.has_rules(plain.pool), CHANGED
+    assert sqlalchemy_private.has_rules(create_engine("sqlite://", poolclass=QueuePool, **rule).pool), CHANGED
+
+
+@pytest.mark.parametrize("name", ["checkout", "checkin", "reset"])
+def test_listeners_of_a_pool(engine: Engine, name: str) -> None:
+    """Each of those that see a connection come and go shows."""
+    assert not sqlalchemy_private.has_rules(engine.pool), CHANGED
+    event.listen(engine, name, lambda *_: None)
+    assert sqlalchemy_private.has_rules(engine.pool), CHANGED
+
+
+def test_another_class_of_pools() -> None:
+    """It may do anything."""
+    assert sqlalchemy_private.has_rules(create_engine("sqlite://", poolclass=type("Other", (QueuePool,), {})).pool)
