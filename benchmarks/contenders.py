@@ -156,9 +156,16 @@ class FloorSaver(AsyncPostgresSaver):
         self._sql = self._statement.sql(engine.dialect)
         self._prepared: dict[str, tuple[Any, RunnableConfig]] = {}
 
-    def prepare(self, *put: Any) -> None:
+    def prepare(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> None:
         """Encode the arguments of a coming `aput`."""
-        binds, _, config = Encoder(self.serde).encode_checkpoint(*put, ValuedChannels())
+        encoder = Encoder(self.serde)
+        binds, _, config = encoder.encode_checkpoint(config, checkpoint, metadata, new_versions, ValuedChannels())
         self._prepared[binds["checkpoint_id"]] = (self._statement.bound(self._dialect, binds)[1], config)
 
     async def aput(

@@ -18,7 +18,7 @@ INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint, me
 SELECT {thread}, '',
        lpad(to_hex(t >> 28), 8, '0') || '-' || lpad(to_hex(t >> 12 & 65535), 4, '0') || '-6'
            || lpad(to_hex(t & 4095), 3, '0') || '-8000-' || lpad(to_hex(i), 12, '0'),
-       jsonb_build_object('v', 4, 'channel_values', jsonb_build_object('n', i)),
+       jsonb_build_object('v', 4, 'channel_values', jsonb_build_object('n', i), 'channel_versions', '{{}}'::jsonb),
        jsonb_build_object('step', i % 10, 'source', 'loop', 'run_id', 'run-' || i / 10)
 FROM generate_series({first}, {last}) AS i, LATERAL (SELECT 139900000000000000 + i::bigint * 10000 AS t) AS at
 """

@@ -5,12 +5,9 @@
 
 For another state of the package, from its checkout: `PYTHONPATH=$PWD python -P path/to/benchmarks/frames.py`.
 
-`sys.setprofile` reports every call, and every resumption of a coroutine or generator. Each that enters a function of
-the package from another file than the one before it is a change of file. An operation's first call in the process
-builds and compiles its statements as well, so it has a column of its own; the others are medians of later calls. The
-depth is the largest number of the package's frames on the stack at once, the coroutines that wait for a greenlet of
-SQLAlchemy's included. The checkpoints are LangGraph's `empty_checkpoint()` with three channels: of an older format, for
-which `prune` has more to look at.
+`benchmarks/counter.py` says how they are counted. An operation's first call in the process builds and compiles its
+statements as well, so it has a column of its own; the others are medians of later calls. The checkpoints are
+LangGraph's `empty_checkpoint()` with three channels: of an older format, for which `prune` has more to look at.
 """
 
 from __future__ import annotations
@@ -19,80 +16,35 @@ import argparse
 import ast
 import asyncio
 import statistics
-import sys
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from uuid import uuid4
 
 import grimp
-from greenlet import getcurrent, greenlet
 from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import checkpoint_store
 from benchmarks import server
+from benchmarks.counter import Counter
 from checkpoint_store import AsyncPostgresSaver
 
 PACKAGE = Path(str(checkpoint_store.__file__)).parent
-PREFIX = f"{PACKAGE}/"
 CHANNELS = ("messages", "topic", "attempts")
 WRITES = [("messages", ["It was shipped on Monday."]), ("attempts", 2)]
 NESTING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
+COLUMNS = ("changes of file", "depth", "own calls", "calls of SQLAlchemy's", "all calls", "calls of C")
+"""Of `Counts`."""
+
 Call = Callable[[], Awaitable[object]]
-
-
-class Counter:
-    """A profile function that counts during a call, also in threads that start after it was made."""
-
-    def __init__(self) -> None:
-        threading.setprofile(self)
-
-    async def count(self, call: Call) -> tuple[int, int, int, int]:
-        """Changes of file, depth, and calls: of the package's functions, and of all."""
-        self._changes = self._depth = self._own = self._all = 0
-        self._file = ""
-        sys.setprofile(self)
-        try:
-            await call()
-        finally:
-            sys.setprofile(None)
-        return self._changes, self._depth, self._own, self._all
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        if event != "call":
-            return
-        self._all += 1
-        file = frame.f_code.co_filename
-        if file.startswith(PREFIX):
-            self._own += 1
-            self._changes += file != self._file
-            self._file = file
-            self._depth = max(self._depth, sum(one.f_code.co_filename.startswith(PREFIX) for one in _stack(frame)))
-
-
-def _stack(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frames on the stack, those of the greenlets that wait for the running one included."""
-    running = getcurrent()
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-        if frame is None and running.parent is not None:
-            running = running.parent
-            frame = running.gr_frame
-
-
-async def _in_a_greenlet() -> None:
-    greenlet(lambda: None).switch()
 
 
 class Work:
@@ -154,8 +106,7 @@ OPERATIONS = ("setup", "aput", "aput_writes", "aget_tuple", "alist", "aprune", "
 
 async def _calls(url: str, calls: int) -> list[Sequence[object]]:
     counter, rows = Counter(), list[Sequence[object]]()
-    if (await counter.count(_in_a_greenlet))[-1] != 2:
-        raise RuntimeError("sys.setprofile does not see the calls within a greenlet, where SQLAlchemy runs operations")
+    await counter.check()
     engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
     saver = AsyncPostgresSaver(engine)
     await saver.setup()
@@ -170,7 +121,7 @@ async def _calls(url: str, calls: int) -> list[Sequence[object]]:
             times.append(time.process_time() - started)
         later = [await counter.count(await prepare()) for _ in range(calls)]
         medians = [statistics.median_low(each) for each in zip(*later, strict=True)]
-        rows.append((f"`{name}`", first[0], *medians, round(statistics.median(times) * 1e6)))
+        rows.append((f"`{name}`", first.changes, *medians, round(statistics.median(times) * 1e6)))
     await saver.aclose()
     await engine.dispose()
     return rows
@@ -251,9 +202,7 @@ def main() -> None:
         return
     with server.running(options.server) as running:
         rows = asyncio.run(_calls(running.create_database("frames"), options.calls))
-    _print_table(
-        ("", "changes of file, first call", "changes of file", "depth", "own calls", "all calls", "CPU, us"), *rows
-    )
+    _print_table(("", "changes of file, first call", *COLUMNS, "CPU, us"), *rows)
 
 
 if __name__ == "__main__":

@@ -120,8 +120,8 @@ async def _measure(bench: Bench) -> list[Result | Series]:
             measure=f"turn {at} of a chat",
             unit="ms",
             samples=times,
-            targets={"ours": Target(at_most=0.35)} if counts else {},
-            reference_targets={"ours": Target(at_most=1.6)} if counts else {},
+            targets={"ours": Target(at_most=0.40)} if counts else {},
+            reference_targets={"ours": Target(at_most=0.90)} if counts else {},
         ),
         Result(
             measure=f"chat of {at} turns: blobs and pages",
@@ -133,7 +133,7 @@ async def _measure(bench: Bench) -> list[Result | Series]:
             measure=f"chat of {at} turns: everything on disk",
             unit="MB",
             samples=everything,
-            targets={"ours": Target(at_most=1 / 20)} if counts else {},
+            targets={"ours": Target(at_most=1 / 22)} if counts else {},
         ),
         Series(
             name="growth: time",

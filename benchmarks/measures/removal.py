@@ -1,9 +1,8 @@
-"""Removal: a long thread pruned, a database swept, a run deleted among very many."""
+"""Removal: a long thread pruned, a database swept."""
 
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -14,13 +13,10 @@ from sqlalchemy.pool import Pool
 
 from benchmarks.bench import Bench, rotations, undisturbed
 from benchmarks.contenders import AsyncContender, Ours, Saver, StockConnection, StockPool
-from benchmarks.filling import add_numbered, copy, keep
+from benchmarks.filling import copy, keep
 from benchmarks.proof import MismatchError
 from benchmarks.report import Result, Samples, Target
 from benchmarks.workload import Chat, Step
-
-RUN = 10
-"""How many checkpoints a run has that is deleted."""
 
 
 def measure(bench: Bench) -> list[Result]:
@@ -29,7 +25,7 @@ def measure(bench: Bench) -> list[Result]:
 
 
 async def _measure(bench: Bench) -> list[Result]:
-    return [*await _prune(bench), *await _sweep(bench), *await _delete_for_runs(bench)]
+    return [*await _prune(bench), *await _sweep(bench)]
 
 
 async def _prune(bench: Bench) -> list[Result]:
@@ -99,45 +95,6 @@ async def _sweep(bench: Bench) -> list[Result]:
             ),
         ]
     return results
-
-
-async def _delete_for_runs(bench: Bench) -> list[Result]:
-    many, few, rounds = bench.pick(quick=100_000, full=1_000_000), 1_000, bench.pick(quick=5, full=20)
-    ours = Ours()
-    times: dict[int, list[list[float]]] = {few: [], many: []}
-    async with AsyncExitStack() as stack:
-        savers: dict[int, Saver] = {}
-        for count in times:
-            url = bench.database(stack, f"runs {count}")
-            savers[count] = await stack.enter_async_context(ours.open(url))
-            add_numbered(url, f"'t-' || i / {RUN}", 0, count - 1)
-        for number in range(rounds + 1):
-            for count, saver in savers.items():
-                with undisturbed():
-                    samples = [await _deletion(saver, number * 4 + place) for place in range(4)]
-                if number:
-                    times[count].append(samples)
-    name = f"delete_for_runs, a run of {RUN} checkpoints"
-    ratios = [[statistics.median(a) / statistics.median(b)] for a, b in zip(times[many], times[few], strict=True)]
-    return [
-        *[Result(measure=f"{name} among {count:,}", unit="ms", samples={ours: times[count]}) for count in times],
-        Result(
-            measure=f"{name}: among {many:,} against {few:,}",
-            unit="times",
-            samples={ours: ratios},
-            targets={"ours": Target(at_most=5, of_ours=True)},
-        ),
-    ]
-
-
-async def _deletion(saver: Saver, run: int) -> float:
-    started = time.perf_counter()
-    report = await saver.adelete_for_runs([f"run-{run}"])  # type: ignore[func-returns-value]
-    ms = (time.perf_counter() - started) * 1e3
-    if report != (1, RUN, 0, 0, 0, report[-1]):
-        msg = f"delete_for_runs has removed {report}"
-        raise MismatchError(msg)
-    return ms
 
 
 async def _stored(bench: Bench, stack: AsyncExitStack, name: str, size: int) -> str:

@@ -1,22 +1,20 @@
-"""Many callers: 1 to 256 runs at once on a pool of 10, each reads its thread once and then stores step after step."""
+"""Many callers: 1 to 256 runs at once, each reads its thread once and then stores step after step."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.bench import Bench, rotation, undisturbed
-from benchmarks.contenders import Contender, Saver
+from benchmarks.bench import Bench, in_turns, undisturbed
+from benchmarks.contenders import STOCK, Contender, Ours, OursPlain, Saver
 from benchmarks.proof import compare
 from benchmarks.report import Result, Samples, Series, Target
 from benchmarks.workload import Chat, Step
 
 TARGETED = 64
 """The number of runs that targets are for, and whose slowest call is told."""
-
-TARGETS = {"ours": Target(at_least=2.0), "ours, plain": Target(at_least=4.0)}
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,11 @@ class Load:
 def measure(bench: Bench) -> list[Result | Series]:
     """Steps per second over loopback."""
     loads = (
-        [Load(1, 4, 2), Load(8, 2, 2), Load(64, 3, 2)]
+        [Load(1, 4, 1), Load(8, 2, 1), Load(64, 2, 1)]
         if bench.quick
-        else [Load(1, 40, 8), Load(8, 16, 8), Load(64, 8, 14), Load(256, 3, 4)]
+        else [Load(1, 30, 5), Load(8, 16, 5), Load(64, 8, 8), Load(256, 2, 2)]
     )
-    return asyncio.run(concurrent_runs(bench, "loopback", loads, targets=TARGETS))
+    return asyncio.run(concurrent_runs(bench, "loopback", loads, target=6))
 
 
 async def concurrent_runs(
@@ -43,43 +41,30 @@ async def concurrent_runs(
     where: str,
     loads: Sequence[Load],
     *,
-    targets: dict[str, Target],
+    target: float,
     via: Callable[[str], str] | None = None,
 ) -> list[Result | Series]:
-    """Steps per second of every contender, after one round of each load that doesn't count.
+    """Steps per second of every contender, and the longest that a call took under the load with a target."""
+    results = []
+    points: dict[Contender, list[tuple[float, float]]] = {}
+    async with bench.savers(f"throughput {where}", (Ours(), OursPlain(), *STOCK), via=via) as savers:
+        for load in loads:
+            turns = await _under(load, savers)
+            rates: Samples = {contender: [[rate] for rate, _ in rounds] for contender, rounds in turns.items()}
+            name = f"{load.runs} concurrent run{'s' if load.runs > 1 else ''}, {where}"
+            targets = {"ours": Target(at_least=target)} if load.runs == TARGETED else {}
+            result = Result(measure=name, unit="steps/s", samples=rates, higher_is_better=True, targets=targets)
+            results.append(result)
+            for contender in rates:
+                points.setdefault(contender, []).append((float(load.runs), result.median(contender)))
+            if load.runs == TARGETED:
+                longest: Samples = {contender: [[ms] for _, ms in rounds] for contender, rounds in turns.items()}
+                results.append(Result(measure=f"{name}: slowest call", unit="ms", samples=longest))
+    return [*results, Series(name=f"throughput: {where}", x="concurrent runs", unit="steps/s", points=points)]
 
-    For the load with targets, the longest that a call took as well.
-    """
-    rates: dict[Load, Samples] = {load: {} for load in loads}
-    slowest: Samples = {}
-    async with bench.savers(f"throughput {where}", via=via) as savers:
-        for number in range(max(load.rounds for load in loads) + 1):
-            for load in loads:
-                for contender in rotation(list(savers), number) if number <= load.rounds else ():
-                    rate, longest = await _turn(savers[contender], load, number)
-                    if number:
-                        rates[load].setdefault(contender, []).append([rate])
-                        if load.runs == TARGETED:
-                            slowest.setdefault(contender, []).append([longest * 1e3])
-    results = [
-        Result(
-            measure=f"{load.runs} concurrent run{'s' if load.runs > 1 else ''}, {where}",
-            unit="steps/s",
-            samples=rates[load],
-            higher_is_better=True,
-            targets=targets if load.runs == TARGETED else {},
-        )
-        for load in loads
-    ]
-    points: dict[Contender, list[tuple[float, float]]] = {
-        contender: [(float(load.runs), result.median(contender)) for load, result in zip(loads, results, strict=True)]
-        for contender in savers
-    }
-    return [
-        *results,
-        Result(measure=f"{TARGETED} concurrent runs, {where}: slowest call", unit="ms", samples=slowest),
-        Series(name=f"throughput: {where}", x="concurrent runs", unit="steps/s", points=points),
-    ]
+
+async def _under(load: Load, savers: Mapping[Contender, Saver]) -> dict[Contender, list[tuple[float, float]]]:
+    return await in_turns(savers, load.rounds, lambda one, number: _turn(savers[one], load, number))
 
 
 async def _turn(saver: Saver, load: Load, number: int) -> tuple[float, float]:
@@ -91,7 +76,7 @@ async def _turn(saver: Saver, load: Load, number: int) -> tuple[float, float]:
         seconds = time.perf_counter() - started
     for chat, run in zip(chats, planned, strict=True):
         compare(run[-1], await saver.aget_tuple(chat.config))
-    return load.runs * load.steps / seconds, max(slowest)
+    return load.runs * load.steps / seconds, max(slowest) * 1e3
 
 
 async def _run(saver: Saver, chat: Chat, steps: list[Step]) -> float:
