@@ -44,7 +44,7 @@ _SAFE: frozenset[Any] = getattr(getattr(jsonplus, "_lg_msgpack", None), "SAFE_MS
 
 _Ext, _packb, _unpackb = ormsgpack.Ext, ormsgpack.packb, ormsgpack.unpackb
 # LangGraph packs a tuple of four: module, name, fields and this.
-_TAIL = _packb("model_validate_json")
+_METHOD = "model_validate_json"
 
 _new = object.__new__
 _SLOTS = ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
@@ -59,10 +59,8 @@ class _Kind:
     """A class of messages."""
 
     cls: type[BaseModel]
-    path: tuple[str, str]
-    """Its module and name."""
-    head: bytes
-    """The same as LangGraph packs it, before the fields."""
+    module: str
+    name: str
     names: list[str]
     """Those of its fields, in order."""
     given: set[str]
@@ -117,21 +115,17 @@ def _default(value: Any) -> Any:
         try:
             fields = value.__dict__.copy()
             if (
-                not value.__pydantic_extra__
+                [*fields] == kind.names
+                and not value.__pydantic_extra__
                 and value.__pydantic_serializer__ is kind.serializer
                 and _is_plain(fields, kind)
             ):
-                return _Ext(EXT_PYDANTIC_V2, _joined(kind, fields))
+                return _Ext(EXT_PYDANTIC_V2, _packb((kind.module, kind.name, fields, _METHOD), None, _EXACT))
         except Exception:  # noqa: S110 - whatever it is, LangGraph says so
             pass
     elif type(value) is _DeltaSnapshot:
         return _Ext(EXT_DELTA_SNAPSHOT, _packed(value.value))
     return jsonplus._msgpack_default(value)
-
-
-def _joined(kind: _Kind, fields: dict[str, Any]) -> bytes:
-    # As deep as LangGraph packs them, for the limit of depth: in a tuple, without its header here.
-    return kind.head + _packb((fields,), None, _EXACT)[1:] + _TAIL
 
 
 def _unpacked(blob: bytes, ext_hook: Callable[[int, bytes], Any]) -> Any:
@@ -141,7 +135,7 @@ def _unpacked(blob: bytes, ext_hook: Callable[[int, bytes], Any]) -> Any:
 @lru_cache(maxsize=16)
 def _ext_hook(langgraph: Callable[[int, bytes], Any]) -> Callable[[int, bytes], Any]:
     """Return LangGraph's `ext_hook` with the short way."""
-    kinds = {kind.path: kind for kind in _KINDS.values()}
+    kinds = {kind.name: kind for kind in _KINDS.values()}
     modules = sys.modules
 
     def ext_hook(code: int, data: bytes) -> Any:
@@ -149,11 +143,12 @@ def _ext_hook(langgraph: Callable[[int, bytes], Any]) -> Callable[[int, bytes], 
             try:
                 # Without a hook, or keys that are no strings: what needs them is not plain.
                 module, name, fields, _ = _unpackb(data)
-                kind = kinds[module, name]
-                cls = kind.cls
-                message = _new(cls)
+                kind = kinds[name]
+                message = _new(kind.cls)
                 if (
-                    getattr(modules[module], name) is cls
+                    module == kind.module
+                    and [*fields] == kind.names
+                    and getattr(modules[kind.module], kind.name) is kind.cls
                     and message.__pydantic_serializer__ is kind.serializer
                     and _is_plain(fields, kind)
                 ):
@@ -173,14 +168,12 @@ def _ext_hook(langgraph: Callable[[int, bytes], Any]) -> Callable[[int, bytes], 
 
 def _is_plain(fields: dict[str, Any], kind: _Kind) -> bool:
     """Return whether neither dumping nor validating a message with these fields would change one."""
-    if [*fields] != kind.names:
-        return False
-    content, additional, metadata, tag, name, id_, *_ = fields.values()
+    content, name, id_ = fields["content"], fields["name"], fields["id"]
     return (
         (type(content) is str or (type(content) is list and _BLOCKS.issuperset(map(type, content))))
-        and type(additional) is dict
-        and type(metadata) is dict
-        and tag == kind.tag
+        and type(fields["additional_kwargs"]) is dict
+        and type(fields["response_metadata"]) is dict
+        and fields["type"] == kind.tag
         and (name is None or type(name) is str)
         and (id_ is None or type(id_) is str)
         and (kind.are_plain is None or kind.are_plain(fields))
@@ -188,10 +181,11 @@ def _is_plain(fields: dict[str, Any], kind: _Kind) -> bool:
 
 
 def _of_ai(fields: dict[str, Any]) -> bool:
-    calls, usage = fields["tool_calls"], fields["usage_metadata"]
+    calls, invalid, usage = fields["tool_calls"], fields["invalid_tool_calls"], fields["usage_metadata"]
     return (
         type(calls) is list
-        and fields["invalid_tool_calls"] == []
+        and type(invalid) is list
+        and not invalid
         # Without calls, those that a model's provider has made are parsed.
         and (all(map(_is_call, calls)) if calls else "tool_calls" not in fields["additional_kwargs"])
         and (usage is None or _is_usage(usage))
@@ -201,7 +195,7 @@ def _of_ai(fields: dict[str, Any]) -> bool:
 def _is_call(call: Any) -> bool:
     return (
         type(call) is dict
-        and tuple(call) == ("name", "args", "id", "type")
+        and [*call] == _CALL
         and type(call["name"]) is str
         and type(call["args"]) is dict
         and (call["id"] is None or type(call["id"]) is str)
@@ -212,17 +206,18 @@ def _is_call(call: Any) -> bool:
 def _is_usage(usage: Any) -> bool:
     return (
         type(usage) is dict
-        and tuple(usage) in _USAGE
+        and ([*usage] == _COUNTS or _has_details(usage))
         and type(usage["input_tokens"]) is int
         and type(usage["output_tokens"]) is int
         and type(usage["total_tokens"]) is int
-        and (
-            len(usage) == 3
-            or (
-                _are_details(usage.get("input_token_details", {}), _INPUT_DETAILS)
-                and _are_details(usage.get("output_token_details", {}), _OUTPUT_DETAILS)
-            )
-        )
+    )
+
+
+def _has_details(usage: dict[str, Any]) -> bool:
+    return (
+        (*usage,) in _DETAILED
+        and _are_details(usage.get("input_token_details", {}), _INPUT_DETAILS)
+        and _are_details(usage.get("output_token_details", {}), _OUTPUT_DETAILS)
     )
 
 
@@ -253,10 +248,9 @@ def _orders(*names: str) -> frozenset[tuple[str, ...]]:
 
 _INPUT_DETAILS = _orders("audio", "cache_creation", "cache_read")
 _OUTPUT_DETAILS = _orders("audio", "reasoning")
-_USAGE = frozenset(
-    ("input_tokens", "output_tokens", "total_tokens", *details)
-    for details in _orders("input_token_details", "output_token_details")
-)
+_CALL = ["name", "args", "id", "type"]
+_COUNTS = ["input_tokens", "output_tokens", "total_tokens"]
+_DETAILED = frozenset((*_COUNTS, *details) for details in _orders("input_token_details", "output_token_details"))
 
 # What follows is checked before a class is taken the short way: another version's may have a field more.
 _REQUIRED: Any = ...
@@ -320,9 +314,8 @@ def known_kinds() -> dict[type, _Kind]:
         cls = getattr(langchain, name, None)
         fields = _FIELDS | {"type": (Literal[tag], tag)} | own
         if cls is not None and _is_as_described(cls, fields, validators):
-            path = (cls.__module__, cls.__name__)
-            head = b"\x94" + _packb(path[0]) + _packb(path[1])
-            kind = _Kind(cls, path, head, [*fields], {*fields}, tag, are_plain, cls.__pydantic_serializer__)
+            path, names = (cls.__module__, cls.__name__), [*fields]
+            kind = _Kind(cls, *path, names, {*names}, tag, are_plain, cls.__pydantic_serializer__)
             if _is_packed_as_here(kind):
                 kinds[cls] = kind
     return kinds
@@ -331,7 +324,7 @@ def known_kinds() -> dict[type, _Kind]:
 def _is_packed_as_here(kind: _Kind) -> bool:
     """Return whether LangGraph packs an example of a class as is done here."""
     example = kind.cls(**dict.fromkeys(kind.given & _TEXTS, ""))
-    here = _Ext(EXT_PYDANTIC_V2, _joined(kind, example.__dict__))
+    here = _Ext(EXT_PYDANTIC_V2, _packb((kind.module, kind.name, example.__dict__, _METHOD), None, _EXACT))
     return _packb(here) == JsonPlusSerializer().dumps_typed(example)[1]
 
 
