@@ -44,7 +44,7 @@ class Target:
         return (self.at_most is None or figure <= self.at_most) and (self.at_least is None or figure >= self.at_least)
 
     def __str__(self) -> str:
-        bound = f"≤ {_ratio(self.at_most)}" if self.at_most is not None else f"≥ {_ratio(self.at_least or 0)}"
+        bound = f"≤ {short_ratio(self.at_most)}" if self.at_most is not None else f"≥ {short_ratio(self.at_least or 0)}"
         return f"ours {bound}" if self.of_ours else bound
 
 
@@ -185,12 +185,13 @@ def _comparison(compared: Sequence[Row]) -> list[str]:
     ]
     for row in compared:
         result, unit = row.result, row.result.unit
-        ours = f"{_short(result.median(row.ours))} {unit}" + (f" ({row.ours.name})" if row.ours.name != "ours" else "")
+        ours = f"{short(result.median(row.ours))} {unit}".strip()
+        ours += f" ({row.ours.name})" if row.ours.name != "ours" else ""
         other = ratio = undisturbed = ""
         if row.other and row.ratio is not None and row.undisturbed_ratio is not None:
-            other = f"{_short(result.median(row.other))} {unit} ({row.other.name.removeprefix('stock ')})"
-            ratio = "{} ({}-{})".format(*map(_ratio, (row.ratio, *result.spread(row.ours, row.other))))
-            undisturbed = _ratio(row.undisturbed_ratio)
+            other = f"{short(result.median(row.other))} {unit} ({row.other.name.removeprefix('stock ')})"
+            ratio = "{} ({}-{})".format(*map(short_ratio, (row.ratio, *result.spread(row.ours, row.other))))
+            undisturbed = short_ratio(row.undisturbed_ratio)
         met = {None: "", True: "yes", False: "**no**"}[row.met]
         cells = (result.measure, ours, other, ratio, undisturbed, str(row.target or ""), met)
         lines.append(f"| {' | '.join(cells)} |")
@@ -207,7 +208,7 @@ def _figures(results: Sequence[Result]) -> list[str]:
     ]
     for result in results:
         figures = {
-            contender.name: "{} ({}, {})".format(*map(_short, result.figures(contender).values()))
+            contender.name: "{} ({}, {})".format(*map(short, result.figures(contender).values()))
             for contender in result.samples
         }
         rounds = max(map(len, result.samples.values()))
@@ -217,22 +218,36 @@ def _figures(results: Sequence[Result]) -> list[str]:
 
 
 def _conditions(run: Mapping[str, Any]) -> list[str]:
-    settings, (before, after) = run["settings"], run["commit_ms"]
+    settings = run["settings"]
     durable = ", ".join(f"{name}={settings[name]}" for name in ("fsync", "synchronous_commit", "full_page_writes"))
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     return [
         f"{run['date']}{', quick' if run['quick'] else ''}; {run['cpus']} CPUs ({run['machine']}) for server and "
-        f"contenders together; {durable}; smallest durable commit {before:.2f} ms before, {after:.2f} ms after.",
+        f"contenders together; {durable}; {speed_of(run)}.",
+        "",
         f"{versions}.",
     ]
 
 
-def _short(figure: float) -> str:
+def speed_of(run: Mapping[str, Any]) -> str:
+    """The machine's speed, before the measures and after."""
+    loop, select, commit = (
+        " and ".join(map(short, run["speed"][name])) for name in ("loop_ms", "select_us", "commit_ms")
+    )
+    return (
+        f"before and after, a loop of 300,000 steps in Python took {loop} ms, `SELECT 1` by bare asyncpg {select} us, "
+        f"the smallest durable commit {commit} ms"
+    )
+
+
+def short(figure: float) -> str:
+    """A figure with three digits."""
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
 
 
-def _ratio(ratio: float) -> str:
-    return f"{ratio:.2f}" if abs(ratio) >= 0.1 else f"{ratio:.2g}"
+def short_ratio(ratio: float) -> str:
+    """A ratio, as a fraction if it is small."""
+    return f"{ratio:.2f}" if abs(ratio) >= 0.1 or not ratio else f"1/{1 / ratio:.0f}"
 
 
 def _points(series: Series) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,24 +22,24 @@ class Server:
     """A running PostgreSQL server: hands out fresh databases and says how it is set up."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
 
     def create_database(self, name: str) -> str:
         """Create a database of about that name and return its URL."""
         name = _identifier(name)
-        with psycopg.connect(self._url, autocommit=True) as conn:
+        with psycopg.connect(self.url, autocommit=True) as conn:
             conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        return make_url(self._url).set(database=name).render_as_string(hide_password=False)
+        return make_url(self.url).set(database=name).render_as_string(hide_password=False)
 
     def drop_database(self, url: str) -> None:
         """Drop a database that `create_database` made, so that it costs the measures after it nothing."""
         name = make_url(url).database
-        with psycopg.connect(self._url, autocommit=True) as conn:
+        with psycopg.connect(self.url, autocommit=True) as conn:
             conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(name))))
 
     def settings(self) -> dict[str, str]:
         """The settings in force, asked from the server; raises if one of them is not durable."""
-        with psycopg.connect(self._url) as conn:
+        with psycopg.connect(self.url) as conn:
             query = "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name"
             values: dict[str, str] = dict(conn.execute(query, ([*DURABILITY, *OTHER_SETTINGS],)).fetchall())
         if careless := [name for name in DURABILITY if values[name] != "on"]:
@@ -54,21 +52,9 @@ class Server:
 
         Only of a server on this machine.
         """
-        with psycopg.connect(self._url) as conn:
+        with psycopg.connect(self.url) as conn:
             query = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
             return sum(_cpu_seconds(pid) for (pid,) in conn.execute(query, (_identifier(name),)))
-
-    def commit_ms(self, commits: int = 200) -> float:
-        """Median time of the smallest durable commit: what no write can do without on this machine."""
-        with psycopg.connect(self._url, autocommit=True, prepare_threshold=0) as conn:
-            conn.execute("CREATE TABLE commits (at float8)")
-            times = []
-            for _ in range(commits):
-                started = time.perf_counter()
-                conn.execute("INSERT INTO commits VALUES (%s)", (started,))
-                times.append(time.perf_counter() - started)
-            conn.execute("DROP TABLE commits")
-        return statistics.median(times) * 1e3
 
 
 def _identifier(name: str) -> str:
