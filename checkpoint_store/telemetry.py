@@ -28,6 +28,7 @@ from checkpoint_store.errors import InvalidOption, NotInstalled
 from checkpoint_store.saver.base import BasePostgresSaver
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import Executor, Row
+from checkpoint_store.sql.script import Step
 from checkpoint_store.storage.operation import Kind, Operation
 from checkpoint_store.storage.write_batch import Change, Put
 
@@ -107,6 +108,7 @@ class _CountingExecutor(Executor):
     def __init__(self, executor: Executor, call: _Call) -> None:
         self._executor = executor
         self._call = call
+        self.runs_scripts = executor.runs_scripts
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
@@ -116,6 +118,12 @@ class _CountingExecutor(Executor):
         rows = self._executor.fetch(statement, binds)
         self._call.received += sum(map(_size_of, rows))
         return rows
+
+    def run_script(self, steps: Sequence[Step]) -> int:
+        """Execute statements in one transaction of their own."""
+        self._call.statements += len(steps)
+        self._call.sent += sum(_size_of(binds.values()) for _, binds in steps)
+        return self._executor.run_script(steps)
 
     @property
     def is_in_transaction(self) -> bool:

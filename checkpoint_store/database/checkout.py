@@ -41,12 +41,14 @@ class Checkout(AbstractContextManager[Executor]):
         queue: ConnectionQueue | None = None,
         *,
         in_transaction: bool = False,
+        as_script: bool = False,
         pooler: bool = False,
     ) -> None:
         self.pool = engine.pool
         self._engine = engine
         self._queue = queue
         self._in_transaction = in_transaction
+        self._as_script = as_script
         self._pooler = pooler
         self._connected: Connected | None = None
         self._pooled: PoolProxiedConnection | None = None
@@ -55,7 +57,7 @@ class Checkout(AbstractContextManager[Executor]):
 
     def __enter__(self) -> Executor:
         try:
-            is_direct = not self._in_transaction and not is_watched(self._engine)
+            is_direct = (self._as_script or not self._in_transaction) and not is_watched(self._engine)
             queue = self._queue
             connected = None if queue is None else queue.take(self.pool)
             if connected is None:

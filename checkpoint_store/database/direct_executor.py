@@ -17,6 +17,7 @@ from checkpoint_store.database.liveness import discard_unsent, is_interruption, 
 from checkpoint_store.database.sqlalchemy_private import dbapi_error, keep_others, raise_statement_error
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import Executor, Row, is_in_transaction
+from checkpoint_store.sql.script import Step, script_of
 
 
 @dataclass(eq=False)
@@ -60,9 +61,15 @@ class DirectExecutor(Executor):
             keep_others(conn)
         raise_statement_error(conn, error, sql, parameters)
 
+    def fail_in_script(self, error: BaseException, steps: Sequence[Step]) -> NoReturn:
+        """Raise an error of a script, with its statements, but not the values that were in it."""
+        self.fail(error, ";\n".join(statement.sql(self.engine.dialect) for statement, _ in steps))
+
 
 class AsyncpgExecutor(DirectExecutor):
     """Executes on asyncpg's connection."""
+
+    runs_scripts = True
 
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement."""
@@ -71,3 +78,11 @@ class AsyncpgExecutor(DirectExecutor):
             return await_only(self.driver.fetch(sql, *parameters))
         except BaseException as error:
             self.fail(error, sql, parameters)
+
+    def run_script(self, steps: Sequence[Step]) -> int:
+        """Execute statements in one round trip and a transaction of their own."""
+        try:
+            status: str = await_only(self.driver.execute(script_of(steps)))
+        except BaseException as error:
+            self.fail_in_script(error, steps)
+        return int(status.rpartition(" ")[2])

@@ -26,7 +26,6 @@ from checkpoint_store.database.sqlalchemy_private import max_overflow
 from checkpoint_store.errors import Closed, NotSetUp, WrongThread
 from checkpoint_store.migrations.lock_timeout import LockTimeout
 from checkpoint_store.migrations.runner import retry_conflicts, upgrade_to_head
-from checkpoint_store.schema import HEAD
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import probes
 from checkpoint_store.storage.operation import Operation
@@ -118,8 +117,13 @@ class EngineProvider(ConnectionProvider):
             with self.slot:
                 if self.is_disposed:
                     self.check_connects()
-                in_transaction = operation.in_transaction
-                with Checkout(self.engine, self.queue, in_transaction=in_transaction, pooler=self.pooler) as db:
+                in_transaction, as_script = operation.in_transaction, operation.as_script
+                with Checkout(
+                    *(self.engine, self.queue),
+                    in_transaction=in_transaction,
+                    as_script=as_script,
+                    pooler=self.pooler,
+                ) as db:
                     if observer is not None:
                         observer.connected(time.perf_counter() - began)
                     elif not self.lock_session.lost:
@@ -137,7 +141,7 @@ class EngineProvider(ConnectionProvider):
     def setup(self, timeout: float) -> None:
         """Migrate on a connection of the pool, unless the database is at head."""
         with suppress(NotSetUp):
-            if HEAD in self.run(probes.revisions):
+            if self.run(probes.is_at_head):
                 return
         pause = pause_of(self.engine.dialect)
         try:

@@ -18,6 +18,7 @@ from sqlalchemy.util import await_only
 from checkpoint_store.database.direct_executor import DirectExecutor
 from checkpoint_store.sql.compiled import Numbered, Statement
 from checkpoint_store.sql.executor import Row
+from checkpoint_store.sql.script import Step, script_of
 
 _PREPARED = "checkpoint_store prepared"
 """The key of a connection's `Prepared` among what SQLAlchemy's pool keeps with it."""
@@ -61,6 +62,8 @@ class PsycopgExecutor(DirectExecutor):
     says.
     """
 
+    runs_scripts = True
+
     def __post_init__(self) -> None:
         info = self.pooled.info
         self._prepared: Prepared = info.get(_PREPARED) or info.setdefault(_PREPARED, Prepared())
@@ -83,6 +86,17 @@ class PsycopgExecutor(DirectExecutor):
         except BaseException as error:
             self.fail(error, *statement.bound(self.engine.dialect, binds))
         return rows
+
+    def run_script(self, steps: Sequence[Step]) -> int:
+        """Execute statements in one round trip and a transaction of their own."""
+        try:
+            self.driver.pgconn.send_query(script_of(steps).encode())
+            last = self._results()[-1]
+            if last.status not in _DONE:
+                raise error_from_result(last)
+        except BaseException as error:
+            self.fail_in_script(error, steps)
+        return last.ntuples
 
     def _execute(self, statement: Statement, numbered: Numbered, values: list[bytes | None]) -> PGresult:
         pgconn, formats = self.driver.pgconn, numbered.formats
@@ -132,10 +146,14 @@ class PsycopgExecutor(DirectExecutor):
             self._wait()
 
     def _wait(self) -> PGresult:
-        """Return the result of what was sent. Psycopg's way to wait lets Ctrl-C through, and gevent's greenlets."""
+        """Return the result of the one statement that was sent."""
+        return self._results()[0]
+
+    def _results(self) -> list[PGresult]:
+        """Return the results of what was sent. Psycopg's way to wait lets Ctrl-C through, and gevent's greenlets."""
         waiting = self.driver.wait(generators.execute(self.driver.pgconn))
         results: list[PGresult] = await_only(waiting) if self.engine.dialect.is_async else waiting
-        return results[0]
+        return results
 
 
 def _scalar(value: Any) -> bytes | None:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from checkpoint_store.conninfo.driver_errors import error_of_warning
 from checkpoint_store.sql.compiled import Statement
+from checkpoint_store.sql.script import Step
 
 Row = Sequence[Any]
 
@@ -21,9 +22,20 @@ _IN_TRANSACTION = (1, 2, 3)
 class Executor(ABC):
     """An executor of statements on one connection; on an async engine, in one of SQLAlchemy's greenlets."""
 
+    runs_scripts = False
+    """Whether `run_script` may be called."""
+
     @abstractmethod
     def fetch(self, statement: Statement, binds: Mapping[str, Any]) -> Sequence[Row]:
         """Execute a statement and return its rows; none for a statement that returns no rows."""
+
+    def run_script(self, steps: Sequence[Step]) -> int:
+        """Execute statements in one round trip and a transaction of their own.
+
+        Returns:
+            The number of rows of the last one.
+        """
+        raise NotImplementedError
 
     @property
     @abstractmethod

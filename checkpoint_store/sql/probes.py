@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
+from checkpoint_store.schema import HEAD, VERSION_TABLE, Tables, quoted
 from checkpoint_store.sql import expressions as ex
 
 
@@ -24,11 +24,23 @@ def adoption(_: Tables) -> sa.Select[Any]:
     return sa.select(sa.func.to_regclass(ex.param("stock")).is_not(None), comment, sa.func.current_database())
 
 
+_ENCODING = sa.func.current_setting(ex.text_literal("server_encoding"))
+
+
 def revision(t: Tables) -> sa.Select[Any]:
     """Select the revisions that Alembic has recorded for a schema, with the database's name and encoding."""
-    version = sa.table(VERSION_TABLE, sa.column("version_num"), schema=None if t.schema is None else quoted(t.schema))
-    encoding = sa.func.current_setting(ex.text_literal("server_encoding"))
-    return sa.select(version.c.version_num, sa.func.current_database(), encoding)
+    return sa.select(_version(t).c.version_num, sa.func.current_database(), _ENCODING)
+
+
+def is_at_head(t: Tables) -> sa.Select[Any]:
+    """Select a row if the schema is at head, in a database that can hold any text."""
+    is_head = _version(t).c.version_num == ex.text_literal(HEAD)
+    return sa.select(ex.ONE).where(is_head, ex.text_literal("UTF8") == _ENCODING)
+
+
+def _version(t: Tables) -> sa.TableClause:
+    schema = None if t.schema is None else quoted(t.schema)
+    return sa.table(VERSION_TABLE, sa.column("version_num"), schema=schema)
 
 
 def log_position(_: Tables) -> sa.Select[Any]:

@@ -127,6 +127,7 @@ class Statements:
     role = compiled(probes.role)
     adoption = compiled(probes.adoption)
     revision = compiled(probes.revision)
+    is_at_head = compiled(probes.is_at_head)
     log_position = compiled(probes.log_position)
     replayed_position = compiled(probes.replayed_position)
 

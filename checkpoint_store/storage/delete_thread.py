@@ -11,10 +11,16 @@ from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.sweep_report import SweepReport, report_of
 
 
-@operation(Kind.WRITE, in_transaction=True, thread_of=lambda thread_id: thread_id)
+@operation(Kind.WRITE, in_transaction=True, as_script=True, thread_of=lambda thread_id: thread_id)
 def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     """Delete everything stored for a thread."""
-    delete_threads(db, sql, [thread_id])
+    if not db.runs_scripts:
+        delete_threads(db, sql, [thread_id])
+        return
+    # The same statements as there; nothing has to be decided between them.
+    binds = {"thread_ids": [thread_id], "table": sql.checkpoints_name}
+    steps = (sql.lock_removal, sql.insert_thread_rows, sql.lock_threads, sql.delete_threads, sql.delete_threads)
+    db.run_script([(statement, binds) for statement in steps])
 
 
 @operation(Kind.WRITE, in_transaction=True)

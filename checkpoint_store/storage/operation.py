@@ -38,6 +38,8 @@ class Operation(Generic[P, T_co]):
     """The saver's method, for observers."""
     in_transaction: bool
     """Whether its statements share a transaction. Otherwise each commits itself."""
+    as_script: bool
+    """Whether it needs no transaction where the executor runs scripts."""
     thread_of: Callable[..., str | None] | None
     """Takes the arguments, and returns the id of the one thread that a call is about."""
     may_lag: Callable[..., bool] | None
@@ -59,6 +61,7 @@ def operation(
     *,
     name: str = "",
     in_transaction: bool = False,
+    as_script: bool = False,
     thread_of: Callable[..., str | None] | None = None,
     may_lag: Callable[..., bool] | None = None,
     on_replica: Operation[..., Any] | None = None,
@@ -69,6 +72,7 @@ def operation(
         kind: Its effect on the tables.
         name: The saver's method; by default the function's name.
         in_transaction: Whether its statements share a transaction.
+        as_script: Whether it needs none where the executor runs scripts.
         thread_of: Takes the arguments after the statements, and returns the id of the one thread that a call is about.
         may_lag: Takes the same, and returns whether a replica may answer the call; without it a replica never may.
         on_replica: The operation to run there, if it is another one.
@@ -76,6 +80,6 @@ def operation(
 
     def declare(function: Callable[Concatenate[Executor, Statements, P], T_co]) -> Operation[P, T_co]:
         of = name or function.__name__.lstrip("_")
-        return Operation(function, kind, of, in_transaction, thread_of, may_lag, on_replica)
+        return Operation(function, kind, of, in_transaction, as_script, thread_of, may_lag, on_replica)
 
     return declare

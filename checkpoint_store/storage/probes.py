@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from checkpoint_store.schema import ADOPTED, STOCK_TABLE, VERSION_TABLE, qualified
+from checkpoint_store.schema import ADOPTED, HEAD, STOCK_TABLE, VERSION_TABLE, qualified
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
@@ -59,6 +59,13 @@ def revisions(db: Executor, sql: Statements) -> set[str]:
                 encoding,
             )
     return {row[0] for row in rows}
+
+
+@operation(Kind.READ)
+def is_at_head(db: Executor, sql: Statements) -> bool:
+    """Return whether the database is at the revision of this version, and warn as `revisions` does."""
+    # On a new connection the other statement takes two round trips: to be prepared, and to be executed.
+    return (db.runs_scripts and db.run_script([(sql.is_at_head, {})]) > 0) or HEAD in revisions(db, sql)
 
 
 @operation(Kind.READ)

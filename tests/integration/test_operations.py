@@ -71,6 +71,7 @@ READING: dict[str, tuple[Any, ...]] = {
     "has_lock": (1,),
     "history": ("t", 1),
     "is_adopted": (),
+    "is_at_head": (),
     "largest_threads": (1,),
     "list_checkpoints": (PageCache(), Listing("t", None, None, None, None, None), (None, 10)),
     "list_threads": None,  # type: ignore[dict-item]
