@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
-from sqlalchemy import Pool
+from sqlalchemy import Engine, Pool
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.url import Pooler
@@ -39,8 +39,11 @@ class SaverOptions(TypedDict, Generic[E], total=False):
     checkpoints are read there; the newest checkpoint, and threads that this process has just written, never are."""
 
 
-class ConnectionOptions(SaverOptions[AsyncEngine], total=False):
-    """The keyword options of `from_conn_string`: those of the saver, and SQLAlchemy's `create_async_engine`'s."""
+class ConnectionOptions(SaverOptions[AsyncEngine | Engine], total=False):
+    """The keyword options of `from_conn_string`: those of the saver, and of SQLAlchemy's `create_async_engine`.
+
+    They are the same for `create_engine`, by which a `PostgresSaver` on psycopg is made.
+    """
 
     pool_size: int
     """The number of connections that the pool keeps; 8 by default."""
@@ -55,7 +58,8 @@ class ConnectionOptions(SaverOptions[AsyncEngine], total=False):
     pool: Pool | None
     poolclass: type[Pool] | None
     connect_args: dict[str, Any]
-    """Arguments for asyncpg's `connect`, beside those of the connection string."""
+    """Arguments for the driver's `connect`, beside those of the connection string. Those of asyncpg alone have a
+    `PostgresSaver` work on asyncpg."""
     echo: bool | Literal["debug"] | None
     echo_pool: bool | Literal["debug"] | None
     enable_from_linting: bool

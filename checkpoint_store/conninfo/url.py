@@ -20,7 +20,7 @@ from checkpoint_store.errors import InvalidURL, short_repr
 
 log = logging.getLogger(__name__)
 
-_SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg"}
+_SCHEMES = {"postgresql", "postgres"}
 
 # Parameters of SQLAlchemy's dialect and of asyncpg.connect() that a URL may carry, and their types.
 _ARGUMENTS = {
@@ -59,7 +59,7 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     Raises:
         InvalidURL: If the string is not a URL, or one of another database or driver.
     """
-    parts, query = _parse(conn_string)
+    parts, query = parse(conn_string)
     arguments, kept = _sort(query, conn_string)
     login, at, hosts = parts.netloc.rpartition("@")
     netloc, host, port = parts.netloc, None, None
@@ -97,14 +97,14 @@ def connector(conn_string: str, *, generic_plans: bool = False) -> Connector:
     return Connector(hosts, target, settings, options, generic_plans=generic_plans)
 
 
-def _parse(conn_string: str) -> tuple[SplitResult, list[tuple[str, str]]]:
-    """Return the parts of a URL, and its parameters; raise `InvalidURL` if it can't be parsed."""
+def parse(conn_string: str, driver: str = "asyncpg") -> tuple[SplitResult, list[tuple[str, str]]]:
+    """Return the parts of a URL for a driver, and its parameters; raise `InvalidURL` if it can't be parsed."""
     _check_text(conn_string)
     scheme, _, rest = conn_string.partition("://")
-    if scheme not in _SCHEMES:
+    if scheme not in (*_SCHEMES, f"postgresql+{driver}"):
         raise InvalidURL(
             f"{masked(conn_string)!r} names the driver {short_repr(scheme)}; it must be postgresql://, postgres:// or "
-            "postgresql+asyncpg:// (the saver brings its own driver, asyncpg)"
+            f"postgresql+{driver}://"
         )
     authority, _, path = rest.partition("/")
     port = re.search(r":(\d+)$", authority)
@@ -153,7 +153,7 @@ def _sort(query: list[tuple[str, str]], conn_string: str) -> tuple[dict[str, Any
     kept = []
     for name, value in query:
         if name in _ARGUMENTS:
-            arguments[name.removeprefix("connect_")] = _argument(conn_string, name, value)
+            arguments[name.removeprefix("connect_")] = argument(conn_string, name, value)
         elif name in _IGNORED:
             log.warning("connection string: %s has no counterpart in asyncpg and is ignored", name)
         elif name not in KEEPALIVE:  # see `connector`
@@ -161,7 +161,8 @@ def _sort(query: list[tuple[str, str]], conn_string: str) -> tuple[dict[str, Any
     return arguments, kept
 
 
-def _argument(conn_string: str, name: str, text: str) -> float:
+def argument(conn_string: str, name: str, text: str) -> float:
+    """Return the number that a parameter of a URL has; raise `InvalidURL` if it has none."""
     try:
         number: float = _ARGUMENTS[name](text)
         if not math.isfinite(number) or number < 0:

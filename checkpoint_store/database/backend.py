@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
+from checkpoint_store.database.checkout import cancel_calls
 from checkpoint_store.database.closing import State, closing, closing_blocking
 from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.database.group_commit import AsyncPipeline
@@ -23,7 +24,7 @@ from checkpoint_store.database.observer import Observer
 from checkpoint_store.database.page_sharing import PageSharing
 from checkpoint_store.database.pool import dispose
 from checkpoint_store.database.provider import ConnectionProvider
-from checkpoint_store.errors import Closed, Refused, WrongThread
+from checkpoint_store.errors import Closed, LimitReached, Refused, WrongThread
 from checkpoint_store.storage import write
 from checkpoint_store.storage.operation import Operation
 from checkpoint_store.storage.page_cache import PageCache
@@ -111,6 +112,10 @@ class Backend(ABC):
         """Raise if this backend is closed."""
         if self.provider.state is not State.OPEN:
             self.provider.check_open()
+
+    @abstractmethod
+    def own(self) -> None:
+        """Take over the engine: it ends with the saver."""
 
     @abstractmethod
     def check_sync(self) -> None:
@@ -334,25 +339,42 @@ class AsyncBackend(Backend):
 class SyncBackend(Backend):
     """Runs operations in the calling thread, on a sync engine or connection; for coroutines, in a worker thread."""
 
+    def __init__(self, provider: ConnectionProvider, page_cache: PageCache, page_sharing: PageSharing) -> None:
+        super().__init__(provider, page_cache, page_sharing)
+        self.owned = False
+        """Whether the engine is ours, and ends with the saver."""
+        self._closing = threading.RLock()
+
+    def own(self) -> None:
+        """Take over the engine: it ends with the saver."""
+        self.owned = True
+        self.provider.own()
+
     def with_provider(self, provider: ConnectionProvider) -> SyncBackend:
         """Return a backend like this one on another provider."""
         return SyncBackend(provider, self.page_cache, self.page_sharing)
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function of the provider in a worker thread."""
-        call = asyncio.to_thread(function, *args)
+        call = asyncio.to_thread(self.call_blocking, function, *args)
         # If cancelled, the caller goes on with its connection, or closes it: the call has to leave that first.
         return await (to_the_end(call) if self.provider.is_callers else call)
 
     def call_blocking(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function of the provider."""
-        return function(*args)
+        try:
+            return function(*args)
+        except LimitReached:
+            if not (self.owned and self.provider.state is State.CLOSED):
+                raise
+        # The limit was that of `_dispose`.
+        raise Closed("this saver was closed while the call was under way; whether it was carried out is unknown")
 
     def _store(self, change: Change) -> Coroutine[Any, Any, None]:
         return self.call(self._commit, [change])
 
     def _store_blocking(self, change: Change) -> None:
-        self._commit([change])
+        self.call_blocking(self._commit, [change])
 
     async def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock, in a worker thread; if cancelled, not before that has stopped."""
@@ -376,9 +398,23 @@ class SyncBackend(Backend):
         self.check_open()
 
     async def close(self) -> None:
-        """Refuse further operations; engine and connections are the caller's."""
-        self.close_blocking()
+        """Refuse further operations, and release the engine if it is ours."""
+        await asyncio.to_thread(self.close_blocking)
 
     def close_blocking(self) -> None:
-        """Refuse further operations; engine and connections are the caller's."""
-        self.provider.close(State.CLOSED)
+        """Refuse further operations, and release the engine if it is ours: the calls under way are cancelled."""
+        if self.provider.state is State.OPEN:
+            self.provider.close(State.DRAINING if self.owned else State.CLOSED)
+        with self._closing:
+            if self.provider.state is State.DRAINING:
+                with closing_blocking(self._dispose):
+                    self.provider.lock_session.close()
+
+    def _dispose(self) -> None:
+        self.provider.close(State.CLOSED, is_disposed=True)
+        try:
+            cancel_calls(self.provider.engine.pool)
+            self.provider.dispose()
+        except BaseException:
+            self.provider.close(State.DRAINING)  # to be closed once more
+            raise

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection, QueuePool, exc
+from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection, QueuePool, exc
 
 from checkpoint_store.conninfo.driver_errors import without_values
 from checkpoint_store.conninfo.transient_errors import ends_all_connections, ends_connections
@@ -17,6 +17,9 @@ from checkpoint_store.database.liveness import check_loop, left_by_loop, nothing
 from checkpoint_store.database.pool import check_is_for_pooler, is_begun, is_for_pooler, isolate
 from checkpoint_store.database.sqlalchemy_private import invalidate_all, is_watched, max_overflow
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor, is_in_transaction
+
+_CANCEL_SECONDS = 5.0
+"""The seconds that the server has to take note of a cancellation."""
 
 checkouts: set[Checkout] = set()
 """Those that have a connection now."""
@@ -140,6 +143,15 @@ class Checkout(AbstractContextManager[Executor]):
                     self._queue.give_back()
             else:
                 pooled.invalidate(without_values(error))
+
+
+def cancel_calls(pool: Pool) -> None:
+    """Cancel what the server does for calls of ours that have a connection of a pool of psycopg's."""
+    for checkout in list(checkouts):
+        if checkout.pool is pool and checkout._pooled is not None:
+            driver: Any = checkout._pooled.driver_connection
+            with suppress(Exception):  # it may have come to its end
+                driver.cancel_safe(timeout=_CANCEL_SECONDS)
 
 
 @contextmanager

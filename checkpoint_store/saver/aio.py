@@ -73,7 +73,7 @@ class AsyncPostgresSaver(RetentionMixin):
             InvalidURL: If the connection string can't be used.
             InvalidOption: If an option can't be used.
         """
-        saver = on_own_engine(cls, conn_string, pipeline, serde, options)
+        saver = on_own_engine(cls, conn_string, pipeline, serde, options, sync=False)
         async with closing(saver.aclose):
             yield saver
 

@@ -64,8 +64,12 @@ class PostgresSaver(RetentionMixin):
         serde: SerializerProtocol | None = None,
         **options: Unpack[ConnectionOptions],
     ) -> Iterator[Self]:
-        """Make a saver with an engine of its own, as `AsyncPostgresSaver.from_conn_string`."""
-        saver = on_own_engine(cls, conn_string, pipeline, serde, options)
+        """Make a saver with an engine of its own, as `AsyncPostgresSaver.from_conn_string`.
+
+        It works on psycopg, in the calling thread, if that is installed, and on asyncpg otherwise; a driver in the
+        connection string decides: `postgresql+psycopg://` or `postgresql+asyncpg://`.
+        """
+        saver = on_own_engine(cls, conn_string, pipeline, serde, options, sync=True)
         with closing_blocking(saver.close):
             yield saver
 

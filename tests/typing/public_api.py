@@ -98,7 +98,7 @@ def sync_savers(saver: PostgresSaver, config: RunnableConfig, checkpoint: Checkp
         made.setup()
     PostgresSaver.from_conn_string("", pool_size="5")  # type: ignore[arg-type]
     PostgresSaver.from_conn_string("", pool_size=5, max_overflow=0, share_page=True)  # type: ignore[call-arg]
-    PostgresSaver.from_conn_string("", read_engine=create_engine(""))  # type: ignore[arg-type]
+    PostgresSaver.from_conn_string("", read_engine=create_engine(""))
     assert_type(saver.put(config, checkpoint, {}, {}), RunnableConfig)
     assert_type(saver.get_tuple(config), CheckpointTuple | None)
     for found in saver.list(None):
