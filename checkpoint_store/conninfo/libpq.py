@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NoReturn
-from urllib.parse import quote, urlencode, urlunsplit
+from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -105,9 +105,9 @@ def libpq_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     parameters = {"sslmode" if name == "ssl" else name: value for name, value in query}
     limits = [argument(conn_string, name, parameters.pop(name)) for name in _LIMITS if name in parameters]
     settings = [(name, parameters.pop(name)) for name in unknown_to_psycopg(parameters)]
-    query_text = urlencode(parameters, quote_via=quote)
+    dsn = f"postgresql://{parts.netloc}{parts.path}?{urlencode(parameters, quote_via=quote)}"
     try:
-        read = conninfo_to_dict(urlunsplit(("postgresql", parts.netloc, parts.path, query_text, "")))
+        read = conninfo_to_dict(dsn)
     except psycopg.Error:  # its message quotes the string
         raise InvalidURL(f"{masked(conn_string)!r} can't be parsed by libpq") from None
     if settings:

@@ -104,7 +104,7 @@ def parse(conn_string: str, driver: str = "asyncpg") -> tuple[SplitResult, list[
     if scheme not in (*_SCHEMES, f"postgresql+{driver}"):
         raise InvalidURL(
             f"{masked(conn_string)!r} names the driver {short_repr(scheme)}; it must be postgresql://, postgres:// or "
-            f"postgresql+{driver}://"
+            f"postgresql+{driver}:// (the saver brings its own driver, {driver})"
         )
     authority, _, path = rest.partition("/")
     port = re.search(r":(\d+)$", authority)

@@ -405,6 +405,8 @@ class SyncBackend(Backend):
         """Refuse further operations, and release the engine if it is ours: the calls under way are cancelled."""
         if self.provider.state is State.OPEN:
             self.provider.close(State.DRAINING if self.owned else State.CLOSED)
+        if self.provider.is_parents:
+            return  # the connections are the parent's, and their sessions would end
         with self._closing:
             if self.provider.state is State.DRAINING:
                 with closing_blocking(self._dispose):

@@ -58,6 +58,11 @@ class EngineProvider(ConnectionProvider):
         return self._retries.count
 
     @property
+    def is_parents(self) -> bool:
+        """Whether the connections belong to the process this one was forked from."""
+        return self._parents_pool is self.engine.pool
+
+    @property
     def queue(self) -> ConnectionQueue | None:
         """The queue that may have connections which are checked out already."""
         return self.slot if isinstance(self.slot, ConnectionQueue) else None

@@ -54,6 +54,11 @@ class ConnectionProvider(ABC):
         """The number of retries; in a transaction of the caller's there are none."""
         return 0
 
+    @property
+    def is_parents(self) -> bool:
+        """Whether the connections belong to the process this one was forked from."""
+        return False
+
     @abstractmethod
     def run(self, operation: Operation[..., T], *args: Any) -> T:
         """Run an operation on a connection."""

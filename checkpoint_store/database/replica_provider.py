@@ -53,6 +53,11 @@ class ReplicaProvider(ConnectionProvider):
         """The number of retries, on the primary."""
         return self.primary.retries
 
+    @property
+    def is_parents(self) -> bool:
+        """Whether the connections belong to the process this one was forked from."""
+        return self.primary.is_parents
+
     def close(self, state: State, *, is_disposed: bool = False) -> None:
         """Go on to a further state."""
         super().close(state, is_disposed=is_disposed)

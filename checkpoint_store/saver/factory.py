@@ -61,7 +61,8 @@ def _is_for_psycopg(conn_string: object, options: Mapping[str, Any]) -> bool:
     from checkpoint_store.conninfo.libpq import unknown_to_psycopg
 
     pool = options.get("poolclass") or type(options.get("pool"))
-    is_async = isinstance(options.get("read_engine"), AsyncEngine) or issubclass(pool, AsyncAdaptedQueuePool)
+    is_async = isinstance(pool, type) and issubclass(pool, AsyncAdaptedQueuePool)
+    is_async = is_async or isinstance(options.get("read_engine"), AsyncEngine)
     parameters = {name for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)}
     return not (is_async or parameters & _ASYNCPGS or unknown_to_psycopg(options.get("connect_args") or ()))
 

@@ -31,6 +31,7 @@ BEGINNING = """
 
     warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about forks of processes with threads
     URL = sys.argv[1]
+    ON_ASYNCPG = URL.replace("postgresql:", "postgresql+asyncpg:", 1)
     CONFIG = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 
     def async_engine():
@@ -65,7 +66,7 @@ def script(body: str) -> list[str]:
 FORKS = {
     "a sync saver with a loop of its own": (
         """
-        with PostgresSaver.from_conn_string(URL, pipeline=True) as saver:
+        with PostgresSaver.from_conn_string(ON_ASYNCPG, pipeline=True) as saver:
             saver.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
             in_child(lambda: saver.get_tuple(CONFIG))
             in_child(lambda: asyncio.run(saver.aget_tuple(CONFIG)))
@@ -83,12 +84,39 @@ FORKS = {
         """
         ending = sys.exit
         logging.getLogger("checkpoint_store").setLevel(logging.ERROR)
-        with PostgresSaver.from_conn_string(URL) as saver:
+        with PostgresSaver.from_conn_string(ON_ASYNCPG) as saver:
             saver.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
             in_child(lambda: saver.get_tuple(CONFIG))
             say("parent:", saver.get_tuple(CONFIG).metadata)
         """,
         ["child: this saver was made before the process forked", "child ended with 0", "parent: {'step': 1}"],
+    ),
+    "a sync saver with an engine of its own": (
+        """
+        with PostgresSaver.from_conn_string(URL, pipeline=True) as saver:
+            saver.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
+            in_child(lambda: saver.get_tuple(CONFIG))
+            in_child(lambda: asyncio.run(saver.aget_tuple(CONFIG)))
+            say("parent:", saver.get_tuple(CONFIG).metadata)
+        """,
+        [
+            "child: this saver's engine was used before the process forked",
+            "child ended with 0",
+            "child: this saver's engine was used before the process forked",
+            "child ended with 0",
+            "parent: {'step': 1}",
+        ],
+    ),
+    "a child that tidies up when it ends, on psycopg": (
+        """
+        ending = sys.exit
+        logging.getLogger("checkpoint_store").setLevel(logging.ERROR)
+        with PostgresSaver.from_conn_string(URL) as saver:
+            saver.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
+            in_child(lambda: saver.get_tuple(CONFIG))
+            say("parent:", saver.get_tuple(CONFIG).metadata)
+        """,
+        ["child: this saver's engine was used before the process forked", "child ended with 0", "parent: {'step': 1}"],
     ),
     "an async saver": (
         """

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
-from sqlalchemy import NullPool, QueuePool, StaticPool, event, make_url, text
+from sqlalchemy import Engine, NullPool, QueuePool, StaticPool, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
@@ -18,17 +18,15 @@ from checkpoint_store.transfer import acopy_threads
 from checkpoint_store.url import POOL_SIZE
 
 
-def connects_of(engine: AsyncEngine) -> list[object]:
+def connects_of(engine: Engine) -> list[object]:
     """The connections that an engine opens from now on."""
     opened: list[object] = []
-    event.listen(engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
+    event.listen(engine, "connect", lambda connection, _: opened.append(connection))
     return opened
 
 
-def engine_of(saver: AsyncPostgresSaver | PostgresSaver) -> AsyncEngine:
-    engine = saver._backend._engine  # type: ignore[attr-defined]
-    assert isinstance(engine, AsyncEngine)
-    return engine
+def engine_of(saver: AsyncPostgresSaver | PostgresSaver) -> Engine:
+    return saver._backend.provider.engine
 
 
 @asynccontextmanager
@@ -58,6 +56,7 @@ async def test_a_saver_of_its_own_engine_opens_no_connection_for_a_burst(url: st
     assert 1 <= len(opened) <= POOL_SIZE
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 @pytest.mark.parametrize(
     ("options", "size", "overflow"),
     [
@@ -68,18 +67,19 @@ async def test_a_saver_of_its_own_engine_opens_no_connection_for_a_burst(url: st
         ({"pool_size": 0}, 0, -1),
     ],
 )
-def test_what_the_caller_says_of_the_pool_holds(options: dict[str, Any], size: int, overflow: int) -> None:
+def test_what_the_caller_says_of_the_pool_holds(driver: str, options: dict[str, Any], size: int, overflow: int) -> None:
     """What is left open is set by us."""
-    with PostgresSaver.from_conn_string("postgresql://h/app", **options) as saver:
+    with PostgresSaver.from_conn_string(f"postgresql+{driver}://h/app", **options) as saver:
         pool = engine_of(saver).pool
         assert isinstance(pool, QueuePool)
         assert (pool.size(), pool._max_overflow) == (size, overflow)
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 @pytest.mark.parametrize("kind", [NullPool, StaticPool])
-def test_a_pool_of_the_callers_kind_is_left_alone(kind: type[Any]) -> None:
+def test_a_pool_of_the_callers_kind_is_left_alone(driver: str, kind: type[Any]) -> None:
     """It may know no sizes."""
-    with PostgresSaver.from_conn_string("postgresql://h/app", poolclass=kind) as saver:
+    with PostgresSaver.from_conn_string(f"postgresql+{driver}://h/app", poolclass=kind) as saver:
         assert type(engine_of(saver).pool) is kind
 
 
@@ -96,7 +96,7 @@ def test_a_pool_that_is_none_is_named() -> None:
 async def test_of_a_hosts_pool_calls_leave_the_overflow_to_the_host(url: str, overflow: int) -> None:
     """All savers on it together take as many connections as the pool keeps."""
     async with host(url, pool_size=3, max_overflow=overflow) as engine:
-        opened = connects_of(engine)
+        opened = connects_of(engine.sync_engine)
         savers = [AsyncPostgresSaver(engine), AsyncPostgresSaver(engine)]
         await asyncio.gather(*[burst(saver, 30) for saver in savers])
 

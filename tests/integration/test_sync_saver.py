@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from operator import add
 from typing import Annotated, Any, TypedDict
@@ -28,6 +28,23 @@ from checkpoint_store.errors import CheckpointStoreError, Closed
 
 THREAD = {"configurable": {"thread_id": "thread", "checkpoint_ns": ""}}
 NAMED = {"application_name": "sync saver"}
+
+
+@pytest.fixture(params=["psycopg", "asyncpg"])
+def place(url: str, request: pytest.FixtureRequest) -> str:
+    """`url` for each driver: in the calling thread, and on a loop of the saver's own."""
+    return with_driver(url, request.param)
+
+
+@pytest.fixture
+def sync_saver(place: str) -> Iterator[PostgresSaver]:
+    """Our saver, on each driver."""
+    with PostgresSaver.from_conn_string(place) as saver:
+        yield saver
+
+
+def with_driver(url: str, driver: str) -> str:
+    return url.replace("postgresql:", f"postgresql+{driver}:", 1)
 
 
 class Log(TypedDict):
@@ -70,6 +87,11 @@ SCRIPT = """
 WAYS_TO_END = {
     "a with block": """
         with PostgresSaver.from_conn_string(URL) as saver:
+            saver.setup()
+            run(saver)
+    """,
+    "a with block on asyncpg": """
+        with PostgresSaver.from_conn_string(URL.replace("postgresql:", "postgresql+asyncpg:")) as saver:
             saver.setup()
             run(saver)
     """,
@@ -125,7 +147,7 @@ def test_a_script_ends_without_a_word(url: str, way: str) -> None:
     assert set(ended.stdout.splitlines()) == {"2 messages"}
 
 
-def test_ctrl_c_while_a_call_waits_leaves_the_pool_usable(url: str) -> None:
+def test_ctrl_c_while_a_call_waits_leaves_the_pool_usable(url: str, place: str) -> None:
     """The waiting statement is cancelled in the server too, and the pool's only connection serves the next call."""
     script = """
         with PostgresSaver.from_conn_string(URL, pool_size=1, max_overflow=0) as saver:
@@ -140,7 +162,7 @@ def test_ctrl_c_while_a_call_waits_leaves_the_pool_usable(url: str) -> None:
             print(saver.get_tuple(config).metadata["step"], flush=True)
     """
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT) + textwrap.dedent(script), url]
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT) + textwrap.dedent(script), place]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with (
         subprocess.Popen(command, text=True, **pipes) as user,
@@ -189,9 +211,10 @@ async def test_it_works_where_a_loop_runs_already(sync_saver: PostgresSaver) -> 
     assert sync_saver.get(THREAD) is None
 
 
-async def test_it_opens_sets_up_and_closes_where_a_loop_runs_already(empty_url: str) -> None:
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_it_opens_sets_up_and_closes_where_a_loop_runs_already(empty_url: str, driver: str) -> None:
     """From the first cell to the last."""
-    with PostgresSaver.from_conn_string(empty_url) as saver:
+    with PostgresSaver.from_conn_string(with_driver(empty_url, driver)) as saver:
         saver.setup()
         stored = saver.put(THREAD, empty_checkpoint(), {"step": 1}, {})
         assert saver.get_tuple(stored).metadata == {"step": 1}
@@ -237,9 +260,9 @@ def test_sixteen_threads_use_one_saver_at_once(sync_saver: PostgresSaver) -> Non
     assert left == {f"thread {n}" for n in range(0, 16, 2)}
 
 
-def test_more_threads_than_connections_take_turns(url: str) -> None:
+def test_more_threads_than_connections_take_turns(place: str) -> None:
     """Thirty-two threads on two connections: they wait for each other, and none for ever."""
-    with PostgresSaver.from_conn_string(url, pool_size=2, max_overflow=0) as saver:
+    with PostgresSaver.from_conn_string(place, pool_size=2, max_overflow=0) as saver:
         agent = noting(saver)
 
         def use(n: int) -> list[str]:
@@ -249,9 +272,9 @@ def test_more_threads_than_connections_take_turns(url: str) -> None:
             assert list(threads.map(use, range(32))) == [[f"{n}", "1 before"] for n in range(32)]
 
 
-def test_a_list_half_read_holds_no_connection(url: str) -> None:
+def test_a_list_half_read_holds_no_connection(place: str) -> None:
     """With one connection in the pool, everything else goes on while an iterator is left where it is."""
-    with PostgresSaver.from_conn_string(url, pool_size=1, max_overflow=0, pool_timeout=5) as saver:
+    with PostgresSaver.from_conn_string(place, pool_size=1, max_overflow=0, pool_timeout=5) as saver:
         agent = noting(saver)
         for turn in range(10):
             agent.invoke({"log": [f"{turn}"]}, THREAD)
@@ -296,7 +319,7 @@ def test_a_loop_that_is_slow_to_start_is_waited_for(url: str, monkeypatch: pytes
     run_forever = event_loop._run_forever
     monkeypatch.setattr(event_loop, "_run_forever", late)
 
-    with PostgresSaver.from_conn_string(url) as saver:
+    with PostgresSaver.from_conn_string(with_driver(url, "asyncpg")) as saver:
         assert saver.get(THREAD) is None
 
 
@@ -340,18 +363,18 @@ CALLS: dict[str, Callable[[PostgresSaver], Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_closed_saver_says_so(url: str, call: str) -> None:
+def test_a_closed_saver_says_so(place: str, call: str) -> None:
     """Every method raises Closed after the block, whether the saver's own loop still runs or not."""
-    with PostgresSaver.from_conn_string(url) as saver:
+    with PostgresSaver.from_conn_string(place) as saver:
         saver.put(THREAD, empty_checkpoint(), {}, {})
 
     with pytest.raises(Closed, match="closed"):
         CALLS[call](saver)
 
 
-def test_a_list_half_read_ends_with_its_saver(url: str) -> None:
+def test_a_list_half_read_ends_with_its_saver(place: str) -> None:
     """What has been read is given out, and then the iterator says that the saver is closed."""
-    with PostgresSaver.from_conn_string(url) as saver:
+    with PostgresSaver.from_conn_string(place) as saver:
         for _ in range(40):
             saver.put(THREAD, empty_checkpoint(), {}, {})
         half_read = saver.list(THREAD)
@@ -364,7 +387,7 @@ def test_a_list_half_read_ends_with_its_saver(url: str) -> None:
 def test_closing_twice_is_closing(url: str) -> None:
     """The loop's thread ends with the saver, and a second close finds nothing to do."""
     before = loop_threads()
-    with PostgresSaver.from_conn_string(url) as saver:
+    with PostgresSaver.from_conn_string(with_driver(url, "asyncpg")) as saver:
         saver.get(THREAD)
         assert len(loop_threads() - before) == 1
         saver.close()
@@ -373,7 +396,7 @@ def test_closing_twice_is_closing(url: str) -> None:
     assert loop_threads() <= before
 
 
-def test_closing_does_not_leave_a_waiting_thread_behind(url: str) -> None:
+def test_closing_does_not_leave_a_waiting_thread_behind(url: str, place: str) -> None:
     """A call that waits for the server when its saver is closed from another thread ends with an error of ours."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with (
@@ -381,7 +404,7 @@ def test_closing_does_not_leave_a_waiting_thread_behind(url: str) -> None:
         psycopg.connect(url, autocommit=True) as watching,
         ThreadPoolExecutor(1) as thread,
     ):
-        with PostgresSaver.from_conn_string(url) as saver:
+        with PostgresSaver.from_conn_string(place) as saver:
             locking.execute("LOCK TABLE checkpoints IN ACCESS EXCLUSIVE MODE")
             call = thread.submit(saver.get, THREAD)
             wait_until(watching, waiting, 1)
@@ -415,7 +438,7 @@ def test_a_call_that_fails_behind_ctrl_c_makes_no_noise(
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    with PostgresSaver.from_conn_string("postgresql://nobody@127.0.0.1:1/nothing", retry_timeout=0) as saver:
+    with PostgresSaver.from_conn_string("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", retry_timeout=0) as saver:
         monkeypatch.setattr(event_loop._Call, "result", interrupt)
         with pytest.raises(KeyboardInterrupt):
             saver.get_tuple({"configurable": {"thread_id": "t1"}})
