@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
+from typing import Any, TypeGuard
 
 from checkpoint_store.errors import CheckpointStoreError, InvalidOption, short_repr
 
@@ -39,6 +40,11 @@ def choice(
 def as_str(value: str) -> str:
     """Return a string as a plain one: of a member of a `str` Enum the value, where `str()` returns its name."""
     return str.__str__(value)
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    """Return whether a value is a dict, or another mapping; for a dict without the time that `isinstance` takes."""
+    return type(value) is dict or isinstance(value, Mapping)
 
 
 def as_int(value: object) -> int | None:

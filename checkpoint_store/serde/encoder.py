@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -14,12 +14,11 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from checkpoint_store.errors import InvalidConfig, UnstorableValue, safe_str, short_repr
 from checkpoint_store.serde import encryption, jsonb, keys, messages, pages
-from checkpoint_store.serde.arguments import as_str
+from checkpoint_store.serde.arguments import as_str, is_mapping
 from checkpoint_store.serde.keys import Key, Location, key_of, plain_text
 from checkpoint_store.serde.records import Row
 
@@ -84,9 +83,7 @@ class Encoder:
 
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
-        # LangGraph's own, or derived from it without another way to write.
-        self._inlines = getattr(type(serde), "dumps_typed", None) is JsonPlusSerializer.dumps_typed
-        self._shortens = messages.writes(serde)
+        self._inlines = messages.writes(serde)
         self._binds = not self._inlines and encryption.binding_of(serde) is not None
 
     def encode_checkpoint(
@@ -104,31 +101,29 @@ class Encoder:
             UnstorableValue: If a value fits neither JSONB nor the serializer.
         """
         _check_shape(config, checkpoint, new_versions)
-        key = key_of(config)
-        location = Location(key.thread_id, key.checkpoint_ns)
+        thread_id, checkpoint_ns, parent_id = key = key_of(config)
+        location = Location(thread_id, checkpoint_ns)
         checkpoint_id = plain_text(checkpoint["id"], 'checkpoint["id"]')
         if not checkpoint_id:
             raise InvalidConfig(f'{location}: checkpoint["id"] is empty; it would name the newest checkpoint')
-        ids = {**key._asdict(), "checkpoint_id": checkpoint_id}
-        keys.check_key(**ids)
-        scalars = jsonb.scalars_of(checkpoint["channel_values"])
-        inline, blobs = self._split(checkpoint, new_versions, scalars, location)
-        channels, versions, types, contents = map(list, zip(*blobs, strict=True)) if blobs else ([], [], [], [])
-        kept = _kept(checkpoint, new_versions, valued.of(key)) if key.checkpoint_id else {}
+        ids = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
+        keys.check_key(ids)
+        inline, channels, versions, types, blobs = self._split(checkpoint, new_versions, location)
+        kept = _kept(checkpoint, new_versions, valued.of(key)) if parent_id else {}
         merged = _merged(config, metadata, location)
-        has_large = _check_sizes(channels, types, contents, location)
+        has_large = _check_sizes(channels, types, blobs, location)
         if not _are_short_ascii(*ids.values(), *channels, *versions):  # as nearly all are: then any key of them fits
             keys.check_blob_keys(location, channels, versions)
         binds = {
             **ids,
-            "parent_checkpoint_id": key.checkpoint_id,
+            "parent_checkpoint_id": parent_id,
             "checkpoint": jsonb.checkpoint_text(checkpoint, inline, location),
             "metadata": jsonb.text_of(merged, "metadata", location),
             "kept": jsonb.text_of(kept, "channel_versions", location) if kept else None,
             "channels": channels,
             "versions": versions,
             "types": types,
-            "blobs": contents,
+            "blobs": blobs,
         }
         valued.note(location, checkpoint_id, [*checkpoint["channel_values"], *kept])  # nothing refuses it any more
         return EncodedCheckpoint(binds, has_large, {"configurable": ids})
@@ -144,15 +139,21 @@ class Encoder:
             InvalidConfig: If the config names no checkpoint, or the task can't be part of a key.
             UnstorableValue: If the serializer can't hold a value.
         """
-        key = key_of(config)
-        if key.checkpoint_id is None:
+        thread_id, checkpoint_ns, checkpoint_id = key_of(config)
+        if checkpoint_id is None:
             raise InvalidConfig('config["configurable"] has no "checkpoint_id"; writes belong to a checkpoint')
         task_id, task_path = plain_text(task_id, "task_id"), plain_text(task_path, "task_path")
-        keys.check_key(**key._asdict(), task_id=task_id)
-        location = Location(key.thread_id, key.checkpoint_ns, None, task_id)
+        task = {
+            "thread_id": thread_id,
+            "checkpoint_ns": checkpoint_ns,
+            "checkpoint_id": checkpoint_id,
+            "task_id": task_id,
+        }
+        keys.check_key(task)
+        location = Location(thread_id, checkpoint_ns, None, task_id)
         rows = {}
         for idx, (channel, value) in enumerate(writes):
-            at = encryption.of_write(key.checkpoint_ns, key.checkpoint_id, channel) if self._binds else ()
+            at = encryption.of_write(checkpoint_ns, checkpoint_id, channel) if self._binds else ()
             rows[WRITES_IDX_MAP.get(channel, idx)] = (channel, *self._dump(value, location, channel, at))
         # Sorted, so that two writers of the same rows lock them in the same order.
         idxs = sorted(rows)
@@ -161,8 +162,7 @@ class Encoder:
         if not _are_short_ascii(*channels):
             keys.check_channels(channels, location)
         return {
-            **key._asdict(),
-            "task_id": task_id,
+            **task,
             "task_path": task_path,
             "idxs": idxs,
             "channels": channels,
@@ -171,26 +171,27 @@ class Encoder:
         }
 
     def _split(
-        self, checkpoint: Checkpoint, new_versions: ChannelVersions, scalars: Mapping[str, Any], location: Location
-    ) -> tuple[dict[str, Any], list[tuple[str, str, str, bytes]]]:
-        """Return the values that are stored inline, and the rows of new blobs."""
-        values, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
+        self, checkpoint: Checkpoint, new_versions: ChannelVersions, location: Location
+    ) -> tuple[dict[str, Any], list[str], list[str], list[str], list[bytes]]:
+        """Return the values that are stored inline, and channels, versions, types and bytes of new blobs."""
+        values, known = checkpoint["channel_values"], checkpoint["channel_versions"]
         inline: dict[str, Any] = {}
-        blobs: list[tuple[str, str, str, bytes]] = []
+        channels, versions, types, blobs = [], [], [], []
         for name in sorted(values):
-            value, is_scalar = values[name], name in scalars
+            value = values[name]
             channel = name if type(name) is str else as_str(name)
-            version = new_versions.get(channel)
+            is_scalar = jsonb.holds(value)
             if is_scalar and self._inlines and not (type(value) is str and len(value) > INLINE_CHARACTERS):
-                inline[channel] = scalars[name]
+                inline[channel] = jsonb.scalar(value)
                 continue
+            version = new_versions.get(channel)
             if type(value) is _DeltaSnapshot:
                 # The stock saver's mark of a snapshot: it looks for one here before it prunes.
                 inline[channel] = True
-            elif version is None and channel in versions and not is_scalar:
+            elif version is None and channel in known and not is_scalar:
                 continue  # unchanged, so stored when it was new
             # A scalar that is unchanged may have been stored inline, by a saver without this serializer.
-            version = versions.get(channel) if version is None else version
+            version = known.get(channel) if version is None else version
             if version is None:
                 raise UnstorableValue(
                     f"{location}, channel {short_repr(channel)}: neither new_versions nor channel_versions has a "
@@ -198,12 +199,16 @@ class Encoder:
                 )
             text = version if type(version) is str else keys.version_text(version, location, channel)
             at = encryption.of_value(location.checkpoint_ns, channel, text) if self._binds else ()
-            blobs.append((channel, text, *self._dump(value, location, channel, at)))
-        return inline, blobs
+            kind, blob = self._dump(value, location, channel, at)
+            channels.append(channel)
+            versions.append(text)
+            types.append(kind)
+            blobs.append(blob)
+        return inline, channels, versions, types, blobs
 
     def _dump(self, value: Any, location: Location, channel: str, at: encryption.Place) -> tuple[str, bytes]:
         try:
-            if self._shortens:
+            if self._inlines:
                 kind, blob = messages.dumps_typed(self._serde, value)
             elif self._binds:
                 kind, blob = encryption.dumps(self._serde, value, at)
@@ -256,20 +261,20 @@ def takes_long(values: Iterable[Any]) -> bool:
 
 def values_of(checkpoint: object) -> Iterable[Any]:
     """Return the channel values of a caller's checkpoint, none if it is not one."""
-    values = checkpoint.get("channel_values") if isinstance(checkpoint, Mapping) else None
-    return values.values() if isinstance(values, Mapping) else ()
+    values = checkpoint.get("channel_values") if is_mapping(checkpoint) else None
+    return values.values() if is_mapping(values) else ()
 
 
 def _check_shape(config: RunnableConfig, checkpoint: object, new_versions: object) -> None:
     """Check that a caller's checkpoint is one, before anything in it is looked at."""
     wrong = ""
-    if not isinstance(checkpoint, Mapping) or "id" not in checkpoint:
+    if not is_mapping(checkpoint) or "id" not in checkpoint:
         wrong = f"checkpoint must be a dict with an id, not a {type(checkpoint).__qualname__}"
-    elif not isinstance(new_versions, Mapping):
+    elif not is_mapping(new_versions):
         wrong = f"new_versions must be a dict by channel, not a {type(new_versions).__qualname__}"
     else:
         for name in ("channel_values", "channel_versions"):
-            if not isinstance(part := checkpoint.get(name), Mapping):
+            if not is_mapping(part := checkpoint.get(name)):
                 wrong = f"checkpoint[{name!r}] must be a dict by channel, not a {type(part).__qualname__}"
             elif odd := [channel for channel in part if not isinstance(channel, str)]:
                 wrong = f"checkpoint[{name!r}] must have strings as keys, not {short_repr(odd[0])}"

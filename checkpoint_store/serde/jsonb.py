@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -61,11 +61,6 @@ def scalar(value: Any) -> Any:
     return value
 
 
-def scalars_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the values that `holds`, as `encode` takes them."""
-    return {name: scalar(value) for name, value in values.items() if holds(value)}
-
-
 def document(value: Any, name: str, location: object = None) -> Any:
     """Return a nested value as `encode` takes it: containers rebuilt, NUL taken out of strings as LangGraph does.
 
@@ -87,7 +82,12 @@ def document(value: Any, name: str, location: object = None) -> Any:
 
 def _rebuilt(value: Any) -> Any:
     kind = type(value)
-    if value is None or kind is bool or (kind is str and value.isascii() and "\x00" not in value):
+    if (
+        (kind is str and value.isascii() and "\x00" not in value)
+        or (kind is int and -(2**63) <= value < 2**63)
+        or value is None
+        or kind is bool
+    ):
         return value
     if isinstance(value, dict):
         # A host's code may be changing it in another thread, so a copy is gone through, made in one go.
@@ -95,9 +95,9 @@ def _rebuilt(value: Any) -> Any:
         for key, _ in items:
             if not isinstance(key, str):
                 raise _NotJson(f"has the key {short_repr(key)} ({type(key).__name__}); JSON keys must be strings")
-        return {_rebuilt(key): part for key, part in _parts(items)}
+        return {_rebuilt(key): _part(item, key) for key, item in items}
     if isinstance(value, (list, tuple)):
-        return [part for _, part in _parts(enumerate(list(value)))]
+        return [_part(item, place) for place, item in enumerate(list(value))]
     if isinstance(value, str):
         text = as_str(value).replace("\x00", "")
         if is_text(text):
@@ -114,16 +114,13 @@ def _rebuilt(value: Any) -> Any:
     raise _NotJson(f"is a {kind.__qualname__}; it must be JSON: a string, number, bool, None, list or dict")
 
 
-def _parts(items: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Rebuild the parts of a container; of one that is not JSON its key or position becomes the path."""
-    parts = []
-    for key, item in items:
-        try:
-            parts.append((key, _rebuilt(item)))
-        except _NotJson as error:
-            error.path = f"[{short_repr(key)}]{error.path}"
-            raise
-    return parts
+def _part(value: Any, key: object) -> Any:
+    """Rebuild a part of a container; if it is not JSON its key or position becomes the path."""
+    try:
+        return _rebuilt(value)
+    except _NotJson as error:
+        error.path = f"[{short_repr(key)}]{error.path}"
+        raise
 
 
 def text_of(value: Any, name: str, location: object = None) -> str:
@@ -153,7 +150,7 @@ def checkpoint_text(checkpoint: Mapping[str, Any], inline: dict[str, Any], locat
         UnstorableValue: If a part of it is not JSON, or a name can't be text of PostgreSQL's, or it is too long.
     """
     try:
-        if float in set(map(type, checkpoint["channel_versions"].values())):
+        if float in map(type, checkpoint["channel_versions"].values()):
             raise TypeError("JSONB would change some floats, and the blobs of their channels were not found again")
         text = encode({**checkpoint, "channel_values": inline})
     except TypeError:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from checkpoint_store.errors import CheckpointStoreError, InvalidConfig, UnreadableValue, UnstorableValue, short_repr
 from checkpoint_store.serde import jsonb
-from checkpoint_store.serde.arguments import as_int, as_str
+from checkpoint_store.serde.arguments import as_int, as_str, is_mapping
 
 KEY_BYTES = 2600
 """The largest size of the columns of a primary key together, in bytes of UTF-8.
@@ -84,7 +84,7 @@ def listing_of(
         InvalidConfig: If any of them can't be used.
     """
     thread = namespace = checkpoint = earlier = None
-    if config is not None and not (isinstance(config, Mapping) and not config):
+    if config is not None and not (is_mapping(config) and not config):
         thread, namespace, checkpoint = key_of(config)
         if config["configurable"].get("checkpoint_ns") is None:
             namespace = None
@@ -151,7 +151,7 @@ def plain_text(value: object, name: str) -> str:
         raise InvalidConfig(f"{name} must be a string, not {short_repr(value)} ({type(value).__name__})")
     text = as_str(value)
     if len(text) * 4 > KEY_BYTES:
-        check_key(**{name: text})
+        check_key({name: text})
     if not _is_text(text):
         raise InvalidConfig(f"{name} is {short_repr(text)}; PostgreSQL's text holds neither NUL nor lone surrogates")
     return text
@@ -183,13 +183,13 @@ def members_of(values: Iterable[Any], name: str, refusal: type[CheckpointStoreEr
         raise refusal(f"{name} must be a list; this {kind} raises {raised} when it is iterated over") from error
 
 
-def check_key(**columns: str) -> None:
+def check_key(columns: Mapping[str, str]) -> None:
     """Check that the columns of a primary key fit its index together.
 
     Raises:
         InvalidConfig: If they don't; the message names the longest.
     """
-    if sum(map(len, columns.values())) * 4 <= KEY_BYTES:
+    if len("".join(columns.values())) * 4 <= KEY_BYTES:
         return
     sizes = {name: len(value.encode(errors="surrogatepass")) for name, value in columns.items()}
     if sum(sizes.values()) > KEY_BYTES:
@@ -224,7 +224,8 @@ def check_blob_keys(location: Location, channels: Sequence[str], versions: Seque
     thread_id, checkpoint_ns, *_ = location
     for channel, version in zip(channels, versions, strict=True):
         plain_text(version, "version")
-        check_key(thread_id=thread_id, checkpoint_ns=checkpoint_ns, channel=channel, version=version)
+        ids = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
+        check_key({**ids, "channel": channel, "version": version})
 
 
 def version_text(version: object, location: object, channel: str) -> str:
@@ -260,8 +261,8 @@ def _is_text(text: str) -> bool:
 
 
 def _configurable(config: object, name: str) -> Mapping[str, Any]:
-    configurable = config.get("configurable") if isinstance(config, Mapping) else None
-    if not isinstance(configurable, Mapping):
+    configurable = config.get("configurable") if is_mapping(config) else None
+    if not is_mapping(configurable):
         raise InvalidConfig(
             f'{name} must have a "configurable" dict, such as {{"configurable": {{"thread_id": "1"}}}}; it is a '
             f"{type(config).__qualname__}"

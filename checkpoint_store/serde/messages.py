@@ -75,16 +75,16 @@ class _Kind:
 
 def writes(serde: SerializerProtocol) -> bool:
     """Return whether a serializer writes as LangGraph's own plain one does, so that `dumps_typed` may stand in."""
-    own = getattr(getattr(serde, "dumps_typed", None), "__func__", None) is JsonPlusSerializer.dumps_typed
-    return own and bool(_KINDS)
+    return getattr(getattr(serde, "dumps_typed", None), "__func__", None) is JsonPlusSerializer.dumps_typed
 
 
 def reads(serde: SerializerProtocol) -> bool:
     """Return whether a serializer reads as LangGraph's own plain one does, so that `loads_typed` may stand in."""
-    own = getattr(getattr(serde, "loads_typed", None), "__func__", None) is JsonPlusSerializer.loads_typed
-    hook = getattr(getattr(serde, "_unpack_ext_hook", None), "__code__", None)
-    is_langgraphs = hook is not None and hook is _HOOK
-    return bool(own and _KINDS and is_langgraphs and not getattr(serde, "_custom_unpack_ext_hook", True))
+    return (
+        bool(_KINDS)
+        and getattr(getattr(serde, "loads_typed", None), "__func__", None) is JsonPlusSerializer.loads_typed
+        and getattr(getattr(serde, "_unpack_ext_hook", None), "__code__", None) is _HOOK
+    )
 
 
 def dumps_typed(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
@@ -307,7 +307,7 @@ def known_kinds() -> dict[type, _Kind]:
     """Return the classes that are as they are described here, as far as LangGraph trusts them."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return {}  # other threads would have their turn while a message is packed
-    if not all(_SETTERS) or not all(hasattr(jsonplus, name) for name in _PRIVATE):
+    if _HOOK is None or not all(_SETTERS) or not all(hasattr(jsonplus, name) for name in _PRIVATE):
         return {}
     kinds = {}
     for name, tag, own, validators, are_plain in _CLASSES:
@@ -356,4 +356,4 @@ def _is_dict_as_described(cls: Any) -> bool:
 
 
 _KINDS = known_kinds()
-_HOLDERS = frozenset({list, dict, tuple, _DeltaSnapshot, *_KINDS})
+_HOLDERS = frozenset({list, dict, tuple, _DeltaSnapshot, *_KINDS} if _KINDS else ())
