@@ -173,7 +173,7 @@ def setting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 async def saver(engine: AsyncEngine, setting: Setting) -> AsyncIterator[AsyncPostgresSaver]:
     """Our saver on the host's engine."""
-    pipe = AsyncPipeline(engine) if setting.pipeline else None
+    pipe = AsyncPipeline(engine) if setting.pipeline else False
     saver = AsyncPostgresSaver(engine, pipe, share_pages=setting.pages)
     yield saver
     await saver.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from operator import attrgetter
@@ -17,7 +17,7 @@ from sqlalchemy.util import greenlet_spawn
 from checkpoint_store.database.checkout import cancel_calls
 from checkpoint_store.database.closing import State, closing, closing_blocking
 from checkpoint_store.database.event_loop import EventLoop
-from checkpoint_store.database.group_commit import AsyncPipeline
+from checkpoint_store.database.group_commit import AsyncPipeline, GroupCommit
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.scheduling import to_the_end
 from checkpoint_store.database.observer import Observer
@@ -204,6 +204,7 @@ class AsyncBackend(Backend):
         engine: The engine of the connections; None if these are the caller's.
         replica: The engine of a replica, if there is one.
         pipe: Lets concurrent changes share commits.
+        target: Savers share commits with those that have the same one.
     """
 
     def __init__(
@@ -215,7 +216,8 @@ class AsyncBackend(Backend):
         *,
         engine: AsyncEngine | None = None,
         replica: AsyncEngine | None = None,
-        pipe: AsyncPipeline | None = None,
+        pipe: GroupCommit | None = None,
+        target: Hashable = None,
     ) -> None:
         super().__init__(provider, page_cache, page_sharing)
         self.event_loop = event_loop
@@ -225,6 +227,7 @@ class AsyncBackend(Backend):
         self._engine = engine
         self._replica = replica
         self._pipe = pipe
+        self._target = target
 
     def own(self) -> None:
         """Take over the engine and its loop: they end with the saver."""
@@ -314,19 +317,27 @@ class AsyncBackend(Backend):
             self.provider.close(State.DRAINING)  # to be closed once more
             raise
 
+    def _shares_commits(self) -> bool:
+        """Return whether concurrent changes share commits.
+
+        Where listeners hear of statements or checkouts, only if the caller asks for it: they may set what belongs to
+        one caller, such as the tenant that policies look at.
+        """
+        return self._pipe is not None and (isinstance(self._pipe, AsyncPipeline) or not self.provider.is_heard)
+
     def _store(self, change: Change) -> Coroutine[Any, Any, None]:
-        if self._pipe is None:
+        if self._pipe is None or not self._shares_commits():
             return self.call(self._commit, [change])
-        submitting = self._store_all, self.sql.tables.schema, change
+        submitting = self._store_all, self._target, change
         if self.event_loop.loop is asyncio.get_running_loop():
             return self._pipe.submit(*submitting)
         return self.event_loop.acall(self._pipe.submit, *submitting)
 
     def _store_blocking(self, change: Change) -> None:
-        if self._pipe is None:
+        if self._pipe is None or not self._shares_commits():
             self.call_blocking(self._commit, [change])
         else:
-            self.event_loop.call(self._pipe.submit, self._store_all, self.sql.tables.schema, change)
+            self.event_loop.call(self._pipe.submit, self._store_all, self._target, change)
 
     async def _store_all(self, changes: Sequence[Change]) -> None:
         # Also when this saver has been closed meanwhile: it was open when the first call came in, and there may be

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -59,7 +59,7 @@ class Call:
     """A change that waits for a commit."""
 
     store: Store
-    schema: str | None
+    target: Hashable
     change: Change
     outcome: asyncio.Future[None]
     since: float
@@ -76,11 +76,11 @@ class Call:
     @property
     def group(self) -> Group:
         """The calls that it may share a commit with."""
-        return self.limited is not None and not self.limited.is_cleared, self.schema
+        return self.limited is not None and not self.limited.is_cleared, self.target
 
 
-Group = tuple[bool, str | None]
-"""Whether a call goes alone, and its schema: only calls of one group share a commit."""
+Group = tuple[bool, Hashable]
+"""Whether a call goes alone, and its target: only calls of one group share a commit."""
 
 
 class CommitQueue:
@@ -94,8 +94,8 @@ class CommitQueue:
     def __init__(self) -> None:
         self._queues: dict[str, deque[Call]] = {}
         self._busy: set[str] = set()
-        # Ready threads by group: of calls that go alone or not, then by schema. After its commit a schema is the last.
-        self._ready: dict[bool, dict[str | None, deque[str]]] = {False: {}, True: {}}
+        # Ready threads by group: of calls that go alone or not, then by target. After its commit a target is the last.
+        self._ready: dict[bool, dict[Hashable, deque[str]]] = {False: {}, True: {}}
         self._ready_alone: dict[str, bool] = {}
         """Whether the first call of a ready thread goes alone."""
         self._ready_count = {False: 0, True: 0}
@@ -156,13 +156,13 @@ class CommitQueue:
 
     def _take(self, alone: bool, max_calls: int, max_bytes: int) -> list[Call]:
         taken: list[Call] = []
-        by_schema = self._ready[alone]
-        while by_schema and not taken:
-            schema = next(iter(by_schema))
-            threads = by_schema.pop(schema)
-            taken = self._take_of((alone, schema), threads, max_calls, max_bytes)
+        by_target = self._ready[alone]
+        while by_target and not taken:
+            target = next(iter(by_target))
+            threads = by_target.pop(target)
+            taken = self._take_of((alone, target), threads, max_calls, max_bytes)
             if threads:
-                by_schema[schema] = threads
+                by_target[target] = threads
         return taken
 
     def _take_of(self, group: Group, threads: deque[str], max_calls: int, max_bytes: int) -> list[Call]:
@@ -206,7 +206,7 @@ class CommitQueue:
     def _make_ready(self, thread_id: str) -> None:
         """Make a thread that is not busy ready, if it has calls."""
         if (call := self._first(thread_id)) is not None:
-            alone, schema = call.group
-            self._ready[alone].setdefault(schema, deque()).append(thread_id)
+            alone, target = call.group
+            self._ready[alone].setdefault(target, deque()).append(thread_id)
             self._ready_alone[thread_id] = alone
             self._ready_count[alone] += len(self._queues[thread_id])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Dialect, Engine, delete, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
@@ -13,7 +13,7 @@ from checkpoint_store.database.backend import AsyncBackend, Backend, SyncBackend
 from checkpoint_store.database.bound_provider import BoundConnectionProvider, BoundSessionProvider
 from checkpoint_store.database.engine_provider import EngineProvider
 from checkpoint_store.database.event_loop import EventLoop
-from checkpoint_store.database.group_commit import AsyncPipeline
+from checkpoint_store.database.group_commit import AsyncPipeline, group_commit_of
 from checkpoint_store.database.page_sharing import PageSharing
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.replica_provider import ReplicaProvider
@@ -33,7 +33,7 @@ def backend_for(conn: object, pipe: object, options: SaverOptions[Any], *, sync:
 
     Args:
         conn: The engine or connection.
-        pipe: A pipeline or None.
+        pipe: A pipeline; None for the one that all savers on an engine share, False for none.
         options: The saver's options.
         sync: Whether the saver is a sync one, which takes sync engines and connections too.
 
@@ -52,15 +52,15 @@ def backend_for(conn: object, pipe: object, options: SaverOptions[Any], *, sync:
         raise UnusableConnection(
             _wrong_kind("conn", conn, kinds) + " From a connection string, use from_conn_string()."
         )
-    if pipe is not None and not isinstance(pipe, AsyncPipeline):
-        raise UnusableConnection(f"pipe is a {type(pipe).__qualname__}; it must be an AsyncPipeline or None")
+    if pipe is not None and pipe is not False and not isinstance(pipe, AsyncPipeline):
+        raise UnusableConnection(f"pipe must be an AsyncPipeline, None or False, not a {type(pipe).__qualname__}")
     if isinstance(conn, (AsyncEngine, Engine)):
         return engine_backend(conn, options, pipe)
     if options.get("read_engine") is not None:
         raise InvalidOption(
             "read_engine can't be used with a connection: no replica knows of its transaction. Pass the engine."
         )
-    if pipe is not None:
+    if pipe:
         raise InvalidOption(
             "pipe can't be used with a connection: the writes there are committed by its owner. Pass the engine."
         )
@@ -99,7 +99,7 @@ def backend_within(conn: object, backend: Backend, bind_arguments: Mapping[str, 
 
 
 def engine_backend(
-    engine: AsyncEngine | Engine, options: SaverOptions[Any], pipe: AsyncPipeline | None = None
+    engine: AsyncEngine | Engine, options: SaverOptions[Any], pipe: AsyncPipeline | Literal[False] | None = None
 ) -> Backend:
     """Return a backend on an engine.
 
@@ -114,19 +114,21 @@ def engine_backend(
     sql = statements_of(options.get("schema"))
     page_cache = PageCache(page_memory_of(engine.dialect), sql.tables.schema)
     if isinstance(engine, Engine):
-        if pipe is not None:
+        if pipe:
             raise InvalidOption(
                 "pipe can't be used with a sync engine, whose calls come from threads and commit for themselves. "
                 "Leave it out, or pass an AsyncEngine."
             )
         return SyncBackend(_engine_provider(engine, sql, options), page_cache, page_sharing)
     # Variants made with execution_options() share the dialect.
-    if pipe is not None and pipe.engine.dialect is not engine.dialect:
+    if pipe and pipe.engine.dialect is not engine.dialect:
         raise InvalidOption("pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine.")
-    provider = _engine_provider(engine, sql, options)
-    replica = options.get("read_engine")
     return AsyncBackend(
-        *(provider, EventLoop.of(engine.dialect), page_cache, page_sharing), engine=engine, replica=replica, pipe=pipe
+        *(_engine_provider(engine, sql, options), EventLoop.of(engine.dialect), page_cache, page_sharing),
+        engine=engine,
+        replica=options.get("read_engine"),
+        pipe=group_commit_of(engine) if pipe is None else pipe or None,
+        target=(sql.tables.schema, *(options.get(name) for name in ("retry_timeout", "pooler"))),
     )
 
 

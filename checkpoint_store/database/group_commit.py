@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import chain, islice
+from typing import Self
 
-from sqlalchemy import exc
+from sqlalchemy import Engine, exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.conninfo.transient_errors import is_conflict
@@ -40,8 +42,8 @@ _SHARED_COMMITS = 2
 _SINGLE_COMMITS = 4
 """The number of further ones, of calls alone after a limit has ended their commit: each may take as long again."""
 
-_RESOLVED_AT_ONCE = 4
-"""The number of callers that get their outcomes before the loop lets them go on."""
+_GROUPS = 3
+"""The number of groups that concurrent runs fall into: while two are with the server, the values of one are encoded."""
 
 _GATHER_SECONDS = 0.02
 """The seconds that calls gather for a second shared commit."""
@@ -50,28 +52,17 @@ _OUTAGE_SECONDS = 1.0
 """After N seconds without a server, the calls that have waited as long as a failed commit fail with it."""
 
 
-class AsyncPipeline:
-    """Lets concurrent `put` and `put_writes` share commits: under load the server makes one where it made dozens.
-
-    A call returns when its own rows are committed. A few at once go straight to the database; further ones wait, and
-    share the next commit. Within a thread changes are stored in the order of the calls. If the server refuses the rows
-    of a call, that call alone fails. All savers on the engine may share a pipeline.
+class GroupCommit:
+    """Concurrent `put` and `put_writes` on one engine's loop, which share commits.
 
     Args:
-        engine: The engine of the savers.
-        flushes: How many commits may be under way at once, each on a connection of the pool.
-
-    Raises:
-        UnusableConnection: If `engine` is not an `AsyncEngine`.
-        InvalidOption: If `flushes` is less than one.
+        event_loop: The loop.
+        flushes: The largest number of commits under way at once.
     """
 
-    def __init__(self, engine: AsyncEngine, *, flushes: int = FLUSHES) -> None:
-        if not isinstance(engine, AsyncEngine):
-            raise UnusableConnection(f"engine must be the savers' AsyncEngine, not {type(engine).__qualname__}")
-        self.engine = engine
-        self._event_loop = EventLoop.of(engine.dialect)
-        self._flushes = number(flushes, "flushes", 1)
+    def __init__(self, event_loop: EventLoop, flushes: int = FLUSHES) -> None:
+        self._event_loop = event_loop
+        self._flushes = flushes
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reset()
@@ -79,6 +70,10 @@ class AsyncPipeline:
     def _reset(self) -> None:
         self._waiting = CommitQueue()
         self._under_way = self._shared = self._alone = self._last_size = 0
+        self._calls = 0
+        """The number of calls in commits that are under way."""
+        self._crowd = 0
+        """The number of concurrent calls when the last shared commit began; 0 since there was none."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -91,27 +86,27 @@ class AsyncPipeline:
                 self._reset()
             self._loop = loop
 
-    async def submit(self, store: Store, schema: str | None, change: Change) -> None:
+    async def submit(self, store: Store, target: Hashable, change: Change) -> None:
         """Store a change together with others, on the engine's loop.
 
         Args:
             store: Stores changes, all in one commit.
-            schema: The schema of the tables; only changes to the same ones share a commit.
+            target: The tables' schema, and how they are stored to; only changes to the same share a commit.
             change: The change.
         """
         if self._closed:
             raise Closed("this pipeline is closed")
         self._start_on_loop()
-        few = self._under_way < self._flushes and not self._shared and not self._waiting
-        if few and self._waiting.begin(change.thread_id):
-            self._begin()
+        few = self._under_way < self._flushes and not self._waiting and self._crowd <= self._flushes
+        if few and not self._shared and self._waiting.begin(change.thread_id):
+            self._begin(1)
             try:
                 await self._commit(store, [change])
             finally:
                 self._end([change])
             return
         loop = asyncio.get_running_loop()
-        call = Call(store, schema, change, loop.create_future(), loop.time())
+        call = Call(store, target, change, loop.create_future(), loop.time())
         self._waiting.add(call)
         # Not at once: other calls of this iteration of the loop may come along.
         loop.call_soon(self._start_commits)
@@ -126,26 +121,28 @@ class AsyncPipeline:
         self._start_on_loop()
         await self._idle.wait()
 
-    async def __aenter__(self) -> AsyncPipeline:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def _begin(self) -> None:
+    def _begin(self, calls: int) -> None:
         self._under_way += 1
+        self._calls += calls
         self._idle.clear()
 
     def _end(self, changes: Sequence[Change]) -> None:
         self._under_way -= 1
+        self._calls -= len(changes)
         self._waiting.end(changes)
         self._start_commits()
 
     def _start_commits(self) -> None:
         """Start as many commits as may be under way.
 
-        A second shared one starts only with as many calls as the first: so runs that wait for each other's commits fall
-        into two groups, and while the server works for one of them, the other one's values are encoded.
+        A second shared one starts only with as many calls as the first: so the groups of concurrent runs stay as large
+        as they are.
         """
         while self._start_single():
             pass
@@ -158,6 +155,7 @@ class AsyncPipeline:
             if not self._start_shared():
                 break
         if not self._under_way and not self._waiting:
+            self._crowd = 0
             self._idle.set()
 
     def _stop_gathering(self) -> None:
@@ -170,6 +168,7 @@ class AsyncPipeline:
     def _start_shared(self) -> bool:
         if calls := self._waiting.take(MAX_CALLS, MAX_BYTES):
             self._last_size = len(calls)
+            self._crowd = self._calls + len(calls) + len(self._waiting)
             self._shared += 1
             self._start(calls, alone=False)
         return bool(calls)
@@ -184,7 +183,7 @@ class AsyncPipeline:
         return True
 
     def _start(self, calls: list[Call], *, alone: bool) -> None:
-        self._begin()
+        self._begin(len(calls))
         task = asyncio.get_running_loop().create_task(self._store_and_resolve(calls, alone=alone))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -203,12 +202,23 @@ class AsyncPipeline:
             else:
                 self._shared -= 1
             self._end([call.change for call in calls])
+        await self._resolve_in_groups(outcomes)
+
+    async def _resolve_in_groups(self, outcomes: Sequence[Outcome]) -> None:
+        """Let the callers go on; if most of all calls were in this commit, in groups, each of which makes the next one.
+
+        The next changes of a group are with the server while those of another one are encoded.
+        """
+        group = -(-(len(outcomes) + self._calls + len(self._waiting)) // _GROUPS)
+        if len(outcomes) < 2 * group:
+            _resolve(outcomes)
+            return
         unresolved = iter(outcomes)
         try:
-            # The first callers go on first: their next changes are on their way while others still encode.
-            while some := list(islice(unresolved, _RESOLVED_AT_ONCE)):
+            while some := list(islice(unresolved, group)):
                 _resolve(some)
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # they go on
+                await asyncio.sleep(0)  # and their commit begins
         finally:
             _resolve(unresolved)  # also if the loop ends meanwhile: they are committed
 
@@ -252,6 +262,41 @@ class AsyncPipeline:
             if clock() - begun >= _OUTAGE_SECONDS and not (is_conflict(error.__cause__) or _is_limit(error)):
                 _resolve((call, _copy_of(error)) for call in self._waiting if call.since <= begun)
             raise
+
+
+class AsyncPipeline(GroupCommit):
+    """Lets concurrent `put` and `put_writes` share commits: under load the server makes one where it made dozens.
+
+    All savers on an engine do so by themselves. With a pipeline of your own you choose how many commits may be under
+    way, and can wait for all changes by `aclose()`.
+
+    A call returns when its own rows are committed. A few at once go straight to the database; further ones wait, and
+    share the next commit. Within a thread changes are stored in the order of the calls. If the server refuses the rows
+    of a call, that call alone fails. Several savers on the engine may share a pipeline.
+
+    Args:
+        engine: The engine of the savers.
+        flushes: How many commits may be under way at once, each on a connection of the pool.
+
+    Raises:
+        UnusableConnection: If `engine` is not an `AsyncEngine`.
+        InvalidOption: If `flushes` is less than one.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, flushes: int = FLUSHES) -> None:
+        if not isinstance(engine, AsyncEngine):
+            raise UnusableConnection(f"engine must be the savers' AsyncEngine, not {type(engine).__qualname__}")
+        self.engine = engine
+        super().__init__(EventLoop.of(engine.dialect), number(flushes, "flushes", 1))
+
+
+_of_engines: weakref.WeakKeyDictionary[Engine, GroupCommit] = weakref.WeakKeyDictionary()
+
+
+def group_commit_of(engine: AsyncEngine) -> GroupCommit:
+    """Return the group commit that all savers on an engine share."""
+    within = engine.sync_engine
+    return _of_engines.get(within) or _of_engines.setdefault(within, GroupCommit(EventLoop.of(engine.dialect)))
 
 
 Outcome = tuple[Call, Exception | None]

@@ -22,6 +22,7 @@ from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.session import POLL_SECONDS, lock_session_of
 from checkpoint_store.database.observer import Observer
 from checkpoint_store.database.replication_lag import replication_lag_of
+from checkpoint_store.database.sqlalchemy_private import has_listeners, is_watched
 from checkpoint_store.errors import CheckpointStoreError, Closed
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
@@ -75,6 +76,11 @@ class ConnectionProvider(ABC):
         """Raise unless calls are accepted."""
         if self.state is not State.OPEN:
             raise Closed("this saver is closed. Make a new one, or use it inside its `with` block.")
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether listeners hear of statements or checkouts."""
+        return is_watched(self.engine) or has_listeners(self.engine.pool)
 
     def own(self) -> None:
         """Take over the engine."""

@@ -35,10 +35,19 @@ def has_rules(pool: Pool) -> bool:
 
     That is a listener, a ping, an age at which it is replaced, a log, or what another class of pools does.
     """
-    dispatch: Any = pool.dispatch
-    is_heard = dispatch.checkout or dispatch.checkin or dispatch.reset
     is_usual = type(pool) in (AsyncAdaptedQueuePool, QueuePool)
-    return bool(is_heard or pool._pre_ping or pool._recycle >= 0 or pool._should_log_debug() or not is_usual)
+    has_age = pool._pre_ping or pool._recycle >= 0
+    return bool(has_age or not is_usual or has_listeners(pool) or pool._should_log_debug())
+
+
+def has_listeners(pool: Pool) -> bool:
+    """Return whether listeners see a connection that is taken from a pool or given back.
+
+    A listener that one does not have can't be asked for by public API.
+    """
+    dispatch: Any = pool.dispatch
+    events = dispatch.checkout, dispatch.checkin, dispatch.reset
+    return any(event.listeners or event.parent_listeners for event in events)
 
 
 def raise_connect_error(error: Exception, engine: Engine) -> NoReturn:

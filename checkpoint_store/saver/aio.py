@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
@@ -27,7 +27,8 @@ class AsyncPostgresSaver(RetentionMixin):
     Args:
         conn: An `AsyncEngine`, whose pool is shared, or an open `AsyncConnection`, in whose transaction everything runs
             and which is committed by the caller.
-        pipe: A group commit for concurrent writes, made for the same engine. None for a commit each.
+        pipe: An `AsyncPipeline` of yours, for the same engine, in place of the one by which all savers on an engine
+            share the commits of concurrent writes. False for a commit each.
         serde: The serializer of values; LangGraph's `JsonPlusSerializer` by default.
         options: `schema`, `share_pages`, `refuse_forks` and more: see `SaverOptions`.
 
@@ -39,7 +40,7 @@ class AsyncPostgresSaver(RetentionMixin):
     def __init__(
         self,
         conn: AsyncEngine | AsyncConnection,
-        pipe: AsyncPipeline | None = None,
+        pipe: AsyncPipeline | Literal[False] | None = None,
         serde: SerializerProtocol | None = None,
         **options: Unpack[SaverOptions[AsyncEngine]],
     ) -> None:
@@ -54,7 +55,7 @@ class AsyncPostgresSaver(RetentionMixin):
         cls,
         conn_string: str,
         *,
-        pipeline: bool = False,
+        pipeline: bool = True,
         serde: SerializerProtocol | None = None,
         **options: Unpack[ConnectionOptions],
     ) -> AsyncIterator[Self]:

@@ -11,7 +11,6 @@ from sqlalchemy import URL, AsyncAdaptedQueuePool, Engine, create_engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store.database.group_commit import AsyncPipeline
 from checkpoint_store.errors import InvalidOption, NotInstalled
 from checkpoint_store.options import ConnectionOptions, SaverOptions, suggestion
 from checkpoint_store.saver.retention import RetentionMixin
@@ -41,10 +40,9 @@ def on_own_engine(
     engine: AsyncEngine | Engine
     if sync and _is_for_psycopg(conn_string, options):
         engine = _psycopg_engine(conn_string, options.get("pooler"), of_engine)
-        saver = kind(engine, serde=serde, **of_saver)
     else:
         engine = _asyncpg_engine(conn_string, options.get("pooler"), of_engine)
-        saver = kind(engine, AsyncPipeline(engine) if shares_commits else None, serde=serde, **of_saver)
+    saver = kind(engine, None if shares_commits else False, serde=serde, **of_saver)
     saver._backend.own()
     return saver
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import Connection, Engine
@@ -32,7 +32,8 @@ class PostgresSaver(RetentionMixin):
         conn: An `Engine`, whose pool is shared, or an open `Connection`, in whose transaction everything runs and which
             is committed by the caller. Or an `AsyncEngine`, not yet used on another loop, or an open `AsyncConnection`
             of the running loop.
-        pipe: A group commit for concurrent writes, made for the same engine. None for a commit each.
+        pipe: An `AsyncPipeline` of yours, for the same engine, in place of the one by which all savers on an engine
+            share the commits of concurrent writes. False for a commit each.
         serde: The serializer of values; LangGraph's `JsonPlusSerializer` by default.
         options: `schema`, `share_pages`, `refuse_forks` and more: see `SaverOptions`.
 
@@ -45,7 +46,7 @@ class PostgresSaver(RetentionMixin):
     def __init__(
         self,
         conn: AsyncEngine | AsyncConnection | Engine | Connection,
-        pipe: AsyncPipeline | None = None,
+        pipe: AsyncPipeline | Literal[False] | None = None,
         serde: SerializerProtocol | None = None,
         **options: Unpack[SaverOptions[AsyncEngine | Engine]],
     ) -> None:
@@ -60,7 +61,7 @@ class PostgresSaver(RetentionMixin):
         cls,
         conn_string: str,
         *,
-        pipeline: bool = False,
+        pipeline: bool = True,
         serde: SerializerProtocol | None = None,
         **options: Unpack[ConnectionOptions],
     ) -> Iterator[Self]:

@@ -78,7 +78,7 @@ class SyncMethods(BaseCheckpointSaver[str]):
 
 @asynccontextmanager
 async def on_an_engine(url: str, engine: AsyncEngine, setting: Any) -> AsyncIterator[BaseCheckpointSaver[str]]:
-    yield AsyncPostgresSaver(engine, AsyncPipeline(engine) if setting.pipeline else None, share_pages=setting.pages)
+    yield AsyncPostgresSaver(engine, AsyncPipeline(engine) if setting.pipeline else False, share_pages=setting.pages)
 
 
 @asynccontextmanager
@@ -131,7 +131,7 @@ async def sync_saver_on_an_async_psycopg_engine(
     url: str, engine: AsyncEngine, setting: Any
 ) -> AsyncIterator[BaseCheckpointSaver[str]]:
     psycopg = create_async_engine(make_url(url).set(drivername="postgresql+psycopg"))
-    saver = PostgresSaver(psycopg, AsyncPipeline(psycopg) if setting.pipeline else None, share_pages=setting.pages)
+    saver = PostgresSaver(psycopg, AsyncPipeline(psycopg) if setting.pipeline else False, share_pages=setting.pages)
     yield SyncMethods(saver)
     saver.close()
 

@@ -34,7 +34,7 @@ def write(url: str, seconds: float, seed: int) -> list[str]:
 
     async def writing() -> list[str]:
         engine, other, chance = engine_on(url), engine_on(url), random.Random(seed)
-        pipe = AsyncPipeline(engine) if seed % 2 else None
+        pipe = AsyncPipeline(engine) if seed % 2 else False
         saver, reader = AsyncPostgresSaver(engine, pipe, share_pages=True), AsyncPostgresSaver(other)
         values, wrong, until = {name: value(name, 150) for name in THREADS}, [], time.monotonic() + seconds
         count = 0

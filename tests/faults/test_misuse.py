@@ -345,7 +345,7 @@ def test_a_program_whose_loop_ends_with_calls_in_flight_ends_without_a_word(url:
     body = f"""
         async def main():
             engine = async_engine()
-            saver = AsyncPostgresSaver(engine, AsyncPipeline(engine) if {pipeline} else None)
+            saver = AsyncPostgresSaver(engine, AsyncPipeline(engine) if {pipeline} else False)
             await saver.aput(CONFIG, empty_checkpoint(), {{}}, {{}})
             calls = [asyncio.create_task(saver.aput(CONFIG, empty_checkpoint(), {{}}, {{}})) for _ in range(40)]
             calls += [asyncio.create_task(saver.aget_tuple(CONFIG)) for _ in range(10)]

@@ -22,14 +22,14 @@ OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg
 async def test_a_storm_of_cancellations_leaves_nothing_behind(url: str, pipeline: bool, cancellations: int) -> None:
     """Thousands of calls, cancelled at whatever they are waiting for, on a pool of five connections."""
     engine = create_async_engine(url.replace(":", "+asyncpg:", 1), pool_size=CONNECTIONS, max_overflow=0)
-    pipe = AsyncPipeline(engine) if pipeline else None
+    pipe = AsyncPipeline(engine) if pipeline else False
     saver = AsyncPostgresSaver(engine, pipe, share_pages=pipeline)
     before = asyncio.all_tasks()
     storm = Storm(saver, cancellations, seed=cancellations)
 
     await storm.blow()
 
-    if pipe is not None:
+    if pipe:
         await pipe.aclose()
     await _until(lambda: asyncio.all_tasks() == before)
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]

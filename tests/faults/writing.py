@@ -49,7 +49,7 @@ class Writer:
             self.sync = PostgresSaver(create_engine(made), share_pages=True, retry_timeout=2)
             return
         self.engine = create_async_engine(made)
-        pipe = AsyncPipeline(self.engine) if "pipeline" in kind else None
+        pipe = AsyncPipeline(self.engine) if "pipeline" in kind else False
         self.saver = AsyncPostgresSaver(self.engine, pipe, share_pages=True, retry_timeout=2)
 
     async def put(self, thread_id: str, count: int) -> str:

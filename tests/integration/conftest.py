@@ -81,7 +81,7 @@ Agents = Callable[[Callable[[BaseCheckpointSaver[str]], Pregel]], tuple[Agent, A
 async def psycopg_saver(url: str, setting: Setting) -> AsyncIterator[AsyncPostgresSaver]:
     """Our saver on an async engine of psycopg's."""
     engine = create_async_engine(make_url(url).set(drivername="postgresql+psycopg"))
-    yield AsyncPostgresSaver(engine, AsyncPipeline(engine) if setting.pipeline else None, share_pages=setting.pages)
+    yield AsyncPostgresSaver(engine, AsyncPipeline(engine) if setting.pipeline else False, share_pages=setting.pages)
     await engine.dispose()
 
 

@@ -84,7 +84,7 @@ async def on_engine(url: str, *, driver: str = "asyncpg", watched: bool = False,
     engine = create_async_engine(make_url(url).set(drivername=f"postgresql+{driver}"))
     if watched:
         event.listen(engine.sync_engine, "before_cursor_execute", lambda *_: None)
-    pipe = AsyncPipeline(engine) if pipeline else None
+    pipe = AsyncPipeline(engine) if pipeline else False
     saver = AsyncPostgresSaver(engine, pipe, retry_timeout=0, share_pages=False)
     try:
         yield lambda call: call(saver)

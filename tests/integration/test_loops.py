@@ -68,7 +68,7 @@ def test_a_saver_works_on_one_loop_after_the_other(url: str, pool: str, driver: 
     """Made outside of any; wherever SQLAlchemy's own engine works too."""
     kinds: Any = {"NullPool": {"poolclass": NullPool}, "StaticPool, disposed of": {"poolclass": StaticPool}}
     engine = engine_on(url, driver, **kinds.get(pool, {"pool_size": 2, "max_overflow": 0}))
-    saver = AsyncPostgresSaver(engine, AsyncPipeline(engine) if pipeline else None)
+    saver = AsyncPostgresSaver(engine, AsyncPipeline(engine) if pipeline else False)
 
     async def turn() -> int:
         try:
@@ -143,7 +143,7 @@ def test_connections_left_by_a_loop_that_has_ended_are_told_of_with_the_way_out(
 def test_calls_that_ended_with_their_loop_stand_in_nobodys_way(url: str, pipeline: bool, abandoned: None) -> None:
     """They had the pool's only connection, the lock's session, places in queues; the loop was closed under them."""
     engine = engine_on(url, pool_size=1, max_overflow=0)
-    saver = AsyncPostgresSaver(engine, AsyncPipeline(engine) if pipeline else None)
+    saver = AsyncPostgresSaver(engine, AsyncPipeline(engine) if pipeline else False)
     lock = saver.thread_lock("t")
     calls: list[Any] = []
 

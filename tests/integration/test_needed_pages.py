@@ -209,7 +209,7 @@ class Host:
         made = make_url(url).set(drivername=f"postgresql+{driver}")
         self.sync = create_engine(made) if kind == "sync" else None
         self.engine = create_async_engine(made)
-        self.pipe = AsyncPipeline(self.engine) if "pipeline" in kind else None
+        self.pipe = AsyncPipeline(self.engine) if "pipeline" in kind else False
         self.saver = AsyncPostgresSaver(self.engine, self.pipe, share_pages=True)
 
     async def put(self, count: int, thread_id: str) -> Config:
@@ -333,7 +333,7 @@ async def test_one_thread_id_of_two_tenants_is_an_error(
             made = make_url(url).set(drivername="postgresql+asyncpg", username=role)
             options = {"server_settings": {"app.tenant": tenant}}
             engines.append(create_async_engine(made, connect_args=options))
-            pipe = AsyncPipeline(engines[-1]) if pipeline else None
+            pipe = AsyncPipeline(engines[-1]) if pipeline else False
             savers.append(AsyncPostgresSaver(engines[-1], pipe, share_pages=True))
         await put(savers[0], 200)
 

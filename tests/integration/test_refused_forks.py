@@ -59,7 +59,7 @@ async def careful(
     """A saver that refuses forks, in each way of storing."""
     if request.param == "pages":
         monkeypatch.setattr(pages, "LARGE_BYTES", 0)
-    pipe = AsyncPipeline(engine) if request.param == "pipeline" else None
+    pipe = AsyncPipeline(engine) if request.param == "pipeline" else False
     saver = AsyncPostgresSaver(engine, pipe, share_pages=request.param == "pages", refuse_forks=True)
     if request.param != "bound":
         yield saver

@@ -380,7 +380,7 @@ class Recorder:
 @pytest.mark.parametrize("pipeline", [False, True])
 async def test_an_observer_sees_a_call_from_its_beginning_to_its_end(engine: AsyncEngine, pipeline: bool) -> None:
     """The wait for a connection and the operation within the call; nothing once it is taken away."""
-    saver, recorder = AsyncPostgresSaver(engine, AsyncPipeline(engine) if pipeline else None), Recorder()
+    saver, recorder = AsyncPostgresSaver(engine, AsyncPipeline(engine) if pipeline else False), Recorder()
     saver._backend.observe(recorder)
     await saver.aput(GRAPH, checkpoint("1", n=1), {}, {"n": "1"})
     stored, recorder.events = recorder.events, []

@@ -47,7 +47,7 @@ async def test_forks_are_refused_through_it(pooled_url: str, shared: bool) -> No
     """The check is one transaction, so it has a connection of the server's to itself: one of many is stored."""
     async with AsyncPostgresSaver.from_conn_string(pooled_url, pooler="transaction") as saver:
         engine = saver._backend._engine  # type: ignore[attr-defined]
-        pipe = AsyncPipeline(engine) if shared else None
+        pipe = AsyncPipeline(engine) if shared else False
         careful = AsyncPostgresSaver(engine, pipe, refuse_forks=True, pooler="transaction")
         parent = None
         for turn in range(5):

@@ -114,7 +114,7 @@ async def test_what_other_savers_on_the_engine_wrote_is_read_too(pair: Any, pipe
     """Those without a replica note for those that have one; also what was written before there was any."""
     pair.pause()
     primary, standby = asynchronous(pair.primary), asynchronous(pair.standby)
-    pipe = AsyncPipeline(primary) if pipeline else None
+    pipe = AsyncPipeline(primary) if pipeline else False
     writer = AsyncPostgresSaver(primary, pipe)
     await put(writer, "before")
     reader = AsyncPostgresSaver(primary, pipe, read_engine=standby)

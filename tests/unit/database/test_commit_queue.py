@@ -74,9 +74,9 @@ async def test_schemas_take_turns() -> None:
     two = taken(waiting)
     waiting.end([call.change for call in one])
 
-    assert [(call.schema, call.change.thread_id) for call in one] == [("a", "x"), ("a", "y")]
+    assert [(call.target, call.change.thread_id) for call in one] == [("a", "x"), ("a", "y")]
     assert two == ["z"]
-    assert {call.schema for call in waiting.take(9, 100)} == {"b"}
+    assert {call.target for call in waiting.take(9, 100)} == {"b"}
 
 
 async def test_cancelled_calls_are_passed_over() -> None:
@@ -141,7 +141,7 @@ async def test_order_is_kept_and_nothing_is_lost(seed: int) -> None:
             chance.choice(made).outcome.cancel()
         elif draw < 0.8:
             calls = waiting.take(chance.randint(1, 8), 100) if chance.random() < 0.7 else waiting.take_alone()
-            assert len({call.schema for call in calls}) <= 1
+            assert len({call.target for call in calls}) <= 1
             threads = {call.change.thread_id for call in calls}
             assert threads.isdisjoint(call.change.thread_id for commit in under_way for call in commit)
             under_way += [calls] * bool(calls)
