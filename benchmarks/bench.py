@@ -96,13 +96,15 @@ class Bench:
         return {measure: asyncio.run(with_async_savers()), sync: in_threads}
 
 
-async def in_turns(contenders: Iterable[C], rounds: int, turn: Callable[[C, int], Awaitable[T]]) -> dict[C, list[T]]:
-    """Let everyone take a turn in every round; return what came of each turn. The first round does not count."""
+async def in_turns(
+    contenders: Iterable[C], rounds: int, turn: Callable[[C, int], Awaitable[T]], *, uncounted: int = 1
+) -> dict[C, list[T]]:
+    """Let everyone take a turn in every round; return what came of each turn, but for the first rounds."""
     counted: dict[C, list[T]] = {contender: [] for contender in contenders}
-    for number, order in enumerate(rotations(list(counted), rounds + 1)):
+    for number, order in enumerate(rotations(list(counted), rounds + uncounted)):
         for contender in order:
             figures = await turn(contender, number)
-            if number:
+            if number >= uncounted:
                 counted[contender].append(figures)
     return counted
 

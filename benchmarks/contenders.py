@@ -120,13 +120,6 @@ class OursPlain(Ours):
     options: ClassVar = {"pipeline": False}
 
 
-class OursPipeline(Ours):
-    """The same with concurrent writes that share commits."""
-
-    name = "ours, pipeline"
-    options: ClassVar = {"pipeline": True}
-
-
 class OursOnHostEngine(AsyncContender):
     """`AsyncPostgresSaver` on an engine of the application's, with the pool that SQLAlchemy gives it."""
 

@@ -21,7 +21,8 @@ SMOOTHED_OVER = 15
 # Okabe and Ito's palette, which most colour-blind readers can tell apart; markers and dashes say the same again.
 STYLES: dict[str, dict[str, Any]] = {
     "ours": {"color": "#0072B2", "marker": "o", "linewidth": 2.2},
-    "ours, pipeline": {"color": "#009E73", "marker": "D", "linewidth": 2.2},
+    "ours, plain": {"color": "#009E73", "marker": "D", "linewidth": 2.2},
+    "ours, host's engine": {"color": "#56B4E9", "marker": "P", "linewidth": 2.2},
     "stock connection": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
     "stock pipeline": {"color": "#E69F00", "marker": "^", "linestyle": "--"},
     "stock pool": {"color": "#CC79A7", "marker": "v", "linestyle": "-."},

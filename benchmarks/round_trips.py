@@ -19,6 +19,8 @@ from sqlalchemy import make_url
 from benchmarks.proxy import SOCKET, Watcher, listening
 
 ANSWERED_BY_READY = frozenset(b"QS")
+TERMINATE = ord("X")
+"""Has no answer."""
 READY = ord("Z")
 
 
@@ -41,10 +43,11 @@ class Conversation:
 
     def asked(self, piece: bytes) -> None:
         """Take note of what the client sends."""
-        if self._started and self._answered and not self._owed:
+        kinds = [*self._client.kinds(piece)]
+        if self._started and self._answered and not self._owed and kinds != [TERMINATE]:
             self._total.count += 1
             self._answered = False
-        self._owed += sum(kind in ANSWERED_BY_READY for kind in self._client.kinds(piece))
+        self._owed += sum(kind in ANSWERED_BY_READY for kind in kinds)
 
     def answered(self, piece: bytes) -> None:
         """Take note of what the server sends."""

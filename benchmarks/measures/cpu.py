@@ -17,7 +17,7 @@ Figures = dict[str, list[float]]
 
 def measure(bench: Bench) -> list[Result]:
     """Microseconds per call, async and sync."""
-    rounds, calls = bench.pick(quick=2, full=6), bench.pick(quick=20, full=50)
+    rounds, calls = bench.pick(quick=2, full=4), bench.pick(quick=20, full=50)
 
     async def work(measure: str, savers: Mapping[Contender, AnySaver]) -> dict[Contender, list[Figures]]:
         async def turn(contender: Contender, number: int) -> Figures:

@@ -31,7 +31,7 @@ AROUND = 20
 """So many turns before it, itself included, make its median."""
 
 TO_THE_END = ("ours", "stock connection")
-"""Who goes on after it. The others have shown what they take; LangGraph's own would come to hold 1.3 GB in memory."""
+"""Who goes on after it. The others have shown what they take; LangGraph's own would fill the memory."""
 
 SIZES_EVERY = 20
 """Every so many turns the sizes are asked for, between turns."""
@@ -85,7 +85,7 @@ def measure(bench: Bench) -> list[Result | Series]:
 
 
 async def _measure(bench: Bench) -> list[Result | Series]:
-    turns = bench.pick(quick=50, full=1_000)
+    turns = bench.pick(quick=50, full=600)
     at = min(MEASURED_AT, turns)
     contenders = [Ours(), StockConnection(), StockPool(), InMemory()]
     disks: dict[AsyncContender, Disk] = {}

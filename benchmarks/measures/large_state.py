@@ -31,7 +31,7 @@ def measure(bench: Bench) -> list[Result]:
 
 
 async def _measure(bench: Bench) -> list[Result]:
-    rounds = bench.pick(quick=2, full=12)
+    rounds = bench.pick(quick=2, full=8)
     chat = Edited("large", window=5_000, length=2_000)
     # The first ones bring each saver its state; they don't count.
     steps = chat.steps(rounds + 1)

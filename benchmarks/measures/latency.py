@@ -27,7 +27,7 @@ Figures = dict[str, list[float]]
 
 def measure(bench: Bench) -> list[Result]:
     """Time each operation alone, in the order a run makes them."""
-    rounds = bench.pick(quick=5, full=25)
+    rounds = bench.pick(quick=4, full=20)
 
     async def work(_: str, savers: Mapping[Contender, AnySaver]) -> dict[Contender, list[Figures]]:
         return await in_turns(savers, rounds, lambda one, number: _turn(savers[one], Chat(f"chat-{number}")))

@@ -24,7 +24,7 @@ def measure(bench: Bench) -> list[Result]:
 
 
 async def _measure(bench: Bench) -> list[Result]:
-    count, fewer = bench.pick(quick=1_000, full=10_000), bench.pick(quick=500, full=1_000)
+    count, fewer = bench.pick(quick=1_000, full=5_000), bench.pick(quick=500, full=500)
     peaks: Samples = {}
     growth: Samples = {}
     async with bench.savers("memory", [OursAlone(), StockConnection()]) as savers:

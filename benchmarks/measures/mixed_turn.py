@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import uvloop
 
@@ -14,9 +15,9 @@ from benchmarks.bench import Bench, in_turns, undisturbed
 from benchmarks.calls import newest
 from benchmarks.contenders import (
     AsyncContender,
+    Contender,
     Ours,
     OursOnHostEngine,
-    OursPipeline,
     OursPlain,
     Saver,
     StockPipeline,
@@ -52,9 +53,9 @@ def measure(bench: Bench) -> list[Result]:
     settings = (
         Setting(
             name="loopback",
-            contenders=(*BOTH, OursPlain(), OursPipeline(), OursOnHostEngine()),
+            contenders=(*BOTH, OursPlain(), OursOnHostEngine()),
             target=6.0,
-            rounds=bench.pick(quick=2, full=6),
+            rounds=bench.pick(quick=1, full=6),
         ),
         Setting(name="2 ms away", contenders=BOTH, target=16, rounds=bench.pick(quick=1, full=2), one_way=0.001),
         Setting(
@@ -84,10 +85,12 @@ async def _rates(bench: Bench, setting: Setting) -> Samples:
             return proxies.enter_context(proxied(url, one_way=setting.one_way)) if setting.one_way else url
 
         async with bench.savers(f"mixed {setting.name}", setting.contenders, via=via) as savers:
-            return await in_turns(savers, setting.rounds, lambda one, number: _turns(savers[one], number))
+            turn = partial(_turns, savers)
+            return await in_turns(savers, setting.rounds, turn, uncounted=not bench.quick)
 
 
-async def _turns(saver: Saver, number: int) -> list[float]:
+async def _turns(savers: Mapping[Contender, Saver], contender: Contender, number: int) -> list[float]:
+    saver = savers[contender]
     chats = [Chat(f"round-{number}-run-{run}") for run in range(RUNS)]
     planned = [chat.steps(STEPS) for chat in chats]
     with undisturbed():

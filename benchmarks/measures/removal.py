@@ -29,7 +29,7 @@ async def _measure(bench: Bench) -> list[Result]:
 
 
 async def _prune(bench: Bench) -> list[Result]:
-    size, rounds = bench.pick(quick=1_000, full=10_000), bench.pick(quick=3, full=6)
+    size, rounds = bench.pick(quick=1_000, full=10_000), bench.pick(quick=2, full=3)
     contenders: list[AsyncContender] = [Ours(), StockConnection(), StockPool()]
     times: Samples = {contender: [] for contender in contenders}
     async with AsyncExitStack() as stack:
@@ -55,7 +55,7 @@ async def _prune(bench: Bench) -> list[Result]:
 
 
 async def _sweep(bench: Bench) -> list[Result]:
-    size, rounds = bench.pick(quick=10_000, full=100_000), bench.pick(quick=2, full=5)
+    size, rounds = bench.pick(quick=10_000, full=50_000), bench.pick(quick=1, full=2)
     ours = Ours()
     results = []
     for length, which in ((100, f"{size // 100:,} threads of 100 checkpoints"), (size, f"a thread of {size:,}")):

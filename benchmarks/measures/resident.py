@@ -14,18 +14,19 @@ from benchmarks.report import Result, Target
 def measure(bench: Bench) -> list[Result]:
     """Growth of the resident set, many threads and one, each in a process of its own."""
     puts, before = bench.pick(quick=900, full=10_000), bench.pick(quick=300, full=1_000)
-    results = []
-    for name, per_thread in (("many threads", 10), ("one thread", puts)):
-        with ExitStack() as stack:
+    grown: dict[str, subprocess.Popen[str]] = {}
+    with ExitStack() as stack:
+        for name, per_thread in (("many threads", 10), ("one thread", puts)):
             url = bench.database(stack, f"resident {name}")
             command = [sys.executable, "-m", "benchmarks.resident", url, *map(str, (puts, before, per_thread))]
-            grown = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        results.append(
+            # At the same time, because memory is counted and not time.
+            grown[name] = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return [
             Result(
                 measure=f"{puts:,} puts, {name}: memory since {before:,}",
                 unit="MB",
-                samples={Ours(): [[grown]]},
+                samples={Ours(): [[float(process.communicate()[0])]]},
                 targets={"ours": Target(at_most=10, of_ours=True)},
             )
-        )
-    return results
+            for name, process in grown.items()
+        ]

@@ -20,7 +20,7 @@ def measure(bench: Bench) -> list[Result]:
         async def turn(contender: Contender, number: int) -> list[float]:
             return [_rate(savers[contender], threads, [Chat(f"crowd-{number}-{n}") for n in range(THREADS)])]
 
-        samples = in_place(in_turns(savers, bench.pick(quick=3, full=15), turn))
+        samples = in_place(in_turns(savers, bench.pick(quick=3, full=10), turn))
     return [Result(measure=f"sync put, {THREADS} threads", unit="puts/s", samples=samples, higher_is_better=True)]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.bench import Bench, in_turns, undisturbed
 from benchmarks.contenders import STOCK, Contender, Ours, OursPlain, Saver
@@ -49,7 +50,7 @@ async def concurrent_runs(
     points: dict[Contender, list[tuple[float, float]]] = {}
     async with bench.savers(f"throughput {where}", (Ours(), OursPlain(), *STOCK), via=via) as savers:
         for load in loads:
-            turns = await _under(load, savers)
+            turns = await in_turns(savers, load.rounds, partial(_turn, savers, load), uncounted=not bench.quick)
             rates: Samples = {contender: [[rate] for rate, _ in rounds] for contender, rounds in turns.items()}
             name = f"{load.runs} concurrent run{'s' if load.runs > 1 else ''}, {where}"
             targets = {"ours": Target(at_least=target)} if load.runs == TARGETED else {}
@@ -63,11 +64,10 @@ async def concurrent_runs(
     return [*results, Series(name=f"throughput: {where}", x="concurrent runs", unit="steps/s", points=points)]
 
 
-async def _under(load: Load, savers: Mapping[Contender, Saver]) -> dict[Contender, list[tuple[float, float]]]:
-    return await in_turns(savers, load.rounds, lambda one, number: _turn(savers[one], load, number))
-
-
-async def _turn(saver: Saver, load: Load, number: int) -> tuple[float, float]:
+async def _turn(
+    savers: Mapping[Contender, Saver], load: Load, contender: Contender, number: int
+) -> tuple[float, float]:
+    saver = savers[contender]
     chats = [Chat(f"round-{number}-of-{load.runs}-run-{run}") for run in range(load.runs)]
     planned = [chat.steps(load.steps) for chat in chats]
     with undisturbed():
