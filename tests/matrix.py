@@ -42,6 +42,7 @@ SLICE = [
     "tests/unit/database/test_sqlalchemy_private.py",
     "tests/unit/serde/test_jsonb.py",
     "tests/unit/serde/test_messages.py",
+    "tests/fuzz/test_fuzz_messages.py",
     "tests/unit/sql/test_routing.py",
     "tests/unit/sql/test_statements.py",
     "tests/conformance",

@@ -33,7 +33,7 @@ class Decoder:
         self._serde = serde
         self._encrypted_only = encrypted_only
         self._shortens = messages.reads(serde)
-        self._binds = isinstance(serde, EncryptedSerializer) and encryption.binding_of(serde) is not None
+        self._binds = not self._shortens and encryption.binding_of(serde) is not None
 
     def decode_checkpoint(self, row: Row, valued: ValuedChannels | None = None) -> CheckpointTuple:
         """Return a row of `read.checkpoints` as LangGraph expects it, and note in `valued` which channels have values.

@@ -18,3 +18,13 @@ def test_state_that_changes_while_it_is_stored_ends_no_process_and_fails_no_put(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (0, f"{rounds}\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("rounds", [50, pytest.param(3000, marks=pytest.mark.slow)])
+def test_messages_that_change_while_they_are_packed_end_no_process(rounds: int) -> None:
+    """Nothing of a plain message runs Python code, so it is packed in one go: what is packed can be read again."""
+    command = [sys.executable, "-m", "tests.faults.packing", str(rounds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > rounds
