@@ -25,7 +25,7 @@ from checkpoint_store.serde import jsonb
 VERSION_TABLE = "checkpoint_store_version"
 """The table in which Alembic notes the revision of this schema, apart from a host's own `alembic_version`."""
 
-HEAD = "cs03_lifecycle"
+HEAD = "cs04_subgraphs"
 """The revision that this version of the library works on, as `alembic heads` prints it (a test compares them)."""
 
 STOCK_TABLE = "checkpoint_migrations"
@@ -127,6 +127,9 @@ class Tables:
         # one thread has: for its newest the server might walk through the checkpoints of all threads here.
         is_root = c.checkpoint_ns.like(sa.literal_column("''"))
         sa.Index("checkpoint_store_latest_idx", c.checkpoint_id, c.thread_id, postgresql_where=is_root)
+        # The others, for lists of all checkpoints. A thread without subgraphs has none of them.
+        of_subgraph = [c.checkpoint_id, c.thread_id, c.checkpoint_ns]
+        sa.Index("checkpoint_store_subgraphs_idx", *of_subgraph, postgresql_where=sa.not_(is_root))
         return checkpoints
 
     def _table(self, name: str, *columns: sa.Column[Any]) -> sa.Table:

@@ -114,7 +114,7 @@ def threads_of_runs(t: Tables) -> sa.Executable:
     """Select the threads in which some runs have stored checkpoints, and their number. Binds: `run_ids`."""
     c = t.checkpoints.c
     # The condition that it is not NULL is that of the partial index.
-    is_theirs = sa.and_(_is_chosen(t), ex.member_text(c.metadata, ex.text_literal("run_id")).is_not(None))
+    is_theirs = sa.and_(_is_chosen(t), ex.run_id(t.checkpoints).is_not(None))
     return sa.select(c.thread_id, sa.func.count()).where(is_theirs).group_by(c.thread_id)
 
 
@@ -214,5 +214,4 @@ def _walk(*tables: sa.Table) -> sa.CTE:
 
 
 def _is_chosen(t: Tables) -> sa.ColumnElement[bool]:
-    run_id = ex.member_text(t.checkpoints.c.metadata, ex.text_literal("run_id"))
-    return run_id == sa.func.any(ex.array_param("run_ids"))
+    return ex.run_id(t.checkpoints) == sa.func.any(ex.array_param("run_ids"))

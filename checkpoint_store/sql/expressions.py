@@ -167,6 +167,11 @@ def channel_values(c: sa.FromClause) -> sa.ColumnElement[Any]:
     return member(c.c.checkpoint, text_literal("channel_values"))
 
 
+def run_id(c: sa.FromClause) -> sa.ColumnElement[Any]:
+    """Return the id of a checkpoint's run, as the index on it has it."""
+    return member_text(c.c.metadata, text_literal("run_id"))
+
+
 def is_value(
     b: sa.FromClause, c: sa.FromClause, channel: sa.ColumnElement[str], thread: Thread = None
 ) -> sa.ColumnElement[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +16,9 @@ TASKS = "__pregel_tasks"
 
 MAX_ROWS = 128
 """The most rows that a batch of a list may have."""
+
+AMONG_ROWS = 4096
+"""The number of checkpoints among which those that match a filter are sought, before all of the table are."""
 
 
 def checkpoints(t: Tables, chosen: sa.Select[Any], *, joined: bool, thread: ex.Thread = None) -> sa.Select[Any]:
@@ -69,15 +73,19 @@ def list_checkpoints(t: Tables, conditions: frozenset[str], *, joined: bool) -> 
     """Select one batch of a list of checkpoints, newest first.
 
     Binds: `batch_size`, at most `MAX_ROWS`, and one for each condition: any of `thread_id`, `checkpoint_ns`,
-    `checkpoint_id`, `filter` (JSON text that the metadata must contain), `before` (a checkpoint id), and `after_row`:
-    the batch begins after the row with `last_checkpoint_id`, `last_thread_id` and `last_checkpoint_ns`.
+    `checkpoint_id`, `filter` (JSON text that the metadata must contain), `run_id` (which it must contain, of a few
+    checkpoints), `before` (a checkpoint id), and `after_row`: the batch begins after the row with `last_checkpoint_id`,
+    `last_thread_id` and `last_checkpoint_ns`. With `among_newest`, for a filter without a thread, only the next
+    `AMONG_ROWS` checkpoints are looked at.
     """
     c = t.checkpoints.c
     wanted = [
         c[name] == ex.param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id") if name in conditions
     ]
-    if "filter" in conditions:
-        wanted.append(c.metadata.op("@>", return_type=sa.Boolean)(sa.cast(ex.param("filter"), pg.JSONB)))
+    if "filter" in conditions and "among_newest" not in conditions:
+        wanted.append(_matches(t.checkpoints))
+    if "run_id" in conditions:
+        wanted += [ex.run_id(t.checkpoints).is_not(None), ex.run_id(t.checkpoints) == ex.param("run_id")]
     if "before" in conditions:
         wanted.append(c.checkpoint_id < ex.param("before"))
     # Ids are unique only within a namespace of a thread; the columns without a condition complete the order.
@@ -87,23 +95,57 @@ def list_checkpoints(t: Tables, conditions: frozenset[str], *, joined: bool) -> 
         wanted.append(
             sa.tuple_(*[c[name] for name in names]) < sa.tuple_(*last) if len(names) > 1 else c[names[0]] < last[0]
         )
-    in_order = [c[name].desc() for name in names]
-    batch = sa.select(t.checkpoints).where(*wanted).order_by(*in_order).limit(ex.int_literal(MAX_ROWS))
+    rows: sa.FromClause = t.checkpoints
+    batch = sa.select(rows).where(*wanted)
     if "thread_id" in conditions and "checkpoint_ns" not in conditions:
         # Of each namespace the rows come from the index in order. Otherwise every batch would read and sort all of the
         # thread, whose index has the namespace before the checkpoint.
         namespaces = _namespaces(t)
-        part = batch.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces).lateral("part")
-        batch = sa.select(part).select_from(namespaces.join(part, sa.true()))
-        batch = batch.order_by(*[part.c[name].desc() for name in names]).limit(ex.int_literal(MAX_ROWS))
-    # For a limit that is a parameter the planner expects a tenth of the thread, and compiles the plan of a long one
-    # (JIT), which takes longer than running it. So there is a constant limit first.
-    largest = batch.subquery("batch")
-    ordered = sa.select(largest).order_by(*[largest.c[name].desc() for name in names])
-    size = sa.select(ex.param("batch_size", sa.Integer)).scalar_subquery()
+        part = batch.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces)
+        rows = part.order_by(*_newest_first(c, names)).limit(ex.int_literal(MAX_ROWS)).lateral("part")
+        batch = sa.select(rows).select_from(namespaces.join(rows, sa.true()))
+    elif not conditions & {"thread_id", "filter"}:
+        rows = _newest(batch, names, MAX_ROWS)
+        batch = sa.select(rows)
+    elif "among_newest" in conditions:
+        rows = _newest(batch, names, AMONG_ROWS)
+        batch = sa.select(rows).where(_matches(rows))
     thread = ex.param("thread_id") if "thread_id" in conditions else None
-    found = checkpoints(t, ordered.limit(size), joined=joined, thread=thread)
-    return found.order_by(*[found.selected_columns[name].desc() for name in names])
+    found = checkpoints(t, _first(batch, rows.c, names), joined=joined, thread=thread)
+    return found.order_by(*_newest_first(found.selected_columns, names))
+
+
+def _matches(rows: sa.FromClause) -> sa.ColumnElement[bool]:
+    return rows.c.metadata.op("@>", return_type=sa.Boolean)(sa.cast(ex.param("filter"), pg.JSONB))
+
+
+def _newest(rows: sa.Select[Any], names: Sequence[str], most: int) -> sa.FromClause:
+    """Return the newest checkpoints of all threads, merged of two indexes: root graphs and subgraphs have one each."""
+    # By LIKE, as in the indexes.
+    namespace = rows.selected_columns["checkpoint_ns"]
+    of_roots = namespace.like(ex.text_literal(""))
+    limit = ex.int_literal(most)
+    parts = [
+        rows.where(of).order_by(*_newest_first(rows.selected_columns, names)).limit(limit).subquery()
+        for of in (of_roots, sa.not_(of_roots))
+    ]
+    merged = sa.union_all(*[sa.select(part) for part in parts]).subquery("parts")
+    return sa.select(merged).order_by(*_newest_first(merged.c, names)).limit(limit).subquery("newest")
+
+
+def _first(rows: sa.Select[Any], columns: Any, names: Sequence[str]) -> sa.Select[Any]:
+    """Select the first rows by some columns, descending. Binds: `batch_size`.
+
+    For a limit that is a parameter the planner expects a tenth of the thread, and compiles the plan of a long one
+    (JIT), which takes longer than running it. So there is a constant limit first.
+    """
+    most = rows.order_by(*_newest_first(columns, names)).limit(ex.int_literal(MAX_ROWS)).subquery()
+    size = sa.select(ex.param("batch_size", sa.Integer)).scalar_subquery()
+    return sa.select(most).order_by(*_newest_first(most.c, names)).limit(size)
+
+
+def _newest_first(columns: Any, names: Sequence[str]) -> list[sa.ColumnElement[Any]]:
+    return [columns[name].desc() for name in names]
 
 
 def inventory(t: Tables) -> sa.Select[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import orjson
+
 from checkpoint_store.serde import records
 from checkpoint_store.serde.keys import Listing
 from checkpoint_store.sql.executor import Executor, Row
@@ -80,8 +82,22 @@ def list_checkpoints(
     """Return the batch of a list that follows a position, of a given size, smaller at the end; or the first."""
     last, size = after
     binds = {name: value for name, value in listing._asdict().items() if value is not None and name != "limit"}
+    if listing.thread_id is None and (run_id := _run_of(listing.filter)) is not None:
+        binds["run_id"] = run_id  # there is an index
     conditions = frozenset(binds)
     if last is not None:
         conditions |= {"after_row"}
         binds.update(last_thread_id=last[0], last_checkpoint_ns=last[1], last_checkpoint_id=last[2])
-    return read_checkpoints(db, sql.list_checkpoints(conditions), page_cache, {**binds, "batch_size": size})
+    binds["batch_size"] = size
+    if "filter" in conditions and not conditions & {"thread_id", "run_id"}:
+        # Most match many, or few; no index tells which. To read all of the table for those that match many takes ages.
+        rows = read_checkpoints(db, sql.list_checkpoints(conditions | {"among_newest"}), page_cache, binds)
+        if len(rows) == size:
+            return rows
+    return read_checkpoints(db, sql.list_checkpoints(conditions), page_cache, binds)
+
+
+def _run_of(metadata_filter: str | None) -> str | None:
+    """Return the run that a filter names, if it names one."""
+    named = None if metadata_filter is None else orjson.loads(metadata_filter).get("run_id")
+    return named if isinstance(named, str) else None

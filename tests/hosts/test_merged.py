@@ -182,7 +182,7 @@ def test_whatever_transactions_the_host_has(clinic: Any, what: str, instead: str
     clinic.drive("upgrade", "heads")
 
     assert clinic.fetch(NOTED) == clinic.fetch(HOSTS_OWN) == [schema.HEAD]
-    assert clinic.fetch("SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'checkpoint_store%idx'") == [2]
+    assert clinic.fetch("SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'checkpoint_store%idx'") == [3]
     clinic.setup()
 
 

@@ -115,6 +115,17 @@ STATEMENTS: dict[str, tuple[Statement, dict[str, Any]]] = {
     ),
     "delta history": (SQL.ancestors, {**NAMED, "checkpoint_id": "005000", "channels": ["messages"]}),
 }
+LAST = {"last_checkpoint_id": "005000", "last_thread_id": "thread-0", "last_checkpoint_ns": ""}
+OF_ALL: dict[str, tuple[frozenset[str], dict[str, Any]]] = {
+    "first": (frozenset(), {}),
+    "before": (frozenset({"before"}), {"before": "005000"}),
+    "next": (frozenset({"after_row"}), LAST),
+    "among the newest": (frozenset({"filter", "among_newest"}), {"filter": '{"source": "loop"}'}),
+    "next among the newest": (
+        frozenset({"filter", "among_newest", "before", "after_row"}),
+        {"filter": '{"source": "loop"}', "before": "006000", **LAST},
+    ),
+}
 PLAIN = {
     "get newest, plain": (SQL.get_newest.plain, NAMED),
     "first page, plain": (SQL.list_checkpoints(frozenset(NAMED)).plain, PAGE),
@@ -152,6 +163,54 @@ async def test_a_page_sorts_nothing_within_a_namespace(filled: AsyncEngine, mode
     pages = [node for node in nodes if node.get("Relation Name") == "checkpoints"]
     assert [node["Node Type"] for node in pages] == ["Index Scan"]
     assert pages[0]["Scan Direction"] == "Backward"
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("analyzed", [False, True])
+@pytest.mark.parametrize("threads", [1, 2000])
+@pytest.mark.parametrize("subgraphs", ["no", "some", "only"])
+async def test_a_list_of_all_threads_reads_its_own_rows_by_two_indexes(
+    url: str, threads: int, analyzed: bool, mode: str, subgraphs: str
+) -> None:
+    """Root graphs and subgraphs are merged as they come, newest first; nothing else of the 10,000 is looked at."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as conn:
+        for table in tables.all:
+            await conn.execute(text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)"))
+        for statement in FILL.format(threads=threads).split(";")[:-1]:
+            await conn.execute(text(statement))
+        share = {"no": "false", "some": "checkpoint_id::int % 10 = 7", "only": "true"}[subgraphs]
+        await conn.execute(text(f"UPDATE checkpoints SET checkpoint_ns = 'node:' || checkpoint_id WHERE {share}"))
+        await conn.execute(text("VACUUM" + " ANALYZE" * analyzed))
+        for name, (conditions, binds) in OF_ALL.items():
+            statement = SQL.list_checkpoints(conditions)
+            ids = [row[2] for row in await conn.run_sync(fetch, statement.plain, {**binds, "batch_size": 10})]
+            assert ids == [f"{number:06}" for number in range(int(ids[0]), int(ids[0]) - 10, -1)], name
+            assert ids[0] == ("010000" if not binds.keys() - {"filter"} else "004999"), name
+            nodes = await conn.run_sync(explain, statement.plain, {**binds, "batch_size": 10}, mode, "ANALYZE, ")
+            scans = [node for node in nodes if node.get("Relation Name") == "checkpoints"]
+            indexes = {"checkpoint_store_latest_idx", "checkpoint_store_subgraphs_idx"}
+            assert {node.get("Index Name") for node in scans} == indexes, name
+            assert sum(map(rows_of, scans)) < 150, name
+            assert nodes[0]["Total Cost"] < JIT_ABOVE_COST, name
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_a_run_of_all_threads_is_listed_by_its_index(filled: AsyncEngine, mode: str) -> None:
+    """A filter that names a run looks at that run's checkpoints alone."""
+    run = "UPDATE checkpoints SET metadata = metadata || jsonb_build_object('run_id', 'run-' || checkpoint_id)"
+    binds = {"filter": '{"run_id": "run-007777"}', "run_id": "run-007777", "batch_size": 10}
+    async with filled.connect() as conn:
+        await conn.execute(text(run))
+        await conn.execute(text("VACUUM ANALYZE checkpoints"))
+        statement = SQL.list_checkpoints(frozenset({"filter", "run_id"})).plain
+        assert [row[2] for row in await conn.run_sync(fetch, statement, binds)] == ["007777"]
+        nodes = await conn.run_sync(explain, statement, binds, mode)
+
+    indexes = {node["Index Name"] for node in nodes if "Index Name" in node and node.get("Relation Name") != ""}
+    assert "checkpoint_store_run_idx" in indexes
+    assert not [node for node in nodes if node["Node Type"] == "Seq Scan"]
 
 
 TO_DELETE = {

@@ -14,7 +14,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, errors, migrations, partitioning, schema
 
-INDEXES = {"checkpoint_store_latest_idx": True, "checkpoint_store_run_idx": True}
+INDEXES = dict.fromkeys(
+    ["checkpoint_store_latest_idx", "checkpoint_store_run_idx", "checkpoint_store_subgraphs_idx"], True
+)
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 REPORT = {"application_name": "nightly report"}
 

@@ -33,7 +33,7 @@ COMMANDS = [
     ["reencrypt"],
     ["delete", "--yes", "two"],
     ["downgrade", "cs02_pages", "--yes"],
-    ["upgrade", "cs03_lifecycle"],
+    ["upgrade", "cs04_subgraphs"],
 ]
 
 ADVISORY_LOCKS = """

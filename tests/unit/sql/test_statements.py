@@ -103,7 +103,7 @@ def test_a_schema_qualifies_every_table() -> None:
 def test_there_is_no_sql_string_in_the_package() -> None:
     """Statements are Core; only migrations have SQL text, and the modules that these are made of."""
     package = Path(checkpoint_store.__file__).parent
-    for path in set(package.rglob("*.py")) - {package / name for name in ("migrations/ddl.py", "partitioning.py")}:
+    for path in set(package.rglob("*.py")) - {package / name for name in MADE_OF_SQL}:
         tree = ast.parse(path.read_text())
         docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
         strings = [
@@ -121,5 +121,6 @@ def test_there_is_no_sql_string_in_the_package() -> None:
 
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+MADE_OF_SQL = ("migrations/ddl.py", "migrations/indexes.py", "partitioning.py")
 SQL = ("SELECT ", "INSERT ", "UPDATE ", "DELETE FROM ", "WITH ", "CREATE ", "ALTER ", "DROP ")
 """How SQL begins, in any case; a sentence begins with "Delete" too, but not with "DELETE"."""
