@@ -54,7 +54,7 @@ class LimitedCommit:
         return []
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """A change that waits for a commit."""
 

@@ -99,11 +99,12 @@ class TaskQueue(ConnectionQueue, FairSemaphore):
 
     def __exit__(self, *_: object) -> None:
         self.release()
-        self._settle()
+        if self._kept and not self.keeps_all:
+            self._settle()
 
     def _settle(self) -> None:
         """Give connections back that were kept for calls which do not come: cancelled ones."""
-        if self._kept and not self.keeps_all:
+        if not self.keeps_all:
             self.give_back(self.awaited)
 
     def _is_awaited(self, kept: int) -> bool:

@@ -47,7 +47,7 @@ class EngineProvider(ConnectionProvider):
         super().__init__(engine, sql)
         self.pooler = pooler
         """Whether a pooler of transactions stands before the server."""
-        self.slot = _slot_of(engine)
+        self._take_slot(_slot_of(engine))
         self._retries = Retries(retry_timeout, engine.dialect, pause_of(engine.dialect), self.where)
         self._parents_pool: Pool | None = None
         _providers.add(self)
@@ -62,18 +62,19 @@ class EngineProvider(ConnectionProvider):
         """Whether the connections belong to the process this one was forked from."""
         return self._parents_pool is self.engine.pool
 
-    @property
-    def queue(self) -> ConnectionQueue | None:
+    def _take_slot(self, slot: Slot) -> None:
+        self.slot = slot
+        self.queue = slot if isinstance(slot, ConnectionQueue) else None
         """The queue that may have connections which are checked out already."""
-        return self.slot if isinstance(self.slot, ConnectionQueue) else None
 
     def own(self) -> None:
         """Let connections stay checked out from call to call: the engine is ours."""
         pool = self.engine.pool
         if isinstance(pool, QueuePool) and pool.size() and not max_overflow(pool):
             kind = TaskQueue if self.engine.dialect.is_async else ThreadQueue
-            self.slot = kind(self.engine, pool.size(), pool.timeout())
-            self.slot.keeps_all = True
+            queue = kind(self.engine, pool.size(), pool.timeout())
+            queue.keeps_all = True
+            self._take_slot(queue)
 
     def close(self, state: State, *, is_disposed: bool = False) -> None:
         """Go on to a further state."""
@@ -221,7 +222,7 @@ def _leave_pools() -> None:
     for provider in _providers:
         pool = provider.engine.pool
         _parents_slots.append(provider.slot)
-        provider.slot = _slot_of(provider.engine)
+        provider._take_slot(_slot_of(provider.engine))
         is_unused = isinstance(pool, QueuePool) and not pool.checkedin() + pool.checkedout()
         if not is_unused and not isinstance(pool, NullPool):
             provider._parents_pool = pool

@@ -78,13 +78,16 @@ class GroupCommit:
         self._idle = asyncio.Event()
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_gathering = False
+        """Whether commits are about to be started, for the calls of this iteration of the loop."""
 
-    def _start_on_loop(self) -> None:
+    def _start_on_loop(self) -> asyncio.AbstractEventLoop:
         """Start afresh on another loop: the calls of the one before have ended with it, or never will."""
         if (loop := asyncio.get_running_loop()) is not self._loop:
             if self._loop is not None:
                 self._reset()
             self._loop = loop
+        return loop
 
     async def submit(self, store: Store, target: Hashable, change: Change) -> None:
         """Store a change together with others, on the engine's loop.
@@ -96,7 +99,7 @@ class GroupCommit:
         """
         if self._closed:
             raise Closed("this pipeline is closed")
-        self._start_on_loop()
+        loop = self._start_on_loop()
         few = self._under_way < self._flushes and not self._waiting and self._crowd <= self._flushes
         if few and not self._shared and self._waiting.begin(change.thread_id):
             self._begin(1)
@@ -105,11 +108,12 @@ class GroupCommit:
             finally:
                 self._end([change])
             return
-        loop = asyncio.get_running_loop()
         call = Call(store, target, change, loop.create_future(), loop.time())
         self._waiting.add(call)
-        # Not at once: other calls of this iteration of the loop may come along.
-        loop.call_soon(self._start_commits)
+        if not self._is_gathering:
+            # Not at once: other calls of this iteration of the loop may come along.
+            self._is_gathering = True
+            loop.call_soon(self._start_gathered)
         await call.outcome
 
     async def aclose(self) -> None:
@@ -136,6 +140,18 @@ class GroupCommit:
         self._under_way -= 1
         self._calls -= len(changes)
         self._waiting.end(changes)
+        if self._waiting or self._under_way:
+            self._start_commits()
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Note that no call waits and no commit is under way."""
+        self._crowd = 0
+        self._idle.set()
+
+    def _start_gathered(self) -> None:
+        self._is_gathering = False
         self._start_commits()
 
     def _start_commits(self) -> None:
@@ -155,8 +171,7 @@ class GroupCommit:
             if not self._start_shared():
                 break
         if not self._under_way and not self._waiting:
-            self._crowd = 0
-            self._idle.set()
+            self._rest()
 
     def _stop_gathering(self) -> None:
         """Start a shared commit with the calls that have gathered."""

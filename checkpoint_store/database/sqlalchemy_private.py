@@ -46,8 +46,10 @@ def has_listeners(pool: Pool) -> bool:
     A listener that one does not have can't be asked for by public API.
     """
     dispatch: Any = pool.dispatch
-    events = dispatch.checkout, dispatch.checkin, dispatch.reset
-    return any(event.listeners or event.parent_listeners for event in events)
+    for event in (dispatch.checkout, dispatch.checkin, dispatch.reset):
+        if event.listeners or event.parent_listeners:
+            return True
+    return False
 
 
 def raise_connect_error(error: Exception, engine: Engine) -> NoReturn:

@@ -19,7 +19,7 @@ Rows = dict[tuple[Any, ...], tuple[Any, ...]]
 """Rows by primary key."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Put:
     """A checkpoint with the blobs that are new in it."""
 
@@ -31,11 +31,11 @@ class Put:
     """Those of each channel."""
     continues: bool = False
     """Whether it is stored only if it continues the newest checkpoint of its namespace."""
+    thread_id: str = field(init=False)
+    """The thread it belongs to."""
 
-    @property
-    def thread_id(self) -> str:
-        """The thread it belongs to."""
-        return self.binds["thread_id"]  # type: ignore[no-any-return]
+    def __post_init__(self) -> None:
+        self.thread_id = self.binds["thread_id"]
 
 
 def paged(binds: Binds, page_cache: PageCache, continues: bool = False) -> Put:
@@ -55,7 +55,7 @@ def paged(binds: Binds, page_cache: PageCache, continues: bool = False) -> Put:
     return Put({**binds, "types": types, "blobs": blobs}, found, digests, continues)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Writes:
     """The pending writes of a task."""
 
@@ -63,11 +63,11 @@ class Writes:
     """Those of `sql.write.put_writes`."""
     continues: ClassVar[bool] = False
     """They belong to a checkpoint, whether it is the newest or not."""
+    thread_id: str = field(init=False)
+    """The thread they belong to."""
 
-    @property
-    def thread_id(self) -> str:
-        """The thread they belong to."""
-        return self.binds["thread_id"]  # type: ignore[no-any-return]
+    def __post_init__(self) -> None:
+        self.thread_id = self.binds["thread_id"]
 
 
 Change = Put | Writes
