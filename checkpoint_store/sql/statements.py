@@ -35,11 +35,12 @@ class Statements:
         self.tables = tables
         self.checkpoints_name = qualified(tables.checkpoints.name, tables.schema)
         """The table of checkpoints as SQL text names it."""
-        # These two are built once for each set of conditions.
+        # These are built once for each set of conditions, or of parts.
         self.list_checkpoints: Callable[[frozenset[str]], Read] = cache(partial(Read.of, read.list_checkpoints, tables))
         self.list_threads: Callable[[frozenset[str]], Statement] = cache(
             lambda conditions: Statement(list_threads.list_threads, tables, conditions)
         )
+        self.store: Callable[[frozenset[str]], Statement] = cache(lambda parts: Statement(write.store, tables, parts))
 
     get_checkpoint = compiled_read(read.get_checkpoint)
     get_newest = compiled_read(read.get_newest)
@@ -49,9 +50,6 @@ class Statements:
     put_checkpoint = compiled(write.put_checkpoint)
     put_checkpoint_keeping = compiled(write.put_checkpoint, kept=True)
     put_writes = compiled(write.put_writes)
-    store = compiled(write.store)
-    store_simple = compiled(write.store, simple=True)
-    store_one_thread = compiled(write.store, one_thread=True)
     known_pages = compiled(write.known_pages)
     missing_pages = compiled(write.missing_pages)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +13,9 @@ from checkpoint_store.sql import expressions as ex
 
 UNGATED, NEEDS, COMPLETE = range(3)
 """The kinds of threads: without pages, with pages that have to be there already, with all of its pages in the call."""
+
+COUNTED = ("write", "checkpoint", "blob", "page")
+"""The rows that `store` stores, by the prefixes of their binds, in the order in which it counts them."""
 
 _GATE = {"thread_id": sa.Text, "kind": sa.Integer, "epoch": sa.BigInteger, "first": sa.Integer, "last": sa.Integer}
 """The columns of threads: their kind, the epoch of a new row, and the range of the needed pages among all digests."""
@@ -128,31 +131,42 @@ def keeping(insertion: pg.Insert) -> pg.Insert:
     )
 
 
-def store(t: Tables, *, one_thread: bool = False, simple: bool = False) -> sa.Select[Any]:
+def store(t: Tables, parts: Set[str]) -> sa.Select[Any]:
     """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
 
-    Rows of a thread are stored only if `passed_threads` has it. Returns these threads, and in each row the numbers of
-    all rows written: writes, checkpoints, blobs and pages. A row that existed already counts only if it is a checkpoint
-    or a special write.
+    Returns the numbers of rows written, in the order of `COUNTED`, for those that are parts. A row that existed already
+    counts only if it is a checkpoint or a special write. With gates, rows of a thread are stored only if
+    `passed_threads` has it, and each row that is returned begins with one of these threads.
 
-    `one_thread` is for a single thread with all of its pages in the call: see `claimed_threads`; `simple`, for no
-    pending writes, and no checkpoint that keeps values of its parent. Binds: arrays by the names of
-    `write_batch.merged`.
+    Args:
+        t: The tables.
+        parts: The rows that there are: any of `COUNTED`; `kept` for checkpoints that keep values of their parents;
+            `gate` if threads have gates, and `one_thread` for a single one with all of its pages in the call, for which
+            see `claimed_threads`.
+
+    Binds: arrays by the names of `write_batch.merged`.
     """
-    passed = claimed_threads(t) if one_thread else passed_threads(t)
-    blobs = keeping(new_rows(passed, "blob_", t.checkpoint_blobs, type=sa.Text, blob=sa.LargeBinary))
-    checkpoints = new_checkpoints(passed, t, kept=not simple)
-    write = {"task_path": sa.Text, "channel": sa.Text, "type": sa.Text, "blob": sa.LargeBinary}
-    new_writes = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **write))
-    stored = replacing(checkpoints, "checkpoint", "metadata")
+    passed = None
+    if "gate" in parts:
+        passed = claimed_threads(t) if "one_thread" in parts else passed_threads(t)
     # The counts are computed in this order, the one in which every transaction locks rows (see `delete`).
-    rows = [
-        *([] if simple else [new_writes.returning(ex.ONE).cte("new_writes")]),
-        stored.returning(ex.ONE).cte("new_checkpoints"),
-        blobs.returning(ex.ONE).cte("new_blobs"),
-        new_pages(t, passed),
-    ]
-    return sa.select(passed.c.thread_id, *map(ex.count_of, rows))
+    columns: list[sa.ColumnElement[Any]] = [] if passed is None else [passed.c.thread_id]
+    columns += [ex.count_of(_stored(t, passed, name, parts)) for name in COUNTED if name in parts]
+    return sa.select(*columns)
+
+
+def _stored(t: Tables, passed: sa.CTE | None, name: str, parts: Set[str]) -> sa.CTE:
+    """Store the rows of one table."""
+    if name == "page":
+        return new_pages(t, passed)
+    if name == "write":
+        columns = {"task_path": sa.Text, "channel": sa.Text, "type": sa.Text, "blob": sa.LargeBinary}
+        rows = replacing_special(new_rows(passed, "write_", t.checkpoint_writes, **columns))
+    elif name == "checkpoint":
+        rows = replacing(new_checkpoints(passed, t, kept="kept" in parts), "checkpoint", "metadata")
+    else:
+        rows = keeping(new_rows(passed, "blob_", t.checkpoint_blobs, type=sa.Text, blob=sa.LargeBinary))
+    return rows.returning(ex.ONE).cte(f"new_{name}s")
 
 
 def known_pages(t: Tables) -> sa.Select[Any]:
@@ -180,21 +194,20 @@ def missing_pages(t: Tables) -> sa.Select[Any]:
     )
 
 
-def new_pages(t: Tables, passed: sa.CTE) -> sa.CTE:
+def new_pages(t: Tables, passed: sa.CTE | None) -> sa.CTE:
     """Insert the pages that come as arrays, of the threads that passed, unless they exist."""
     pages = new_rows(passed, "page_", t.checkpoint_pages, page=sa.LargeBinary)
     return pages.on_conflict_do_nothing().returning(ex.ONE).cte("new_pages")
 
 
-def new_rows(passed: sa.CTE, prefix: str, target: sa.Table, **columns: Any) -> pg.Insert:
-    """Insert rows that come as arrays of their keys and some more columns, of the threads that passed."""
+def new_rows(passed: sa.CTE | None, prefix: str, target: sa.Table, **columns: Any) -> pg.Insert:
+    """Insert rows that come as arrays of their keys and some more columns, of the threads that passed, if need be."""
     columns = {**ex.key_types(target), **columns}
     new = ex.rows_of_binds(prefix, **columns)
-    chosen = sa.select(*new.c).select_from(new.join(passed, passed.c.thread_id == new.c.thread_id))
-    return pg.insert(target).from_select([*columns], chosen.order_by(*_in_order(target, new)))
+    return pg.insert(target).from_select([*columns], _of_passed(sa.select(*new.c), new, new, passed, target))
 
 
-def new_checkpoints(passed: sa.CTE, t: Tables, *, kept: bool) -> pg.Insert:
+def new_checkpoints(passed: sa.CTE | None, t: Tables, *, kept: bool) -> pg.Insert:
     """Insert checkpoints that come as arrays, of the threads that passed, each with the values that it keeps."""
     own = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
     more = ["keeps_from", "kept"] if kept else []
@@ -204,13 +217,23 @@ def new_checkpoints(passed: sa.CTE, t: Tables, *, kept: bool) -> pg.Insert:
         "checkpoint": sa.cast(new.c.checkpoint, pg.JSONB),
         "metadata": sa.cast(new.c.metadata, pg.JSONB),
     }
-    rows: sa.FromClause = new.join(passed, passed.c.thread_id == new.c.thread_id)
+    rows: sa.FromClause = new
     if kept:
         found = kept_values(t, [new.c[name] for name in own[:3]], new.c.keeps_from, new.c.kept).lateral("found")
         row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
         rows = rows.join(found, sa.true())
-    chosen = sa.select(*row.values()).select_from(rows)
-    return pg.insert(t.checkpoints).from_select([*row], chosen.order_by(*_in_order(t.checkpoints, new)))
+    chosen = _of_passed(sa.select(*row.values()), rows, new, passed, t.checkpoints)
+    return pg.insert(t.checkpoints).from_select([*row], chosen)
+
+
+def _of_passed(
+    chosen: sa.Select[Any], rows: sa.FromClause, new: sa.FromClause, passed: sa.CTE | None, target: sa.Table
+) -> sa.Select[Any]:
+    """Return a SELECT from new rows: of all, in the order in which they come, or sorted, of the threads that passed."""
+    if passed is None:
+        return chosen.select_from(rows)
+    chosen = chosen.select_from(rows.join(passed, passed.c.thread_id == new.c.thread_id))
+    return chosen.order_by(*_in_order(target, new))
 
 
 def _in_order(target: sa.Table, new: sa.FromClause) -> list[sa.ColumnElement[Any]]:

@@ -9,15 +9,15 @@ from sqlalchemy import exc
 
 from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.errors import Conflict, Refused, short_repr
-from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
+from checkpoint_store.sql.write import COUNTED
 from checkpoint_store.storage.locks import check_transaction
 from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.storage.refusals import refusal
 from checkpoint_store.storage.shared_pages import missing_pages
-from checkpoint_store.storage.write_batch import Change, Put, merged
+from checkpoint_store.storage.write_batch import Change, Put, merged, parts_of
 
 ASK_BYTES = 64 * 1024
 """The bytes of pages from which on the database is asked which of them it has, for a thread that is not cached."""
@@ -58,14 +58,13 @@ def _store(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequen
         return _store_plain(db, sql, changes[0])
     puts = [change for change in changes if isinstance(change, Put) and change.pages]
     known = {put.thread_id: there for put in puts if (there := _known(db, sql, page_cache, put)) is not None}
-    is_simple = all(isinstance(change, Put) and not change.binds["kept"] for change in changes)
-    passed, refused = _store_together(db, sql, sql.store_simple if is_simple else sql.store, changes, known)
+    passed, refused = _store_together(db, sql, changes, known)
     # Each of the others alone: then nothing that others do at the same time can be the reason any more.
     for thread_id, theirs in _by_thread(change for change in changes if change.thread_id not in passed).items():
         page_cache.forget(thread_id)
         is_paged = any(put.thread_id == thread_id for put in puts)
         try:
-            found, why = _store_together(db, sql, sql.store_one_thread if is_paged else sql.store, theirs, {})
+            found, why = _store_together(db, sql, theirs, {}, one_thread=is_paged)
         except exc.DBAPIError as error:
             if not diagnosis_of(error).is_by_policy:
                 raise
@@ -84,22 +83,32 @@ def _store(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequen
 def _store_together(
     db: Executor,
     sql: Statements,
-    statement: Statement,
     changes: Sequence[Change],
     known: Mapping[str, Container[bytes]],
+    *,
+    one_thread: bool = False,
 ) -> tuple[set[str], dict[str, str]]:
     """Store changes by one statement. Returns the threads it has stored, and the refusals of those that lost rows."""
     binds = merged(changes, known)
-    rows = db.fetch(statement, binds)
-    passed = {row[0] for row in rows}
+    parts = parts_of(binds)
+    rows = db.fetch(sql.store(parts | {"one_thread"} if one_thread else parts), binds)
+    if "gate" in parts:
+        passed, counts = {row[0] for row in rows}, rows[0][1:] if rows else ()
+    else:
+        passed, counts = {change.thread_id for change in changes}, rows[0]
     if not passed:
         return passed, {}
-    *_, checkpoints, _, new_pages = rows[0]
-    if checkpoints < sum(thread_id in passed for thread_id in binds["checkpoint_thread_ids"]):
+    stored = dict(zip([name for name in COUNTED if name in parts], counts, strict=True))
+
+    def is_less(name: str) -> bool:
+        sent = sum(map(passed.__contains__, binds.get(f"{name}_thread_ids", ())))
+        return bool(stored.get(name, 0) < sent)
+
+    if is_less("checkpoint"):
         if len(passed) > 1:
             return set(), {}  # one by one it shows which
         return passed, {thread_id: refusal(thread_id, sql.tables.checkpoints) for thread_id in passed}
-    if new_pages < sum(thread_id in passed for thread_id in binds["page_thread_ids"]):
+    if is_less("page"):
         # Some were there already, or are hidden.
         puts = [change for change in changes if isinstance(change, Put) and change.thread_id in passed]
         lacking = missing_pages(db, sql, puts)

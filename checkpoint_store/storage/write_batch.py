@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde import pages
 from checkpoint_store.sql.arrays import array_binds
-from checkpoint_store.sql.write import COMPLETE, NEEDS, UNGATED
+from checkpoint_store.sql.write import COMPLETE, COUNTED, NEEDS, UNGATED
 from checkpoint_store.storage.page_cache import PageCache, Place
 
 Binds = dict[str, Any]
@@ -91,6 +91,9 @@ def merged(changes: Sequence[Change], known: Mapping[str, Container[bytes]]) -> 
         changes: The changes, in order.
         known: The pages that the database may have of some of their threads: they are not sent, but needed. For the
             other threads all pages are sent.
+
+    Returns:
+        Arrays by name; none of a table without rows, nor of gates where no thread has pages.
     """
     batch = _Batch()
     for change in changes:
@@ -149,24 +152,39 @@ class _Batch:
 
     def binds(self) -> Binds:
         """Return all rows as parallel arrays."""
+        graph = ("thread_id", "checkpoint_ns")
+        blob = (*graph, "channel", "version", "type", "blob")
+        checkpoint = ("checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata", "keeps_from", "kept")
+        write = (*graph, "checkpoint_id", "task_id", "idx", "task_path", "channel", "type", "blob")
+        tables = (
+            ("page_", ("thread_id", "digest", "page"), self._pages),
+            ("blob_", blob, self._blobs),
+            ("checkpoint_", (*graph, *checkpoint), self._checkpoints),
+            ("write_", write, self._writes),
+        )
+        binds = self._gate_binds() if any(kind != UNGATED for kind, _ in self.gates.values()) else {}
+        for prefix, columns, rows in tables:
+            if rows:
+                binds |= array_binds(columns, _by_key(rows), prefix)
+        return binds
+
+    def _gate_binds(self) -> Binds:
         digests: list[bytes] = []
         gates: Rows = {}
         for thread_id, gate in self.gates.items():
             first = len(digests) + 1
             digests += self._needed.get(thread_id, ())
             gates[thread_id,] = (*gate, first, len(digests))
-        graph = ("thread_id", "checkpoint_ns")
-        blob = (*graph, "channel", "version", "type", "blob")
-        checkpoint = ("checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata", "keeps_from", "kept")
-        write = (*graph, "checkpoint_id", "task_id", "idx", "task_path", "channel", "type", "blob")
-        return {
-            **array_binds(("thread_id", "kind", "epoch", "first", "last"), _by_key(gates), "gate_"),
-            "needed_digests": digests,
-            **array_binds(("thread_id", "digest", "page"), _by_key(self._pages), "page_"),
-            **array_binds(blob, _by_key(self._blobs), "blob_"),
-            **array_binds((*graph, *checkpoint), _by_key(self._checkpoints), "checkpoint_"),
-            **array_binds(write, _by_key(self._writes), "write_"),
-        }
+        columns = ("thread_id", "kind", "epoch", "first", "last")
+        return {**array_binds(columns, _by_key(gates), "gate_"), "needed_digests": digests}
+
+
+def parts_of(binds: Binds) -> frozenset[str]:
+    """Return the parts of `sql.write.store` that binds are for."""
+    parts = {name for name in ("gate", *COUNTED) if f"{name}_thread_ids" in binds}
+    if any(kept is not None for kept in binds.get("checkpoint_kepts", ())):
+        parts.add("kept")
+    return frozenset(parts)
 
 
 def _by_key(rows: Rows) -> list[tuple[Any, ...]]:

@@ -21,7 +21,7 @@ from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, c
 from checkpoint_store.errors import Refused
 from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.storage.page_cache import PageCache
-from checkpoint_store.storage.write_batch import merged, paged
+from checkpoint_store.storage.write_batch import merged, paged, parts_of
 
 Config = Any
 THREAD: Config = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
@@ -87,9 +87,8 @@ class Storing:
     async def store(self, known: int | None) -> bool:
         """Store it, with all pages (None) or all but some that are known. Tells whether the thread passed."""
         there = None if known is None else set(list(self.put.pages)[:known])
-        statement, driver = statements_of(None).store, dialect.dialect()
         binds = merged([self.put], {} if there is None else {"t": there})
-        sql, parameters = statement.bound(driver, binds)
+        sql, parameters = statements_of(None).store(parts_of(binds)).bound(dialect.dialect(), binds)
         return bool(await self.conn.fetch(sql, *parameters))
 
 

@@ -16,7 +16,7 @@ from checkpoint_store.schema import tables
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import Statements
-from checkpoint_store.storage.write_batch import Put, merged
+from checkpoint_store.storage.write_batch import Put, merged, parts_of
 
 SQL = Statements(tables)
 NAMED = {"thread_id": "thread-3", "checkpoint_ns": ""}
@@ -286,7 +286,7 @@ async def test_the_pages_that_a_put_needs_are_looked_up_by_key(url: str, analyze
             )
             binds = merged([put], {"thread-0": set(digests)})
             assert len(binds["needed_digests"]) == count
-            nodes = await conn.run_sync(explain, SQL.store_simple, binds, mode)
+            nodes = await conn.run_sync(explain, SQL.store(parts_of(binds)), binds, mode)
             scans = [
                 node
                 for node in nodes

@@ -16,6 +16,7 @@ from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
 from checkpoint_store.schema import Tables
 from checkpoint_store.sql.compiled import Read, Statement
 from checkpoint_store.sql.statements import Statements
+from checkpoint_store.sql.write import COUNTED
 
 SQL = Statements(Tables())
 OF_ONE_THREAD = {"thread_id", "checkpoint_ns", "checkpoint_id", "before", "after_row", "filter"}
@@ -24,9 +25,9 @@ HOT = {
     "put_checkpoint": SQL.put_checkpoint,
     "put_checkpoint_keeping": SQL.put_checkpoint_keeping,
     "put_writes": SQL.put_writes,
-    "store": SQL.store,
-    "store_simple": SQL.store_simple,
-    "store_one_thread": SQL.store_one_thread,
+    "store": SQL.store(frozenset({"gate", "kept", *COUNTED})),
+    "store of one thread": SQL.store(frozenset({"gate", "one_thread", "kept", *COUNTED})),
+    "store without pages": SQL.store(frozenset({"write", "checkpoint", "blob"})),
     "known_pages": SQL.known_pages,
     "get_newest": SQL.get_newest,
     "get_checkpoint": SQL.get_checkpoint,
@@ -37,7 +38,7 @@ HOT = {
     "has_newer": SQL.has_newer,
 }
 # Of many calls at once: each row names its own thread, so a server can route rows, not the whole.
-OF_MANY_THREADS = {"store", "store_simple", "store_one_thread"}
+OF_MANY_THREADS = {"store", "store of one thread", "store without pages"}
 
 
 def forms(statement: Statement | Read) -> list[Statement]:

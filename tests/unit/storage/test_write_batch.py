@@ -9,7 +9,7 @@ from checkpoint_store.schema import PAGED
 from checkpoint_store.serde import pages
 from checkpoint_store.sql.write import COMPLETE, NEEDS, UNGATED
 from checkpoint_store.storage.page_cache import PageCache
-from checkpoint_store.storage.write_batch import Change, Put, Writes, merged, paged, size_of
+from checkpoint_store.storage.write_batch import Change, Put, Writes, merged, paged, parts_of, size_of
 
 
 def put(thread_id: str, checkpoint_id: str, *, parent: str | None = None, **blobs: bytes) -> Put:
@@ -65,7 +65,6 @@ def test_rows_of_every_table_are_sorted_by_key() -> None:
 
     write = ("thread_id", "checkpoint_id", "task_id", "idx")
     for prefix, names, count in (
-        ("gate", ("thread_id",), 3),
         ("checkpoint", ("thread_id", "checkpoint_id"), 36),
         ("blob", ("thread_id", "channel", "version"), 6),
         ("write", write, 36),
@@ -73,7 +72,18 @@ def test_rows_of_every_table_are_sorted_by_key() -> None:
         found = keys(binds, prefix, *names)
         assert found == sorted(set(found))
         assert len(found) == count
-    assert {len(column) for name, column in binds.items() if name.startswith("page_")} == {0}
+    assert parts_of(binds) == {"checkpoint", "blob", "write"}
+
+
+def test_gates_are_those_of_all_threads_as_soon_as_one_has_pages() -> None:
+    """Otherwise there are none, nor are there arrays of a table without rows."""
+    plain, pages = put("t2", "1"), put("t1", "1", a=b"recipe")
+    pages.pages = {b"digest": b"page"}
+
+    assert parts_of(merged([plain], {})) == {"checkpoint"}
+    binds = merged([plain, pages], {})
+    assert parts_of(binds) == {"gate", "checkpoint", "blob", "page"}
+    assert keys(binds, "gate", "thread_id") == [("t1",), ("t2",)]
 
 
 def test_of_two_blobs_of_one_version_the_first_stays() -> None:
