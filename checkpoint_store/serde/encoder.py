@@ -37,6 +37,8 @@ belongs to them (https://www.postgresql.org/docs/current/limits.html)."""
 MAX_THREADS = 1024
 """The number of threads and namespaces of which a saver remembers the channels with values; some 500 bytes each."""
 
+_STRINGS = frozenset({str})
+
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 
 
@@ -157,7 +159,12 @@ class Encoder:
             rows[WRITES_IDX_MAP.get(channel, idx)] = (channel, *self._dump(value, location, channel, at))
         # Sorted, so that two writers of the same rows lock them in the same order.
         idxs = sorted(rows)
-        channels, types, blobs = map(list, zip(*map(rows.get, idxs), strict=True)) if rows else ([], [], [])
+        channels, types, blobs = [], [], []
+        for idx in idxs:
+            channel, kind, blob = rows[idx]
+            channels.append(channel)
+            types.append(kind)
+            blobs.append(blob)
         _check_sizes(channels, types, blobs, location)
         if not _are_short_ascii(*channels):
             keys.check_channels(channels, location)
@@ -276,7 +283,9 @@ def _check_shape(config: RunnableConfig, checkpoint: object, new_versions: objec
         for name in ("channel_values", "channel_versions"):
             if not is_mapping(part := checkpoint.get(name)):
                 wrong = f"checkpoint[{name!r}] must be a dict by channel, not a {type(part).__qualname__}"
-            elif odd := [channel for channel in part if not isinstance(channel, str)]:
+            elif not _STRINGS.issuperset(map(type, part)) and (
+                odd := [one for one in part if not isinstance(one, str)]
+            ):
                 wrong = f"checkpoint[{name!r}] must have strings as keys, not {short_repr(odd[0])}"
     if wrong:
         key = key_of(config)  # if that can't be used either, it is the config's error that is raised

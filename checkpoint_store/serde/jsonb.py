@@ -30,6 +30,9 @@ _HUGE = 10**4000
 MAX_BYTES = 255 * 1024 * 1024
 """The largest size of JSON text: JSONB ends at 256 MiB, for the elements of a container and for a string."""
 
+# What of these JSONB would not return, orjson refuses, but for NUL.
+_SCALARS = frozenset({str, int, bool, type(None)})
+
 _SUBCLASSES = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
@@ -114,6 +117,26 @@ def _rebuilt(value: Any) -> Any:
     raise _NotJson(f"is a {kind.__qualname__}; it must be JSON: a string, number, bool, None, list or dict")
 
 
+def _plain_text(value: Any) -> str | None:
+    """Return the JSON text of a value whose `document` would only be a copy, None for any other."""
+    try:
+        text = encode(_copy(value))
+    except (RecursionError, TypeError):
+        return None
+    return None if "\\u0000" in text else text
+
+
+def _copy(value: Any) -> Any:
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if kind is dict:
+        return {key: item if type(item) in _SCALARS else _copy(item) for key, item in value.copy().items()}
+    if kind is list:
+        return [item if type(item) in _SCALARS else _copy(item) for item in value.copy()]
+    raise TypeError
+
+
 def _part(value: Any, key: object) -> Any:
     """Rebuild a part of a container; if it is not JSON its key or position becomes the path."""
     try:
@@ -135,7 +158,7 @@ def text_of(value: Any, name: str, location: object = None) -> str:
         UnstorableValue: If any part of it is not JSON, or it is nested too deeply, or too long for JSONB.
     """
     try:
-        text = encode(document(value, name, location))
+        text = _plain_text(value) or encode(document(value, name, location))
     except (RecursionError, TypeError):
         raise UnstorableValue(f"{_named(name, location)} is nested too deeply, or contains itself") from None
     if len(text) > MAX_BYTES:

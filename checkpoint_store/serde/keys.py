@@ -65,7 +65,7 @@ def key_of(config: Mapping[str, Any]) -> Key:
     return Key(
         checked_thread_id(configurable["thread_id"], 'config["configurable"]["thread_id"]'),
         "" if namespace is None else plain_text(namespace, 'config["configurable"]["checkpoint_ns"]'),
-        _checkpoint_id(configurable, "config"),
+        _checkpoint_id(configurable, 'config["configurable"]["checkpoint_id"]'),
     )
 
 
@@ -89,7 +89,7 @@ def listing_of(
         if config["configurable"].get("checkpoint_ns") is None:
             namespace = None
     if before is not None:
-        earlier = _checkpoint_id(_configurable(before, "before"), "before")
+        earlier = _checkpoint_id(_configurable(before, "before"), 'before["configurable"]["checkpoint_id"]')
         if earlier is None:
             raise InvalidConfig('before["configurable"] has no "checkpoint_id"; it names the checkpoint to list before')
     if limit is not None:
@@ -136,7 +136,7 @@ def checked_thread_id(value: object, name: str = "thread_id") -> str:
 
 def _checkpoint_id(configurable: Mapping[str, Any], name: str) -> str | None:
     value = configurable.get("checkpoint_id")
-    return None if value is None else plain_text(value, f'{name}["configurable"]["checkpoint_id"]') or None
+    return None if value is None else plain_text(value, name) or None
 
 
 def plain_text(value: object, name: str) -> str:

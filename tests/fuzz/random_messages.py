@@ -181,6 +181,7 @@ def random_message(chance: random.Random) -> Any:
         fields.pop(chance.choice(list(fields)))
     if chance.random() < 0.05:
         fields["extra"] = chance.choice(ODD)
+    fields = copy.deepcopy(fields)  # it may be changed in place
     with contextlib.suppress(Exception):
         if chance.random() < 0.6:
             return cls(**fields)
@@ -216,9 +217,9 @@ def change(chance: random.Random, message: Any) -> None:
     """Change a message in place, by what its user may do, and by what nobody should."""
     fields = message.__dict__
     name = chance.choice(list(fields) or ["content"])
-    kind = chance.randrange(8)
+    kind, odd = chance.randrange(8), copy.deepcopy(chance.choice(ODD))
     if kind == 0:
-        fields[name] = chance.choice(ODD)
+        fields[name] = odd
     elif kind == 1:
         fields[name] = fields.pop(name, None)
     elif kind == 2:
@@ -226,7 +227,7 @@ def change(chance: random.Random, message: Any) -> None:
     elif kind == 3:
         fields["cached"] = 1
     elif kind == 4:
-        object.__setattr__(message, "__pydantic_extra__", chance.choice([None, {}, {"extra": chance.choice(ODD)}]))
+        object.__setattr__(message, "__pydantic_extra__", chance.choice([None, {}, {"extra": odd}]))
     elif kind == 5:
         message.__pydantic_fields_set__.clear()
     elif kind == 6:
@@ -234,6 +235,6 @@ def change(chance: random.Random, message: Any) -> None:
     else:
         container = chance.choice([fields.get(name), fields.get("additional_kwargs")])
         if type(container) is list:
-            container.append(chance.choice(ODD))
+            container.append(odd)
         elif type(container) is dict:
-            container[chance.choice(["a", "tool_calls", 1])] = chance.choice(ODD)
+            container[chance.choice(["a", "tool_calls", 1])] = odd

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import re
 from datetime import datetime
 from typing import Any
 
@@ -102,6 +103,48 @@ def test_enums_in_metadata_are_stored_as_the_json_they_are() -> None:
     stored = jsonb.document({"colour": Colour.RED, "size": Size.LARGE, "pair": (1, 2)}, "metadata")
 
     assert jsonb.encode(stored) == '{"colour":"red","size":3,"pair":[1,2]}'
+
+
+odd = st.sampled_from(
+    [
+        *[Colour.RED, Size.LARGE, "a\x00b", "\\u0000", "\ud800", b"x", (1, (2.5,)), datetime(2026, 1, 1), {1: 2}, 1j],
+        *[math.nan, -math.inf, -0.0, 1e16, 5e-324, 2**63 - 1, 2**63, 2**64, -(2**63), -(2**63) - 1, 10**4000, True],
+    ]
+)
+
+
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), odd),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.one_of(st.text(), st.sampled_from([Colour.RED, "a\x00", "\ud800", 1])), inner, max_size=4
+            )
+        ),
+    )
+)
+def test_the_text_of_a_value_is_that_of_its_document(value: Any) -> None:
+    """Also where the value is so plain that none is made."""
+    try:
+        expected = jsonb.encode(jsonb.document(value, "metadata"))
+    except UnstorableValue as error:
+        with pytest.raises(UnstorableValue, match=f"^{re.escape(str(error))}$"):
+            jsonb.text_of(value, "metadata")
+    else:
+        assert jsonb.text_of(value, "metadata") == expected
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    """As is one that is nested too deeply."""
+    cyclic: list[Any] = []
+    cyclic.append({"a": cyclic})
+    deep: Any = 1
+    for _ in range(500):
+        deep = [deep]
+    for value in (cyclic, deep):
+        with pytest.raises(UnstorableValue, match="nested too deeply"):
+            jsonb.text_of(value, "metadata")
 
 
 @pytest.mark.parametrize(
