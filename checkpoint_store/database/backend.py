@@ -24,6 +24,7 @@ from checkpoint_store.database.observer import Observer
 from checkpoint_store.database.page_sharing import PageSharing
 from checkpoint_store.database.pool import dispose
 from checkpoint_store.database.provider import ConnectionProvider
+from checkpoint_store.database.thread_commit import ThreadCommit
 from checkpoint_store.errors import Closed, LimitReached, Refused, WrongThread
 from checkpoint_store.storage import write
 from checkpoint_store.storage.operation import Operation
@@ -348,13 +349,31 @@ class AsyncBackend(Backend):
 
 
 class SyncBackend(Backend):
-    """Runs operations in the calling thread, on a sync engine or connection; for coroutines, in a worker thread."""
+    """Runs operations in the calling thread, on a sync engine or connection; for coroutines, in a worker thread.
 
-    def __init__(self, provider: ConnectionProvider, page_cache: PageCache, page_sharing: PageSharing) -> None:
+    Args:
+        provider: The provider.
+        page_cache: The pages known to be stored.
+        page_sharing: Whether large values are stored as pages.
+        commits: Lets changes of several threads share commits.
+        target: Savers share commits with those that have the same one.
+    """
+
+    def __init__(
+        self,
+        provider: ConnectionProvider,
+        page_cache: PageCache,
+        page_sharing: PageSharing,
+        *,
+        commits: ThreadCommit | None = None,
+        target: Hashable = None,
+    ) -> None:
         super().__init__(provider, page_cache, page_sharing)
         self.owned = False
         """Whether the engine is ours, and ends with the saver."""
         self._closing = threading.RLock()
+        self._commits = commits
+        self._target = target
 
     def own(self) -> None:
         """Take over the engine: it ends with the saver."""
@@ -382,10 +401,21 @@ class SyncBackend(Backend):
         raise Closed("this saver was closed while the call was under way; whether it was carried out is unknown")
 
     def _store(self, change: Change) -> Coroutine[Any, Any, None]:
-        return self.call(self._commit, [change])
+        return self.call(self._submit, change)
 
     def _store_blocking(self, change: Change) -> None:
-        self.call_blocking(self._commit, [change])
+        self.call_blocking(self._submit, change)
+
+    def _submit(self, change: Change) -> None:
+        if self._commits is None or self.provider.is_heard:
+            self._commit([change])
+        else:
+            self._commits.submit(self._store_all, self._target, change)
+
+    def _store_all(self, changes: Sequence[Change]) -> None:
+        observer = self.observer
+        with observer.commit(changes) if observer else _UNOBSERVED:
+            self._commit(changes)
 
     async def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock, in a worker thread; if cancelled, not before that has stopped."""
@@ -420,8 +450,13 @@ class SyncBackend(Backend):
             return  # the connections are the parent's, and their sessions would end
         with self._closing:
             if self.provider.state is State.DRAINING:
-                with closing_blocking(self._dispose):
-                    self.provider.lock_session.close()
+                with closing_blocking(self._release):
+                    if self._commits is not None:
+                        self._commits.drain()
+
+    def _release(self) -> None:
+        with closing_blocking(self._dispose):
+            self.provider.lock_session.close()
 
     def _dispose(self) -> None:
         self.provider.close(State.CLOSED, is_disposed=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 from checkpoint_store.storage.write_batch import Change, size_of
 
-Store = Callable[[Sequence[Change]], Awaitable[None]]
+Store = Callable[[Sequence[Change]], Any]
+"""Stores changes in one commit; on an event loop a coroutine function."""
 
 HOPELESS_CALLS = 4
 """After N calls of a commit that a limit has ended alone as well, and none that was stored, the others fail too."""
@@ -61,9 +62,10 @@ class Call:
     store: Store
     target: Hashable
     change: Change
-    outcome: asyncio.Future[None]
+    outcome: Any
+    """A future, or for threads a `Turn`."""
     since: float
-    """The time when it was made, by the loop's clock."""
+    """The time when it was made, by the loop's clock or the monotonic one."""
     limited: LimitedCommit | None = None
     """The last commit with it that a limit has ended."""
     waits: bool = True

@@ -18,6 +18,7 @@ from checkpoint_store.database.page_sharing import PageSharing
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.replica_provider import ReplicaProvider
 from checkpoint_store.database.retry import RETRY_SECONDS
+from checkpoint_store.database.thread_commit import thread_commit_of
 from checkpoint_store.errors import InvalidOption, UnusableConnection
 from checkpoint_store.options import SaverOptions
 from checkpoint_store.serde.arguments import flag
@@ -113,13 +114,16 @@ def engine_backend(
     page_sharing = _page_sharing(options)
     sql = statements_of(options.get("schema"))
     page_cache = PageCache(page_memory_of(engine.dialect), sql.tables.schema)
+    target = (sql.tables.schema, *(options.get(name) for name in ("retry_timeout", "pooler")))
     if isinstance(engine, Engine):
         if pipe:
             raise InvalidOption(
                 "pipe can't be used with a sync engine, whose calls come from threads and commit for themselves. "
                 "Leave it out, or pass an AsyncEngine."
             )
-        return SyncBackend(_engine_provider(engine, sql, options), page_cache, page_sharing)
+        commits = None if pipe is False else thread_commit_of(engine)
+        provider = _engine_provider(engine, sql, options)
+        return SyncBackend(provider, page_cache, page_sharing, commits=commits, target=target)
     # Variants made with execution_options() share the dialect.
     if pipe and pipe.engine.dialect is not engine.dialect:
         raise InvalidOption("pipe was made for another engine. Use AsyncPipeline(engine) with the saver's own engine.")
@@ -128,7 +132,7 @@ def engine_backend(
         engine=engine,
         replica=options.get("read_engine"),
         pipe=group_commit_of(engine) if pipe is None else pipe or None,
-        target=(sql.tables.schema, *(options.get(name) for name in ("retry_timeout", "pooler"))),
+        target=target,
     )
 
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Hashable, Sequence
+from itertools import islice
 from typing import Self
 
-from sqlalchemy import Engine, exc
+from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.conninfo.transient_errors import is_conflict
-from checkpoint_store.database.commit_queue import Call, CommitQueue, LimitedCommit, Store
+from checkpoint_store.database.commit_outcomes import OUTAGE_SECONDS, Outcome, attempts, copy_of, is_limit, resolve
+from checkpoint_store.database.commit_queue import Call, CommitQueue, Store
 from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.errors import (
-    ONE_CALLS,
-    CheckpointStoreError,
     Closed,
-    LimitReached,
-    Refused,
     Unavailable,
     UnusableConnection,
 )
@@ -47,9 +43,6 @@ _GROUPS = 3
 
 _GATHER_SECONDS = 0.02
 """The seconds that calls gather for a second shared commit."""
-
-_OUTAGE_SECONDS = 1.0
-"""After N seconds without a server, the calls that have waited as long as a failed commit fail with it."""
 
 
 class GroupCommit:
@@ -226,45 +219,32 @@ class GroupCommit:
         """
         group = -(-(len(outcomes) + self._calls + len(self._waiting)) // _GROUPS)
         if len(outcomes) < 2 * group:
-            _resolve(outcomes)
+            resolve(outcomes)
             return
         unresolved = iter(outcomes)
         try:
             while some := list(islice(unresolved, group)):
-                _resolve(some)
+                resolve(some)
                 await asyncio.sleep(0)  # they go on
                 await asyncio.sleep(0)  # and their commit begins
         finally:
-            _resolve(unresolved)  # also if the loop ends meanwhile: they are committed
+            resolve(unresolved)  # also if the loop ends meanwhile: they are committed
 
     async def _store(self, calls: list[Call]) -> list[Outcome]:
         """Store the changes of calls. Returns the outcome of each, but for those that wait again, to go alone."""
-        outcomes: list[Outcome] = []
-        parts = deque([calls])
-        while parts:
-            part = parts.popleft()
+        trying = attempts(calls, self._waiting)
+        part = next(trying)
+        while True:
             error: Exception | None = None
             try:
                 await self._commit(part[0].store, [call.change for call in part])
             except Exception as failure:
                 error = failure
-            if error is not None and len(part) > 1 and not _by_thread(error):
-                if _is_limit(error):
-                    # Halves would not do: each commit may take as long again.
-                    limited = [*part, *chain.from_iterable(parts)]
-                    LimitedCommit(limited)
-                    self._waiting.put_back(limited)
-                    break
-                if isinstance(error, ONE_CALLS) or type(error) is CheckpointStoreError:
-                    # In halves, until the call that is refused is alone; each half keeps its order. Not so if the
-                    # server or the tables are missing.
-                    half = len(part) // 2
-                    parts.extendleft([part[half:], part[:half]])
-                    continue
-            if len(part) == 1:
-                _note_limit(part[0], error)
-            outcomes += [(call, error and _error_for(error, call.change.thread_id)) for call in part]
-        return outcomes
+            try:
+                part = trying.send(error)
+            except StopIteration as end:
+                outcomes: list[Outcome] = end.value
+                return outcomes
 
     async def _commit(self, store: Store, changes: Sequence[Change]) -> None:
         clock = asyncio.get_running_loop().time
@@ -274,8 +254,8 @@ class GroupCommit:
         except Unavailable as error:
             # It was retried all this time. Calls that have waited as long would wait as long again, and later ones even
             # longer: they fail with it. Not so if it was in conflict with other changes, or took too long.
-            if clock() - begun >= _OUTAGE_SECONDS and not (is_conflict(error.__cause__) or _is_limit(error)):
-                _resolve((call, _copy_of(error)) for call in self._waiting if call.since <= begun)
+            if clock() - begun >= OUTAGE_SECONDS and not (is_conflict(error.__cause__) or is_limit(error)):
+                resolve((call, copy_of(error)) for call in self._waiting if call.since <= begun)
             raise
 
 
@@ -312,55 +292,3 @@ def group_commit_of(engine: AsyncEngine) -> GroupCommit:
     """Return the group commit that all savers on an engine share."""
     within = engine.sync_engine
     return _of_engines.get(within) or _of_engines.setdefault(within, GroupCommit(EventLoop.of(engine.dialect)))
-
-
-Outcome = tuple[Call, Exception | None]
-"""A call, and the error to raise for it, if it was not stored."""
-
-
-def _resolve(outcomes: Iterable[Outcome]) -> None:
-    """Let the callers go on, each with its outcome."""
-    for call, error in outcomes:
-        if call.outcome.done():
-            continue  # its caller was cancelled
-        if error is None:
-            call.outcome.set_result(None)
-        else:
-            call.outcome.set_exception(error)
-
-
-def _note_limit(call: Call, error: Exception | None) -> None:
-    """Note the outcome of a call that went alone after a limit had ended its commit; fail the others if hopeless."""
-    if call.limited is not None:
-        is_limit = error is not None and _is_limit(error)
-        hopeless = call.limited.note(call.change.thread_id, stored=error is None, limited=is_limit)
-        _resolve((other, error and _copy_of(error)) for other in hopeless)  # now: they are not to be sent
-
-
-def _is_limit(error: Exception) -> bool:
-    """Return whether a limit has ended the statement, of the server's or the driver's."""
-    cause = error.__cause__
-    return isinstance(error, LimitReached) or (
-        isinstance(cause, exc.StatementError) and isinstance(cause.orig, TimeoutError)
-    )
-
-
-def _by_thread(error: Exception) -> Mapping[str, str]:
-    """Return the threads that an error is about, each with its message, if all others are stored."""
-    return error._by_thread if isinstance(error, Refused) else {}
-
-
-def _error_for(error: Exception, thread_id: str) -> Exception | None:
-    """Return the error to raise for a call on a thread, of one that several calls have met."""
-    if not (messages := _by_thread(error)):
-        return _copy_of(error)
-    return Refused(messages[thread_id]) if thread_id in messages else None
-
-
-def _copy_of(error: Exception) -> Exception:
-    """Return a copy of an error of ours: each caller adds a traceback of its own to the one it gets."""
-    if not isinstance(error, CheckpointStoreError):
-        return error
-    copy = type(error)(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy

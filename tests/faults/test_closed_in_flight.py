@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.database import engine_provider
+from checkpoint_store.database.closing import State
 from checkpoint_store.database.locks.session import LockSession
 from checkpoint_store.database.pool import dispose
 from checkpoint_store.errors import Closed, WrongThread
@@ -66,6 +67,13 @@ def gate(url: str) -> Iterator[Gate]:
 
 def engine_on(url: str, **options: Any) -> AsyncEngine:
     return create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, **options)
+
+
+on_both = pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+
+
+def with_driver(url: str, driver: str) -> str:
+    return url.replace("postgresql:", f"postgresql+{driver}:", 1)
 
 
 async def is_true(condition: Any) -> None:
@@ -149,9 +157,10 @@ def test_a_sync_saver_on_the_hosts_engine_leaves_no_session_behind(url: str, gat
     asyncio.run(is_true(lambda: gate.sessions() == 0))
 
 
-def test_a_sync_saver_with_an_engine_of_its_own_leaves_no_session_behind(url: str, gate: Gate) -> None:
-    """Its loop ends, and what is under way there is cancelled."""
-    with PostgresSaver.from_conn_string(url) as saver, calls(saver) as outcomes:
+@on_both
+def test_a_sync_saver_with_an_engine_of_its_own_leaves_no_session_behind(url: str, gate: Gate, driver: str) -> None:
+    """What is under way is cancelled; the loop ends, if there is one."""
+    with PostgresSaver.from_conn_string(with_driver(url, driver)) as saver, calls(saver) as outcomes:
         asyncio.run(is_true(lambda: gate.waiting() == 1))
         saver.close()
     assert [type(outcome) for outcome in outcomes] == [Closed]
@@ -280,15 +289,20 @@ def test_what_a_shared_pipeline_stores_after_the_end_leaves_no_session_behind(ur
     asyncio.run(is_true(lambda: gate.sessions() == 0))
 
 
-def test_ctrl_c_in_close_leaves_neither_session_nor_thread_behind(url: str, gate: Gate) -> None:
+@on_both
+def test_ctrl_c_in_close_leaves_neither_session_nor_thread_behind(url: str, gate: Gate, driver: str) -> None:
     """It ends the wait for what is under way, and no more than that."""
     before = set(threading.enumerate())
-    with PostgresSaver.from_conn_string(url, pipeline=True) as saver, ThreadPoolExecutor() as pool:
+    with PostgresSaver.from_conn_string(with_driver(url, driver)) as saver, ThreadPoolExecutor() as pool:
         call = pool.submit(saver.put, CONFIG, empty_checkpoint(), {}, {})
         asyncio.run(is_true(lambda: gate.waiting() == 1))
-        pipe = saver._backend._pipe  # type: ignore[attr-defined]
+        backend: Any = saver._backend
+
+        def is_closing() -> bool:
+            return bool(backend._pipe._closed) if driver == "asyncpg" else backend.provider.state is State.DRAINING
+
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012
-            pool.submit(lambda: asyncio.run(is_true(lambda: pipe._closed)) or _thread.interrupt_main())
+            pool.submit(lambda: asyncio.run(is_true(is_closing)) or _thread.interrupt_main())
             saver.close()
         with pytest.raises(Closed):
             call.result(PATIENCE_SECONDS)
@@ -300,7 +314,7 @@ def test_ctrl_c_in_close_leaves_neither_session_nor_thread_behind(url: str, gate
 async def test_aclose_ends_the_loop_of_a_sync_saver(url: str) -> None:
     """As close() does."""
     before = set(threading.enumerate())
-    with PostgresSaver.from_conn_string(url) as saver:
+    with PostgresSaver.from_conn_string(with_driver(url, "asyncpg")) as saver:
         await saver.aget_tuple(CONFIG)
         await saver.aclose()
         left = [thread for thread in threading.enumerate() if thread.name == "checkpoint_store"]
