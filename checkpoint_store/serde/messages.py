@@ -17,12 +17,16 @@ from typing import Any, Literal, NotRequired, get_type_hints
 
 import ormsgpack
 from langchain_core import messages as langchain
-from langchain_core.messages import InputTokenDetails, InvalidToolCall, OutputTokenDetails, ToolCall, UsageMetadata
 from langgraph.checkpoint.serde import jsonplus
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import EXT_DELTA_SNAPSHOT, EXT_PYDANTIC_V2, JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from pydantic import BaseModel
+
+try:
+    from langchain_core.messages import InputTokenDetails, InvalidToolCall, OutputTokenDetails, ToolCall, UsageMetadata
+except ImportError:  # older versions lack some of them: then no class that refers to one is as described here
+    InputTokenDetails = InvalidToolCall = OutputTokenDetails = ToolCall = UsageMetadata = type(None)  # type: ignore[assignment, misc]
 
 _BLOCKS = frozenset({str, dict})
 _COUNT = frozenset({int})

@@ -125,7 +125,7 @@ def made(draw: Any) -> Any:
     """Draw a message: of any class, validated, or made, changed or filled without, or of any fields at all."""
     cls = draw(st.sampled_from([*KINDS, AIMessage, AIMessage, ToolMessage, AIMessageChunk, Extended]))
     names = [name for name in cls.model_fields if name != "type" or draw(st.integers(0, 20)) == 0]
-    fields = {name: draw(FIELDS[name]) for name in names if draw(st.integers(0, 7))}
+    fields = {name: draw(FIELDS.get(name, values)) for name in names if draw(st.integers(0, 7))}
     if draw(st.integers(0, 9)) == 0:
         fields[draw(st.sampled_from(["extra", "content_blocks", "tool_call_chunks"]))] = draw(values)
     message = None
@@ -138,7 +138,7 @@ def made(draw: Any) -> Any:
         message = cls.model_construct(**fields)
     if draw(st.integers(0, 5)) == 0:
         name = draw(st.sampled_from(sorted(cls.model_fields)))
-        message.__dict__[name] = draw(FIELDS[name])
+        message.__dict__[name] = draw(FIELDS.get(name, values))
     if draw(st.integers(0, 15)) == 0:
         message.__dict__ = dict(draw(st.permutations(list(message.__dict__.items()))))
     if draw(st.integers(0, 15)) == 0:
@@ -161,7 +161,7 @@ def test_any_message_is_written_and_read_as_by_langgraph(fuzz: Fuzz) -> None:
 def stored_fields(draw: Any) -> Any:
     """Draw a class and the fields of a row: missing ones, in another order, of other types, of an older version."""
     cls = draw(st.sampled_from(KINDS))
-    fields = {name: draw(FIELDS[name]) for name in cls.model_fields if name != "type"}
+    fields = {name: draw(FIELDS.get(name, values)) for name in cls.model_fields if name != "type"}
     tag = cls.model_fields["type"].default if draw(st.integers(0, 9)) else draw(values)
     fields = {name: tag if name == "type" else fields[name] for name in cls.model_fields}
     for name in draw(st.lists(st.sampled_from(sorted(fields)), max_size=1)):

@@ -186,6 +186,35 @@ assert messages.loads_typed(serde, *before) == serde.loads_typed(before)
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_a_langchain_without_some_of_the_names_is_asked() -> None:
+    """As an older one is: what has a field of a class that is not there goes LangGraph's way."""
+    program = """
+import langchain_core.messages as langchain
+
+lazy = getattr(langchain, "__getattr__", None)
+
+def without(name):
+    if name == "InputTokenDetails":
+        raise AttributeError(name)
+    return lazy(name)
+
+langchain.__getattr__ = without
+vars(langchain).pop("InputTokenDetails", None)
+
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from checkpoint_store.serde import messages
+
+assert AIMessage not in messages.known_kinds()
+assert HumanMessage in messages.known_kinds()
+serde, chat = JsonPlusSerializer(), [HumanMessage("x"), AIMessage("y")]
+stored = messages.dumps_typed(serde, chat)
+assert stored == serde.dumps_typed(chat)
+assert messages.loads_typed(serde, *stored) == chat
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_langgraph_that_packs_otherwise_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """An example of each class is compared before one goes the short way."""
     theirs = jsonplus._msgpack_default
