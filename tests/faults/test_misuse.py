@@ -164,6 +164,28 @@ FORKS = {
         """,
         ["child: {'step': 1}", "child ended with 0", "parent: {'step': 1}"],
     ),
+    "a group commit that another thread is in": (
+        """
+        with PostgresSaver.from_conn_string(URL) as saver:
+            commits, held, forked = saver._backend._commits, threading.Event(), threading.Event()
+            def hold():
+                with commits._lock:
+                    held.set()
+                    forked.wait()
+            for number in range(2):
+                commits._waiting.begin(f"{number}")
+                commits._under_way += 1
+            threading.Thread(target=hold).start()
+            held.wait()
+            def child():
+                saver.put(CONFIG, empty_checkpoint(), {"step": 1}, {})
+                return saver.get_tuple(CONFIG).metadata
+            in_child(child)
+            forked.set()
+            commits._under_way = 0
+        """,
+        ["child: {'step': 1}", "child ended with 0"],
+    ),
     "a lock that another thread holds": (
         """
         from contextlib import ExitStack

@@ -300,6 +300,7 @@ def test_who_is_interrupted_as_it_waits_holds_nobody_up(
     assert crowd.database.stored("pressed") == []
 
 
+@pytest.mark.usefixtures("patient")
 def test_draining_waits_for_all(crowd: Crowd) -> None:
     """For those who wait, too."""
     hold_up(crowd)
