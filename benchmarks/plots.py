@@ -115,7 +115,8 @@ def _ratios(document: Document) -> Figure | None:
     bars: dict[str, dict[str, float]] = {}
     for result in document["results"]:
         for row in result["comparison"]:
-            if row["role"] == "stock" and row["ratio"] and row["ratio"] > 0:
+            compared = row["role"] == "stock" and row["ratio"] and not str(row["target"]).startswith("ours")
+            if compared and (row["target"] or result["measure"] in bars):
                 better = row["ratio"] if result["better"] == "higher" else 1 / row["ratio"]
                 bars.setdefault(result["measure"], {})[row["ours"]] = better
     if not bars:

@@ -24,7 +24,7 @@ def measure(bench: Bench) -> list[Result]:
 
 
 async def _measure(bench: Bench) -> list[Result]:
-    count, fewer = bench.pick(quick=1_000, full=5_000), bench.pick(quick=500, full=500)
+    count, fewer = bench.pick(quick=1_000, full=3_000), bench.pick(quick=500, full=500)
     peaks: Samples = {}
     growth: Samples = {}
     async with bench.savers("memory", [OursAlone(), StockConnection()]) as savers:
@@ -52,8 +52,8 @@ async def _measure(bench: Bench) -> list[Result]:
 
 
 async def _store(saver: Saver, steps: list[Step]) -> None:
-    for step in steps:
-        await saver.aput(*step.put)
+    for first in range(0, len(steps), 100):
+        await asyncio.gather(*[saver.aput(*step.put) for step in steps[first : first + 100]])
 
 
 async def _peak_mb(saver: Saver, chat: Chat, count: int) -> float:

@@ -55,11 +55,11 @@ def measure(bench: Bench) -> list[Result]:
             name="loopback",
             contenders=(*BOTH, OursPlain(), OursOnHostEngine()),
             target=6.0,
-            rounds=bench.pick(quick=1, full=6),
+            rounds=bench.pick(quick=1, full=5),
         ),
         Setting(name="2 ms away", contenders=BOTH, target=16, rounds=bench.pick(quick=1, full=2), one_way=0.001),
         Setting(
-            name="uvloop", contenders=BOTH, target=4.5, rounds=bench.pick(quick=1, full=5), loop=uvloop.new_event_loop
+            name="uvloop", contenders=BOTH, target=4.5, rounds=bench.pick(quick=1, full=4), loop=uvloop.new_event_loop
         ),
     )
     results = []

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
+from itertools import pairwise
 
 import psycopg
-from sqlalchemy import event
-from sqlalchemy.pool import Pool
 
 from benchmarks.bench import Bench, rotations, undisturbed
 from benchmarks.contenders import AsyncContender, Ours, Saver, StockConnection, StockPool
@@ -41,13 +39,12 @@ async def _prune(bench: Bench) -> list[Result]:
             keep(urls[contender], source)
         for number, order in enumerate(rotations(contenders, rounds + 1)):
             for contender in order:
-                copy(urls[contender], ["warm", "long"])
+                copy(urls[contender], ["long"])
                 with undisturbed():
-                    await savers[contender].aprune(["warm"])
                     started = time.perf_counter()
                     await savers[contender].aprune(["long"])
                     ms = (time.perf_counter() - started) * 1e3
-                _check(urls[contender], checkpoints=2)
+                _check(urls[contender], checkpoints=1)
                 if number:
                     times[contender].append([ms])
     target = {} if bench.quick else {"ours": Target(at_most=0.7)}
@@ -55,7 +52,7 @@ async def _prune(bench: Bench) -> list[Result]:
 
 
 async def _sweep(bench: Bench) -> list[Result]:
-    size, rounds = bench.pick(quick=10_000, full=50_000), bench.pick(quick=1, full=2)
+    size, rounds = bench.pick(quick=10_000, full=30_000), bench.pick(quick=1, full=2)
     ours = Ours()
     results = []
     for length, which in ((100, f"{size // 100:,} threads of 100 checkpoints"), (size, f"a thread of {size:,}")):
@@ -66,16 +63,16 @@ async def _sweep(bench: Bench) -> list[Result]:
             threads = [f"thread {number}" for number in range(size // length)]
             for _ in range(rounds):
                 copy(url, threads)
-                batches: list[float] = []
-                with undisturbed(), _transactions() as transactions:
+                ends: list[float] = []
+                with undisturbed():
                     started = time.perf_counter()
                     report = await saver.asweep(  # type: ignore[attr-defined]
-                        keep_last=1, on_progress=lambda _, to=batches, of=transactions: to.append(of[-1])
+                        keep_last=1, on_progress=lambda _, to=ends: to.append(time.perf_counter())
                     )
                     seconds = time.perf_counter() - started
                 _check(url, checkpoints=len(threads))
                 rates.append([report.checkpoints / seconds])
-                longest.append([max(batches)])
+                longest.append([max(end - start for start, end in pairwise([started, *ends])) * 1e3])
         counts = not bench.quick
         fast = Target(at_least=20_000, of_ours=True)
         results += [
@@ -122,24 +119,3 @@ def _check(url: str, *, checkpoints: int) -> None:
     if found != (checkpoints, 3 * checkpoints, checkpoints):
         msg = f"of {checkpoints} checkpoints are left, with their writes and blobs: {found}"
         raise MismatchError(msg)
-
-
-@contextmanager
-def _transactions() -> Iterator[Sequence[float]]:
-    """How long each connection was lent that an engine lends meanwhile, in ms: at least as long as it holds a lock."""
-    since: dict[object, float] = {}
-    times: list[float] = []
-
-    def lend(connection: object, *_: object) -> None:
-        since[connection] = time.perf_counter()
-
-    def take_back(connection: object, *_: object) -> None:
-        times.append((time.perf_counter() - since.pop(connection)) * 1e3)
-
-    event.listen(Pool, "checkout", lend)
-    event.listen(Pool, "checkin", take_back)
-    try:
-        yield times
-    finally:
-        event.remove(Pool, "checkout", lend)
-        event.remove(Pool, "checkin", take_back)

@@ -32,7 +32,7 @@ def measure(bench: Bench) -> list[Result | Series]:
     loads = (
         [Load(1, 4, 1), Load(8, 2, 1), Load(64, 2, 1)]
         if bench.quick
-        else [Load(1, 30, 5), Load(8, 16, 5), Load(64, 8, 8), Load(256, 2, 2)]
+        else [Load(1, 30, 4), Load(8, 12, 4), Load(64, 6, 6), Load(256, 2, 1)]
     )
     return asyncio.run(concurrent_runs(bench, "loopback", loads, target=6))
 

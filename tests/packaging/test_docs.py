@@ -104,7 +104,7 @@ NOT_RUN = {
     "mkdir cafe": "installs; that the wheel can be is tests/packaging/test_wheel.py",
     "python -m checkpoint_store.embedded uvicorn": "serves; the service is called in tests/packaging/test_tutorial.py",
     "export CHECKPOINT_STORE_URL=postgresql://postgres:secret@localhost/cafe": "serves, too",
-    "python -m benchmarks  ": "takes a quarter of an hour",
+    "python -m benchmarks  ": "takes minutes, on a server of its own",
     "python -m benchmarks.hot_path": "a profiler's output is for people",
     "python -m benchmarks.frames": "counts are for people, and it starts a server of its own",
 }
