@@ -306,7 +306,7 @@ class AsyncBackend(Backend):
 
     async def _dispose(self) -> None:
         """Close the connections: on a loop of ours the host could not."""
-        goes_on = self._pipe is not None and not self.owned
+        goes_on = self._pipe is not None and not self.owned and not self._pipe.is_idle
         own = self._engine if self.owned or self.event_loop.is_ours else None
         self.provider.close(State.DRAINING if goes_on else State.CLOSED, is_disposed=own is not None)
         try:

@@ -109,6 +109,11 @@ class GroupCommit:
             loop.call_soon(self._start_gathered)
         await call.outcome
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call waits and no commit is under way."""
+        return self._idle.is_set()
+
     async def aclose(self) -> None:
         """Refuse further calls, and wait for those that were made."""
         self._closed = True

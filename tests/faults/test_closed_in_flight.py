@@ -106,7 +106,7 @@ def calls(*savers: PostgresSaver) -> Iterator[list[Any]]:
 
 async def test_a_call_under_way_closes_its_connection_when_the_saver_is_gone(url: str, gate: Gate) -> None:
     """It would go back to a pool that nobody looks after any more, and stay open as long as the loop runs."""
-    async with AsyncPostgresSaver.from_conn_string(url) as saver:
+    async with AsyncPostgresSaver.from_conn_string(url, pipeline=False) as saver:
         call = asyncio.create_task(saver.aput(CONFIG, empty_checkpoint(), {}, {}))
         await is_true(lambda: gate.waiting() == 1)
     gate.open()
@@ -343,7 +343,7 @@ async def test_a_saver_of_a_worker_thread_leaves_the_hosts_engine_alone(url: str
 
 async def test_the_one_connection_of_a_pool_is_closed_when_it_is_free(url: str, gate: Gate) -> None:
     """SQLAlchemy's StaticPool would close it under the call."""
-    async with AsyncPostgresSaver.from_conn_string(url, poolclass=StaticPool) as saver:
+    async with AsyncPostgresSaver.from_conn_string(url, poolclass=StaticPool, pipeline=False) as saver:
         call = asyncio.create_task(saver.aput(CONFIG, empty_checkpoint(), {}, {}))
         await is_true(lambda: gate.waiting() == 1)
     gate.open()
