@@ -1,4 +1,4 @@
-"""Scripts: several statements in one text, with values in the place of parameters; no I/O.
+"""Statements with values in the place of parameters, and scripts of several in one text; no I/O.
 
 The server executes a script in one round trip and as one transaction, which it rolls back itself after an error. It
 takes no parameters along with one.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg
 
 from checkpoint_store.sql.compiled import Statement
@@ -22,11 +23,19 @@ _DIALECT = asyncpg.dialect()  # type: ignore[no-untyped-call]
 _PARAMETER = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\d+)""")
 """A parameter; or a literal or a quoted name, in which there is none."""
 
+_PLAIN = re.compile(r"[\w.:|/-]*", re.ASCII)
+"""Text that is the same in any encoding, and has nothing that a setting gives another meaning."""
+
 
 def script_of(steps: Sequence[Step]) -> str:
     """Return the script of some statements, which see what other transactions commit before each of them."""
     # A setting of the role's or the host's may be another level. SET TRANSACTION would leave a trace in the session.
     return ";\n".join(["SET LOCAL transaction_isolation = 'read committed'", *[_with_values(*step) for step in steps]])
+
+
+def planned_for(statement: Statement, binds: Mapping[str, Any]) -> Statement:
+    """Return a statement, without binds, that the server plans for these values, whatever its `plan_cache_mode`."""
+    return Statement(lambda: sa.text(_with_values(statement, binds).replace(":", "\\:")))
 
 
 def _with_values(statement: Statement, binds: Mapping[str, Any]) -> str:
@@ -42,5 +51,7 @@ def _with_values(statement: Statement, binds: Mapping[str, Any]) -> str:
 def _literal(value: str | Sequence[str]) -> str:
     """Return a text, or an array of texts, as SQL that the server reads the same in any session."""
     if isinstance(value, str):
+        if _PLAIN.fullmatch(value):
+            return f"'{value}'"  # a constant, which the server can plan for
         return f"convert_from(decode('{value.encode().hex()}', 'hex'), 'UTF8')"
     return f"ARRAY[{', '.join(map(_literal, value))}]"

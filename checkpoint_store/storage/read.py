@@ -10,6 +10,7 @@ from checkpoint_store.schema import PAGED
 from checkpoint_store.serde.keys import Key
 from checkpoint_store.sql.compiled import Read
 from checkpoint_store.sql.executor import Executor, Row
+from checkpoint_store.sql.script import planned_for
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.page_cache import PageCache
@@ -89,7 +90,8 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
         rows = db.fetch(sql.get_checkpoint.joined, key._asdict())
         if rows:
             return rows[0]
-        begun = db.fetch(sql.ids_with_prefix, {**key._asdict(), "prefix": key.checkpoint_id})
+        # For a prefix that it knows the server searches the index; else it reads all of the namespace.
+        begun = db.fetch(planned_for(sql.ids_with_prefix, {**key._asdict(), "prefix": key.checkpoint_id}), {})
         if len(begun) > 1:
             raise InvalidConfig(
                 f"several checkpoints have ids that begin with {short_repr(key.checkpoint_id)}; give more of it"

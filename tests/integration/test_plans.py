@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store.schema import tables
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.executor import ConnectionExecutor
+from checkpoint_store.sql.script import planned_for
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.write_batch import Put, merged, parts_of
 
@@ -66,8 +67,8 @@ def explain(
     sql, values = statement.bound(dialect.dialect(), binds)
     conn.exec_driver_sql(f"SET plan_cache_mode = {mode}")
     conn.exec_driver_sql(f"PREPARE under_test AS {sql}")
-    arguments = ", ".join(conn.dialect.type_compiler_instance and _literal(value) for value in values)
-    plan = conn.exec_driver_sql(f"EXPLAIN ({options}FORMAT JSON) EXECUTE under_test({arguments})").scalar_one()
+    arguments = f"({', '.join(map(_literal, values))})" if values else ""
+    plan = conn.exec_driver_sql(f"EXPLAIN ({options}FORMAT JSON) EXECUTE under_test{arguments}").scalar_one()
     conn.exec_driver_sql("DEALLOCATE under_test")
     nodes: list[dict[str, Any]] = []
     _collect((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"], nodes)
@@ -211,6 +212,21 @@ async def test_a_run_of_all_threads_is_listed_by_its_index(filled: AsyncEngine, 
     indexes = {node["Index Name"] for node in nodes if "Index Name" in node and node.get("Relation Name") != ""}
     assert "checkpoint_store_run_idx" in indexes
     assert not [node for node in nodes if node["Node Type"] == "Seq Scan"]
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("filled", [1], indirect=True)
+async def test_the_beginning_of_an_id_is_sought_in_the_index(filled: AsyncEngine, mode: str) -> None:
+    """Where the database sorts by code point: of 10,000 checkpoints only those that begin so are read."""
+    binds = {"thread_id": "thread-0", "checkpoint_ns": "", "prefix": "00123"}
+    statement = planned_for(SQL.ids_with_prefix, binds)
+    async with filled.connect() as conn:
+        sorts_by_code_point = (await conn.execute(text("SELECT 'Z' < 'a' AND '-b' < 'a'"))).scalar_one()
+        assert [row[0] for row in await conn.run_sync(fetch, statement, {})] == ["001239", "001238"]
+        nodes = await conn.run_sync(explain, statement, {}, mode, "ANALYZE, ")
+
+    read = sum(rows_of(node) for node in nodes if "Relation Name" in node)
+    assert read <= 2 or not sorts_by_code_point
 
 
 TO_DELETE = {

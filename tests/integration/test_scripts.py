@@ -209,9 +209,9 @@ async def test_a_watched_engine_sees_each_statement(engine: AsyncEngine) -> None
 def test_a_parameter_is_not_sought_in_names() -> None:
     """A schema's name may have a dollar sign, quotes and all."""
     sql = Statements(Tables("a$1\"$2'"))
-    script = script_of([(sql.lock_threads, {"thread_ids": ["t"]})])
+    script = script_of([(sql.lock_threads, {"thread_ids": ["t'", "1f0-a"]})])
 
-    assert script.count("decode('74', 'hex')") == 1
+    assert script.count("ARRAY[convert_from(decode('7427', 'hex'), 'UTF8'), '1f0-a']") == 1
     assert script.count('"a$1""$2\'"') == 4
     assert "$1" not in script.replace('"a$1""$2\'"', "")
     text = script_of([(statements_of(None).lock_threads, {"thread_ids": ["t"]})])
