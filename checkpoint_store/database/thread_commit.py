@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Hashable, Sequence
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, QueuePool
 
 from checkpoint_store.conninfo.fork import in_children
 from checkpoint_store.conninfo.transient_errors import is_conflict
@@ -22,14 +22,15 @@ MAX_CALLS = 256
 MAX_BYTES = 4 * 1024 * 1024
 """The number of bytes a commit should carry at most; one call alone may have more."""
 
-_COMMITS = 2
-"""The number of commits under way at once."""
+COMMITS = 8
+"""The largest number of commits under way at once, but for those that take long; or the pool's size, if that is less.
 
-_MORE_COMMITS = 8
-"""The largest number of them, where those under way take long: each may wait for a lock that another session has."""
+With as many connections as without group commit nobody waits longer than without.
+"""
 
 _LONG_SECONDS = 0.02
-"""The seconds that a call waits before it takes a commit under way for a long one."""
+"""The seconds that a call waits before another commit begins: those under way may wait for a lock of a session whose
+own next call is among those that wait here."""
 
 _LOOK_SECONDS = 0.005
 """The seconds between two looks at whether all is stored."""
@@ -78,9 +79,13 @@ class ThreadCommit:
 
     The first ones are stored by their own threads, with nothing between them and the database. Others wait; when a
     commit ends, a thread of theirs stores all that it finds waiting. No thread is there for that alone.
+
+    Args:
+        commits: The largest number of commits under way at once, but for those that take long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, commits: int = COMMITS) -> None:
+        self._most = commits
         self._reset()
         _commits.add(self)
 
@@ -101,7 +106,7 @@ class ThreadCommit:
         is_begun = False
         try:
             with self._lock:
-                is_begun = not self._waiting and self._under_way < _COMMITS and self._waiting.begin(change.thread_id)
+                is_begun = not self._waiting and self._under_way < self._most and self._waiting.begin(change.thread_id)
                 if is_begun:
                     self._under_way += 1
                 else:
@@ -130,7 +135,7 @@ class ThreadCommit:
         while not turn.done():
             if not turn.wait(_LONG_SECONDS):
                 with self._lock:
-                    self._start(_MORE_COMMITS)
+                    self._start(self._under_way + 1)
             elif turn.calls:
                 self._store(turn)
         if turn.error is not None:
@@ -185,7 +190,7 @@ class ThreadCommit:
         self._under_way -= 1
         self._waiting.end(changes)
         if self._waiting:
-            self._start(_COMMITS)
+            self._start(self._most)
 
     def _start(self, limit: int) -> None:
         """Have commits stored by threads that wait, until so many are under way."""
@@ -205,7 +210,11 @@ _of_engines: weakref.WeakKeyDictionary[Engine, ThreadCommit] = weakref.WeakKeyDi
 
 def thread_commit_of(engine: Engine) -> ThreadCommit:
     """Return the group commit that all savers on a sync engine share."""
-    return _of_engines.get(engine) or _of_engines.setdefault(engine, ThreadCommit())
+    if (commit := _of_engines.get(engine)) is None:
+        pool = engine.pool
+        size = pool.size() if isinstance(pool, QueuePool) else 0
+        commit = _of_engines.setdefault(engine, ThreadCommit(min(size or COMMITS, COMMITS)))
+    return commit
 
 
 def _start_afresh() -> None:

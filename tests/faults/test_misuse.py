@@ -172,7 +172,7 @@ FORKS = {
                 with commits._lock:
                     held.set()
                     forked.wait()
-            for number in range(2):
+            for number in range(commits._most):
                 commits._waiting.begin(f"{number}")
                 commits._under_way += 1
             threading.Thread(target=hold).start()

@@ -76,8 +76,9 @@ def put_at_once(url: str, saver: PostgresSaver) -> list[Future[Any]]:
 
 def test_threads_share_commits_by_default(url: str, engine: Engine) -> None:
     """On an engine of the saver's, and on the host's."""
-    with PostgresSaver.from_conn_string(url) as own:
-        for saver in (own, PostgresSaver(engine)):
+    few = create_engine(engine.url, pool_size=2)
+    with PostgresSaver.from_conn_string(url, pool_size=2) as own:
+        for saver in (own, PostgresSaver(few)):
             with sizes(saver) as found:
                 calls = put_at_once(url, saver)
             assert [call.exception() for call in calls] == [None] * THREADS
@@ -86,6 +87,7 @@ def test_threads_share_commits_by_default(url: str, engine: Engine) -> None:
             assert {one.config["configurable"]["thread_id"] for one in saver.list(None)} == {
                 f"t{number}" for number in range(THREADS)
             }
+    few.dispose()
 
 
 def test_commits_are_not_shared_where_that_is_switched_off(url: str, engine: Engine) -> None:

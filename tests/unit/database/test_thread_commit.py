@@ -87,7 +87,7 @@ class Crowd:
 
 @pytest.fixture
 def crowd() -> Crowd:
-    return Crowd(ThreadCommit(), Database())
+    return Crowd(ThreadCommit(2), Database())
 
 
 @pytest.fixture
