@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from secrets import token_hex
 from struct import Struct
 from typing import Any
 
@@ -48,6 +49,8 @@ class Prepared:
 
     names: dict[Statement, bytes | int] = field(default_factory=dict)
     """Their names, those used last at the end; of a statement that is not prepared yet, how often it was executed."""
+    prefix: bytes = field(default_factory=lambda: b"checkpoint_store_%s_" % token_hex(4).encode())
+    """The beginning of their names, which no other client's have: a pooler may lend it the session."""
     count: int = 0
     """The number of names that were given; none is given twice."""
     transformer: abc.Transformer = field(default_factory=lambda: Transformer(_adapters))
@@ -120,7 +123,7 @@ class PsycopgExecutor(DirectExecutor):
                 names[statement] = name + 1
                 return None
             self._prepared.count += 1
-            name = b"checkpoint_store_%d" % self._prepared.count
+            name = b"%s%d" % (self._prepared.prefix, self._prepared.count)
             self.driver.pgconn.send_prepare(name, statement.numbered.sql)
             if (result := self._wait()).status not in _DONE:
                 raise error_from_result(result)
