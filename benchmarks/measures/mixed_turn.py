@@ -14,14 +14,13 @@ import uvloop
 from benchmarks.bench import Bench, in_turns, undisturbed
 from benchmarks.calls import newest
 from benchmarks.contenders import (
+    STOCK,
     AsyncContender,
     Contender,
     Ours,
     OursOnHostEngine,
     OursPlain,
     Saver,
-    StockPipeline,
-    StockPool,
 )
 from benchmarks.proof import MismatchError
 from benchmarks.proxy import proxied
@@ -44,8 +43,7 @@ class Setting:
     loop: Callable[[], asyncio.AbstractEventLoop] | None = None
 
 
-# Not the stock saver's single connection: its pipeline mode is the same connection, only faster.
-BOTH = (Ours(), StockPipeline(), StockPool())
+BOTH = (Ours(), *STOCK)
 
 
 def measure(bench: Bench) -> list[Result]:
