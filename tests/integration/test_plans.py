@@ -127,6 +127,18 @@ OF_ALL: dict[str, tuple[frozenset[str], dict[str, Any]]] = {
         {"filter": '{"source": "loop"}', "before": "006000", **LAST},
     ),
 }
+NEW = {
+    **NAMED,
+    "checkpoint_id": "000002",
+    "parent_checkpoint_id": None,
+    "checkpoint": "{}",
+    "metadata": "{}",
+    "kept": None,
+    "channels": ["messages"],
+    "versions": ["new"],
+    "types": ["msgpack"],
+    "blobs": [b"value"],
+}
 PLAIN = {
     "get newest, plain": (SQL.get_newest.plain, NAMED),
     "first page, plain": (SQL.list_checkpoints(frozenset(NAMED)).plain, PAGE),
@@ -387,3 +399,44 @@ def rows_of(scan: dict[str, Any]) -> int:
     """How many rows a scan has read, in all its loops: those that it returned, and those that it left out."""
     read = [scan["Actual Rows"], *[scan.get(f"Rows Removed by {what}", 0) for what in ("Filter", "Index Recheck")]]
     return round(sum(read) * scan["Actual Loops"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_call_reads_as_much_among_a_million_checkpoints_as_among_a_thousand(url: str, analyzed: bool) -> None:
+    """Get, put, and lists of a thread and of all, in blocks; the server's choice of plans makes no difference."""
+    engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": url}, isolation_level="AUTOCOMMIT")
+    blocks: dict[int, dict[str, int]] = {}
+    async with engine.connect() as conn:
+        for table in tables.all:
+            await conn.execute(text(f"ALTER TABLE {table.name} SET (autovacuum_enabled = off)"))
+        for length in (1_000, 1_000_000):
+            for table in tables.all:
+                await conn.execute(text(f"TRUNCATE {table.name}"))
+            fill = FILL.replace("10000", str(length)).replace("FM000000", "FM00000000")
+            for statement in fill.format(threads=length // 20).split(";")[:-1]:
+                await conn.execute(text(statement))
+            is_nested = "checkpoint_id::int % 10 = 7"
+            await conn.execute(
+                text(f"UPDATE checkpoints SET checkpoint_ns = 'node:' || checkpoint_id WHERE {is_nested}")
+            )
+            await conn.execute(text("VACUUM" + " ANALYZE" * analyzed))
+            last = {"last_checkpoint_id": f"{length // 2:08}", "last_thread_id": "thread-0", "last_checkpoint_ns": ""}
+            called = {
+                "get newest": (SQL.get_newest.plain, NAMED),
+                "get by id": (SQL.get_checkpoint.plain, {**NAMED, "checkpoint_id": f"{length // 20 + 3:08}"}),
+                "list of a thread": STATEMENTS["page of a thread"],
+                "list of all": (SQL.list_checkpoints(frozenset()).plain, {"batch_size": 10}),
+                "next of all": (SQL.list_checkpoints(frozenset({"after_row"})).plain, {**last, "batch_size": 10}),
+                "put": (SQL.put_checkpoint, NEW),
+            }
+            blocks[length] = {}
+            for mode in ("force_custom_plan", "force_generic_plan"):
+                for name, of in called.items():
+                    await conn.run_sync(explain, *of, mode, "ANALYZE, ")
+                    nodes = await conn.run_sync(explain, *of, mode, "ANALYZE, BUFFERS, ")
+                    blocks[length][f"{name}, {mode}"] = nodes[0]["Shared Hit Blocks"] + nodes[0]["Shared Read Blocks"]
+    await engine.dispose()
+
+    # An index of a thousand times as many rows is a level or two higher.
+    assert {name for name, many in blocks[1_000_000].items() if many > 2 * blocks[1_000][name] + 10} == set()
