@@ -109,6 +109,10 @@ def loads_typed(serde: SerializerProtocol, kind: str, blob: bytes) -> Any:
 
 
 def _packed(value: Any) -> bytes:
+    # A node may be changing it in another thread, which gets a turn wherever `default` is called, and ormsgpack would
+    # go on in the memory of a list that has shrunk: LangGraph's own way ends the process then.
+    if type(value) is list or type(value) is dict:
+        value = value.copy()
     return _packb(value, default=_default, option=jsonplus._option)
 
 

@@ -150,6 +150,12 @@ ODD: list[Any] = [
     *[{**CALL, "x": 1}, [{**CALL, "x": 1}], [{**CALL, "args": {1: 2}}], [{"name": "n", "args": {}, "id": 1}], [USAGE]],
     *[{**USAGE, "total_tokens": True}, {**USAGE, "x": 1}, {"total_tokens": 1}, {**USAGE, "input_token_details": None}],
     *[{**USAGE, "input_token_details": {"cache_read": 1, "audio": 1}}, {**USAGE, "output_token_details": {"x": 1}}],
+    *[
+        dict(reversed(USAGE.items())),
+        dict(reversed(CALL.items())),
+        [dict(reversed(CALL.items()))],
+        {"tool_calls": [RAW_CALL]},
+    ],
     *[{Colour.RED: 1}, {None: 1}, {"a": {"b": {2: 3}}}, [("a",)], [["a"]], "ai", "human", "AIMessageChunk"],
 ]
 
@@ -177,6 +183,8 @@ def random_message(chance: random.Random) -> Any:
     if chance.random() < 0.5:
         name = chance.choice(list(cls.model_fields))
         fields[name] = _spoilt(chance, fields.get(name))
+    if fields.get("usage_metadata") and chance.random() < 0.1:
+        fields["usage_metadata"] = dict(reversed(fields["usage_metadata"].items()))
     if chance.random() < 0.1:
         fields.pop(chance.choice(list(fields)))
     if chance.random() < 0.05:
