@@ -195,7 +195,7 @@ async def test_a_connection_that_is_not_open_is_refused(engine: AsyncEngine) -> 
 
 async def test_a_pipe_that_does_not_fit_is_refused_with_the_reason(engine: AsyncEngine) -> None:
     """Neither another library's, nor another engine's, nor one beside a caller's own connection."""
-    with pytest.raises(errors.UnusableConnection, match="pipe is a object; it must be an AsyncPipeline or None"):
+    with pytest.raises(errors.UnusableConnection, match="pipe must be an AsyncPipeline, None or False, not a object"):
         AsyncPostgresSaver(engine, object())  # type: ignore[arg-type]
     with pytest.raises(errors.UnusableConnection, match="engine must be the savers' AsyncEngine, not str"):
         AsyncPipeline("postgresql://localhost")  # type: ignore[arg-type]

@@ -860,9 +860,7 @@ async def test_who_is_cancelled_as_the_session_begins_leaves_no_session(
 
 @pytest.mark.parametrize("moment", ["at once", "when it is done"])
 @pytest.mark.parametrize("interrupted", ["taking", "giving back"])
-def test_ctrl_c_leaves_no_lock(
-    interrupted: str, moment: str, url: str, sync_saver: PostgresSaver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_leaves_no_lock(interrupted: str, moment: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever it comes while a thread waits for the loop, the lock is free afterwards."""
     wait = event_loop._wait
 
@@ -872,12 +870,13 @@ def test_ctrl_c_leaves_no_lock(
             pass
         raise KeyboardInterrupt
 
-    with PostgresSaver.from_conn_string(url) as other:
+    on_asyncpg = url.replace("postgresql:", "postgresql+asyncpg:", 1)
+    with PostgresSaver.from_conn_string(on_asyncpg) as saver, PostgresSaver.from_conn_string(url) as other:
         for _ in range(5):
             with pytest.raises(KeyboardInterrupt):  # noqa: PT012
                 if interrupted == "taking":
                     monkeypatch.setattr(event_loop, "_wait", interrupt)
-                with sync_saver.thread_lock("t1"):
+                with saver.thread_lock("t1"):
                     if interrupted == "giving back":
                         monkeypatch.setattr(event_loop, "_wait", interrupt)
             with other.thread_lock("t1", timeout=5):
@@ -984,7 +983,7 @@ async def test_who_is_cancelled_in_another_loop_leaves_no_lock(
     url: str, other: AsyncPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A coroutine that waits for the loop of a sync saver may be cancelled when the lock has just come."""
-    with PostgresSaver.from_conn_string(url) as saver:
+    with PostgresSaver.from_conn_string(url.replace("postgresql:", "postgresql+asyncpg:", 1)) as saver:
         acall = event_loop.EventLoop.acall
 
         async def cancelled(*args: Any) -> None:
