@@ -183,7 +183,7 @@ def random_message(chance: random.Random) -> Any:
     if chance.random() < 0.5:
         name = chance.choice(list(cls.model_fields))
         fields[name] = _spoilt(chance, fields.get(name))
-    if fields.get("usage_metadata") and chance.random() < 0.1:
+    if type(fields.get("usage_metadata")) is dict and chance.random() < 0.1:
         fields["usage_metadata"] = dict(reversed(fields["usage_metadata"].items()))
     if chance.random() < 0.1:
         fields.pop(chance.choice(list(fields)))
