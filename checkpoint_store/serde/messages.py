@@ -123,7 +123,7 @@ def _default(value: Any) -> Any:
         try:
             fields = value.__dict__.copy()
             if (
-                [*fields] == kind.names
+                len(fields) == len(kind.names)
                 and not value.__pydantic_extra__
                 and value.__pydantic_serializer__ is kind.serializer
                 and _is_plain(fields, kind)
@@ -175,7 +175,11 @@ def _ext_hook(langgraph: Callable[[int, bytes], Any]) -> Callable[[int, bytes], 
 
 
 def _is_plain(fields: dict[str, Any], kind: _Kind) -> bool:
-    """Return whether neither dumping nor validating a message with these fields would change one."""
+    """Return whether neither dumping nor validating a message with these fields would change one.
+
+    Raises:
+        KeyError: If one is missing.
+    """
     content, name, id_ = fields["content"], fields["name"], fields["id"]
     return (
         (type(content) is str or (type(content) is list and _BLOCKS.issuperset(map(type, content))))
@@ -234,7 +238,7 @@ def _are_details(details: Any, orders: frozenset[tuple[str, ...]]) -> bool:
 
 
 def _of_tool(fields: dict[str, Any]) -> bool:
-    return type(fields["tool_call_id"]) is str and fields["status"] in ("success", "error")
+    return "artifact" in fields and type(fields["tool_call_id"]) is str and fields["status"] in ("success", "error")
 
 
 def _of_chat(fields: dict[str, Any]) -> bool:

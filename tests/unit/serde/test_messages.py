@@ -126,6 +126,21 @@ def test_nan_and_bytes_and_depth_are_as_langgraph_has_them() -> None:
     agree([HumanMessage.model_construct(content=cyclic)])
 
 
+def test_fields_in_any_order_are_written_in_that_order() -> None:
+    """As they are after one was deleted and set again."""
+    for message in (AIMessage("x", usage_metadata=USAGE), ToolMessage("x", tool_call_id="c"), HumanMessage("x")):
+        for name in [*message.__dict__]:
+            message.__dict__[name] = message.__dict__.pop(name)
+            agree([message])
+        del message.__dict__["id"]
+        message.__dict__["cached"] = None
+        agree([message])
+    message = ToolMessage("x", tool_call_id="c")
+    del message.__dict__["artifact"]
+    message.__dict__["cached"] = None
+    agree([message])
+
+
 def test_what_is_read_is_independent_of_what_else_is_read() -> None:
     """No container or set of names is shared between messages."""
     blob = messages.dumps_typed(PLAIN, [HumanMessage("x"), HumanMessage("y")])
