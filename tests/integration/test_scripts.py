@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import NotSetUp, Refused
 from checkpoint_store.schema import Tables
 from checkpoint_store.sql.script import script_of
@@ -92,6 +92,23 @@ async def test_a_thread_is_deleted_in_one_round_trip(wire: Wire) -> None:
             stored = await put(saver, f"t{number}")
             assert await wire.count(lambda number=number: saver.adelete_thread(f"t{number}")) == 1
             assert await saver.aget_tuple(stored) is None
+
+
+async def test_so_it_is_from_sync_code_on_psycopg(wire: Wire) -> None:
+    """Both calls, in the calling thread."""
+
+    def use() -> PostgresSaver:
+        saver = context.__enter__()
+        saver.setup()
+        saver.put({"configurable": {"thread_id": "t", "checkpoint_ns": ""}}, empty_checkpoint(), {}, {})
+        return saver
+
+    context = PostgresSaver.from_conn_string(wire.url.replace("postgresql:", "postgresql+psycopg:"))
+    saver = await asyncio.to_thread(use)
+    assert await wire.count(lambda: asyncio.to_thread(saver.setup)) == 1
+    assert await wire.count(lambda: asyncio.to_thread(saver.delete_thread, "t")) == 1
+    assert await asyncio.to_thread(lambda: list(saver.list(None))) == []
+    await asyncio.to_thread(context.__exit__, None, None, None)
 
 
 async def test_setup_at_head_takes_one_round_trip_on_a_new_connection(wire: Wire) -> None:
