@@ -8,8 +8,10 @@ ENVIRONMENT := $(VENV)/bin/python$(VERSION)
 INSTALLED := $(VENV)/installed-$(VERSION)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable
 
+PLAIN := tests/faults tests/scale $(addprefix tests/integration/test_,backend.py bind.py host_engine.py pipeline.py pool.py loops.py sync_engine.py)
+
 .DEFAULT_GOAL := help
-.PHONY: help check types fix hooks test test-slow test-matrix coverage faults fuzz demo docs migration lock wheel bench bench-quick
+.PHONY: help check types fix hooks test test-slow test-plain test-matrix coverage faults fuzz demo docs migration lock wheel bench bench-quick
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +39,9 @@ test: $(INSTALLED) ## Run the tests, on CHECKPOINT_STORE_TEST_URL or an embedded
 
 test-slow: $(INSTALLED) ## Run all tests, the slow ones too
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 $(ARGS)
+
+test-plain: $(INSTALLED) ## The tests of faults, pools and hosts' engines with all shortcuts off
+	CHECKPOINT_STORE_TEST_SHORTCUTS=off $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 -m "not slow" $(or $(ARGS),$(PLAIN))
 
 coverage: $(INSTALLED) ## Run the tests and report which lines and branches none of them reaches
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --cov -m "not slow" $(ARGS)

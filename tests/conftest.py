@@ -29,11 +29,13 @@ from sqlalchemy import QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.database import checkout, provider
 from checkpoint_store.embedded import EmbeddedPostgres
-from checkpoint_store.serde import pages
+from checkpoint_store.serde import messages, pages
 
 REPOSITORY = Path(__file__).parents[1]
 SERVER = "CHECKPOINT_STORE_TEST_URL"
+SHORTCUTS = "CHECKPOINT_STORE_TEST_SHORTCUTS"
 MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a directory in it
 
 # CI repeats the same generated examples; at a desk every run tries others.
@@ -53,8 +55,10 @@ SLOW_SECONDS = 1800
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give slow tests more time than `timeout` in pyproject.toml has for the others."""
+    """Give slow tests more time than `timeout` in pyproject.toml has for the others; skip what is switched off."""
     for item in items:
+        if item.get_closest_marker("shortcut") and os.environ.get(SHORTCUTS) == "off":
+            item.add_marker(pytest.mark.skip(f"{SHORTCUTS} is off"))
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
@@ -68,7 +72,14 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start a server unless one is named; xdist's workers find it named, in the environment they inherit."""
+    """Start a server unless one is named; xdist's workers find it named, in the environment they inherit.
+
+    With the shortcuts off each call has a connection from the pool, a commit of its own, and statements that SQLAlchemy
+    executes, as where listeners watch; and messages go LangGraph's way.
+    """
+    if os.environ.get(SHORTCUTS) == "off":
+        checkout.is_watched = provider.is_watched = lambda _: True  # type: ignore[assignment, attr-defined]
+        messages.reads = messages.writes = lambda _: False
     if SERVER not in os.environ:
         server = EmbeddedPostgres(settings=HASTY)
         with pytest.MonkeyPatch.context() as patch:

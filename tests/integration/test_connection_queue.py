@@ -17,6 +17,8 @@ from checkpoint_store import AsyncPostgresSaver
 from checkpoint_store.database import checkout
 from checkpoint_store.database.liveness import take_open
 
+pytestmark = pytest.mark.shortcut
+
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 

@@ -15,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.database.direct_executor import AsyncpgExecutor
 
+pytestmark = pytest.mark.shortcut
+
 TENANT: ContextVar[str] = ContextVar("TENANT")
 
 
