@@ -93,7 +93,7 @@ def merged(changes: Sequence[Change], known: Mapping[str, Container[bytes]]) -> 
             other threads all pages are sent.
 
     Returns:
-        Arrays by name; none of a table without rows, nor of gates where no thread has pages.
+        Arrays by name; none of a table without rows, nor of gates and pages where no thread has pages.
     """
     batch = _Batch()
     for change in changes:
@@ -157,12 +157,15 @@ class _Batch:
         checkpoint = ("checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata", "keeps_from", "kept")
         write = (*graph, "checkpoint_id", "task_id", "idx", "task_path", "channel", "type", "blob")
         tables = (
-            ("page_", ("thread_id", "digest", "page"), self._pages),
             ("blob_", blob, self._blobs),
             ("checkpoint_", (*graph, *checkpoint), self._checkpoints),
             ("write_", write, self._writes),
         )
-        binds = self._gate_binds() if any(kind != UNGATED for kind, _ in self.gates.values()) else {}
+        binds: Binds = {}
+        if any(kind != UNGATED for kind, _ in self.gates.values()):
+            # Also where none is sent: so there are fewer statements.
+            pages = array_binds(("thread_id", "digest", "page"), _by_key(self._pages), "page_")
+            binds = {**self._gate_binds(), **pages}
         for prefix, columns, rows in tables:
             if rows:
                 binds |= array_binds(columns, _by_key(rows), prefix)
