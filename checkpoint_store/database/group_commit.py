@@ -100,7 +100,7 @@ class GroupCommit:
             raise Closed("this pipeline is closed")
         loop = self._start_on_loop()
         few = self._under_way < self._flushes and not self._waiting and self._crowd <= self._flushes
-        if few and not self._shared and self._waiting.begin(change.thread_id):
+        if few and not self._shared and self._waiting.begin(change.sequence):
             self._begin(1)
             try:
                 await self._commit(store, [change])
@@ -277,8 +277,8 @@ class AsyncPipeline(GroupCommit):
     way, and can wait for all changes by `aclose()`.
 
     A call returns when its own rows are committed. A few at once go straight to the database; further ones wait, and
-    share the next commit. Within a thread changes are stored in the order of the calls. If the server refuses the rows
-    of a call, that call alone fails. Several savers on the engine may share a pipeline.
+    share the next commit. The checkpoints of a thread are stored in the order of the calls, and so are the writes of a
+    task. If the server refuses the rows of a call, that call alone fails. Several savers on the engine may share one.
 
     Args:
         engine: The engine of the savers.

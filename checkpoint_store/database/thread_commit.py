@@ -106,7 +106,7 @@ class ThreadCommit:
         is_begun = False
         try:
             with self._lock:
-                is_begun = not self._waiting and self._under_way < self._most and self._waiting.begin(change.thread_id)
+                is_begun = not self._waiting and self._under_way < self._most and self._waiting.begin(change.sequence)
                 if is_begun:
                     self._under_way += 1
                 else:

@@ -33,9 +33,11 @@ class Put:
     """Whether it is stored only if it continues the newest checkpoint of its namespace."""
     thread_id: str = field(init=False)
     """The thread it belongs to."""
+    sequence: str = field(init=False)
+    """Changes with the same one are stored in the order of the calls: those of the checkpoints of a thread."""
 
     def __post_init__(self) -> None:
-        self.thread_id = self.binds["thread_id"]
+        self.thread_id = self.sequence = self.binds["thread_id"]
 
 
 def paged(binds: Binds, page_cache: PageCache, continues: bool = False) -> Put:
@@ -65,9 +67,12 @@ class Writes:
     """They belong to a checkpoint, whether it is the newest or not."""
     thread_id: str = field(init=False)
     """The thread they belong to."""
+    sequence: str = field(init=False)
+    """Changes with the same one are stored in the order of the calls: those of the writes of a task."""
 
     def __post_init__(self) -> None:
         self.thread_id = self.binds["thread_id"]
+        self.sequence = f"{self.thread_id}\0{self.binds['task_id']}"  # no thread id has the character
 
 
 Change = Put | Writes

@@ -94,7 +94,7 @@ async def held(pipe: AsyncPipeline) -> AsyncIterator[None]:
     async def wait(_: Sequence[Change]) -> None:
         await end.wait()
 
-    commit = asyncio.create_task(pipe.submit(wait, None, Writes({"thread_id": "held", "blobs": []})))
+    commit = asyncio.create_task(pipe.submit(wait, None, Writes({"thread_id": "held", "task_id": "", "blobs": []})))
     await asyncio.sleep(0)
     try:
         yield
@@ -744,7 +744,7 @@ async def test_what_a_call_costs_does_not_depend_on_how_many_wait(engine: AsyncE
             nonlocal seen
             seen += 1
 
-        changes = [Writes({"thread_id": "t", "blobs": [b""]}) for _ in range(number)]
+        changes = [Writes({"thread_id": "t", "task_id": "", "blobs": [b""]}) for _ in range(number)]
         calls = [loop.create_task(pipe.submit(store, None, change)) for change in changes]
         sys.setprofile(count_one)
         try:
@@ -1140,7 +1140,7 @@ async def test_no_more_commits_are_under_way_than_allowed(url: str, engine: Asyn
 
 def test_threads_that_share_a_sync_saver_share_commits(url: str) -> None:
     """16 threads, each with calls in order; far fewer commits than calls."""
-    with PostgresSaver.from_conn_string(url, pipeline=True) as saver, ThreadPoolExecutor(16) as threads:
+    with PostgresSaver.from_conn_string(url, pool_size=2) as saver, ThreadPoolExecutor(16) as threads:
         together = threading.Barrier(16)
 
         def work(number: int) -> None:

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from checkpoint_store.database.commit_queue import HOPELESS_CALLS, HOPELESS_IN_A_ROW, Call, CommitQueue, LimitedCommit
+from checkpoint_store.database.commit_queue import HOPELESS_IN_A_ROW, HOPELESS_THREADS, Call, CommitQueue, LimitedCommit
 from checkpoint_store.storage.write_batch import Change, Writes
 
 numbers = count()
@@ -20,7 +20,7 @@ async def store(_: Sequence[Change]) -> None:
 
 
 def call_of(thread_id: str, *, schema: str | None = None, size: int = 1) -> Call:
-    binds = {"thread_id": thread_id, "blobs": [b"x" * size], "number": next(numbers)}
+    binds = {"thread_id": thread_id, "task_id": "", "blobs": [b"x" * size], "number": next(numbers)}
     return Call(store, schema, Writes(binds), asyncio.get_running_loop().create_future(), 0.0)
 
 
@@ -113,10 +113,10 @@ async def test_calls_put_back_go_alone_before_the_others_of_their_threads() -> N
 async def test_where_all_meet_a_limit_the_rest_does_not_have_to() -> None:
     """Of those in one commit, after a few; and of one thread, though others were stored."""
     limited = LimitedCommit(calls := [call_of(f"{number}") for number in range(10)])
-    for number in range(HOPELESS_CALLS - 1):
+    for number in range(HOPELESS_THREADS - 1):
         calls[number].waits = False
         assert limited.note(f"{number}", stored=False, limited=True) == []
-    assert limited.note("3", stored=False, limited=True) == calls[HOPELESS_CALLS - 1 :]
+    assert limited.note("3", stored=False, limited=True) == calls[HOPELESS_THREADS - 1 :]
 
     limited = LimitedCommit(calls := [call_of("stuck") for _ in range(10)] + [call_of("x")])
     limited.note("x", stored=True, limited=False)

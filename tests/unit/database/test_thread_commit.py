@@ -16,7 +16,7 @@ from checkpoint_store.storage.write_batch import Change, Writes
 
 
 def change(thread_id: str, number: int = 0, size: int = 1) -> Writes:
-    return Writes({"thread_id": thread_id, "number": number, "blobs": [b"x" * size]})
+    return Writes({"thread_id": thread_id, "task_id": "", "number": number, "blobs": [b"x" * size]})
 
 
 class Database:
