@@ -117,7 +117,9 @@ def libpq_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     default = EACH_SECONDS if "," in hosts else _ONE_SECONDS
     place = (None, None) if "," in hosts else (parts.hostname, parts.port)
     url = URL.create("postgresql+psycopg", None, None, *place, parts.path.removeprefix("/") or None)
-    return url, {**KEEPALIVE, "connect_timeout": math.ceil([default, *limits][-1]), **read}
+    # As with asyncpg. Without it psycopg returns bytes for text where the database is SQL_ASCII.
+    defaults = {**KEEPALIVE, "client_encoding": "UTF8", "connect_timeout": math.ceil([default, *limits][-1])}
+    return url, {**defaults, **read}
 
 
 def unknown_to_psycopg(names: Iterable[str]) -> list[str]:

@@ -313,7 +313,7 @@ class Fray:
         victim = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' "
-            "ORDER BY random() LIMIT 1"
+            "ORDER BY state = 'idle', random() LIMIT 1"
         )
         try:
             while True:

@@ -25,7 +25,7 @@ def test_every_spelling_of_postgresql_becomes_arguments_of_libpq(scheme: str) ->
 
     assert url.render_as_string(hide_password=False) == "postgresql+psycopg://db.example:5433/app"
     login = {"host": "db.example", "port": "5433", "dbname": "app", "user": "me", "password": "s@crt"}
-    assert arguments == {**KEPT, "tcp_user_timeout": 30_000, "connect_timeout": 60, **login}
+    assert arguments == {**KEPT, "tcp_user_timeout": 30_000, "connect_timeout": 60, "client_encoding": "UTF8", **login}
 
 
 def test_several_hosts_have_less_time_each() -> None:
