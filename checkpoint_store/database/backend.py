@@ -27,7 +27,7 @@ from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.thread_commit import ThreadCommit
 from checkpoint_store.errors import Closed, LimitReached, Refused, WrongThread
 from checkpoint_store.storage import write
-from checkpoint_store.storage.operation import Operation
+from checkpoint_store.storage.operation import Kind, Operation
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.storage.write_batch import Change
 
@@ -238,6 +238,20 @@ class AsyncBackend(Backend):
     def with_provider(self, provider: ConnectionProvider) -> AsyncBackend:
         """Return a backend like this one on another provider."""
         return AsyncBackend(provider, self.event_loop, self.page_cache, self.page_sharing)
+
+    def run(self, operation: Operation[P, T], *args: P.args, **_: P.kwargs) -> Coroutine[Any, Any, T]:
+        """Run an operation, from any coroutine; a removal or copy after all changes that are under way abandoned."""
+        if operation.kind is Kind.WRITE and self._pipe is not None and self._pipe.has_abandoned:
+            return self._run_settled(self._pipe, super().run(operation, *args, **_))
+        return super().run(operation, *args, **_)
+
+    async def _run_settled(self, pipe: GroupCommit, call: Coroutine[Any, Any, T]) -> T:
+        try:
+            await self.event_loop.acall(pipe.settled)
+        except BaseException:
+            call.close()  # it has not begun
+            raise
+        return await call
 
     def call(self, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
         """Call a function of the provider, from any coroutine."""

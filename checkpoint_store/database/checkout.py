@@ -135,14 +135,16 @@ class Checkout(AbstractContextManager[Executor]):
             # The caller's limit for statements, not to be taken for a server that did not answer when it was connected
             # to. The connection has been given up, as after an interruption: the next to have it might wait as long.
             raise exc.StatementError("it took too long", None, None, error, hide_parameters=True) from error
-        if isinstance(error, exc.StatementError) and pooled is not None and pooled.is_valid and ends_connections(error):
-            if ends_all_connections(error):
-                # The other connections of the pool are not tried one after the other.
-                invalidate_all(self.pool, pooled, without_values(error))  # which the pool logs
-                if self._queue is not None:
-                    self._queue.give_back()
-            else:
-                pooled.invalidate(without_values(error))
+        if not isinstance(error, exc.StatementError) or pooled is None or not ends_connections(error):
+            return
+        # Of what ends all of them the other connections are not tried one after the other.
+        ends_all = ends_all_connections(error)
+        if pooled.is_valid and ends_all:
+            invalidate_all(self.pool, pooled, without_values(error))  # which the pool logs
+        elif pooled.is_valid:
+            pooled.invalidate(without_values(error))
+        if ends_all and self._queue is not None:
+            self._queue.give_back()  # the pool replaces those that are as old
 
 
 def cancel_calls(pool: Pool) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Generator, Hashable, Iterable, Mapping
 from itertools import chain
 
 from sqlalchemy import exc
 
 from checkpoint_store.database.commit_queue import Call, CommitQueue, LimitedCommit
-from checkpoint_store.errors import ONE_CALLS, CheckpointStoreError, LimitReached, Refused
+from checkpoint_store.errors import ONE_CALLS, CheckpointStoreError, Closed, LimitReached, Refused
 
 OUTAGE_SECONDS = 1.0
 """After N seconds without a server, the calls that have waited as long as a failed commit fail with it."""
@@ -35,16 +35,31 @@ def attempts(calls: list[Call], waiting: CommitQueue) -> Generator[list[Call], E
                 LimitedCommit(limited)
                 waiting.put_back(limited)
                 break
-            if isinstance(error, ONE_CALLS) or type(error) is CheckpointStoreError:
-                # In halves, until the call that is refused is alone; each half keeps its order. Not so if the
-                # server or the tables are missing.
+            if isinstance(error, (*ONE_CALLS, Closed)) or type(error) is CheckpointStoreError:
+                # In halves, until the call that is refused is alone, or that of a saver that is closed; each half keeps
+                # its order. Not so if the server or the tables are missing.
                 half = len(part) // 2
                 parts.extendleft([part[half:], part[:half]])
                 continue
         if len(part) == 1:
             _note_limit(part[0], error)
+        elif error is not None and (again := _refused_together(part, error)):
+            parts.extendleft([call] for call in reversed(again))
+            part = [call for call in part if call not in again]
         outcomes += [(call, error and _error_for(error, call.change.thread_id)) for call in part]
     return outcomes
+
+
+def _refused_together(part: list[Call], error: Exception) -> list[Call]:
+    """Return the calls on a thread that is refused as a whole: each is to be stored once more, for its own outcome."""
+    refused = _by_thread(error)
+    calls = Counter(call.change.thread_id for call in part)
+    return [call for call in part if call.change.thread_id in refused and calls[call.change.thread_id] > 1]
+
+
+def late(waiting: CommitQueue, target: Hashable, begun: float) -> list[Call]:
+    """Return the calls that have waited since a commit to their target began."""
+    return [call for call in waiting if call.target == target and call.since <= begun]
 
 
 def resolve(outcomes: Iterable[Outcome]) -> None:

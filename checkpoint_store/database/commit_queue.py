@@ -13,6 +13,12 @@ from checkpoint_store.storage.write_batch import Change, size_of
 Store = Callable[[Sequence[Change]], Any]
 """Stores changes in one commit; on an event loop a coroutine function."""
 
+MAX_CALLS = 256
+"""The largest number of calls in a commit."""
+
+MAX_BYTES = 4 * 1024 * 1024
+"""The number of bytes a commit should carry at most; one call alone may have more."""
+
 HOPELESS_THREADS = 4
 """After calls of N threads that a limit has ended alone as well, and none that was stored, the others fail too."""
 
@@ -72,6 +78,8 @@ class Call:
     """The last commit with it that a limit has ended."""
     waits: bool = True
     """Whether it is in no commit."""
+    commit: Any = None
+    """The task of its last commit, on an event loop."""
     size: int = field(init=False)
 
     def __post_init__(self) -> None:

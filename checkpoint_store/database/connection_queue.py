@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Pool, PoolProxiedConnection
 
 from checkpoint_store.database.liveness import is_open
 from checkpoint_store.database.semaphore import CheckoutTimeout, FairSemaphore
-from checkpoint_store.database.sqlalchemy_private import has_rules
+from checkpoint_store.database.sqlalchemy_private import has_rules, max_overflow
 
 
 class Connected(NamedTuple):
@@ -58,7 +58,8 @@ class ConnectionQueue(AbstractContextManager[object]):
 
     def keep(self, connected: Connected) -> bool:
         """Keep a connection checked out for the next call. Returns whether it is kept."""
-        is_kept = (self.keeps_all or self._is_awaited(len(self._kept))) and not has_rules(connected.pool)
+        is_wanted = self.keeps_all or (self._is_awaited(len(self._kept)) and _has_room(connected.pool))
+        is_kept = is_wanted and not has_rules(connected.pool)
         if is_kept:
             self._kept.append(connected)
         return is_kept
@@ -81,6 +82,12 @@ class ConnectionQueue(AbstractContextManager[object]):
     @abstractmethod
     def _is_awaited(self, kept: int) -> bool:
         """Return whether more calls wait for a connection than are kept for them."""
+
+
+def _has_room(pool: Any) -> bool:
+    """Return whether a pool could give out another connection: then nobody else waits for one of ours."""
+    overflow = max_overflow(pool)
+    return bool(overflow < 0 or pool.checkedout() < pool.size() + overflow)
 
 
 class TaskQueue(ConnectionQueue, FairSemaphore):

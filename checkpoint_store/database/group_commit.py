@@ -12,31 +12,26 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.conninfo.transient_errors import is_conflict
-from checkpoint_store.database.commit_outcomes import OUTAGE_SECONDS, Outcome, attempts, copy_of, is_limit, resolve
-from checkpoint_store.database.commit_queue import Call, CommitQueue, Store
-from checkpoint_store.database.event_loop import EventLoop
-from checkpoint_store.errors import (
-    Closed,
-    Unavailable,
-    UnusableConnection,
+from checkpoint_store.database.commit_outcomes import (
+    OUTAGE_SECONDS,
+    Outcome,
+    attempts,
+    copy_of,
+    is_limit,
+    late,
+    resolve,
 )
+from checkpoint_store.database.commit_queue import MAX_BYTES, MAX_CALLS, Call, CommitQueue, Store
+from checkpoint_store.database.event_loop import EventLoop
+from checkpoint_store.errors import Closed, Unavailable, UnusableConnection
 from checkpoint_store.serde.arguments import number
 from checkpoint_store.storage.write_batch import Change
-
-MAX_CALLS = 256
-"""The largest number of calls in a commit."""
-
-MAX_BYTES = 4 * 1024 * 1024
-"""The number of bytes a commit should carry at most; one call alone may have more."""
 
 FLUSHES = 8
 """The largest number of commits under way at once."""
 
 _SHARED_COMMITS = 2
-"""The largest number of them that several calls share."""
-
-_SINGLE_COMMITS = 4
-"""The number of further ones, of calls alone after a limit has ended their commit: each may take as long again."""
+"""The largest number of them that several calls share, unless these take long."""
 
 _GROUPS = 5
 """The number of groups that concurrent runs fall into: while two are with the server, the values of others are encoded.
@@ -48,7 +43,7 @@ _ENOUGH = 0.75
 """The size of a second shared commit, in that of the first, from which on it need not wait for more calls."""
 
 _GATHER_SECONDS = 0.02
-"""The seconds that calls gather for a second shared commit."""
+"""The seconds that calls gather for a further shared commit."""
 
 
 class GroupCommit:
@@ -74,6 +69,8 @@ class GroupCommit:
         self._crowd = 0
         """The number of concurrent calls when the last shared commit began; 0 since there was none."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._abandoned: set[asyncio.Future[None]] = set()
+        """The ends of commits under way that have a call whose caller was cancelled."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
@@ -103,7 +100,7 @@ class GroupCommit:
         if few and not self._shared and self._waiting.begin(change.sequence):
             self._begin(1)
             try:
-                await self._commit(store, [change])
+                await self._commit(store, target, [change])
             finally:
                 self._end([change])
             return
@@ -113,7 +110,23 @@ class GroupCommit:
             # Not at once: other calls of this iteration of the loop may come along.
             self._is_gathering = True
             loop.call_soon(self._start_gathered)
-        await call.outcome
+        try:
+            await call.outcome
+        except asyncio.CancelledError:
+            if call.commit is not None and not call.waits:
+                self._abandoned.add(call.commit)
+                call.commit.add_done_callback(self._abandoned.discard)
+            raise
+
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether a change is under way whose caller was cancelled."""
+        return bool(self._abandoned)
+
+    async def settled(self) -> None:
+        """Wait for changes that are under way though their callers were cancelled: none is to come after a removal."""
+        while self._abandoned:
+            await asyncio.wait(self._abandoned)
 
     @property
     def is_idle(self) -> bool:
@@ -166,9 +179,10 @@ class GroupCommit:
         """
         while self._start_single():
             pass
-        while self._waiting and self._under_way < self._flushes and self._shared < _SHARED_COMMITS:
-            if self._shared and self._waiting.ready < self._last_size * _ENOUGH:
-                # Not for long: the one under way may itself wait for a lock that another session has.
+        while self._waiting and self._under_way < self._flushes:
+            is_small = bool(self._shared) and self._waiting.ready < self._last_size * _ENOUGH
+            if is_small or self._shared >= _SHARED_COMMITS:
+                # Not for long: those under way may wait for a lock whose holder waits for one of these calls.
                 loop = asyncio.get_running_loop()
                 self._timer = self._timer or loop.call_later(_GATHER_SECONDS, self._stop_gathering)
                 return
@@ -194,7 +208,7 @@ class GroupCommit:
 
     def _start_single(self) -> bool:
         """Start the commit of a call that goes alone, beside the shared ones, which need not wait for it."""
-        limit = max(1, min(_SINGLE_COMMITS, self._flushes - _SHARED_COMMITS))
+        limit = max(1, self._flushes - _SHARED_COMMITS)
         if self._alone >= limit or self._under_way >= self._flushes or not (calls := self._waiting.take_alone()):
             return False
         self._alone += 1
@@ -206,6 +220,8 @@ class GroupCommit:
         task = asyncio.get_running_loop().create_task(self._store_and_resolve(calls, alone=alone))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        for call in calls:
+            call.commit = task
 
     async def _store_and_resolve(self, calls: list[Call], *, alone: bool) -> None:
         try:
@@ -248,7 +264,7 @@ class GroupCommit:
         while True:
             error: Exception | None = None
             try:
-                await self._commit(part[0].store, [call.change for call in part])
+                await self._commit(part[0].store, part[0].target, [call.change for call in part])
             except Exception as failure:
                 error = failure
             try:
@@ -257,7 +273,7 @@ class GroupCommit:
                 outcomes: list[Outcome] = end.value
                 return outcomes
 
-    async def _commit(self, store: Store, changes: Sequence[Change]) -> None:
+    async def _commit(self, store: Store, target: Hashable, changes: Sequence[Change]) -> None:
         clock = asyncio.get_running_loop().time
         begun = clock()
         try:
@@ -266,7 +282,7 @@ class GroupCommit:
             # It was retried all this time. Calls that have waited as long would wait as long again, and later ones even
             # longer: they fail with it. Not so if it was in conflict with other changes, or took too long.
             if clock() - begun >= OUTAGE_SECONDS and not (is_conflict(error.__cause__) or is_limit(error)):
-                resolve((call, copy_of(error)) for call in self._waiting if call.since <= begun)
+                resolve((call, copy_of(error)) for call in late(self._waiting, target, begun))
             raise
 
 

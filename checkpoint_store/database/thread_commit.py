@@ -12,15 +12,9 @@ from sqlalchemy import Engine, QueuePool
 from checkpoint_store.conninfo.fork import in_children
 from checkpoint_store.conninfo.transient_errors import is_conflict
 from checkpoint_store.database.commit_outcomes import OUTAGE_SECONDS, attempts, copy_of, is_limit, resolve
-from checkpoint_store.database.commit_queue import Call, CommitQueue, Store
+from checkpoint_store.database.commit_queue import MAX_BYTES, MAX_CALLS, Call, CommitQueue, Store
 from checkpoint_store.errors import Unavailable
 from checkpoint_store.storage.write_batch import Change
-
-MAX_CALLS = 256
-"""The largest number of calls in a commit."""
-
-MAX_BYTES = 4 * 1024 * 1024
-"""The number of bytes a commit should carry at most; one call alone may have more."""
 
 COMMITS = 8
 """The largest number of commits under way at once, but for those that take long; or the pool's size, if that is less.
@@ -113,7 +107,7 @@ class ThreadCommit:
                     call = Call(store, target, change, Turn(), time.monotonic())
                     self._waiting.add(call)
             if call is None:
-                self._commit(store, [change])
+                self._commit(store, target, [change])
             else:
                 self._await(call.outcome)
         except BaseException:
@@ -159,12 +153,12 @@ class ThreadCommit:
 
     def _try(self, calls: list[Call]) -> Exception | None:
         try:
-            self._commit(calls[0].store, [call.change for call in calls])
+            self._commit(calls[0].store, calls[0].target, [call.change for call in calls])
         except Exception as error:
             return error
         return None
 
-    def _commit(self, store: Store, changes: Sequence[Change]) -> None:
+    def _commit(self, store: Store, target: Hashable, changes: Sequence[Change]) -> None:
         begun = time.monotonic()
         try:
             store(changes)
@@ -173,7 +167,11 @@ class ThreadCommit:
             is_outage = not (is_conflict(error.__cause__) or is_limit(error))
             if is_outage and time.monotonic() - begun >= OUTAGE_SECONDS:
                 with self._lock:
-                    resolve((call, copy_of(error)) for call in self._waiting if call.since <= begun)
+                    resolve(
+                        (call, copy_of(error))
+                        for call in self._waiting
+                        if call.target == target and call.since <= begun
+                    )
             raise
 
     def _leave(self, turn: Turn) -> None:

@@ -17,6 +17,9 @@ UNGATED, NEEDS, COMPLETE = range(3)
 COUNTED = ("write", "checkpoint", "blob", "page")
 """The rows that `store` stores, by the prefixes of their binds, in the order in which it counts them."""
 
+LOCK_TIMEOUT = "200ms"
+"""The longest wait for a lock in a commit of several calls: its holder may itself wait for one of the others."""
+
 _GATE = {"thread_id": sa.Text, "kind": sa.Integer, "epoch": sa.BigInteger, "first": sa.Integer, "last": sa.Integer}
 """The columns of threads: their kind, the epoch of a new row, and the range of the needed pages among all digests."""
 
@@ -134,25 +137,33 @@ def keeping(insertion: pg.Insert) -> pg.Insert:
 def store(t: Tables, parts: Set[str]) -> sa.Select[Any]:
     """Store many checkpoints, blobs, pages and pending writes, of any threads: all in one commit.
 
-    Returns the numbers of rows written, in the order of `COUNTED`, for those that are parts. A row that existed already
-    counts only if it is a checkpoint or a special write. With gates, rows of a thread are stored only if
-    `passed_threads` has it, and each row that is returned begins with one of these threads.
+    Returns, after the limit and a thread, the numbers of rows written, in the order of `COUNTED`, for those that are
+    parts. A row that existed already counts only if it is a checkpoint or a special write. With gates, rows of a thread
+    are stored only if `passed_threads` has it, and there is a row for each of these threads.
 
     Args:
         t: The tables.
         parts: The rows that there are: any of `COUNTED`; `kept` for checkpoints that keep values of their parents;
             `gate` if threads have gates, and `one_thread` for a single one with all of its pages in the call, for which
-            see `claimed_threads`.
+            see `claimed_threads`; `limited` if no lock is waited for longer than `LOCK_TIMEOUT`.
 
     Binds: arrays by the names of `write_batch.merged`.
     """
-    passed = None
+    passed, limit = None, _limited() if "limited" in parts else None
     if "gate" in parts:
-        passed = claimed_threads(t) if "one_thread" in parts else passed_threads(t)
-    # The counts are computed in this order, the one in which every transaction locks rows (see `delete`).
-    columns: list[sa.ColumnElement[Any]] = [] if passed is None else [passed.c.thread_id]
+        passed = claimed_threads(t) if "one_thread" in parts else passed_threads(t, limit)
+    # The limit is the first column, so it is set first. The counts are computed in this order, the one in which every
+    # transaction locks rows (see `delete`).
+    columns: list[sa.ColumnElement[Any]] = [sa.null() if limit is None else limit]
+    columns += [sa.null() if passed is None else passed.c.thread_id]
     columns += [ex.count_of(_stored(t, passed, name, parts)) for name in COUNTED if name in parts]
     return sa.select(*columns)
+
+
+def _limited() -> sa.ColumnElement[Any]:
+    """Set `lock_timeout` until the transaction ends."""
+    name, value = ex.text_literal("lock_timeout"), ex.text_literal(LOCK_TIMEOUT)
+    return sa.select(sa.func.set_config(name, value, ex.TRUE)).scalar_subquery()
 
 
 def _stored(t: Tables, passed: sa.CTE | None, name: str, parts: Set[str]) -> sa.CTE:
@@ -242,7 +253,7 @@ def _in_order(target: sa.Table, new: sa.FromClause) -> list[sa.ColumnElement[Any
     return [column.collate("C") if isinstance(column.type, sa.Text) else column for column in keys]
 
 
-def passed_threads(t: Tables) -> sa.CTE:
+def passed_threads(t: Tables, limit: sa.ColumnElement[Any] | None = None) -> sa.CTE:
     """Select the threads with rows that may be stored. Binds: the gates and the needed pages of `write_batch.merged`.
 
     A thread that needs pages passes if they exist and no transaction deletes any before this one commits: a transaction
@@ -252,6 +263,8 @@ def passed_threads(t: Tables) -> sa.CTE:
 
     A thread with all of its pages in the call passes if its row could be inserted, or locked. That fails only if
     another transaction inserts or deletes the row at the same time.
+
+    `limit` is set before a row is locked.
     """
     threads, seen, p = t.checkpoint_threads, t.checkpoint_threads.alias("seen"), t.checkpoint_pages
     made = _new_threads(t).on_conflict_do_nothing().returning(threads.c.thread_id).cte("made")
@@ -276,6 +289,8 @@ def passed_threads(t: Tables) -> sa.CTE:
     )
     each = ex.rows_of_binds("gate_", **_GATE)
     ungated = sa.select(each.c.thread_id).where(each.c.kind == ex.int_literal(UNGATED))
+    if limit is not None:
+        ungated = ungated.where(limit.is_not(None))
     return sa.union_all(ungated, sa.select(made), sa.select(held)).cte("passed")
 
 

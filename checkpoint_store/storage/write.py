@@ -91,14 +91,13 @@ def _store_together(
     """Store changes by one statement. Returns the threads it has stored, and the refusals of those that lost rows."""
     binds = merged(changes, known)
     parts = parts_of(binds)
+    if len(changes) > 1:
+        parts |= {"limited"}
     rows = db.fetch(sql.store(parts | {"one_thread"} if one_thread else parts), binds)
-    if "gate" in parts:
-        passed, counts = {row[0] for row in rows}, rows[0][1:] if rows else ()
-    else:
-        passed, counts = {change.thread_id for change in changes}, rows[0]
+    passed = {row[1] for row in rows} if "gate" in parts else {change.thread_id for change in changes}
     if not passed:
         return passed, {}
-    stored = dict(zip([name for name in COUNTED if name in parts], counts, strict=True))
+    stored = dict(zip([name for name in COUNTED if name in parts], rows[0][2:], strict=True))
 
     def is_less(name: str) -> bool:
         sent = sum(map(passed.__contains__, binds.get(f"{name}_thread_ids", ())))
