@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import pkgutil
 import sys
 import time
@@ -56,6 +57,7 @@ def _run(names: Sequence[str], quick: bool, url: str | None) -> dict[str, Any]:
             # Looking for garbage among the imported modules would take 60 ms before every turn.
             gc.collect()
             gc.freeze()
+            os.sync()  # or commits would wait while the system still writes what the measure before has stored
             started = time.perf_counter()
             for one in measure(Bench(running, quick)):
                 (series if isinstance(one, report.Series) else results).append(one)

@@ -69,7 +69,9 @@ class PsycopgConnector:
             _raise_with_state(error)
 
     def _connect(self) -> psycopg.Connection[Any]:
-        if self._generic_plans:
+        # With a service the options are in a file, and none of ours may take their place.
+        has_service = bool(self._arguments.get("service") or os.environ.get("PGSERVICE"))
+        if self._generic_plans and not has_service:
             options = with_generic_plans(self._arguments.get("options") or os.environ.get("PGOPTIONS"))
             try:
                 return psycopg.connect(**{**self._arguments, "options": options})

@@ -6,7 +6,9 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from contextvars import copy_context
 from functools import partial
 from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
@@ -432,9 +434,12 @@ class SyncBackend(Backend):
             self._commit(changes)
 
     async def take_lock(self, request: LockRequest) -> None:
-        """Take a thread's lock, in a worker thread; if cancelled, not before that has stopped."""
+        """Take a thread's lock, in a thread for this alone; if cancelled, not before that has stopped."""
         self.check_open()
-        call = asyncio.ensure_future(asyncio.to_thread(self.provider.take_lock, request))
+        # Not in one of the loop's threads: when all of them wait, the lock's holder has none to go on in.
+        executor, context = ThreadPoolExecutor(1, "checkpoint_store lock"), copy_context()
+        call = asyncio.get_running_loop().run_in_executor(executor, context.run, self.provider.take_lock, request)
+        executor.shutdown(wait=False)
         try:
             await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -457,7 +462,10 @@ class SyncBackend(Backend):
         await asyncio.to_thread(self.close_blocking)
 
     def close_blocking(self) -> None:
-        """Refuse further operations, and release the engine if it is ours: the calls under way are cancelled."""
+        """Refuse further operations, and release the engine if it is ours.
+
+        Writes that were accepted are stored first, unless each commits for itself; other calls under way are cancelled.
+        """
         if self.provider.state is State.OPEN:
             self.provider.close(State.DRAINING if self.owned else State.CLOSED)
         if self.provider.is_parents:

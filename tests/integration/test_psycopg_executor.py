@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -175,3 +176,14 @@ def test_a_session_killed_while_its_call_waits_is_replaced(url: str, make_engine
     assert not call.is_alive()
     assert saver._backend.provider.retries == 1
     store(saver, **VALUES)
+
+
+def test_options_of_a_service_file_hold(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not replaced by those that we would ask for."""
+    (tmp_path / "services").write_text("[app]\noptions=-c search_path=theirs\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    monkeypatch.setenv("PGSERVICE", "app")
+    with PostgresSaver.from_conn_string(url) as saver:
+        engine: Any = saver._backend.provider.engine
+        with engine.connect() as conn:
+            assert conn.exec_driver_sql("SHOW search_path").scalar() == "theirs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -445,3 +446,18 @@ def test_a_call_that_fails_behind_ctrl_c_makes_no_noise(
     gc.collect()
 
     assert caplog.messages == []
+
+
+async def test_many_who_wait_for_a_lock_leave_its_holder_a_thread(url: str) -> None:
+    """On psycopg the async methods run in the loop's threads: more waiters than it has do not take them all."""
+    order: list[int] = []
+    with PostgresSaver.from_conn_string(url) as saver:
+
+        async def run(number: int) -> None:
+            async with saver.thread_lock("t", timeout=60):
+                config: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+                await saver.aput(config, empty_checkpoint(), {}, {})
+                order.append(number)
+
+        await asyncio.wait_for(asyncio.gather(*map(run, range((os.cpu_count() or 1) + 8))), 45)
+    assert sorted(order) == list(range((os.cpu_count() or 1) + 8))
