@@ -208,6 +208,7 @@ async def test_who_does_not_wait_for_a_pipeline_to_close_leaves_no_session_eithe
     await is_true(lambda: gate.sessions() == 0)
 
 
+@pytest.mark.shortcut
 async def test_a_second_close_is_done_when_the_first_is(url: str, gate: Gate) -> None:
     """Whoever is told that a saver is closed may drop the database."""
     async with AsyncPostgresSaver.from_conn_string(url, pipeline=True) as saver:
@@ -290,6 +291,7 @@ def test_what_a_shared_pipeline_stores_after_the_end_leaves_no_session_behind(ur
 
 
 @on_both
+@pytest.mark.shortcut
 def test_ctrl_c_in_close_leaves_neither_session_nor_thread_behind(url: str, gate: Gate, driver: str) -> None:
     """It ends the wait for what is under way, and no more than that."""
     before = set(threading.enumerate())

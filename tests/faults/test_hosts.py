@@ -92,6 +92,7 @@ async def test_the_kind_of_server_is_asked_of_each_host(url: str, network: Netwo
 @pytest.mark.parametrize(
     "query", ["", "&keepalives_idle=7&keepalives_interval=3&keepalives_count=2&tcp_user_timeout=0"]
 )
+@pytest.mark.shortcut
 async def test_dead_connections_are_noticed(url: str, network: Network, query: str) -> None:
     """The socket asks from time to time whether the other side is there, as the URL says or as we do."""
     async with AsyncPostgresSaver.from_conn_string(network.through(url) + query, pool_size=1) as saver:

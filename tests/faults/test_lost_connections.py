@@ -90,6 +90,7 @@ async def test_one_lost_connection_costs_no_other(url: str, saver: Saver) -> Non
 
 
 @pytest.mark.parametrize("saver", ["asyncpg", "psycopg"], indirect=True)
+@pytest.mark.shortcut
 async def test_a_connection_that_is_lost_in_a_statement_costs_no_other(url: str, saver: AsyncPostgresSaver) -> None:
     """It waits for a lock as it is ended."""
     before = backends(url)

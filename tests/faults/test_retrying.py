@@ -188,6 +188,7 @@ def test_a_sync_engine_has_the_same(url: str) -> None:
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "watched asyncpg"])
+@pytest.mark.shortcut
 async def test_a_table_that_is_altered_between_two_calls_goes_unnoticed(url: str, driver: str) -> None:
     """The plans that sessions have kept for the statement are of no more use to anyone."""
     engine = create_async_engine(
@@ -557,6 +558,7 @@ def network(url: str) -> Iterator[Network]:
 
 
 @pytest.mark.parametrize("pipeline", [False, True], ids=["plain", "pipeline-pages"])
+@pytest.mark.shortcut
 async def test_a_put_that_was_stored_unheard_is_stored_once(url: str, network: Network, pipeline: bool) -> None:
     """Stored again, it changes nothing: not its parent, not its blobs, not its pages, whoever else has stored."""
     async with saver_on(network.through(url), pipeline=pipeline, share_pages=pipeline) as saver, saver_on(url) as other:
@@ -581,6 +583,7 @@ async def test_a_put_that_was_stored_unheard_is_stored_once(url: str, network: N
             assert execute(url, "SELECT bool_and(type = 'pages') FROM checkpoint_blobs WHERE channel = 'texts'")
 
 
+@pytest.mark.shortcut
 async def test_a_put_that_another_one_has_come_between_is_the_last(url: str, network: Network) -> None:
     """Two callers replace one checkpoint at the same time: one of them is last, as if there had been no failure."""
     async with saver_on(network.through(url)) as saver, saver_on(url) as other:

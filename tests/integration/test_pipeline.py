@@ -974,6 +974,7 @@ async def test_closing_waits_for_what_was_submitted(url: str, engine: AsyncEngin
     assert await saver.aget_tuple(config_of("t0")) is not None, "reading needs no pipeline"
 
 
+@pytest.mark.shortcut
 async def test_closing_a_saver_that_owns_its_pipeline_stores_what_was_submitted(url: str) -> None:
     """The end of the block waits for the calls that were made in it."""
     async with AsyncPostgresSaver.from_conn_string(url, pipeline=True) as saver, locked(url):
@@ -1138,6 +1139,7 @@ async def test_no_more_commits_are_under_way_than_allowed(url: str, engine: Asyn
     assert len(await rows(url, "checkpoints")) == 21
 
 
+@pytest.mark.shortcut
 def test_threads_that_share_a_sync_saver_share_commits(url: str) -> None:
     """16 threads, each with calls in order; far fewer commits than calls."""
     with PostgresSaver.from_conn_string(url, pool_size=2) as saver, ThreadPoolExecutor(16) as threads:

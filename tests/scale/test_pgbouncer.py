@@ -238,6 +238,7 @@ async def test_it_can_be_told_from_a_server(url: str, pooled_url: str) -> None:
     assert told == [False, False, True, True]
 
 
+@pytest.mark.shortcut
 async def test_no_statement_stays_behind_on_the_servers_connections(url: str, pooled_url: str) -> None:
     """However many calls go through it: what is prepared has no name, and so leaves nothing to pile up."""
     async with AsyncPostgresSaver.from_conn_string(pooled_url, pooler="transaction", share_pages=True) as saver:
