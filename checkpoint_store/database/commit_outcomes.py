@@ -8,6 +8,7 @@ from itertools import chain
 
 from sqlalchemy import exc
 
+from checkpoint_store.conninfo.transient_errors import is_conflict
 from checkpoint_store.database.commit_queue import Call, CommitQueue, LimitedCommit
 from checkpoint_store.errors import ONE_CALLS, CheckpointStoreError, Closed, LimitReached, Refused
 
@@ -57,9 +58,14 @@ def _refused_together(part: list[Call], error: Exception) -> list[Call]:
     return [call for call in part if call.change.thread_id in refused and calls[call.change.thread_id] > 1]
 
 
-def late(waiting: CommitQueue, target: Hashable, begun: float) -> list[Call]:
-    """Return the calls that have waited since a commit to their target began."""
-    return [call for call in waiting if call.target == target and call.since <= begun]
+def fail_late(waiting: CommitQueue, target: Hashable, error: Exception, begun: float, now: float) -> None:
+    """Fail the calls that have waited since a commit to their target began, which has failed for want of a server.
+
+    It was retried all this time. They would wait as long again, and later ones even longer. Not so if it was in
+    conflict with other changes, or took too long.
+    """
+    if now - begun >= OUTAGE_SECONDS and not (is_conflict(error.__cause__) or is_limit(error)):
+        resolve((call, copy_of(error)) for call in waiting if call.target == target and call.since <= begun)
 
 
 def resolve(outcomes: Iterable[Outcome]) -> None:

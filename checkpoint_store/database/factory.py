@@ -118,7 +118,7 @@ def engine_backend(
     if isinstance(engine, Engine):
         if pipe:
             raise InvalidOption(
-                "pipe can't be used with a sync engine, whose calls come from threads and commit for themselves. "
+                "pipe can't be used with a sync engine, whose threads share commits by themselves. "
                 "Leave it out, or pass an AsyncEngine."
             )
         commits = None if pipe is False else thread_commit_of(engine)

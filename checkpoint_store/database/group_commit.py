@@ -11,16 +11,7 @@ from typing import Self
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checkpoint_store.conninfo.transient_errors import is_conflict
-from checkpoint_store.database.commit_outcomes import (
-    OUTAGE_SECONDS,
-    Outcome,
-    attempts,
-    copy_of,
-    is_limit,
-    late,
-    resolve,
-)
+from checkpoint_store.database.commit_outcomes import Outcome, attempts, fail_late, resolve
 from checkpoint_store.database.commit_queue import MAX_BYTES, MAX_CALLS, Call, CommitQueue, Store
 from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.errors import Closed, Unavailable, UnusableConnection
@@ -279,10 +270,7 @@ class GroupCommit:
         try:
             await store(changes)
         except Unavailable as error:
-            # It was retried all this time. Calls that have waited as long would wait as long again, and later ones even
-            # longer: they fail with it. Not so if it was in conflict with other changes, or took too long.
-            if clock() - begun >= OUTAGE_SECONDS and not (is_conflict(error.__cause__) or is_limit(error)):
-                resolve((call, copy_of(error)) for call in late(self._waiting, target, begun))
+            fail_late(self._waiting, target, error, begun, clock())
             raise
 
 

@@ -10,8 +10,7 @@ from collections.abc import Hashable, Sequence
 from sqlalchemy import Engine, QueuePool
 
 from checkpoint_store.conninfo.fork import in_children
-from checkpoint_store.conninfo.transient_errors import is_conflict
-from checkpoint_store.database.commit_outcomes import OUTAGE_SECONDS, attempts, copy_of, is_limit, resolve
+from checkpoint_store.database.commit_outcomes import attempts, fail_late, resolve
 from checkpoint_store.database.commit_queue import MAX_BYTES, MAX_CALLS, Call, CommitQueue, Store
 from checkpoint_store.errors import Unavailable
 from checkpoint_store.storage.write_batch import Change
@@ -163,15 +162,8 @@ class ThreadCommit:
         try:
             store(changes)
         except Unavailable as error:
-            # As in an `AsyncPipeline`: calls that have waited as long as it was retried fail with it.
-            is_outage = not (is_conflict(error.__cause__) or is_limit(error))
-            if is_outage and time.monotonic() - begun >= OUTAGE_SECONDS:
-                with self._lock:
-                    resolve(
-                        (call, copy_of(error))
-                        for call in self._waiting
-                        if call.target == target and call.since <= begun
-                    )
+            with self._lock:
+                fail_late(self._waiting, target, error, begun, time.monotonic())
             raise
 
     def _leave(self, turn: Turn) -> None:

@@ -195,7 +195,7 @@ def test_after_a_limit_each_goes_alone(crowd: Crowd) -> None:
 @pytest.mark.usefixtures("patient")
 def test_an_outage_is_not_waited_out_by_one_after_the_other(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who have waited as long fail with the commit that was retried all the time."""
-    monkeypatch.setattr("checkpoint_store.database.thread_commit.OUTAGE_SECONDS", 0.0)
+    monkeypatch.setattr("checkpoint_store.database.commit_outcomes.OUTAGE_SECONDS", 0.0)
     crowd.database.refuses = lambda _: Unavailable("no server")
     hold_up(crowd)
     for number in range(300):
