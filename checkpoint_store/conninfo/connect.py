@@ -18,7 +18,7 @@ from typing import Any
 
 import asyncpg
 
-from checkpoint_store.conninfo.generic_plans import refuses_options, with_generic_plans
+from checkpoint_store.conninfo.generic_plans import HAS_CITUS, SessionOptions, refuses_options
 from checkpoint_store.conninfo.transient_errors import transient_error_of
 
 EACH_SECONDS = 5.0
@@ -60,7 +60,7 @@ class Connector:
         self._target = target
         self._settings = {**KEEPALIVE, **settings}
         self._options = options
-        self._generic_plans = generic_plans
+        self._session_options = SessionOptions(generic_plans=generic_plans)
 
     async def __call__(self, **arguments: Any) -> Any:
         """Connect as `asyncpg.connect` does, with its arguments, its result and its errors."""
@@ -86,18 +86,33 @@ class Connector:
         raise failure
 
     async def _connect(self, arguments: Mapping[str, Any]) -> Any:
-        if not self._generic_plans:
+        ours = self._session_options
+        if not ours:
             return await asyncpg.connect(**arguments)
         settings = arguments.get("server_settings") or {}
-        options = with_generic_plans(settings.get("options", self._options))
+        options = ours.before(settings.get("options", self._options))
         try:
-            return await asyncpg.connect(**{**arguments, "server_settings": {**settings, "options": options}})
+            connection = await asyncpg.connect(**{**arguments, "server_settings": {**settings, "options": options}})
         except asyncpg.PostgresError as error:
             if not refuses_options(error):
                 raise
+        else:
+            return connection if ours.is_settled else await self._settled(connection, arguments)
         connection = await asyncpg.connect(**arguments)
-        self._generic_plans = False  # it was for this that the login was refused
+        ours.refuse()  # it was for this that the login was refused
         return connection
+
+    async def _settled(self, connection: Any, arguments: Mapping[str, Any]) -> Any:
+        """Ask on the first connection whether the server has Citus; return it, or another one with what that needs."""
+        try:
+            has_citus = await connection.execute(HAS_CITUS) == "SELECT 1"
+        except BaseException:
+            connection.terminate()
+            raise
+        if not self._session_options.settle(has_citus=has_citus):
+            return connection
+        await connection.close()
+        return await self._connect(arguments)
 
     def _keep_alive(self, sock: Any) -> None:
         if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):

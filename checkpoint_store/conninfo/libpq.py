@@ -21,7 +21,7 @@ from psycopg.pq import Conninfo
 from sqlalchemy import URL
 
 from checkpoint_store.conninfo.connect import EACH_SECONDS, KEEPALIVE
-from checkpoint_store.conninfo.generic_plans import refuses_options, with_generic_plans
+from checkpoint_store.conninfo.generic_plans import HAS_CITUS, SessionOptions, refuses_options
 from checkpoint_store.conninfo.url import argument, connector, masked, parse
 from checkpoint_store.errors import InvalidURL
 
@@ -59,7 +59,7 @@ class PsycopgConnector:
 
     def __init__(self, arguments: Mapping[str, Any], *, generic_plans: bool) -> None:
         self._arguments = arguments
-        self._generic_plans = generic_plans
+        self._session_options = SessionOptions(generic_plans=generic_plans)
 
     def __call__(self) -> psycopg.Connection[Any]:
         """Connect as `psycopg.connect` does; the errors of a refused login have the SQLSTATE."""
@@ -71,16 +71,34 @@ class PsycopgConnector:
     def _connect(self) -> psycopg.Connection[Any]:
         # With a service the options are in a file, and none of ours may take their place.
         has_service = bool(self._arguments.get("service") or os.environ.get("PGSERVICE"))
-        if self._generic_plans and not has_service:
-            options = with_generic_plans(self._arguments.get("options") or os.environ.get("PGOPTIONS"))
-            try:
-                return psycopg.connect(**{**self._arguments, "options": options})
-            except psycopg.OperationalError as error:
-                if not refuses_options(error):
-                    raise
+        ours = self._session_options
+        if not ours or has_service:
+            return psycopg.connect(**self._arguments)
+        options = ours.before(self._arguments.get("options") or os.environ.get("PGOPTIONS"))
+        try:
+            connection = psycopg.connect(**{**self._arguments, "options": options})
+        except psycopg.OperationalError as error:
+            if not refuses_options(error):
+                raise
+        else:
+            return connection if ours.is_settled else self._settled(connection)
         connection = psycopg.connect(**self._arguments)
-        self._generic_plans = False  # it was for this that the login was refused
+        ours.refuse()  # it was for this that the login was refused
         return connection
+
+    def _settled(self, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+        """Ask on the first connection whether the server has Citus; return it, or another one with what that needs."""
+        try:
+            autocommit, connection.autocommit = connection.autocommit, True
+            has_citus = connection.execute(HAS_CITUS).rowcount > 0
+            connection.autocommit = autocommit
+        except BaseException:
+            connection.close()
+            raise
+        if not self._session_options.settle(has_citus=has_citus):
+            return connection
+        connection.close()
+        return self._connect()
 
 
 def _raise_with_state(error: psycopg.OperationalError) -> NoReturn:

@@ -28,6 +28,7 @@ from checkpoint_store.database.pool import dispose
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.database.thread_commit import ThreadCommit
 from checkpoint_store.errors import Closed, LimitReached, Refused, WrongThread
+from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import write
 from checkpoint_store.storage.operation import Kind, Operation
 from checkpoint_store.storage.page_cache import PageCache
@@ -45,10 +46,14 @@ class Backend(ABC):
 
     def __init__(self, provider: ConnectionProvider, page_cache: PageCache, page_sharing: PageSharing) -> None:
         self.provider = provider
-        self.sql = provider.sql
         self.page_cache = page_cache
         self.page_sharing = page_sharing
         self.observer: Observer | None = None
+
+    @property
+    def sql(self) -> Statements:
+        """The statements for the tables."""
+        return self.provider.sql
 
     @abstractmethod
     def with_provider(self, provider: ConnectionProvider) -> Backend:
@@ -338,9 +343,12 @@ class AsyncBackend(Backend):
         """Return whether concurrent changes share commits.
 
         Where listeners hear of statements or checkouts, only if the caller asks for it: they may set what belongs to
-        one caller, such as the tenant that policies look at.
+        one caller, such as the tenant that policies look at. Where tables are distributed, a commit of several threads
+        would be one of several servers.
         """
-        return self._pipe is not None and (isinstance(self._pipe, AsyncPipeline) or not self.provider.is_heard)
+        if self._pipe is None or self.sql.are_distributed:
+            return False
+        return isinstance(self._pipe, AsyncPipeline) or not self.provider.is_heard
 
     def _store(self, change: Change) -> Coroutine[Any, Any, None]:
         if self._pipe is None or not self._shares_commits():
@@ -423,7 +431,7 @@ class SyncBackend(Backend):
         self.call_blocking(self._submit, change)
 
     def _submit(self, change: Change) -> None:
-        if self._commits is None or self.provider.is_heard:
+        if self._commits is None or self.sql.are_distributed or self.provider.is_heard:
             self._commit([change])
         else:
             self._commits.submit(self._store_all, self._target, change)

@@ -21,6 +21,7 @@ from checkpoint_store.database.error_translation import FOREIGN, translate
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.session import POLL_SECONDS, lock_session_of
 from checkpoint_store.database.observer import Observer
+from checkpoint_store.database.placement import placed_for
 from checkpoint_store.database.replication_lag import replication_lag_of
 from checkpoint_store.database.sqlalchemy_private import has_listeners, is_watched
 from checkpoint_store.errors import CheckpointStoreError, Closed
@@ -40,7 +41,9 @@ class ConnectionProvider(ABC):
 
     def __init__(self, engine: Engine, sql: Statements) -> None:
         self.engine = engine
-        self.sql = sql
+        self._sql = sql
+        self.is_placed = False
+        """Whether it is known if Citus has distributed the tables, and `sql` are the statements for that."""
         self.state = State.OPEN
         self.is_disposed = False
         """Whether closing has disposed of the engine: connections opened later would stay open."""
@@ -49,6 +52,11 @@ class ConnectionProvider(ABC):
         """Holds the locks that runs have on threads."""
         self.written = replication_lag_of(engine.dialect)
         """The threads that a replica may not have as they are."""
+
+    @property
+    def sql(self) -> Statements:
+        """The statements, as far as is known by now."""
+        return self._sql
 
     @property
     def retries(self) -> int:
@@ -99,9 +107,15 @@ class ConnectionProvider(ABC):
         if self.lock_session.lost and operation.kind is Kind.STORE:
             self.lock_session.check(self.sql, args[-1], db)
         if (observer := self.observer) is None:
-            return operation.function(db, self.sql, *args)
+            return operation.function(db, self.statements(operation, db), *args)
         with observer.operation(operation, args, db) as observed:
-            return operation.function(observed, self.sql, *args)
+            return operation.function(observed, self.statements(operation, db), *args)
+
+    def statements(self, operation: Operation[..., Any], db: Executor) -> Statements:
+        """Return the statements for the tables as they are: distributed by Citus or not, which is asked once."""
+        if not self.is_placed and operation.kind is not Kind.PROBE:
+            self._sql, self.is_placed = placed_for(self.engine.dialect, db, self._sql)
+        return self._sql
 
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock until the caller's transaction ends."""

@@ -24,6 +24,7 @@ from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.observer import Observer
 from checkpoint_store.database.provider import ConnectionProvider
 from checkpoint_store.errors import CheckpointStoreError
+from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import probes
 from checkpoint_store.storage.operation import Operation
 
@@ -47,6 +48,11 @@ class ReplicaProvider(ConnectionProvider):
             if primary.engine.dialect.server_version_info is not None:
                 primary.written.note(None)  # it was used before
         self._rests_until = float("-inf")
+
+    @property
+    def sql(self) -> Statements:
+        """The primary's statements."""
+        return self.primary.sql
 
     @property
     def retries(self) -> int:

@@ -49,7 +49,7 @@ class ReplicationLag:
         """Note the threads that an operation may have written."""
         if operation.kind is Kind.STORE:
             self.note({change.thread_id for change in args[-1]})
-        elif operation.kind is not Kind.READ:
+        elif operation.kind not in (Kind.READ, Kind.PROBE):
             thread_id = operation.thread(args)
             self.note(None if thread_id is None else [thread_id])
 

@@ -56,7 +56,7 @@ def check(conn: Connection, schema: str | None = None) -> None:
     _require_usable(revisions, schema)
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def check_revisions(db: Executor, sql: Statements) -> None:
     """Check the revision as `check` does, as an operation."""
     _require_usable(probes.revisions(db, sql), sql.tables.schema)

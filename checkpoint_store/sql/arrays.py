@@ -6,6 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
+def thread_binds(thread_ids: Sequence[str]) -> dict[str, Any]:
+    """Return the binds of statements about some threads; of one about distributed tables, which are one thread's."""
+    return {"thread_ids": [*thread_ids], "thread_id": thread_ids[0] if len(thread_ids) == 1 else None}
+
+
 def array_binds(columns: Sequence[str], rows: Iterable[Sequence[Any]], prefix: str = "") -> dict[str, list[Any]]:
     """Return rows as the binds of `rows_of_binds`: an array for each column, by the plural of the column's name."""
     arrays = list(zip(*rows, strict=True)) or [()] * len(columns)

@@ -98,8 +98,26 @@ def in_thread(rows: sa.FromClause) -> sa.ColumnElement[bool]:
 
 
 def in_threads(rows: sa.FromClause) -> sa.ColumnElement[bool]:
-    """Return the condition that rows belong to one of the threads that the call names. Binds: `thread_ids`."""
+    """Return the condition that rows belong to one of the threads that the call names. Binds: see `thread_binds`."""
+    if is_distributed(rows):
+        return in_thread(rows)
     return rows.c.thread_id == sa.func.any(array_param("thread_ids"))
+
+
+DISTRIBUTED = "checkpoint_store.distributed"
+"""The key in the `info` of a table that Citus has distributed; see `sql.distribution`."""
+
+
+def is_distributed(rows: sa.FromClause) -> bool:
+    """Return whether rows are those of a distributed table, or of an alias of one."""
+    table = getattr(rows, "element", rows)
+    return isinstance(table, sa.Table) and DISTRIBUTED in table.info
+
+
+def same_thread(one: sa.FromClause, other: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Return the condition that rows of two tables belong to the same thread; for distributed ones, to the call's."""
+    equal = one.c.thread_id == other.c.thread_id
+    return sa.and_(equal, *[in_thread(rows) for rows in (one, other) if is_distributed(rows)])
 
 
 Thread = sa.ColumnElement[str] | None
@@ -112,8 +130,8 @@ has every partition of the table, or every shard, and skips all but one at the l
 
 def same_namespace(one: sa.FromClause, other: sa.FromClause, thread: Thread = None) -> sa.ColumnElement[bool]:
     """Return the condition that rows of two tables belong to the same thread and namespace."""
-    thread = other.c.thread_id if thread is None else thread
-    return sa.and_(one.c.thread_id == thread, one.c.checkpoint_ns == other.c.checkpoint_ns)
+    is_same = same_thread(one, other) if thread is None else one.c.thread_id == thread
+    return sa.and_(is_same, one.c.checkpoint_ns == other.c.checkpoint_ns)
 
 
 def same_checkpoint(one: sa.FromClause, other: sa.FromClause, thread: Thread = None) -> sa.ColumnElement[bool]:

@@ -15,6 +15,7 @@ from checkpoint_store.sql import (
     delete,
     delete_candidates,
     delta_history,
+    distribution,
     history,
     list_threads,
     locks,
@@ -33,6 +34,8 @@ class Statements:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
+        self.are_distributed = distribution.is_distributed(tables)
+        """Whether the tables are distributed by Citus: then a statement is about one thread, or reads."""
         self.checkpoints_name = qualified(tables.checkpoints.name, tables.schema)
         """The table of checkpoints as SQL text names it."""
         # These are built once for each set of conditions, or of parts.
@@ -122,6 +125,9 @@ class Statements:
     largest_threads = compiled(sizes.largest_threads)
     table_sizes = compiled(sizes.table_sizes)
 
+    has_citus = compiled(distribution.has_citus)
+    placement = compiled(distribution.placement)
+
     role = compiled(probes.role)
     adoption = compiled(probes.adoption)
     revision = compiled(probes.revision)
@@ -130,15 +136,15 @@ class Statements:
     replayed_position = compiled(probes.replayed_position)
 
 
-def statements_of(schema: str | None) -> Statements:
-    """Return the statements on the tables of a PostgreSQL schema; savers share them.
+def statements_of(schema: str | None, *, distributed: bool = False) -> Statements:
+    """Return the statements on the tables of a PostgreSQL schema, distributed or not; savers share them.
 
     Raises:
         InvalidOption: If it can't be the name of one.
     """
-    return _statements_of(checked(schema))
+    return _statements_of(checked(schema), distributed)
 
 
 @lru_cache(maxsize=64)
-def _statements_of(schema: str | None) -> Statements:
-    return Statements(Tables(schema))
+def _statements_of(schema: str | None, distributed: bool) -> Statements:
+    return Statements(distribution.DistributedTables(schema) if distributed else Tables(schema))

@@ -13,7 +13,7 @@ from checkpoint_store.storage.operation import Kind, operation
 T = TypeVar("T")
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
     """Return the number of a thread's run lock.
 
@@ -25,19 +25,19 @@ def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
     return _known_table(number, table)
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def take_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Try to take a lock for the session. Returns whether no other session has it."""
     return bool(db.fetch(sql.take_lock, {"number": number})[0][0])
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def drop_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Release a lock of the session. Returns whether the session had it."""
     return bool(db.fetch(sql.release_lock, {"number": number})[0][0])
 
 
-@operation(Kind.READ, in_transaction=True)
+@operation(Kind.PROBE, in_transaction=True)
 def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> int | None:
     """Try to take a thread's lock until the transaction ends. Returns its number, None if another session has it.
 
@@ -52,7 +52,7 @@ def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> i
     return number if taken else None
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def has_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Return whether the session has a lock."""
     return bool(db.fetch(sql.has_lock, {"number": number})[0][0])
@@ -69,7 +69,7 @@ def begin_session(db: Executor, sql: Statements, settings: Mapping[str, str]) ->
     db.fetch(sql.begin_session, {"names": list(settings), "values": list(settings.values())})
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def session_id(db: Executor, sql: Statements) -> int:
     """Return the id of the session's server process."""
     return db.fetch(sql.session_id, {})[0][0]  # type: ignore[no-any-return]

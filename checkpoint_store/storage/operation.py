@@ -17,6 +17,8 @@ T_co = TypeVar("T_co", covariant=True)
 class Kind(Enum):
     """The effect of an operation on the tables."""
 
+    PROBE = "probe"
+    """Touches no rows of the tables."""
     READ = "read"
     """Writes nothing."""
     STORE = "store"

@@ -15,13 +15,13 @@ _warned: set[tuple[str, str]] = set()
 log = logging.getLogger("checkpoint_store")
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def role(db: Executor, sql: Statements) -> str:
     """Return the database role that statements run as."""
     return str(db.fetch(sql.role, {})[0][0])
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def is_adopted(db: Executor, sql: Statements, *, warns: bool = True) -> bool:
     """Return whether the stock saver may read the tables: it has set them up, or we did not make them."""
     schema = sql.tables.schema
@@ -38,13 +38,13 @@ def is_adopted(db: Executor, sql: Statements, *, warns: bool = True) -> bool:
     return bool(is_stock) or was_found
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def outlives_downgrade(db: Executor, sql: Statements) -> bool:
     """Return whether the tables stay when all revisions are undone: those that are adopted."""
     return is_adopted(db, sql, warns=False)
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def revisions(db: Executor, sql: Statements) -> set[str]:
     """Return the revisions that the database is at, and warn of an encoding that can't hold every text."""
     rows = db.fetch(sql.revision, {})
@@ -61,7 +61,7 @@ def revisions(db: Executor, sql: Statements) -> set[str]:
     return {row[0] for row in rows}
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def is_at_head(db: Executor, sql: Statements) -> bool:
     """Return whether the database is at the revision of this version, and warn as `revisions` does."""
     # On a new connection the other statement takes two round trips: to be prepared, and to be executed.
@@ -69,12 +69,27 @@ def is_at_head(db: Executor, sql: Statements) -> bool:
 
 
 @operation(Kind.READ)
+def are_distributed(_: Executor, sql: Statements) -> bool:
+    """Return whether Citus has distributed the tables, as is known before any operation on them."""
+    return sql.are_distributed
+
+
+def placement(db: Executor, sql: Statements) -> bool | None:
+    """Return whether Citus has distributed the tables; None if they are missing where it may distribute them yet."""
+    if not db.fetch(sql.has_citus, {}):
+        return False
+    table = sql.checkpoints_name
+    rows = db.fetch(sql.placement, {"table": table})
+    return bool(rows[0][0]) if rows else None
+
+
+@operation(Kind.PROBE)
 def log_position(db: Executor, sql: Statements) -> int:
     """Return where the write-ahead log ends, in bytes."""
     return _position(db.fetch(sql.log_position, {})[0][0])
 
 
-@operation(Kind.READ)
+@operation(Kind.PROBE)
 def replayed_position(db: Executor, sql: Statements) -> int | None:
     """Return the bytes of its primary's log that a replica has replayed; None on a server that is not a replica."""
     position = db.fetch(sql.replayed_position, {})[0][0]

@@ -1,0 +1,48 @@
+"""Tables that Citus has distributed over the nodes of a cluster, by thread; no I/O.
+
+Citus sends a statement to the one node that has a thread's rows if every table in it is compared with a parameter or a
+constant; an equality with another table's thread is not enough. So statements on these tables are about one thread
+each, which they have as the bind `thread_id`, or read a batch of all threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from checkpoint_store.schema import Tables
+from checkpoint_store.sql import expressions as ex
+
+
+class DistributedTables(Tables):
+    """The tables of one PostgreSQL schema, where they are distributed."""
+
+    def __init__(self, schema: str | None = None) -> None:
+        super().__init__(schema)
+        for table in self.all:
+            table.info[ex.DISTRIBUTED] = True
+
+
+def is_distributed(t: Tables) -> bool:
+    """Return whether tables are distributed."""
+    return isinstance(t, DistributedTables)
+
+
+def has_citus(_: Tables) -> sa.Select[Any]:
+    """Select a row if the database has the extension."""
+    extension = sa.table("pg_extension", sa.column("extname", sa.Text), schema="pg_catalog")
+    return sa.select(ex.ONE).where(extension.c.extname == ex.text_literal("citus"))
+
+
+def placement(_: Tables) -> sa.Select[Any]:
+    """Select whether a table is distributed by a hash of a column, and whether this server is the coordinator.
+
+    No row if it is not distributed in any way. Only where `has_citus` has found the extension. Binds: `table`, its
+    qualified name.
+    """
+    known = sa.table("pg_dist_partition", sa.column("logicalrelid"), sa.column("partmethod"), schema="pg_catalog")
+    node = sa.table("pg_dist_local_group", sa.column("groupid", sa.Integer), schema="pg_catalog")
+    is_coordinator = sa.select(node.c.groupid == ex.ZERO).scalar_subquery()
+    is_it = known.c.logicalrelid == sa.func.to_regclass(ex.param("table"))
+    return sa.select(known.c.partmethod == ex.text_literal("h"), is_coordinator).where(is_it)
