@@ -105,7 +105,7 @@ class Connector:
     async def _settled(self, connection: Any, arguments: Mapping[str, Any]) -> Any:
         """Ask on the first connection whether the server has Citus; return it, or another one with what that needs."""
         try:
-            has_citus = await connection.execute(HAS_CITUS) == "SELECT 1"
+            has_citus = (await connection.execute(HAS_CITUS)).endswith(" 1")
         except BaseException:
             connection.terminate()
             raise

@@ -80,9 +80,13 @@ async def put_writes(saver: AsyncPostgresSaver, thread_id: str, task_id: str, ch
 
 
 def statements_on(engine: AsyncEngine) -> list[str]:
-    """The statements that are executed on an engine from now on."""
+    """The statements that are executed on an engine from now on, without the question whether there is Citus."""
     seen: list[str] = []
-    event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+    event.listen(
+        engine.sync_engine,
+        "before_cursor_execute",
+        lambda *args: None if "pg_extension" in args[2] else seen.append(args[2]),
+    )
     return seen
 
 
