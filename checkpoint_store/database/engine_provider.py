@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, NullPool, Pool, QueuePool, StaticPool
 
-from checkpoint_store.conninfo.driver_errors import sqlstate_of
 from checkpoint_store.conninfo.fork import in_children
 from checkpoint_store.conninfo.transient_errors import transient_error_of
 from checkpoint_store.database.checkout import Checkout, kept_by_others
@@ -19,7 +18,6 @@ from checkpoint_store.database.closing import State
 from checkpoint_store.database.connection_queue import ConnectionQueue, TaskQueue, ThreadQueue
 from checkpoint_store.database.error_translation import FOREIGN
 from checkpoint_store.database.locks.request import LockRequest
-from checkpoint_store.database.placement import forget
 from checkpoint_store.database.pool import detached, dispose, migrating
 from checkpoint_store.database.provider import ConnectionProvider, pause_of
 from checkpoint_store.database.retry import Retries
@@ -31,9 +29,6 @@ from checkpoint_store.migrations.runner import retry_conflicts, upgrade_to_head
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import probes
 from checkpoint_store.storage.operation import Operation
-
-_NOT_SUPPORTED = "0A000"
-"""The SQLSTATE of statements that Citus refuses."""
 
 T = TypeVar("T")
 Slot = AbstractContextManager[object]
@@ -108,7 +103,7 @@ class EngineProvider(ConnectionProvider):
         try:
             return self._run_once(operation, args)
         except Exception as error:
-            if self._is_misplaced(error):
+            if self._doubt_placement(error) and self.run(probes.are_distributed):
                 return self.run(operation, *args)
             result: T = self._retry(error, None, self._run_once, operation, args)
             return result
@@ -146,14 +141,6 @@ class EngineProvider(ConnectionProvider):
         finally:
             if self.is_disposed:
                 self.dispose()
-
-    def _is_misplaced(self, error: Exception) -> bool:
-        """Return whether a call has failed because Citus has distributed the tables since the server was asked."""
-        if not self.is_placed or self.sql.are_distributed or sqlstate_of(error) != _NOT_SUPPORTED:
-            return False
-        forget(self.engine.dialect, self.sql.tables.schema)
-        self.is_placed = False
-        return self.run(probes.are_distributed)
 
     def check_connects(self) -> None:
         """Raise if the engine was disposed of: the next connection would be opened in its next pool."""

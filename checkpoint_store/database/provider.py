@@ -15,13 +15,13 @@ from typing import Any, NoReturn, TypeVar
 from sqlalchemy import URL, Dialect, Engine
 from sqlalchemy.util import await_only
 
-from checkpoint_store.conninfo.driver_errors import is_from_driver, raise_from, remove_values
+from checkpoint_store.conninfo.driver_errors import is_from_driver, raise_from, remove_values, sqlstate_of
 from checkpoint_store.database.closing import State
 from checkpoint_store.database.error_translation import FOREIGN, translate
 from checkpoint_store.database.locks.request import LockRequest
 from checkpoint_store.database.locks.session import POLL_SECONDS, lock_session_of
 from checkpoint_store.database.observer import Observer
-from checkpoint_store.database.placement import placed_for
+from checkpoint_store.database.placement import forget, placed_for
 from checkpoint_store.database.replication_lag import replication_lag_of
 from checkpoint_store.database.sqlalchemy_private import has_listeners, is_watched
 from checkpoint_store.errors import CheckpointStoreError, Closed
@@ -31,6 +31,9 @@ from checkpoint_store.storage import locks
 from checkpoint_store.storage.operation import Kind, Operation
 
 T = TypeVar("T")
+
+_NOT_SUPPORTED = "0A000"
+"""The SQLSTATE of statements that Citus refuses."""
 
 
 class ConnectionProvider(ABC):
@@ -153,6 +156,7 @@ class ConnectionProvider(ABC):
             raise error
         if not isinstance(error, FOREIGN) and not is_from_driver(error):
             raise error
+        self._doubt_placement(error)
         translated = translate(
             *(error, self.where, self.sql.tables),
             callers=self.is_callers,
@@ -161,6 +165,14 @@ class ConnectionProvider(ABC):
             kept=self.kept_by_others(),
         )
         raise_from(translated, error)
+
+    def _doubt_placement(self, error: Exception) -> bool:
+        """Forget the answer after an error that Citus may have raised. Return whether it is one."""
+        if not self.is_placed or self._sql.are_distributed or sqlstate_of(error) != _NOT_SUPPORTED:
+            return False
+        forget(self.engine.dialect, self._sql.tables.schema)
+        self.is_placed = False
+        return True
 
     def kept_by_others(self) -> int:
         """Return how many connections the application itself has, if it has all of the pool, or else 0."""

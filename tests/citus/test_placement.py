@@ -1,0 +1,85 @@
+"""How a saver notices that its tables are distributed, and what its connections are like then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from tests.citus.cluster import distribute, migrate
+
+THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+
+
+def large(number: int) -> tuple[Any, ...]:
+    """The arguments of a put whose value is stored as pages."""
+    version = f"{number:032}.0"
+    checkpoint = empty_checkpoint()
+    checkpoint["channel_values"] = {"messages": [f"{number} {place:0300}" for place in range(200)]}
+    checkpoint["channel_versions"] = {"messages": version}
+    return checkpoint, {"source": "loop", "step": number}, {"messages": version}
+
+
+async def test_a_saver_notices_that_its_tables_were_distributed(empty_citus_url: str) -> None:
+    """Its engine had asked before; the first call that Citus refuses is repeated with the other statements."""
+    migrate(empty_citus_url)
+    async with AsyncPostgresSaver.from_conn_string(empty_citus_url) as saver:
+        stored = await saver.aput(THREAD, *large(1))
+        distribute(empty_citus_url)
+
+        stored = await saver.aput(stored, *large(2))
+        found = await saver.aget_tuple(stored)
+
+    assert found is not None
+    assert found.metadata["step"] == 2
+    assert saver._backend.sql.are_distributed
+
+
+async def test_a_bound_saver_knows_it_after_a_call_that_failed(empty_citus_url: str) -> None:
+    """The host's transaction has failed; in its next one the saver has the other statements."""
+    migrate(empty_citus_url)
+    engine = create_async_engine(make_url(empty_citus_url).set(drivername="postgresql+asyncpg"))
+    saver = AsyncPostgresSaver(engine)
+    async with AsyncSession(engine) as session, session.begin():
+        await saver.bind(session).aput(THREAD, *large(1))
+    distribute(empty_citus_url)
+
+    async def put(number: int) -> None:
+        async with AsyncSession(engine) as session, session.begin():
+            await saver.bind(session).aput(THREAD, *large(number))
+
+    with pytest.raises(Exception, match="0A000"):
+        await put(2)
+    await put(3)
+    await engine.dispose()
+
+
+async def test_own_connections_do_not_ask_for_generic_plans(citus_url: str) -> None:
+    """Citus finds the node of a thread when it plans, and refuses to plan for all."""
+    async with AsyncPostgresSaver.from_conn_string(citus_url) as saver:
+        await saver.aget_tuple(THREAD)
+        async with saver._backend._engine.connect() as conn:  # type: ignore[attr-defined]
+            assert await conn.scalar(text("SHOW plan_cache_mode")) == "auto"
+
+
+def test_psycopgs_neither(citus_url: str) -> None:
+    """The sync saver's."""
+    with PostgresSaver.from_conn_string(citus_url) as saver:
+        for number in range(8):
+            saver.put(THREAD, *large(number))
+            saver.get_tuple(THREAD)
+        with saver._backend.provider.engine.connect() as conn:
+            assert conn.scalar(text("SHOW plan_cache_mode")) == "auto"
+            assert conn.scalar(text("SHOW citus.override_table_visibility")) == "off"
+
+
+async def test_a_type_is_looked_up_in_the_catalog_itself(citus_url: str) -> None:
+    """By default Citus filters the catalog, and asyncpg's question for the type of an array takes a second."""
+    async with AsyncPostgresSaver.from_conn_string(citus_url) as saver:
+        await saver.aput(THREAD, *large(1))
+        async with saver._backend._engine.connect() as conn:  # type: ignore[attr-defined]
+            assert await conn.scalar(text("SHOW citus.override_table_visibility")) == "off"
