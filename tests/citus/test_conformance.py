@@ -1,0 +1,3 @@
+"""LangGraph's own conformance suite on distributed tables."""
+
+from tests.conformance.test_conformance import test_a_capability_passes_whole as test_a_capability_passes_whole
