@@ -1,3 +1,5 @@
 """LangGraph's own conformance suite on distributed tables."""
 
-from tests.conformance.test_conformance import test_a_capability_passes_whole as test_a_capability_passes_whole
+from tests.conformance.test_conformance import test_a_capability_passes_whole
+
+__all__ = ["test_a_capability_passes_whole"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
-from sqlalchemy import create_engine, event, make_url
+from langgraph.checkpoint.base import empty_checkpoint
+from sqlalchemy import Engine, create_engine, event, make_url
 
 from checkpoint_store import PostgresSaver
 from checkpoint_store.database.backend import Backend
@@ -30,11 +30,11 @@ class Tape:
     def backend(self) -> Backend:
         return self.saver._backend
 
-    def put(self, number: int, values: dict[str, Any], *, parent: int | None = None, known: Any = None) -> None:
-        """Store a checkpoint; values of the parent's channels are kept, or those that `known` has are not known."""
+    def put(self, number: int, values: dict[str, Any], *, parent: int | None = None, unknown: Any = None) -> None:
+        """Store a checkpoint that does not know some channels: it leaves out their values, but not their versions."""
         versions = dict.fromkeys(values, f"{number:08}")
         checkpoint: Any = {**empty_checkpoint(), "id": f"{number:08}", "channel_values": values}
-        checkpoint["channel_versions"] = {**versions, **(known or {})}
+        checkpoint["channel_versions"] = {**versions, **(unknown or {})}
         self.saver.put(of(parent), checkpoint, {"source": "loop", "step": number}, versions)  # type: ignore[arg-type]
 
 
@@ -49,22 +49,28 @@ def large(number: int) -> list[str]:
     return [f"{line} " + "x" * 200 for line in range(200)] + [f"number {number}"]
 
 
+@pytest.fixture
+def psycopg_engine(citus_url: str) -> Iterator[Engine]:
+    """An engine on the database."""
+    engine = create_engine(make_url(citus_url).set(drivername="postgresql+psycopg"))
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture(params=[False, True], ids=["plain", "pages"])
-def tape(citus_url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tape:
-    """A saver that stores pages or not, with a checkpoint of the thread and its writes."""
+def tape(psycopg_engine: Engine, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tape:
+    """A saver that stores pages or not, with two checkpoints of the thread and writes to the second."""
     if request.param:
         monkeypatch.setattr(pages, "LARGE_BYTES", 0)
-    engine = create_engine(make_url(citus_url).set(drivername="postgresql+psycopg"))
-    request.addfinalizer(engine.dispose)
     sent: Sent = []
 
-    @event.listens_for(engine, "before_cursor_execute")
+    @event.listens_for(psycopg_engine, "before_cursor_execute")
     def record(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         sent.append((statement, parameters))
 
-    tape = Tape(PostgresSaver(engine, share_pages=request.param), sent)
+    tape = Tape(PostgresSaver(psycopg_engine, share_pages=request.param), sent)
     tape.put(1, {"messages": large(1), "inline": 1})
-    tape.put(2, {"messages": large(2)}, parent=1, known={"inline": "00000001"})
+    tape.put(2, {"messages": large(2)}, parent=1, unknown={"inline": "00000001"})
     tape.saver.put_writes(of(2), [("messages", large(2)), ("inline", 2)], "task")
     sent.clear()
     return tape
@@ -79,7 +85,7 @@ CALLS: dict[str, Callable[[Tape], object]] = {
     "put of a value": lambda tape: tape.put(3, {"messages": large(3), "inline": 3}, parent=2),
     "put of many values": lambda tape: tape.put(3, {f"channel {each}": large(each) for each in range(20)}, parent=2),
     "put that keeps values": lambda tape: tape.put(
-        3, {"messages": large(3)}, parent=2, known={"inline": "00000001", "unknown": "00000001"}
+        3, {"messages": large(3)}, parent=2, unknown={"inline": "00000001", "unknown": "00000001"}
     ),
     "put_writes of 1": lambda tape: write(tape, 1),
     "put_writes of 3": lambda tape: write(tape, 3),
