@@ -28,7 +28,12 @@ SERVER_CONNECTIONS = 4
 
 def pgbouncer() -> str | None:
     """The program under test: Debian's package, or what the environment names."""
-    return os.environ.get(PGBOUNCER) or shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
+    return os.environ.get(PGBOUNCER) or installed_pgbouncer()
+
+
+def installed_pgbouncer() -> str | None:
+    """Debian's package."""
+    return shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
 
 
 def version_of(program: str) -> tuple[int, ...]:
@@ -38,14 +43,14 @@ def version_of(program: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def bouncer(server_url: str, **settings: str | int) -> Iterator[Path]:
+def bouncer(server_url: str, program: str | None = None, **settings: str | int) -> Iterator[Path]:
     """Run PgBouncer in transaction mode, with so few connections to the server that clients have to share them.
 
     Yields the directory of its socket; any database of the server can be named.
     """
     server = conninfo_to_dict(server_url)
     server.pop("dbname", None)
-    program = pgbouncer()
+    program = program or pgbouncer()
     assert program is not None
     # Directly in /tmp: a socket's address has room for 104 bytes.
     home = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir="/tmp"))
@@ -158,8 +163,8 @@ class Pair:
             time.sleep(0.01)
 
 
-@pytest.fixture(scope="session")
-def servers() -> Iterator[tuple[str, str]]:
+@contextmanager
+def streaming() -> Iterator[tuple[str, str]]:
     """A primary of our own and a streaming standby, from the programs of the embedded server."""
     with (
         tempfile.TemporaryDirectory(prefix="standby-") as directory,
@@ -174,9 +179,23 @@ def servers() -> Iterator[tuple[str, str]]:
             yield one.url, other.url
 
 
+@pytest.fixture(scope="session")
+def servers() -> Iterator[tuple[str, str]]:
+    """A primary of our own and its standby."""
+    with streaming() as urls:
+        yield urls
+
+
 @pytest.fixture
 def pair(servers: tuple[str, str]) -> Iterator[Pair]:
     """A fresh database at head, on a primary and on its standby."""
+    with paired(servers) as pair:
+        yield pair
+
+
+@contextmanager
+def paired(servers: tuple[str, str]) -> Iterator[Pair]:
+    """A fresh database at head on both."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(servers[0], autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
