@@ -32,9 +32,14 @@ def insert_thread_rows(t: Tables) -> sa.Executable:
     deleted in the same transaction. Binds: `thread_ids`.
     """
     threads = t.checkpoint_threads
-    thread_id = sa.func.unnest(ex.array_param("thread_ids")).column_valued("thread_id")
-    rows = sa.select(thread_id, ex.ZERO).order_by(thread_id)
-    return pg.insert(threads).from_select(["thread_id", "epoch"], rows).on_conflict_do_nothing()
+    insertion = pg.insert(threads)
+    if ex.is_distributed(threads):
+        insertion = insertion.values(thread_id=ex.param("thread_id"), epoch=ex.ZERO)
+    else:
+        thread_id = sa.func.unnest(ex.array_param("thread_ids")).column_valued("thread_id")
+        rows = sa.select(thread_id, ex.ZERO).order_by(thread_id)
+        insertion = insertion.from_select(["thread_id", "epoch"], rows)
+    return insertion.on_conflict_do_nothing()
 
 
 def delete_checkpoints(t: Tables) -> sa.Executable:
@@ -183,7 +188,7 @@ def count_pages(t: Tables) -> sa.Executable:
 def delete_thread_rows(t: Tables) -> sa.Executable:
     """Delete the rows of those of some threads that have no pages any longer. Binds: `thread_ids`."""
     threads, p = t.checkpoint_threads, t.checkpoint_pages
-    has_pages = sa.exists().where(p.c.thread_id == threads.c.thread_id)
+    has_pages = sa.exists().where(ex.same_thread(p, threads))
     return sa.delete(threads).where(ex.in_threads(threads), ~has_pages)
 
 
@@ -252,7 +257,7 @@ def _deleted() -> sa.Select[Any]:
 
 
 def _is_page(pages: sa.FromClause, dead: sa.FromClause) -> sa.ColumnElement[bool]:
-    return sa.and_(pages.c.thread_id == dead.c.thread_id, pages.c.digest == dead.c.digest)
+    return sa.and_(ex.same_thread(pages, dead), pages.c.digest == dead.c.digest)
 
 
 def _dead_blobs(t: Tables, *, without_deleted: bool = False, in_range: bool = False) -> sa.CTE:
@@ -318,10 +323,20 @@ def _place(name: str) -> sa.ColumnElement[Any]:
     return sa.tuple_(ex.param(f"{name}_channel"), ex.param(f"{name}_version"))
 
 
-def _size(*columns: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-    """Return the number of bytes that values of a row occupy as they are stored, that is, compressed."""
-    sizes = [sa.func.coalesce(sa.func.pg_column_size(column, type_=sa.Integer), ex.ZERO) for column in columns]
+def _size(*columns: sa.Column[Any]) -> sa.ColumnElement[int]:
+    """Return the number of bytes that values of a row occupy as they are stored, that is, compressed.
+
+    Of distributed tables it is their length: Citus takes only immutable functions in RETURNING.
+    """
+    sizes = [sa.func.coalesce(_bytes_of(column), ex.ZERO) for column in columns]
     return sum(sizes[1:], start=sizes[0]).label("size")
+
+
+def _bytes_of(column: sa.Column[Any]) -> sa.ColumnElement[int]:
+    if not ex.is_distributed(column.table):
+        return sa.func.pg_column_size(column, type_=sa.Integer)
+    is_json = isinstance(column.type, pg.JSONB)
+    return sa.func.octet_length(sa.cast(column, sa.Text) if is_json else column, type_=sa.Integer)
 
 
 def _json_size(t: Tables) -> sa.ColumnElement[int]:

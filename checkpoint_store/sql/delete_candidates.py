@@ -18,21 +18,35 @@ def next_threads(t: Tables) -> sa.Executable:
 
     Binds: see `_walk`; `keep` and `before` as in `deletion_plan.Rule`.
     """
-    c, walk = t.checkpoints.c, _walk(t.checkpoints)
-    chosen = sa.select(sa.func.count().label("count"), sa.func.min(c.checkpoint_id).label("oldest"))
-    chosen = chosen.where(c.thread_id == walk.c.thread_id).group_by(c.checkpoint_ns).correlate(walk)
+    c = t.checkpoints
+    chosen = sa.select(sa.func.count().label("count"), sa.func.min(c.c.checkpoint_id).label("oldest"))
+    if ex.is_distributed(c):
+        following = chosen.add_columns(c.c.thread_id).where(c.c.thread_id > ex.param("after"))
+        namespace = following.group_by(c.c.thread_id, c.c.checkpoint_ns).subquery("namespace")
+        size = sa.case((_is_worth_a_look(namespace), _total(namespace)))
+        return _page(sa.select(namespace.c.thread_id, size).group_by(namespace.c.thread_id), namespace.c.thread_id)
+    walk = _walk(c)
+    chosen = chosen.where(c.c.thread_id == walk.c.thread_id).group_by(c.c.checkpoint_ns).correlate(walk)
     namespace = chosen.subquery("namespace")
+    rows = sa.select(_total(namespace).label("count")).having(_is_worth_a_look(namespace)).lateral("size")
+    found = sa.select(walk.c.thread_id, rows.c.count).select_from(walk.outerjoin(rows, sa.true()))
+    return found.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
+
+
+def _is_worth_a_look(namespace: sa.FromClause) -> sa.ColumnElement[bool]:
     before = ex.param("before")
     is_old = sa.or_(before.is_(None), namespace.c.oldest < before)
-    is_worth_a_look = sa.func.bool_or(sa.and_(namespace.c.count > ex.param("keep", sa.Integer), is_old))
-    rows = sa.select(sa.cast(sa.func.sum(namespace.c.count), sa.BigInteger).label("count")).having(is_worth_a_look)
-    size = rows.lateral("size")
-    found = sa.select(walk.c.thread_id, size.c.count).select_from(walk.outerjoin(size, sa.true()))
-    return found.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
+    return sa.func.bool_or(sa.and_(namespace.c.count > ex.param("keep", sa.Integer), is_old))
+
+
+def _total(namespace: sa.FromClause) -> sa.ColumnElement[int]:
+    return sa.cast(sa.func.sum(namespace.c.count), sa.BigInteger)
 
 
 def next_writers(t: Tables) -> sa.Executable:
     """Select the threads with pending writes that follow one. Binds: see `_walk`."""
+    if ex.is_distributed(t.checkpoint_writes):
+        return _following(t.checkpoint_writes)
     walk = _walk(t.checkpoint_writes)
     return sa.select(walk.c.thread_id).where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 
@@ -45,24 +59,69 @@ def orphaned_writes(t: Tables) -> sa.Executable:
     c, w = t.checkpoints, t.checkpoint_writes
     keys = ("thread_id", "checkpoint_ns", "checkpoint_id")
     written = sa.select(*[w.c[name] for name in keys])
-    written = written.where(ex.in_threads(w), w.c.checkpoint_id < ex.param("before"))
-    return written.except_(sa.select(*c.primary_key).where(ex.in_threads(c)))
+    written = written.where(_is_among(w), w.c.checkpoint_id < ex.param("before"))
+    if ex.is_distributed(w):
+        # Citus pushes no EXCEPT down without a thread, but this.
+        is_it = sa.and_(*[w.c[name] == c.c[name] for name in keys])
+        return written.distinct().select_from(w.outerjoin(c, is_it)).where(c.c.thread_id.is_(None))
+    return written.except_(sa.select(*c.primary_key).where(_is_among(c)))
 
 
 def next_leftovers(t: Tables) -> sa.Executable:
     """Select the threads with blobs, pages or a row of their own that follow one, and whether each is left over.
 
+    Of distributed tables only the threads: `leftover_threads` looks at them.
+
     Binds: see `_walk`; `before`, an id or NULL, as in `_is_leftover`.
     """
-    walk = _walk(t.checkpoint_blobs, t.checkpoint_pages, t.checkpoint_threads)
+    tables = (t.checkpoint_blobs, t.checkpoint_pages, t.checkpoint_threads)
+    if ex.is_distributed(t.checkpoint_blobs):
+        owners = sa.union(*[_following(table) for table in tables]).subquery("owners")
+        return _page(sa.select(owners.c.thread_id), owners.c.thread_id)
+    walk = _walk(*tables)
     chosen = sa.select(walk.c.thread_id, _is_leftover(t, walk, ex.param("before")))
     return chosen.where(walk.c.thread_id.is_not(None)).order_by(walk.c.place)
 
 
 def leftover_threads(t: Tables) -> sa.Executable:
-    """Select those of some threads that are left over, of any age. Binds: `thread_ids`."""
+    """Select those of some threads that are left over, of any age. Binds: `thread_ids`.
+
+    Of distributed tables it takes `before`, an id or NULL, as in `_is_leftover`, and leaves `sees_all` to the caller.
+    """
+    if ex.is_distributed(t.checkpoints):
+        return _leftovers_by_kind(t)
     given = ex.few_rows_of_binds("", thread_id=sa.Text)
-    return sa.select(given.c.thread_id).where(_is_leftover(t, given, sa.cast(sa.null(), sa.Text)))
+    is_leftover = _is_leftover(t, given, sa.cast(sa.null(), sa.Text))
+    return sa.select(given.c.thread_id).where(is_leftover)
+
+
+def sees_all(t: Tables) -> sa.Executable:
+    """Select whether all rows are visible, see `_sees_all`."""
+    return sa.select(_sees_all(t))
+
+
+def _leftovers_by_kind(t: Tables) -> sa.Select[Any]:
+    """Select those of some threads that are left over, by the kinds of rows that each has: on all shards at once."""
+    c, w, b, p = t.checkpoints, t.checkpoint_writes, t.checkpoint_blobs, t.checkpoint_pages
+
+    def those_with(kind: str, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        found = sa.select(table.c.thread_id, ex.text_literal(kind).label("kind")).where(_is_among(table), *conditions)
+        return found.group_by(table.c.thread_id)
+
+    kinds = sa.union_all(
+        those_with("checkpoint", c),
+        those_with("write", w, w.c.checkpoint_id >= ex.param("before")),
+        those_with("recipe", b, b.c.type == ex.text_literal(PAGED)),
+        those_with("page", p),
+        those_with("blob", b),
+        those_with("row", t.checkpoint_threads),
+    ).subquery("kinds")
+
+    def has(*names: str) -> sa.ColumnElement[bool]:
+        return sa.func.bool_or(kinds.c.kind.in_([ex.text_literal(name) for name in names]), type_=sa.Boolean)
+
+    is_leftover = sa.or_(~has("checkpoint", "write"), sa.and_(has("page"), ~has("recipe")))
+    return sa.select(kinds.c.thread_id).group_by(kinds.c.thread_id).having(is_leftover)
 
 
 def _is_leftover(t: Tables, of: sa.FromClause, before: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
@@ -107,7 +166,7 @@ def blob_namespaces(t: Tables) -> sa.Executable:
 def checkpoint_counts(t: Tables) -> sa.Executable:
     """Select those of some threads that have checkpoints, and their number. Binds: `thread_ids`."""
     c = t.checkpoints
-    return sa.select(c.c.thread_id, sa.func.count()).where(ex.in_threads(c)).group_by(c.c.thread_id)
+    return sa.select(c.c.thread_id, sa.func.count()).where(_is_among(c)).group_by(c.c.thread_id)
 
 
 def threads_of_runs(t: Tables) -> sa.Executable:
@@ -211,6 +270,21 @@ def _walk(*tables: sa.Table) -> sa.CTE:
     walk = sa.select(first.label("thread_id"), ex.ONE.label("place")).cte("walk", recursive=True)
     is_inside = sa.and_(walk.c.thread_id.is_not(None), walk.c.place < ex.param("limit", sa.Integer))
     return walk.union_all(sa.select(following(walk.c.thread_id, walk), walk.c.place + ex.ONE).where(is_inside))
+
+
+def _following(table: sa.Table) -> sa.Select[Any]:
+    """Select the threads of a distributed table, in order, that follow one. Binds: see `_walk`."""
+    threads = sa.select(table.c.thread_id).where(table.c.thread_id > ex.param("after")).group_by(table.c.thread_id)
+    return _page(threads, table.c.thread_id)
+
+
+def _page(threads: sa.Select[Any], thread_id: sa.ColumnElement[str]) -> sa.Select[Any]:
+    return threads.order_by(thread_id).limit(ex.param("limit", sa.Integer))
+
+
+def _is_among(rows: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Return the condition that rows belong to some threads, also of distributed tables: in a statement that reads."""
+    return rows.c.thread_id == sa.func.any(ex.array_param("thread_ids"))
 
 
 def _is_chosen(t: Tables) -> sa.ColumnElement[bool]:

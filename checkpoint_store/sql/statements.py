@@ -101,6 +101,7 @@ class Statements:
     orphaned_writes = compiled(delete_candidates.orphaned_writes)
     next_leftovers = compiled(delete_candidates.next_leftovers)
     leftover_threads = compiled(delete_candidates.leftover_threads)
+    sees_all = compiled(delete_candidates.sees_all)
     blob_namespaces = compiled(delete_candidates.blob_namespaces)
     checkpoint_counts = compiled(delete_candidates.checkpoint_counts)
     threads_of_runs = compiled(delete_candidates.threads_of_runs)

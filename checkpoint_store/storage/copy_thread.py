@@ -9,6 +9,7 @@ from sqlalchemy import exc
 
 from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.errors import Refused, ThreadExists, short_repr
+from checkpoint_store.sql.arrays import thread_binds
 from checkpoint_store.sql.copy_thread import TABLES
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
@@ -62,7 +63,7 @@ def copy_thread(
     _check_copied(target, copies, stored)
     copied = sum(copies)
     if not copied:  # deleted just now
-        db.fetch(sql.delete_thread_rows, {"thread_ids": [target]})
+        db.fetch(sql.delete_thread_rows, thread_binds([target]))
         raise not_found(source)
     if tried is not None:
         tried[epoch] = copied

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from checkpoint_store.sql.arrays import thread_binds
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.locks import claim_threads, lock_removal
@@ -18,7 +19,7 @@ def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
         delete_threads(db, sql, [thread_id])
         return
     # The same statements as there; nothing has to be decided between them.
-    binds = {"thread_ids": [thread_id], "table": sql.checkpoints_name}
+    binds = {**thread_binds([thread_id]), "table": sql.checkpoints_name}
     steps = (sql.lock_removal, sql.insert_thread_rows, sql.lock_threads, sql.delete_threads, sql.delete_threads)
     db.run_script([(statement, binds) for statement in steps])
 
@@ -34,7 +35,7 @@ def delete_locked_threads(db: Executor, sql: Statements, thread_ids: Sequence[st
     """Delete the same under the threads' removal locks, in a transaction."""
     claim_threads(db, sql, thread_ids)
     # Twice, for the rows of a put that the first DELETE had to wait for: it had found a blob there.
-    deleted = [db.fetch(sql.delete_threads, {"thread_ids": list(thread_ids)})[0] for _ in range(2)]
+    deleted = [db.fetch(sql.delete_threads, thread_binds(thread_ids))[0] for _ in range(2)]
     sizes = [(rows + more, size + more_size) for (rows, size), (more, more_size) in zip(*deleted, strict=True)]
     writes, checkpoints, blobs, pages = sizes
     return report_of(checkpoints=checkpoints, writes=writes, blobs=blobs, pages=pages)

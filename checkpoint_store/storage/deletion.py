@@ -7,13 +7,13 @@ once its lock is held refers to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from checkpoint_store.sql.arrays import array_binds
+from checkpoint_store.sql.arrays import array_binds, thread_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks, shared_pages
@@ -22,6 +22,7 @@ from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.sweep_report import Size, SweepReport, report_of
 
 Binds = dict[str, Any]
+T = TypeVar("T")
 
 LOOK_THREADS = 1_000
 """The number of threads that one statement searches for something to delete."""
@@ -84,6 +85,11 @@ def find_next_threads(db: Executor, sql: Statements, after: str, rule: Rule) -> 
 def next_after(rows: Sequence[Row]) -> str | None:
     """Return the thread after which to look on; None if there are no more than these rows, one for each."""
     return rows[-1][0] if len(rows) >= LOOK_THREADS else None
+
+
+def parts_of(items: Iterable[T], thread_of: Callable[[T], str], *, distributed: bool) -> Iterator[list[T]]:
+    """Divide what is sorted by thread into parts for one statement each: where tables are distributed, by thread."""
+    return (list(part) for _, part in groupby(items, thread_of if distributed else lambda _: ""))
 
 
 @operation(Kind.WRITE, in_transaction=True)
@@ -155,8 +161,8 @@ def count_checkpoints(db: Executor, sql: Statements, rule: Rule, thread_ids: Seq
     [(writes, checkpoints)] = db.fetch(sql.count_checkpoints, binds)
     [blobs] = db.fetch(sql.count_blobs, binds)
     pages: Size = (0, 0)
-    if paged := [row[0] for row in db.fetch(sql.paged_threads, {"thread_ids": [plan.thread_id for plan in plans]})]:
-        [pages] = db.fetch(sql.count_pages, {**binds, "thread_ids": paged})
+    if paged := [row[0] for row in db.fetch(sql.paged_threads, thread_binds([plan.thread_id for plan in plans]))]:
+        [pages] = db.fetch(sql.count_pages, {**binds, **thread_binds(paged)})
     return report_of(len(plans), checkpoints=checkpoints, writes=writes, blobs=blobs, pages=pages)
 
 
@@ -258,7 +264,7 @@ def _delete(
     [(writes, checkpoints)] = db.fetch(sql.delete_checkpoints, binds)
     if reparented:
         names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_id")
-        db.fetch(sql.reparent, array_binds(names, sorted(reparented), "reparented_"))
+        db.fetch(sql.reparent, {**thread_binds(threads), **array_binds(names, sorted(reparented), "reparented_")})
     blobs = (0, 0) if keeps_blobs else delete_blobs(db, sql, binds)
     # A sweep that was interrupted may have left some whose blobs are gone.
     pages = shared_pages.delete_pages(db, sql, paged) if paged else (0, 0)
@@ -273,9 +279,16 @@ def delete_blobs(db: Executor, sql: Statements, binds: Binds) -> Size:
 def key_binds(keys: Iterable[Key]) -> Binds:
     """Return the binds of checkpoints' keys for `sql.delete`, in the order in which `store` locks them."""
     ids: list[str] = []
-    graphs = []
+    graphs: list[tuple[str, str, int, int]] = []
     for graph, of_graph in groupby(sorted(keys), itemgetter(0, 1)):
         first = len(ids) + 1
         ids += [one for _, _, one in of_graph]
         graphs.append((*graph, first, len(ids)))
-    return {**array_binds(("thread_id", "checkpoint_ns", "first", "last"), graphs, "namespace_"), "checkpoint_ids": ids}
+    return graph_binds(graphs, ids)
+
+
+def graph_binds(graphs: Sequence[tuple[str, str, int, int]], ids: Sequence[str]) -> Binds:
+    """Return the binds of graphs, each with its range in the array of the ids of checkpoints to delete."""
+    names = ("thread_id", "checkpoint_ns", "first", "last")
+    threads = thread_binds(sorted({graph[0] for graph in graphs}))
+    return {**threads, **array_binds(names, graphs, "namespace_"), "checkpoint_ids": ids}

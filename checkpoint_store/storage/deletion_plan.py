@@ -22,7 +22,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
-from checkpoint_store.sql.arrays import array_binds
+from checkpoint_store.sql.arrays import array_binds, thread_binds
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.read import TASKS
 from checkpoint_store.sql.statements import Statements
@@ -341,7 +341,7 @@ def plans_for(
         thread_ids: The threads.
         limit: See `DeletionPlan.choose`.
     """
-    rows = db.fetch(sql.candidates, {"thread_ids": list(thread_ids), "run_ids": list(rule.run_ids or ())})
+    rows = db.fetch(sql.candidates, {**thread_binds(thread_ids), "run_ids": list(rule.run_ids or ())})
     nodes_of = groupby(map(Node._make, rows), attrgetter("thread_id"))
     waiting = [DeletionPlan(thread_id, nodes) for thread_id, nodes in nodes_of]
     chosen: list[DeletionPlan] = []
@@ -361,7 +361,8 @@ def plans_for(
 def _inspect(db: Executor, sql: Statements, unsure: Sequence[tuple[DeletionPlan, Sequence[Node]]]) -> None:
     """Record the facts on which the checkpoints depend that lose their parent."""
     keys: list[Key] = [node[:3] for _, nodes in unsure for node in nodes]
-    binds = array_binds(("thread_id", "checkpoint_ns", "checkpoint_id"), keys, "node_")
+    threads = thread_binds([plan.thread_id for plan, _ in unsure])
+    binds = {**threads, **array_binds(("thread_id", "checkpoint_ns", "checkpoint_id"), keys, "node_")}
     found = {(row[0], row[1], row[2]): row[3:] for row in db.fetch(sql.channels_without_value, binds)}
     sought = [
         (plan.thread_id, node.checkpoint_ns, channel)
@@ -372,7 +373,7 @@ def _inspect(db: Executor, sql: Statements, unsure: Sequence[tuple[DeletionPlan,
     ]
     if sought:
         plans = {plan.thread_id: plan for plan, _ in unsure}
-        binds = array_binds(("thread_id", "checkpoint_ns", "channel"), sought, "sought_")
+        binds = {**threads, **array_binds(("thread_id", "checkpoint_ns", "channel"), sought, "sought_")}
         for thread_id, graph, checkpoint_id, channel, *trace in db.fetch(sql.traces, binds):
             plans[thread_id].trace(graph, checkpoint_id, channel, Trace._make(trace))
 

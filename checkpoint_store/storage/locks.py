@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from checkpoint_store.errors import SET_UP, NotSetUp, WrongTransaction
+from checkpoint_store.sql.arrays import thread_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
@@ -108,12 +109,12 @@ def take_removal_lock(db: Executor, sql: Statements, thread_ids: Sequence[str]) 
 
 def lock_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> list[str]:
     """Keep others from storing pages of some threads until the transaction ends. Returns those that have pages."""
-    return [row[0] for row in db.fetch(sql.lock_threads, {"thread_ids": list(thread_ids)})]
+    return [row[0] for row in db.fetch(sql.lock_threads, thread_binds(thread_ids))]
 
 
 def claim_threads(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> None:
     """Keep others from storing pages of some threads until the transaction ends, also of those that have none yet."""
-    db.fetch(sql.insert_thread_rows, {"thread_ids": list(thread_ids)})
+    db.fetch(sql.insert_thread_rows, thread_binds(thread_ids))
     lock_pages(db, sql, thread_ids)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from checkpoint_store.errors import Refused
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde import pages
-from checkpoint_store.sql.arrays import array_binds
+from checkpoint_store.sql.arrays import array_binds, thread_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.locks import lock_threads
@@ -44,7 +44,7 @@ def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tu
     Returns:
         The number of pages and their bytes.
     """
-    binds = {"thread_ids": list(thread_ids)}
+    binds = thread_binds(thread_ids)
     [(pages, size)] = db.fetch(sql.delete_pages, binds)
     db.fetch(sql.delete_thread_rows, binds)
     return pages, size

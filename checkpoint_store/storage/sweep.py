@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
-from checkpoint_store.storage import delete_thread, deletion, leftovers
+from checkpoint_store.storage import delete_thread, deletion, leftovers, probes
 from checkpoint_store.storage.checkpoint_time import first_id_of
 from checkpoint_store.storage.deletion_plan import Rule
 from checkpoint_store.storage.operation import Operation
@@ -53,7 +55,7 @@ class _Removal:
     def delete_by_rule(self, rule: Rule, batch_size: int) -> None:
         """Delete the checkpoints that a rule names from all threads."""
         for threads in self._looked_for(deletion.find_next_threads, rule):
-            for batch in _batches(threads, batch_size):
+            for batch in self.batches(threads, batch_size):
                 if self._dry_run:
                     self.add(self._run(deletion.count_checkpoints, rule, batch))
                 else:
@@ -75,16 +77,37 @@ class _Removal:
         settled = first_id_of(datetime.now(UTC) - _SETTLED)
         # Found without a lock first: nearly always there are none.
         for keys in self._looked_for(leftovers.find_orphaned_writes, settled, counting):
-            self._in_slices(leftovers.count_orphaned_writes, leftovers.delete_orphaned_writes, keys)
+            self._in_slices(leftovers.count_orphaned_writes, leftovers.delete_orphaned_writes, keys, itemgetter(0))
 
     def delete_leftovers(self, thread_ids: Sequence[str]) -> None:
         """Delete the values and pages of some threads that no checkpoint needs."""
-        self._in_slices(leftovers.count_leftovers, leftovers.delete_leftovers, thread_ids)
+        self._in_slices(leftovers.count_leftovers, leftovers.delete_leftovers, thread_ids, str)
 
     def delete_all_leftovers(self, before: str | None) -> None:
         """Delete the values and pages of all threads that no checkpoint needs."""
         for thread_ids in self._looked_for(leftovers.find_next_leftovers, before):
             self.delete_leftovers(thread_ids)
+
+    def batches(self, threads: Iterable[Sequence[Any]], limit: int) -> Iterator[list[str]]:
+        """Put threads together that have a number of checkpoints at most; one that has more is alone.
+
+        So is each where the tables are distributed: there a transaction is about one thread.
+        """
+        batch: list[str] = []
+        count = 0
+        for thread_id, size in threads:
+            if batch and (count + size > limit or len(batch) == _BATCH_THREADS or self._is_distributed):
+                yield batch
+                batch, count = [], 0
+            batch.append(thread_id)
+            count += size
+        if batch:
+            yield batch
+
+    @cached_property
+    def _is_distributed(self) -> bool:
+        """Whether a transaction is about one thread: asked when there are several, in the statement before."""
+        return bool(self._run(probes.are_distributed))
 
     def _looked_for(self, find: Operation[..., Any], *args: Any) -> Iterator[Any]:
         after: str | None = ""
@@ -92,9 +115,17 @@ class _Removal:
             after, found = self._run(find, after, *args)
             yield found
 
-    def _in_slices(self, count: Operation[..., Any], delete: Operation[..., Any], items: Sequence[Any]) -> None:
-        for first in range(0, len(items), _BATCH_THREADS):
-            self.add(self._run(count if self._dry_run else delete, items[first : first + _BATCH_THREADS]))
+    def _in_slices(
+        self,
+        count: Operation[..., Any],
+        delete: Operation[..., Any],
+        items: Sequence[Any],
+        thread_of: Callable[[Any], str],
+    ) -> None:
+        distributed = len(items) > 1 and self._is_distributed
+        for part in deletion.parts_of(items, thread_of, distributed=distributed):
+            for first in range(0, len(part), _BATCH_THREADS):
+                self.add(self._run(count if self._dry_run else delete, part[first : first + _BATCH_THREADS]))
 
 
 def sweep(run: Run, rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | None) -> SweepReport:
@@ -123,7 +154,7 @@ def prune(run: Run, rule: Rule, thread_ids: Sequence[str]) -> SweepReport:
     removal = _Removal(run)
     # The sizes are for putting threads together.
     sizes = run(deletion.find_threads, rule, thread_ids) if len(thread_ids) != 1 else [(thread_ids[0], 0)]
-    for batch in _batches(sizes, BATCH_SIZE):
+    for batch in removal.batches(sizes, BATCH_SIZE):
         removal.delete(rule, batch, None)
     removal.delete_leftovers(run(leftovers.find_leftovers, sorted(set(thread_ids))))
     return removal.total
@@ -132,7 +163,7 @@ def prune(run: Run, rule: Rule, thread_ids: Sequence[str]) -> SweepReport:
 def delete_for_runs(run: Run, run_ids: Sequence[str]) -> SweepReport:
     """Delete the checkpoints of some runs, from each thread at once."""
     removal, rule = _Removal(run), Rule(run_ids=run_ids)
-    for batch in _batches(run(deletion.find_threads, rule, ()), BATCH_SIZE):
+    for batch in removal.batches(run(deletion.find_threads, rule, ()), BATCH_SIZE):
         removal.delete(rule, batch, None)
     return removal.total
 
@@ -141,21 +172,7 @@ def delete_threads(run: Run, thread_ids: Sequence[str]) -> SweepReport:
     """Delete everything stored for some threads, each of them at once."""
     removal = _Removal(run)
     sizes = dict(map(tuple, run(deletion.find_threads, Rule(), thread_ids)))
-    for batch in _batches([(thread_id, sizes.get(thread_id, 0)) for thread_id in thread_ids], BATCH_SIZE):
+    for batch in removal.batches([(thread_id, sizes.get(thread_id, 0)) for thread_id in thread_ids], BATCH_SIZE):
         report = run(delete_thread.delete_threads, batch)
         removal.add(report._replace(threads=len(sizes.keys() & set(batch))))
     return removal.total
-
-
-def _batches(threads: Iterable[Sequence[Any]], limit: int) -> Iterator[list[str]]:
-    """Put threads together that have a number of checkpoints at most; one that has more is alone."""
-    batch: list[str] = []
-    count = 0
-    for thread_id, size in threads:
-        if batch and (count + size > limit or len(batch) == _BATCH_THREADS):
-            yield batch
-            batch, count = [], 0
-        batch.append(thread_id)
-        count += size
-    if batch:
-        yield batch
