@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from checkpoint_store import PostgresSaver
@@ -18,30 +18,56 @@ VERSION = "checkpoint_store_version"
 SHARDS = 8
 
 
-@contextmanager
-def database(cluster_url: str) -> Iterator[str]:
-    """Create a database without tables on a cluster, as the docs of Citus say; yield its URL; drop it on every node.
+Address = tuple[str, int]
 
-    Its nodes are those of the database that the URL names. A coordinator without workers has all shards.
+
+def workers_of(cluster_url: str) -> list[Address]:
+    """The workers of a cluster, as the database that the URL names has them; a coordinator alone has none."""
+    with psycopg.connect(cluster_url, autocommit=True) as conn:
+        known = conn.execute("SELECT nodename, nodeport FROM pg_dist_node WHERE groupid <> 0 ORDER BY nodeid")
+        return [(host, port) for host, port in known]
+
+
+@contextmanager
+def apart(cluster_url: str) -> Iterator[str]:
+    """Create a database without tables on each node of a cluster, and drop it; yield its URL on the coordinator.
+
+    None of them knows the others: see `add_worker`.
     """
-    with psycopg.connect(cluster_url, autocommit=True) as admin:
-        nodes = admin.execute("SELECT groupid, nodename, nodeport FROM pg_dist_node ORDER BY groupid").fetchall()
-    workers = [(host, port) for group, host, port in nodes if group]
-    servers = [cluster_url, *[make_conninfo(cluster_url, host=host, port=port) for host, port in workers]]
     name = f"test_{uuid.uuid4().hex}"
+    workers = [make_conninfo(cluster_url, host=host, port=port) for host, port in workers_of(cluster_url)]
     try:
-        for server in servers:
+        for server in (cluster_url, *workers):
             run(server, f"CREATE DATABASE {name}")
             run(make_conninfo(server, dbname=name), "CREATE EXTENSION citus")
         url = urlsplit(cluster_url)._replace(path=f"/{name}").geturl()
-        with psycopg.connect(url, autocommit=True) as conn:
-            for group, host, port in nodes:
-                call = "citus_add_node" if group else "citus_set_coordinator_host"
-                conn.execute(sql.SQL("SELECT {}(%s, %s)").format(sql.Identifier(call)), [host, port])
+        copy_coordinator(cluster_url, url)
         yield url
     finally:
-        for server in servers:
+        for server in (cluster_url, *workers):
             run(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def copy_coordinator(cluster_url: str, url: str) -> None:
+    """Tell a database under which name the others reach the coordinator, if the cluster has one for it."""
+    with psycopg.connect(cluster_url, autocommit=True) as conn:
+        known = conn.execute("SELECT nodename, nodeport FROM pg_dist_node WHERE groupid = 0").fetchone()
+    if known is not None:
+        run(url, "SELECT citus_set_coordinator_host(%s, %s)", *known)
+
+
+def add_worker(url: str, worker: Address) -> None:
+    """Add a worker to the cluster, for one database."""
+    run(url, "SELECT citus_add_node(%s, %s)", *worker)
+
+
+@contextmanager
+def database(cluster_url: str) -> Iterator[str]:
+    """Create a database without tables on a cluster, and drop it; yield its URL."""
+    with apart(cluster_url) as url:
+        for worker in workers_of(cluster_url):
+            add_worker(url, worker)
+        yield url
 
 
 def distribute(url: str, tables: Sequence[str] = TABLES) -> None:
@@ -60,7 +86,7 @@ def migrate(url: str) -> None:
         saver.setup()
 
 
-def run(url: str, statement: str) -> None:
+def run(url: str, statement: str, *args: Any) -> None:
     """Run a statement outside of transactions."""
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(statement)
+        conn.execute(statement, args or None)
