@@ -90,6 +90,7 @@ class Connector:
         if not ours:
             return await asyncpg.connect(**arguments)
         settings = arguments.get("server_settings") or {}
+        was_settled = ours.is_settled  # if not, others that connect at the same time do not speak for this one
         options = ours.before(settings.get("options", self._options))
         try:
             connection = await asyncpg.connect(**{**arguments, "server_settings": {**settings, "options": options}})
@@ -97,7 +98,7 @@ class Connector:
             if not refuses_options(error):
                 raise
         else:
-            return connection if ours.is_settled else await self._settled(connection, arguments)
+            return connection if was_settled else await self._settled(connection, arguments)
         connection = await asyncpg.connect(**arguments)
         ours.refuse()  # it was for this that the login was refused
         return connection

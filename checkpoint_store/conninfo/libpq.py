@@ -74,6 +74,7 @@ class PsycopgConnector:
         ours = self._session_options
         if not ours or has_service:
             return psycopg.connect(**self._arguments)
+        was_settled = ours.is_settled  # if not, others that connect at the same time do not speak for this one
         options = ours.before(self._arguments.get("options") or os.environ.get("PGOPTIONS"))
         try:
             connection = psycopg.connect(**{**self._arguments, "options": options})
@@ -81,7 +82,7 @@ class PsycopgConnector:
             if not refuses_options(error):
                 raise
         else:
-            return connection if ours.is_settled else self._settled(connection)
+            return connection if was_settled else self._settled(connection)
         connection = psycopg.connect(**self._arguments)
         ours.refuse()  # it was for this that the login was refused
         return connection

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import copy_context
 from functools import partial
-from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -37,7 +36,6 @@ from checkpoint_store.storage.write_batch import Change
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_continues = attrgetter("continues")
 _UNOBSERVED = nullcontext()
 
 
@@ -190,8 +188,7 @@ class Backend(ABC):
         """Store changes in one commit."""
         if self.provider.lock_session.lost:
             self.provider.lock_session.check(self.sql, changes)  # here already: there may be no server
-        continues = any(map(_continues, changes))
-        operation = write.store_continuing if continues else write.store
+        operation = write.operation_for(self.sql, changes)
         # Raised here, once all else is committed.
         if refused := self.provider.run(operation, self.page_cache, changes):
             error = Refused(" ".join(refused.values()))

@@ -160,9 +160,9 @@ class PsycopgExecutor(DirectExecutor):
 
 
 def _scalar(value: Any) -> bytes | None:
-    """Return a string or a number as text."""
+    """Return a string or a number as text, and bytes as they are."""
     if not isinstance(value, str):
-        return None if value is None else b"%d" % value
+        return b"%d" % value if isinstance(value, int) else value
     if "\0" in value:  # libpq would send what comes before it
         raise DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
     return value.encode()

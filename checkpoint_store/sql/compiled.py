@@ -30,7 +30,7 @@ class Numbered(NamedTuple):
     parameters: Sequence[tuple[str, int]]
     """The name of each parameter, and of an array the type of its elements; otherwise 0."""
     formats: Sequence[int]
-    """Of each parameter, whether it is sent in binary: arrays are."""
+    """Of each parameter, whether it is sent in binary: arrays and bytes are."""
 
 
 class Statement:
@@ -56,10 +56,11 @@ class Statement:
     def numbered(self) -> Numbered:
         """The statement for a driver that has no parameters of its own."""
         compiled: Any = self.construct.compile(dialect=asyncpg.dialect())  # type: ignore[attr-defined, no-untyped-call]
-        types = [getattr(compiled.binds[name].type, "item_type", None) for name in compiled.positiontup]
-        elements = [0 if kind is None else _ELEMENTS[type(kind)] for kind in types]
+        types = [compiled.binds[name].type for name in compiled.positiontup]
+        elements = [_ELEMENTS[type(kind.item_type)] if isinstance(kind, sa.ARRAY) else 0 for kind in types]
         parameters = list(zip(compiled.positiontup, elements, strict=True))
-        return Numbered(compiled.string.encode(), parameters, [int(bool(element)) for element in elements])
+        formats = [int(isinstance(kind, sa.ARRAY | sa.LargeBinary)) for kind in types]
+        return Numbered(compiled.string.encode(), parameters, formats)
 
     def sql(self, dialect: sa.Dialect) -> str:
         """Return the SQL text for a dialect."""

@@ -15,6 +15,7 @@ from checkpoint_store.sql import (
     delete,
     delete_candidates,
     delta_history,
+    distributed_write,
     distribution,
     history,
     list_threads,
@@ -44,6 +45,16 @@ class Statements:
             lambda conditions: Statement(list_threads.list_threads, tables, conditions)
         )
         self.store: Callable[[frozenset[str]], Statement] = cache(lambda parts: Statement(write.store, tables, parts))
+        # For distributed tables, built once for each number of rows.
+        self.put_some: Callable[[distributed_write.Shape], Statement] = cache(
+            lambda shape: Statement(distributed_write.put_checkpoint, tables, shape)
+        )
+        self.put_some_writes: Callable[[int | None], Statement] = cache(
+            lambda count: Statement(distributed_write.put_writes, tables, count)
+        )
+        self.put_pages: Callable[[int | None], Statement] = cache(
+            lambda count: Statement(distributed_write.put_pages, tables, count)
+        )
 
     get_checkpoint = compiled_read(read.get_checkpoint)
     get_newest = compiled_read(read.get_newest)
@@ -55,6 +66,10 @@ class Statements:
     put_writes = compiled(write.put_writes)
     known_pages = compiled(write.known_pages)
     missing_pages = compiled(write.missing_pages)
+
+    claim_thread = compiled(distributed_write.claim_thread)
+    held_pages = compiled(distributed_write.held_pages)
+    kept_inline = compiled(distributed_write.kept_inline)
 
     ancestors = compiled(delta_history.ancestors)
 

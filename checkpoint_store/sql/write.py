@@ -46,7 +46,7 @@ def put_checkpoint(t: Tables, *, kept: bool = False) -> sa.Executable:
     if kept:
         *keys, parent = [row[name] for name in own]
         found = kept_values(t, keys, parent, ex.param("kept")).subquery("found")
-        row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
+        row["checkpoint"] = with_values(row["checkpoint"], found.c.inline)
         insertion = insertion.from_select([*row], sa.select(*row.values()).select_from(found))
     else:
         insertion = insertion.values(row)
@@ -87,7 +87,7 @@ def kept_values(
     )
 
 
-def _with_values(checkpoint: sa.ColumnElement[Any], inline: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+def with_values(checkpoint: sa.ColumnElement[Any], inline: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     """Return a checkpoint with more channel values inline, if there are any."""
     values = ex.member(checkpoint, ex.text_literal("channel_values")).op("||")(inline)
     path = pg.array([ex.text_literal("channel_values")])
@@ -231,7 +231,7 @@ def new_checkpoints(passed: sa.CTE | None, t: Tables, *, kept: bool) -> pg.Inser
     rows: sa.FromClause = new
     if kept:
         found = kept_values(t, [new.c[name] for name in own[:3]], new.c.keeps_from, new.c.kept).lateral("found")
-        row["checkpoint"] = _with_values(row["checkpoint"], found.c.inline)
+        row["checkpoint"] = with_values(row["checkpoint"], found.c.inline)
         rows = rows.join(found, sa.true())
     chosen = _of_passed(sa.select(*row.values()), rows, new, passed, t.checkpoints)
     return pg.insert(t.checkpoints).from_select([*row], chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 
 from sqlalchemy import exc
 
@@ -12,12 +13,15 @@ from checkpoint_store.errors import Conflict, Refused, short_repr
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.sql.write import COUNTED
+from checkpoint_store.storage.distributed_write import is_large, store_each
 from checkpoint_store.storage.locks import check_transaction
-from checkpoint_store.storage.operation import Kind, operation
+from checkpoint_store.storage.operation import Kind, Operation, operation
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.storage.refusals import refusal
 from checkpoint_store.storage.shared_pages import missing_pages
 from checkpoint_store.storage.write_batch import Change, Put, merged, parts_of
+
+_continues = attrgetter("continues")
 
 ASK_BYTES = 64 * 1024
 """The bytes of pages from which on the database is asked which of them it has, for a thread that is not cached."""
@@ -39,6 +43,8 @@ def store(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequenc
     Returns:
         The threads of which something was refused, with the error messages; all else is stored.
     """
+    if sql.are_distributed:
+        return store_each(db, sql, changes)
     if not _keeps_within(changes):
         return _store(db, sql, page_cache, changes)
     return _in_order(changes, partial(_store, db, sql, page_cache))
@@ -122,6 +128,21 @@ def _by_thread(changes: Iterable[Change]) -> dict[str, list[Change]]:
     return threads
 
 
+@operation(Kind.STORE, name="store", in_transaction=True)
+def store_large(db: Executor, sql: Statements, _: PageCache, changes: Sequence[Change]) -> dict[str, str]:
+    """Store changes on distributed tables, with large values. Returns the same as `store`."""
+    return store_each(db, sql, changes, asks=True)
+
+
+def operation_for(
+    sql: Statements, changes: Sequence[Change]
+) -> Operation[[PageCache, Sequence[Change]], dict[str, str]]:
+    """Return the operation that stores changes."""
+    if any(map(_continues, changes)):
+        return store_continuing
+    return store_large if sql.are_distributed and any(map(is_large, changes)) else store
+
+
 @operation(Kind.STORE, in_transaction=True)
 def store_continuing(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequence[Change]) -> dict[str, str]:
     """Store changes of which some must continue the newest checkpoint of their namespace.
@@ -140,6 +161,8 @@ def store_continuing(db: Executor, sql: Statements, page_cache: PageCache, chang
 
     def store_checked(together: Sequence[Change]) -> dict[str, str]:
         _check_continuations(db, sql, together)
+        if sql.are_distributed:
+            return store_each(db, sql, together, asks=True)
         return _store(db, sql, page_cache, together)
 
     return _in_order(changes, store_checked)

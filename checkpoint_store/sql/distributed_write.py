@@ -1,0 +1,142 @@
+"""The statements that store the rows of one thread on distributed tables; no I/O.
+
+Citus sends an INSERT of VALUES to the node of the thread at once, but collects the rows of an INSERT .. SELECT FROM
+unnest() on the coordinator first, which takes four times as long. So there is a text for each number of rows, as long
+as they are few.
+
+It executes each CTE that writes by itself, in their order and in one transaction. Whether a CTE sees the rows of the
+one before depends on where the shards are: so none looks for any. It has the locks of the one before in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from checkpoint_store.schema import Tables
+from checkpoint_store.sql import expressions as ex
+from checkpoint_store.sql.arrays import array_binds
+from checkpoint_store.sql.write import keeping, kept_values, replacing, replacing_special, with_values
+
+MOST_ROWS = 32
+"""The largest number of blobs or pending writes for which there is a text."""
+
+MOST_PAGES = 128
+"""The largest number of pages: these are rounded up to powers of two."""
+
+BLOB = {"channel": sa.Text, "version": sa.Text, "type": sa.Text, "blob": sa.LargeBinary}
+PAGE = {"digest": sa.LargeBinary, "page": sa.LargeBinary}
+WRITE = {"idx": sa.Integer, "channel": sa.Text, "type": sa.Text, "blob": sa.LargeBinary}
+"""The columns of which each row has its own values."""
+
+Count = int | None
+"""A number of rows; None for any, as arrays."""
+
+
+class Shape(NamedTuple):
+    """What a put has, for which there are different texts."""
+
+    blobs: Count
+    pages: Count
+    has_kept: bool
+    """Whether it keeps values of its parent."""
+
+
+def shaped(columns: Mapping[str, Any], rows: Sequence[Sequence[Any]], most: int) -> tuple[Count, dict[str, Any]]:
+    """Return the number of rows for which there is a text, and the rows as its binds."""
+    if len(rows) > most:
+        return None, dict(array_binds([*columns], rows))
+    return len(rows), {
+        f"{name}_{n}": value for n, row in enumerate(rows) for name, value in zip(columns, row, strict=True)
+    }
+
+
+def put_checkpoint(t: Tables, shape: Shape) -> sa.Executable:
+    """Upsert a checkpoint together with the blobs and pages that are new in it: one statement, so atomic on its own.
+
+    With pages it locks the thread, so that no other transaction deletes pages before this one commits.
+
+    Returns a row, unless a trigger drops the checkpoint. Binds: those of `write.put_checkpoint`, but for the blobs, and
+    `kept` as `kept_inline` has selected it; blobs and pages by `shaped`; with pages, `epoch`, that of a new thread row.
+    """
+    names = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
+    own: dict[str, sa.ColumnElement[Any]] = {name: ex.param(name) for name in names}
+    checkpoint: sa.ColumnElement[Any] = sa.cast(ex.param("checkpoint"), pg.JSONB)
+    if shape.has_kept:
+        checkpoint = with_values(checkpoint, sa.cast(ex.param("kept"), pg.JSONB))
+    row = {**own, "checkpoint": checkpoint, "metadata": sa.cast(ex.param("metadata"), pg.JSONB)}
+    stored = replacing(pg.insert(t.checkpoints).values(row), "checkpoint", "metadata")
+    if shape.pages != 0:
+        stored = stored.add_cte(claim_thread(t).cte("claimed"), put_pages(t, shape.pages).cte("new_pages"))
+    if shape.blobs != 0:
+        graph = {name: own[name] for name in names[:2]}
+        stored = stored.add_cte(keeping(_insert(t.checkpoint_blobs, graph, BLOB, shape.blobs)).cte("new_blobs"))
+    return stored.returning(ex.ONE)
+
+
+def put_writes(t: Tables, count: Count) -> pg.Insert:
+    """Insert the pending writes of one task: see `write.put_writes`, and for the rows `shaped`."""
+    own = {name: ex.param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")}
+    return replacing_special(_insert(t.checkpoint_writes, own, WRITE, count))
+
+
+def put_pages(t: Tables, count: Count) -> pg.Insert:
+    """Insert pages of a thread, unless they exist. Binds: `thread_id`, and for the rows see `shaped`."""
+    own = {"thread_id": ex.param("thread_id")}
+    return _insert(t.checkpoint_pages, own, PAGE, count).on_conflict_do_nothing()
+
+
+def claim_thread(t: Tables) -> pg.Insert:
+    """Lock a thread, so that no other transaction deletes its pages before this one commits; insert its row if need be.
+
+    Binds: `thread_id`, and `epoch`, that of a new row.
+    """
+    threads = t.checkpoint_threads
+    row = {"thread_id": ex.param("thread_id"), "epoch": ex.param("epoch", sa.BigInteger)}
+    return (
+        pg.insert(threads)
+        .values(row)
+        .on_conflict_do_update(
+            index_elements=list(threads.primary_key), set_={"epoch": threads.c.epoch}, where=sa.false()
+        )
+    )
+
+
+def held_pages(t: Tables) -> sa.Select[Any]:
+    """Lock a thread for this transaction, and select those of some pages that it has, as an array.
+
+    Returns no row if there is no row to lock, or if a transaction that deletes pages had it locked until now: the
+    statement still sees them. Binds: `thread_id`, `digests`.
+    """
+    threads, seen, p = t.checkpoint_threads, t.checkpoint_threads.alias("seen"), t.checkpoint_pages
+    is_one = p.c.digest == sa.func.any(ex.array_param("digests", sa.LargeBinary))
+    found = sa.select(sa.func.array_agg(p.c.digest)).where(ex.in_thread(p), is_one).scalar_subquery()
+    is_as_seen = sa.and_(ex.in_thread(threads), ex.in_thread(seen), threads.c.epoch == seen.c.epoch)
+    rows = threads.join(seen, ex.same_thread(threads, seen))
+    return sa.select(found).select_from(rows).where(is_as_seen).with_for_update(read=True, of=threads)
+
+
+def kept_inline(t: Tables) -> sa.Select[Any]:
+    """Select the inline values that a checkpoint keeps of its parent, as JSON text, or NULL: see `write.kept_values`.
+
+    Binds: `thread_id`, `checkpoint_ns`, `checkpoint_id`, `parent_checkpoint_id`, `kept`.
+    """
+    *keys, parent = [ex.param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id")]
+    found = kept_values(t, keys, parent, ex.param("kept")).subquery("found")
+    return sa.select(sa.cast(found.c.inline, sa.Text))
+
+
+def _insert(
+    table: sa.Table, own: Mapping[str, sa.ColumnElement[Any]], columns: Mapping[str, Any], count: Count
+) -> pg.Insert:
+    """Insert rows that have some values in common."""
+    if count is None:
+        new = ex.rows_of_binds(**columns)
+        return pg.insert(table).from_select([*own, *columns], sa.select(*own.values(), *new.c))
+    each: Iterable[int] = range(count)
+    return pg.insert(table).values(
+        [{**own, **{name: ex.param(f"{name}_{n}", kind) for name, kind in columns.items()}} for n in each]
+    )
