@@ -88,7 +88,7 @@ def _new_values(t: Tables, c: sa.FromClause, parent: sa.FromClause) -> sa.FromCl
     known = ex.digests_of(old).where(is_old, old.c.type == ex.text_literal(PAGED)).correlate(b, parent, current)
     fresh = ex.digests_in(b).except_(known)
     found = sa.select(sa.func.sum(sa.func.pg_column_size(p.c.page)).label("bytes"))
-    found = found.where(b.c.type == ex.text_literal(PAGED), p.c.thread_id == b.c.thread_id, p.c.digest.in_(fresh))
+    found = found.where(b.c.type == ex.text_literal(PAGED), ex.same_thread(p, b), p.c.digest.in_(fresh))
     pages = found.correlate(b, parent, current).lateral("pages")
     is_current = sa.and_(ex.same_namespace(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)
     sizes = sa.func.coalesce(sa.func.pg_column_size(b.c.blob), ex.ZERO) + sa.func.coalesce(pages.c.bytes, ex.ZERO)

@@ -75,7 +75,7 @@ def _next_checkpoints(t: Tables, conditions: Set[str]) -> sa.CTE:
         position = sa.tuple_(ex.param("last_checkpoint_id"), ex.param("last_thread_id"))
         wanted.append(sa.tuple_(c.checkpoint_id, c.thread_id) < position)
     if "prefix" in conditions:
-        wanted.append(_has_prefix(c.thread_id))
+        wanted.append(has_prefix(c.thread_id))
     rows = sa.select(c.checkpoint_id, c.thread_id).where(*wanted).order_by(c.checkpoint_id.desc(), c.thread_id.desc())
     # A constant limit first, for the planner, as in `read.list_checkpoints`.
     most = rows.limit(ex.int_literal(MAX_STEPS)).subquery("most")
@@ -103,7 +103,7 @@ def threads_by_id(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
     found = sa.select(walk.c.thread_id, newest.c.checkpoint_id, newest.c.metadata)
     found = found.select_from(walk.outerjoin(newest, sa.true())).where(walk.c.thread_id.is_not(None))
     if "prefix" in conditions:
-        found = found.where(_has_prefix(walk.c.thread_id))
+        found = found.where(has_prefix(walk.c.thread_id))
     if "rootless" in conditions:
         found = found.where(newest.c.checkpoint_id.is_(None))
     last = sa.select(sa.func.max(walk.c.thread_id).label("thread_id"), sa.func.count(walk.c.thread_id).label("steps"))
@@ -128,8 +128,7 @@ def _found(
 ) -> sa.FromClause:
     """Select the wanted threads: id, newest root checkpoint, its metadata as JSON text, number of checkpoints."""
     if "filter" in conditions:
-        metadata = ordered.selected_columns["metadata"]
-        ordered = ordered.where(metadata.op("@>", return_type=sa.Boolean)(sa.cast(ex.param("filter"), pg.JSONB)))
+        ordered = ordered.where(matches(ordered.selected_columns["metadata"]))
     rows = ordered.limit(sa.select(ex.param("wanted", sa.Integer)).scalar_subquery()).subquery("rows")
     count: sa.ColumnElement[Any] = sa.cast(None, sa.Integer)
     if "count" in conditions:
@@ -145,7 +144,13 @@ def _found(
     return sa.select(*ex.aggregate(columns, "found", *order(rows))).subquery("found")
 
 
-def _has_prefix(thread_id: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+def matches(metadata: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """Return whether metadata contains what is wanted. Binds: `filter`, JSON text."""
+    return metadata.op("@>", return_type=sa.Boolean)(sa.cast(ex.param("filter"), pg.JSONB))
+
+
+def has_prefix(thread_id: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Return whether a thread's id begins with a text. Binds: `prefix`."""
     # As a comparison of numbers, of which the planner expects a third of the rows. For an unknown prefix it would
     # expect so few that it would rather sort them all than walk.
     return sa.cast(sa.func.starts_with(thread_id, ex.param("prefix"), type_=sa.Boolean()), sa.Integer) > ex.ZERO

@@ -78,6 +78,60 @@ def list_checkpoints(t: Tables, conditions: frozenset[str], *, joined: bool) -> 
     `last_thread_id` and `last_checkpoint_ns`. With `among_newest`, for a filter without a thread, only the next
     `AMONG_ROWS` checkpoints are looked at.
     """
+    c, names = t.checkpoints.c, _order(conditions)
+    rows: sa.FromClause = t.checkpoints
+    batch = sa.select(rows).where(*_wanted(t, conditions, names))
+    if "thread_id" in conditions and "checkpoint_ns" not in conditions:
+        # Of each namespace the rows come from the index in order. Otherwise every batch would read and sort all of the
+        # thread, whose index has the namespace before the checkpoint.
+        namespaces = _namespaces(t)
+        part = batch.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces)
+        rows = part.order_by(*_newest_first(c, names)).limit(ex.int_literal(MAX_ROWS)).lateral("part")
+        batch = sa.select(rows).select_from(namespaces.join(rows, sa.true()))
+    elif not conditions & {"thread_id", "filter"}:
+        rows = _newest(batch, names, ex.int_literal(MAX_ROWS)).subquery("newest")
+        batch = sa.select(rows)
+    elif "among_newest" in conditions:
+        rows = _newest(batch, names, ex.int_literal(AMONG_ROWS)).subquery("newest")
+        batch = sa.select(rows).where(_matches(rows))
+    thread = ex.param("thread_id") if "thread_id" in conditions else None
+    found = checkpoints(t, _first(batch, rows.c, names), joined=joined, thread=thread)
+    return found.order_by(*_newest_first(found.selected_columns, names))
+
+
+def newest_keys(t: Tables, conditions: frozenset[str]) -> sa.Select[Any]:
+    """Select the thread, namespace and id of the checkpoints in one batch of a list of all threads, newest first.
+
+    Of distributed tables, where no statement reads complete checkpoints of several threads. Each shard looks for the
+    whole batch, in the order of its indexes. Binds and conditions are those of `list_checkpoints`.
+    """
+    names = _order(conditions)
+    keys = sa.select(*[t.checkpoints.c[name] for name in ("thread_id", "checkpoint_ns", "checkpoint_id")])
+    keys = keys.where(*_wanted(t, conditions - {"filter"}, names))
+    if "filter" in conditions:
+        # As a number, of which the planner expects a third of the rows: it would sort a whole shard for few.
+        keys = keys.where(sa.cast(_matches(t.checkpoints), sa.Integer) > ex.ZERO)
+    return _newest(keys, names, ex.param("batch_size", sa.Integer))
+
+
+def checkpoints_at(t: Tables, *, joined: bool) -> sa.Select[Any]:
+    """Select some checkpoints of a thread, in any order; see `checkpoints`.
+
+    Binds: `thread_id`, and the arrays `checkpoint_nss` and `checkpoint_ids`.
+    """
+    c, keys = t.checkpoints, ex.rows_of_binds(checkpoint_ns=sa.Text, checkpoint_id=sa.Text)
+    is_wanted = sa.and_(c.c.checkpoint_ns == keys.c.checkpoint_ns, c.c.checkpoint_id == keys.c.checkpoint_id)
+    chosen = sa.select(c).select_from(c.join(keys, is_wanted)).where(ex.in_thread(c))
+    return checkpoints(t, chosen, joined=joined, thread=ex.param("thread_id"))
+
+
+def _order(conditions: frozenset[str]) -> list[str]:
+    """Return the columns by which a list is ordered: those without a condition, as ids are unique only with them."""
+    return ["checkpoint_id", *(name for name in ("thread_id", "checkpoint_ns") if name not in conditions)]
+
+
+def _wanted(t: Tables, conditions: frozenset[str], names: Sequence[str]) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions of a list on the rows of `checkpoints`."""
     c = t.checkpoints.c
     wanted = [
         c[name] == ex.param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id") if name in conditions
@@ -88,49 +142,29 @@ def list_checkpoints(t: Tables, conditions: frozenset[str], *, joined: bool) -> 
         wanted += [ex.run_id(t.checkpoints).is_not(None), ex.run_id(t.checkpoints) == ex.param("run_id")]
     if "before" in conditions:
         wanted.append(c.checkpoint_id < ex.param("before"))
-    # Ids are unique only within a namespace of a thread; the columns without a condition complete the order.
-    names = ["checkpoint_id", *(name for name in ("thread_id", "checkpoint_ns") if name not in conditions)]
     if "after_row" in conditions:
         last = [ex.param(f"last_{name}") for name in names]
         wanted.append(
             sa.tuple_(*[c[name] for name in names]) < sa.tuple_(*last) if len(names) > 1 else c[names[0]] < last[0]
         )
-    rows: sa.FromClause = t.checkpoints
-    batch = sa.select(rows).where(*wanted)
-    if "thread_id" in conditions and "checkpoint_ns" not in conditions:
-        # Of each namespace the rows come from the index in order. Otherwise every batch would read and sort all of the
-        # thread, whose index has the namespace before the checkpoint.
-        namespaces = _namespaces(t)
-        part = batch.where(c.checkpoint_ns == namespaces.c.checkpoint_ns).correlate(namespaces)
-        rows = part.order_by(*_newest_first(c, names)).limit(ex.int_literal(MAX_ROWS)).lateral("part")
-        batch = sa.select(rows).select_from(namespaces.join(rows, sa.true()))
-    elif not conditions & {"thread_id", "filter"}:
-        rows = _newest(batch, names, MAX_ROWS)
-        batch = sa.select(rows)
-    elif "among_newest" in conditions:
-        rows = _newest(batch, names, AMONG_ROWS)
-        batch = sa.select(rows).where(_matches(rows))
-    thread = ex.param("thread_id") if "thread_id" in conditions else None
-    found = checkpoints(t, _first(batch, rows.c, names), joined=joined, thread=thread)
-    return found.order_by(*_newest_first(found.selected_columns, names))
+    return wanted
 
 
 def _matches(rows: sa.FromClause) -> sa.ColumnElement[bool]:
     return rows.c.metadata.op("@>", return_type=sa.Boolean)(sa.cast(ex.param("filter"), pg.JSONB))
 
 
-def _newest(rows: sa.Select[Any], names: Sequence[str], most: int) -> sa.FromClause:
-    """Return the newest checkpoints of all threads, merged of two indexes: root graphs and subgraphs have one each."""
+def _newest(rows: sa.Select[Any], names: Sequence[str], limit: sa.ColumnElement[int]) -> sa.Select[Any]:
+    """Select the newest checkpoints of all threads, merged of two indexes: root graphs and subgraphs have one each."""
     # By LIKE, as in the indexes.
     namespace = rows.selected_columns["checkpoint_ns"]
     of_roots = namespace.like(ex.text_literal(""))
-    limit = ex.int_literal(most)
     parts = [
         rows.where(of).order_by(*_newest_first(rows.selected_columns, names)).limit(limit).subquery()
         for of in (of_roots, sa.not_(of_roots))
     ]
     merged = sa.union_all(*[sa.select(part) for part in parts]).subquery("parts")
-    return sa.select(merged).order_by(*_newest_first(merged.c, names)).limit(limit).subquery("newest")
+    return sa.select(merged).order_by(*_newest_first(merged.c, names)).limit(limit)
 
 
 def _first(rows: sa.Select[Any], columns: Any, names: Sequence[str]) -> sa.Select[Any]:

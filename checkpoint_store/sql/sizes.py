@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql import expressions as ex
+from checkpoint_store.sql.distribution import is_distributed
 
 
 def thread_tables(t: Tables) -> Any:
@@ -76,12 +77,14 @@ def largest_threads(t: Tables) -> sa.Select[Any]:
     return found.order_by(total.desc(), parts.c.thread_id).limit(ex.param("limit", sa.Integer))
 
 
-def table_sizes(_: Tables) -> sa.Select[Any]:
+def table_sizes(t: Tables) -> sa.Select[Any]:
     """Select the names of tables, their rows by the server's last count, and their bytes with indexes and TOAST.
 
-    Of a partitioned table these are the sums of its partitions. Binds: `names`.
+    Of a partitioned table these are the sums of its partitions, of a distributed one of its shards. Binds: `names`.
     """
     name = sa.func.unnest(ex.array_param("names")).table_valued("name").render_derived("named")
+    if is_distributed(t):
+        return _shard_sizes(name)
     part = sa.func.pg_partition_tree(sa.func.to_regclass(name.c.name)).table_valued("relid").lateral("part")
     known = sa.table("pg_class", sa.column("oid"), sa.column("reltuples"), schema="pg_catalog")
     # A table without partitions is not part of a tree.
@@ -91,6 +94,15 @@ def table_sizes(_: Tables) -> sa.Select[Any]:
     size = sa.func.sum(sa.func.pg_total_relation_size(relation))
     found = sa.select(name.c.name, rows, sa.cast(size, sa.BigInteger))
     return found.select_from(name.outerjoin(part, sa.true()).join(known, known.c.oid == relation)).group_by(name.c.name)
+
+
+def _shard_sizes(name: sa.TableValuedAlias) -> sa.Select[Any]:
+    table = sa.func.to_regclass(name.c.name)
+    count = ex.text_literal("SELECT reltuples FROM pg_catalog.pg_class WHERE oid = ''%s''::regclass")
+    shard = sa.func.run_command_on_shards(table, count).table_valued("result").lateral("shard")
+    counted = sa.cast(shard.c.result, sa.Double)
+    rows = sa.select(sa.cast(sa.func.sum(counted).filter(counted >= ex.ZERO), sa.BigInteger)).select_from(shard)
+    return sa.select(name.c.name, rows.correlate(name).scalar_subquery(), sa.func.citus_total_relation_size(table))
 
 
 def _graph(rows: sa.FromClause) -> sa.ColumnElement[str]:

@@ -15,6 +15,7 @@ from checkpoint_store.sql import (
     delete,
     delete_candidates,
     delta_history,
+    distributed_threads,
     distributed_write,
     distribution,
     history,
@@ -41,8 +42,17 @@ class Statements:
         """The table of checkpoints as SQL text names it."""
         # These are built once for each set of conditions, or of parts.
         self.list_checkpoints: Callable[[frozenset[str]], Read] = cache(partial(Read.of, read.list_checkpoints, tables))
+        self.newest_keys: Callable[[frozenset[str]], Statement] = cache(
+            lambda conditions: Statement(read.newest_keys, tables, conditions)
+        )
         self.list_threads: Callable[[frozenset[str]], Statement] = cache(
             lambda conditions: Statement(list_threads.list_threads, tables, conditions)
+        )
+        self.threads_with_root: Callable[[frozenset[str]], Statement] = cache(
+            lambda conditions: Statement(distributed_threads.threads_with_root, tables, conditions)
+        )
+        self.next_threads_by_id: Callable[[frozenset[str]], Statement] = cache(
+            lambda conditions: Statement(distributed_threads.next_threads, tables, conditions)
         )
         self.store: Callable[[frozenset[str]], Statement] = cache(lambda parts: Statement(write.store, tables, parts))
         # For distributed tables, built once for each number of rows.
@@ -59,7 +69,11 @@ class Statements:
     get_checkpoint = compiled_read(read.get_checkpoint)
     get_newest = compiled_read(read.get_newest)
     has_newer = compiled(read.has_newer)
+    checkpoints_at = compiled_read(read.checkpoints_at)
     inventory = compiled(read.inventory)
+
+    root_metadata = compiled(distributed_threads.root_metadata)
+    thread_counts = compiled(distributed_threads.thread_counts)
 
     put_checkpoint = compiled(write.put_checkpoint)
     put_checkpoint_keeping = compiled(write.put_checkpoint, kept=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import orjson
 
 from checkpoint_store.serde import records
 from checkpoint_store.serde.keys import Listing
+from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.read import MAX_ROWS
 from checkpoint_store.sql.statements import Statements
@@ -87,14 +90,45 @@ def list_checkpoints(
     conditions = frozenset(binds)
     if last is not None:
         conditions |= {"after_row"}
-        binds.update(last_thread_id=last[0], last_checkpoint_ns=last[1], last_checkpoint_id=last[2])
+        binds.update(_after(last))
     binds["batch_size"] = size
+    if sql.are_distributed and listing.thread_id is None:
+        return _of_all_shards(db, sql, page_cache, conditions, binds)
     if "filter" in conditions and not conditions & {"thread_id", "run_id"}:
         # Most match many, or few; no index tells which. To read all of the table for those that match many takes ages.
         rows = read_checkpoints(db, sql.list_checkpoints(conditions | {"among_newest"}), page_cache, binds)
         if len(rows) == size:
             return rows
     return read_checkpoints(db, sql.list_checkpoints(conditions), page_cache, binds)
+
+
+def _of_all_shards(
+    db: Executor, sql: Statements, page_cache: PageCache, conditions: frozenset[str], binds: dict[str, Any]
+) -> Sequence[Row]:
+    """Return a batch of a list of all threads: first its keys, then the rows of each thread, all from one shard."""
+    rows: list[Row] = []
+    while True:
+        keys: list[Position] = [(key[0], key[1], key[2]) for key in db.fetch(sql.newest_keys(conditions), binds)]
+        threads: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for thread_id, *key in keys:
+            threads[thread_id].append((key[0], key[1]))
+        found: dict[Position, Row] = {}
+        for thread_id, places in threads.items():
+            arrays = {"thread_id": thread_id, **array_binds(("checkpoint_ns", "checkpoint_id"), places)}
+            for row in read_checkpoints(db, sql.checkpoints_at, page_cache, arrays):
+                found[row[0], row[1], row[2]] = row
+        rows += [found[key] for key in keys if key in found]
+        # A smaller batch would be the end of the list. Some rows may have been deleted since their keys were read.
+        left = binds["batch_size"] - len(found)
+        if not left or len(keys) < binds["batch_size"]:
+            return rows
+        conditions |= {"after_row"}
+        binds = {**binds, **_after(keys[-1]), "batch_size": left}
+
+
+def _after(last: Position) -> dict[str, str]:
+    """Return the binds of a batch that begins after a row."""
+    return {"last_thread_id": last[0], "last_checkpoint_ns": last[1], "last_checkpoint_id": last[2]}
 
 
 def _run_of(metadata_filter: str | None) -> str | None:

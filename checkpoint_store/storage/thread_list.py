@@ -14,6 +14,7 @@ from checkpoint_store.errors import InvalidConfig, short_repr
 from checkpoint_store.serde import jsonb
 from checkpoint_store.serde.arguments import choice, flag
 from checkpoint_store.serde.keys import limit_of, plain_text
+from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.list_threads import MAX_STEPS
 from checkpoint_store.sql.statements import Statements
@@ -174,7 +175,29 @@ class ThreadCursor:
 @operation(Kind.READ, may_lag=lambda *_: True)
 def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
     """Return the next batch of a list of threads, as `sql.list_threads` selects it."""
-    return db.fetch(sql.list_threads(conditions), binds)[0]
+    if not sql.are_distributed:
+        return db.fetch(sql.list_threads(conditions), binds)[0]
+    columns: Sequence[Any] = [*zip(*_of_all_shards(db, sql, conditions, binds), strict=True)] or [()] * 4
+    # A statement reads as many rows as it must: if it has found less than is wanted there is no more.
+    return [0, None, None, None, *columns]
+
+
+def _of_all_shards(
+    db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]
+) -> list[tuple[str, str | None, str | None, int | None]]:
+    """Return the next threads: newest root checkpoint, its metadata, number of checkpoints."""
+    has_root, is_counted = bool(conditions & {"newest", "filter"}), "count" in conditions
+    conditions -= {"count"}
+    if has_root:
+        found = db.fetch(sql.threads_with_root(conditions), binds)
+        names = {"thread_ids": [thread_id for thread_id, *_ in found]}
+        counts = dict(map(tuple, db.fetch(sql.thread_counts, names))) if found and is_counted else {}
+        return [(thread_id, newest, metadata, counts.get(thread_id)) for thread_id, newest, metadata in found]
+    found = db.fetch(sql.next_threads_by_id(conditions), binds)
+    newest = [(thread_id, checkpoint_id) for thread_id, checkpoint_id, _ in found if checkpoint_id is not None]
+    names = array_binds(("thread_id", "checkpoint_id"), newest)
+    metadata = dict(map(tuple, db.fetch(sql.root_metadata, names))) if newest else {}
+    return [(name, of, metadata.get(name), count if is_counted else None) for name, of, count in found]
 
 
 def _metadata(thread_id: str, text: str | None) -> dict[str, Any]:
