@@ -16,6 +16,8 @@ from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql import expressions as ex
 from checkpoint_store.sql.distribution import is_distributed
 
+_CLASSES = sa.table("pg_class", sa.column("oid"), sa.column("reltuples"), schema="pg_catalog")
+
 
 def thread_tables(t: Tables) -> Any:
     """Select the name of each table, and the numbers of rows and bytes that it has of a thread. Binds: `thread_id`."""
@@ -86,22 +88,25 @@ def table_sizes(t: Tables) -> sa.Select[Any]:
     if is_distributed(t):
         return _shard_sizes(name)
     part = sa.func.pg_partition_tree(sa.func.to_regclass(name.c.name)).table_valued("relid").lateral("part")
-    known = sa.table("pg_class", sa.column("oid"), sa.column("reltuples"), schema="pg_catalog")
     # A table without partitions is not part of a tree.
     relation = sa.func.coalesce(part.c.relid, sa.func.to_regclass(name.c.name))
     # -1 means that the rows were not counted yet.
-    rows = sa.cast(sa.func.sum(known.c.reltuples).filter(known.c.reltuples >= ex.ZERO), sa.BigInteger)
+    rows = sa.cast(sa.func.sum(_CLASSES.c.reltuples).filter(_CLASSES.c.reltuples >= ex.ZERO), sa.BigInteger)
     size = sa.func.sum(sa.func.pg_total_relation_size(relation))
     found = sa.select(name.c.name, rows, sa.cast(size, sa.BigInteger))
-    return found.select_from(name.outerjoin(part, sa.true()).join(known, known.c.oid == relation)).group_by(name.c.name)
+    return found.select_from(name.outerjoin(part, sa.true()).join(_CLASSES, _CLASSES.c.oid == relation)).group_by(
+        name.c.name
+    )
 
 
 def _shard_sizes(name: sa.TableValuedAlias) -> sa.Select[Any]:
     table = sa.func.to_regclass(name.c.name)
-    count = ex.text_literal("SELECT reltuples FROM pg_catalog.pg_class WHERE oid = ''%s''::regclass")
-    shard = sa.func.run_command_on_shards(table, count).table_valued("result").lateral("shard")
-    counted = sa.cast(shard.c.result, sa.Double)
-    rows = sa.select(sa.cast(sa.func.sum(counted).filter(counted >= ex.ZERO), sa.BigInteger)).select_from(shard)
+    # The text of a statement for each shard, whose name takes the place of `%s`.
+    shard: sa.ColumnElement[Any] = sa.literal_column("'%s'::regclass")
+    count = ex.text_literal(str(sa.select(_CLASSES.c.reltuples).where(_CLASSES.c.oid == shard)).replace("'", "''"))
+    counts = sa.func.run_command_on_shards(table, count).table_valued("result").lateral("counts")
+    counted = sa.cast(counts.c.result, sa.Double)
+    rows = sa.select(sa.cast(sa.func.sum(counted).filter(counted >= ex.ZERO), sa.BigInteger)).select_from(counts)
     return sa.select(name.c.name, rows.correlate(name).scalar_subquery(), sa.func.citus_total_relation_size(table))
 
 
