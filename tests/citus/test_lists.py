@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,10 @@ import pytest
 from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
 from psycopg import sql
 from sqlalchemy.dialects.postgresql import psycopg as dialect
+from typer.testing import CliRunner
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.cli.commands import app
 from checkpoint_store.sql.compiled import Statement
 from checkpoint_store.sql.distribution import DistributedTables
 from checkpoint_store.sql.statements import Statements
@@ -308,3 +311,36 @@ def test_rows_of_some_threads_are_asked_of_their_shards(citus_url: str) -> None:
 def explain(conn: psycopg.Connection[Any], statement: Statement) -> str:
     text, binds = statement.bound(dialect.dialect(), BINDS)
     return "\n".join(line for (line,) in conn.execute(f"EXPLAIN (COSTS OFF) {text}", binds))
+
+
+COMMANDS = [
+    ["threads", "--limit", "0", "--count"],
+    ["threads", "--order", "thread_id", "--prefix", "user/", "--limit", "5"],
+    ["threads", "--filter", '{"user": "b"}', "--json"],
+    ["history", "run/1"],
+    ["history", "endless", "--limit", "0", "--json"],
+    ["show", "run/1"],
+    ["show", "run/1", "0003", "--namespace", "node:a|node:b", "--full"],
+    ["diff", "run/1", "0003", "0005"],
+    ["stats", "run/1"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_print_the_same(pair: Pair, command: list[str]) -> None:
+    """Those that read: threads, histories, checkpoints, differences, sizes."""
+    printed = [CliRunner().invoke(app, [*command, "--url", url]) for url in pair]
+    assert [result.exit_code for result in printed] == [0, 0], printed[1].output
+    assert printed[0].stdout
+    assert printed[0].stdout == printed[1].stdout
+
+
+def test_the_sizes_of_all_tables_are_printed(pair: Pair) -> None:
+    """With the same rows and the same largest threads."""
+    single, distributed = [
+        json.loads(CliRunner().invoke(app, ["stats", "--json", "--url", url]).stdout) for url in pair
+    ]
+    assert single["largest_threads"] == distributed["largest_threads"]
+    for name, table in distributed["tables"].items():
+        assert table["rows"] == single["tables"][name]["rows"]
+        assert table["bytes_on_disk"] >= single["tables"][name]["bytes_on_disk"] > 0
