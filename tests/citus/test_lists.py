@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.cli.commands import app
-from checkpoint_store.sql.compiled import Statement
+from checkpoint_store.sql.compiled import Read, Statement
 from checkpoint_store.sql.distribution import DistributedTables
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import checkpoint_list, read, thread_list, thread_stats
@@ -264,6 +264,12 @@ FROM generate_series(1, 40000) i
 """
 
 BINDS: dict[str, Any] = {
+    "thread_id": "thread-1",
+    "checkpoint_ns": "",
+    "checkpoint_id": "000001",
+    "checkpoint_nss": ["", ""],
+    "channels": ["messages"],
+    "limit": 10,
     "batch_size": 10,
     "wanted": 10,
     "filter": '{"user": 3}',
@@ -298,6 +304,27 @@ def test_no_list_reads_more_of_a_shard_than_its_beginning(citus_url: str) -> Non
                 assert lines[1].strip() == "->  Limit", (name, plan)
             assert "Seq Scan" not in plan, (name, plan)
             assert not re.search(r"->  Sort\n.*\n +->  (Index|Bitmap)", plan), (name, plan)
+
+
+OF_ONE_THREAD = [
+    "has_newer",
+    "inventory",
+    "summaries",
+    "ids_with_prefix",
+    "ancestors",
+    "thread_tables",
+    "thread_channels",
+]
+
+
+@pytest.mark.parametrize("name", [*OF_ONE_THREAD, "checkpoints_at"])
+def test_a_read_of_one_thread_is_one_task(citus_url: str, name: str) -> None:
+    """Also those that no run needs: what the command line reads, and the rows of a list of all threads."""
+    statement = getattr(SQL, name)
+    with psycopg.connect(citus_url, autocommit=True) as conn:
+        for form in statement if isinstance(statement, Read) else [statement]:
+            plan = explain(conn, form)
+            assert re.findall("Task Count: .*|.*Subplan.*", plan) == ["Task Count: 1"], plan
 
 
 def test_rows_of_some_threads_are_asked_of_their_shards(citus_url: str) -> None:

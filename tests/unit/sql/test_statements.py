@@ -31,9 +31,13 @@ def every_statement(sql: Statements) -> Iterator[tuple[str, Statement]]:
     found |= {
         f"list_checkpoints of {n}": sql.list_checkpoints(frozenset(CONDITIONS[:n])) for n in range(len(CONDITIONS) + 1)
     }
+    for n in range(len(CONDITIONS) + 1):
+        found[f"newest_keys of {n}"] = sql.newest_keys(frozenset(CONDITIONS[n:]) - {"thread_id"})
     for order, n in product(("newest", "thread_id", "rootless"), range(len(THREAD_CONDITIONS) + 1)):
         conditions = frozenset({order, *THREAD_CONDITIONS[:n]})
         found[f"list_threads of {conditions}"] = sql.list_threads(conditions)
+        found[f"threads_with_root of {conditions}"] = sql.threads_with_root(conditions)
+        found[f"next_threads_by_id of {conditions}"] = sql.next_threads_by_id(conditions)
     for name, statement in found.items():
         if isinstance(statement, Read):
             yield f"{name}, plain", statement.plain
