@@ -31,6 +31,12 @@ class TransientError(NamedTuple):
 PLAN_CHANGED = "0A000 RevalidateCachedQuery"
 """An SQLSTATE that covers other errors too, and the function in PostgreSQL that raises this one."""
 
+_LOST_WORKERS = (
+    *("CheckRemoteTransactionsHealth", "ErrorIfPostCommitFailedShardPlacements"),
+    *("MarkRemoteTransactionFailed", "ReportResultError"),
+)
+"""The functions in Citus that raise "internal error" where the connection to a worker ended."""
+
 TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingProxyType(
     {
         # By SQLSTATE, or its class: https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -51,6 +57,10 @@ TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingPr
         # asyncpg prepares it again by itself, psycopg never does.
         PLAN_CHANGED: TransientError(
             "a table was altered after the statement was prepared; another session prepares it"
+        ),
+        **dict.fromkeys(
+            [f"XX000 {function}" for function in _LOST_WORKERS],
+            TransientError("the Citus coordinator lost a worker, which may be starting", ends_connections=False),
         ),
         # By class, for errors without an SQLSTATE, since no server has answered.
         ConnectionError: TransientError("the connection was refused or cut; the server may be starting"),
@@ -147,7 +157,7 @@ def name_of(error: BaseException) -> str:
 
 
 def _state(error: BaseException | None) -> str:
-    """Return the SQLSTATE that the server gave; `PLAN_CHANGED` for that case."""
+    """Return the SQLSTATE that the server gave, with the function that raised it where that tells the case."""
     state = sqlstate_of(error)
     raised_by = (f"{state} {field(each, 'server_source_function')}" for each in causes(error))
-    return PLAN_CHANGED if PLAN_CHANGED in raised_by else state
+    return next((one for one in raised_by if one in TRANSIENT_ERRORS), state)

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import exc
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
+from checkpoint_store.conninfo import transient_errors
 from checkpoint_store.conninfo.transient_errors import (
     TRANSIENT_ERRORS,
     TransientError,
@@ -30,8 +31,11 @@ X = asyncpg.exceptions
 GUARANTEES = Path(__file__).parents[3] / "docs" / "explanation" / "guarantees.md"
 
 
-def told_by_the_server(state: str) -> asyncpg.PostgresError:
-    return asyncpg.PostgresError.new({"C": state, "M": "message"})
+LOST_WORKERS = {f"XX000 {function}" for function in transient_errors._LOST_WORKERS}
+
+
+def told_by_the_server(state: str, function: str = "") -> asyncpg.PostgresError:
+    return asyncpg.PostgresError.new({"C": state, "M": "message", "R": function})
 
 
 def within(orig: BaseException, kind: type[exc.DBAPIError] = exc.DBAPIError, *, lost: bool = False) -> exc.DBAPIError:
@@ -56,6 +60,7 @@ PASSES: dict[str, tuple[BaseException, Any]] = {
     "idle in a transaction": (told_by_the_server("25P03"), "25P03"),
     "a standby": (told_by_the_server("25006"), "25006"),
     "serialization": (told_by_the_server("40001"), "40001"),
+    **{f"a worker of Citus: {key}": (told_by_the_server(*key.split()), key) for key in LOST_WORKERS},
     "deadlock": (told_by_the_server("40P01"), "40P01"),
     "no place left": (told_by_the_server("53300"), "53300"),
     "connection lost": (X.ConnectionDoesNotExistError("closed"), "08"),
@@ -83,6 +88,7 @@ STAYS: dict[str, BaseException] = {
     "a transaction's": told_by_the_server("25P04"),
     "a lock's": told_by_the_server("55P03"),
     "another feature is missing": told_by_the_server("0A000"),
+    "a mistake in a server": told_by_the_server("XX000", "elog_finish"),
     "a refused login": told_by_the_server("28P01"),
     "by libpq": within(
         type("Refused", (Exception,), {"pgconn": type("", (), {"used_password": True})()})(), exc.OperationalError
@@ -128,10 +134,10 @@ def test_the_state_a_server_ended_a_connection_with_counts() -> None:
 
 
 def test_a_conflict_leaves_the_connection_as_it_is() -> None:
-    """Everything else that passes has cost it, or will."""
+    """So does a worker that the coordinator has lost. Everything else that passes has cost it, or will."""
     conflicts = {state for state, fault in TRANSIENT_ERRORS.items() if not fault.ends_connections}
 
-    assert conflicts == {"40001", "40P01"}
+    assert conflicts == {"40001", "40P01", *LOST_WORKERS}
     assert is_conflict(told_by_the_server("40001"))
     assert not is_conflict(told_by_the_server("57P01"))
     assert not is_conflict(None)
