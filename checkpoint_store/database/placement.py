@@ -14,14 +14,12 @@ _placed: weakref.WeakKeyDictionary[Dialect, dict[str | None, bool]] = weakref.We
 """By dialect, which an engine shares with its execution_options() variants, and by schema."""
 
 
-def placed_for(dialect: Dialect, db: Executor, sql: Statements) -> tuple[Statements, bool]:
-    """Return the statements for the tables as they are, and whether that is settled: if not, it is asked again."""
+def placed_for(dialect: Dialect, db: Executor, sql: Statements) -> Statements:
+    """Return the statements for the tables as they are, which the server is asked for once."""
     schema, known = sql.tables.schema, _placed.setdefault(dialect, {})
-    if (distributed := known.get(schema)) is None:
-        if (distributed := probes.placement(db, sql)) is None:
-            return sql, False
-        known[schema] = distributed
-    return statements_of(schema, distributed=distributed), True
+    if schema not in known:
+        known[schema] = probes.are_placed(db, sql)
+    return statements_of(schema, distributed=known[schema])
 
 
 def forget(dialect: Dialect, schema: str | None) -> None:

@@ -117,7 +117,7 @@ class ConnectionProvider(ABC):
     def statements(self, operation: Operation[..., Any], db: Executor) -> Statements:
         """Return the statements for the tables as they are: distributed by Citus or not, which is asked once."""
         if not self.is_placed and operation.kind is not Kind.PROBE:
-            self._sql, self.is_placed = placed_for(self.engine.dialect, db, self._sql)
+            self._sql, self.is_placed = placed_for(self.engine.dialect, db, self._sql), True
         return self._sql
 
     def take_lock(self, request: LockRequest) -> None:

@@ -74,13 +74,12 @@ def are_distributed(_: Executor, sql: Statements) -> bool:
     return sql.are_distributed
 
 
-def placement(db: Executor, sql: Statements) -> bool | None:
-    """Return whether Citus has distributed the tables; None if they are missing where it may distribute them yet."""
+def are_placed(db: Executor, sql: Statements) -> bool:
+    """Return whether Citus has distributed the tables: the answer that `are_distributed` has from then on."""
     if not db.fetch(sql.has_citus, {}):
         return False
-    table = sql.checkpoints_name
-    rows = db.fetch(sql.placement, {"table": table})
-    return bool(rows[0][0]) if rows else None
+    rows = db.fetch(sql.placement, {"table": sql.checkpoints_name})
+    return bool(rows) and bool(rows[0][0])
 
 
 @operation(Kind.PROBE)
