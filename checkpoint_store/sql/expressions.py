@@ -210,7 +210,8 @@ def value_of(
     """Return the type and the bytes of a blob's value: for a recipe its joined pages, or NULL if one is missing."""
     p = t.checkpoint_pages
     entry = _entries(b).subquery("entry")
-    thread = b.c.thread_id if thread is None else thread
+    if thread is None:
+        thread = param("thread_id") if is_distributed(b) else b.c.thread_id
     page = sa.select(p.c.page).where(p.c.thread_id == thread, p.c.digest == entry.c.content).correlate(b, entry)
     piece = sa.case(
         (entry.c.size == int_literal(_PAGE), page.scalar_subquery()),

@@ -14,17 +14,33 @@ from checkpoint_store.sql.write import claimed_threads, new_pages
 def next_blobs(t: Tables) -> sa.Select[Any]:
     """Select the blobs of a type that follow a key, with the stored bytes: a recipe as it is.
 
-    Binds: `type`, `min_bytes`, `limit`, and the key to start after: `thread_id`, `checkpoint_ns`, `channel`, `version`.
+    Binds: `type`, `min_bytes`, and those of `after`.
     """
     b = t.checkpoint_blobs
-    keys = list(b.primary_key)
-    return (
-        sa.select(*keys, b.c.blob)
-        .where(sa.tuple_(*keys) > sa.tuple_(*[ex.param(column.name) for column in keys]))
-        .where(b.c.type == ex.param("type"), sa.func.octet_length(b.c.blob) >= ex.param("min_bytes", sa.Integer))
-        .order_by(*keys)
-        .limit(ex.param("limit", sa.Integer))
+    found = after(b).with_only_columns(*b.primary_key, b.c.blob)
+    return found.where(
+        b.c.type == ex.param("type"), sa.func.octet_length(b.c.blob) >= ex.param("min_bytes", sa.Integer)
     )
+
+
+def after(table: sa.Table) -> sa.Select[Any]:
+    """Select the rows of a table that follow a key; of a distributed one, those of its thread.
+
+    Binds: the key, `last_thread_id` and so on, `limit`, and of a distributed table `thread_id`.
+    """
+    keys: list[sa.Column[Any]] = list(table.primary_key)
+    last = [ex.param(f"last_{column.name}", column.type) for column in keys]
+    found = sa.select(table).where(sa.tuple_(*keys) > sa.tuple_(*last))
+    if ex.is_distributed(table):
+        found = found.where(ex.in_thread(table))
+    return found.order_by(*keys).limit(ex.param("limit", sa.Integer))
+
+
+def next_threads(t: Tables, name: str) -> sa.Select[Any]:
+    """Select the threads that follow one and have rows in a table. Binds: `after` and `limit`."""
+    thread_id = getattr(t, name).c.thread_id
+    found = sa.select(thread_id).where(thread_id > ex.param("after")).group_by(thread_id)
+    return found.order_by(thread_id).limit(ex.param("limit", sa.Integer))
 
 
 def share_blobs(t: Tables) -> sa.Select[Any]:

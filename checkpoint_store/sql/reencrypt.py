@@ -12,12 +12,13 @@ from sqlalchemy.dialects import postgresql as pg
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.sql import expressions as ex
+from checkpoint_store.sql.pages import after
 
 
 def next_blob_values(t: Tables) -> sa.Select[Any]:
     """Select the blobs that follow a key: see `_batch`; of a recipe the value.
 
-    Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_channel`, `last_version`, and `limit`.
+    Binds: those of `after`.
     """
     b = t.checkpoint_blobs
     kind, value = ex.value_of(t, b)
@@ -27,7 +28,7 @@ def next_blob_values(t: Tables) -> sa.Select[Any]:
 def next_write_values(t: Tables) -> sa.Select[Any]:
     """Select the pending writes that follow a key: see `_batch`.
 
-    Binds: the key to start after, `last_thread_id` to `last_idx`, and `limit`.
+    Binds: those of `after`.
     """
     w = t.checkpoint_writes
     return _batch(w, w.c.type, w.c.blob)
@@ -39,12 +40,12 @@ def next_inline_values(t: Tables) -> sa.Select[Any]:
     The arrays are the channels, their values as JSON, their versions, and the types of the blobs of these versions, if
     there are any; and the bytes of those at which the value is true, which may mark a snapshot.
 
-    Binds: the key to start after, `last_thread_id`, `last_checkpoint_ns`, `last_checkpoint_id`, and `limit`.
+    Binds: those of `after`.
     """
     b = t.checkpoint_blobs
     stored = ex.channel_values(t.checkpoints)
     has_inline = sa.and_(ex.is_a("object", stored), stored != sa.cast(ex.text_literal("{}"), pg.JSONB))
-    chosen = _after(t.checkpoints).where(has_inline).subquery("c")
+    chosen = after(t.checkpoints).where(has_inline).subquery("c")
     one = _members(chosen)
     version = ex.member_text(ex.channel_versions(chosen), one.c.channel)
     kind, blob = ex.value_of(t, b)
@@ -120,7 +121,7 @@ def count_plain(t: Tables) -> sa.Select[Any]:
     ]
     one = _members(c)
     # A blob takes precedence over an inline value.
-    is_blob = sa.exists().where(ex.is_value(b, c, one.c.channel)).correlate(c, one)
+    is_blob = sa.exists().where(ex.is_value(b, c, one.c.channel, c.c.thread_id)).correlate(c, one)
     inline = sa.select(sa.func.count()).select_from(c.join(one, sa.true())).where(~is_blob)
     return sa.select(
         sa.select(sa.func.count())
@@ -136,15 +137,7 @@ def _batch(table: sa.Table, kind: sa.ColumnElement[Any], value: sa.ColumnElement
     """Select key, channel, SHA-256 and type of the stored bytes, type and bytes of the value."""
     keys = [*table.primary_key, table.c.channel.label("of_channel")]
     stored = (sa.func.sha256(table.c.blob).label("digest"), table.c.type.label("stored_type"))
-    return _after(table).with_only_columns(*keys, *stored, kind, value)
-
-
-def _after(table: sa.Table) -> sa.Select[Any]:
-    keys: list[sa.Column[Any]] = list(table.primary_key)
-    last = [ex.param(f"last_{column.name}", column.type) for column in keys]
-    return (
-        sa.select(table).where(sa.tuple_(*keys) > sa.tuple_(*last)).order_by(*keys).limit(ex.param("limit", sa.Integer))
-    )
+    return after(table).with_only_columns(*keys, *stored, kind, value)
 
 
 def _rewrite(table: sa.Table) -> sa.Update:
@@ -165,4 +158,4 @@ def _members(c: sa.FromClause) -> sa.FromClause:
 
 
 def _same(one: sa.FromClause, other: sa.FromClause, names: list[str]) -> sa.ColumnElement[bool]:
-    return sa.and_(*[one.c[name] == other.c[name] for name in names])
+    return sa.and_(ex.same_thread(one, other), *[one.c[name] == other.c[name] for name in names if name != "thread_id"])

@@ -55,6 +55,9 @@ class Statements:
             lambda conditions: Statement(distributed_threads.next_threads, tables, conditions)
         )
         self.store: Callable[[frozenset[str]], Statement] = cache(lambda parts: Statement(write.store, tables, parts))
+        self.next_threads_of: Callable[[str], Statement] = cache(
+            lambda name: Statement(pages.next_threads, tables, name)
+        )
         # For distributed tables, built once for each number of rows.
         self.put_some: Callable[[distributed_write.Shape], Statement] = cache(
             lambda shape: Statement(distributed_write.put_checkpoint, tables, shape)

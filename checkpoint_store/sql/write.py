@@ -197,7 +197,7 @@ def missing_pages(t: Tables) -> sa.Select[Any]:
         thread_id=sa.Text, checkpoint_ns=sa.Text, channel=sa.Text, version=sa.Text, digest=sa.LargeBinary
     )
     # A scalar subquery is not made a join, so the server never reads all rows of a table.
-    page = sa.select(p.c.digest).where(p.c.thread_id == sought.c.thread_id, p.c.digest == sought.c.digest)
+    page = sa.select(p.c.digest).where(ex.same_thread(p, sought), p.c.digest == sought.c.digest)
     recipe = sa.select(b.c.type).where(b.c.thread_id == sought.c.thread_id, ex.same_blob(b, sought))
     return sa.select(sought.c.thread_id).where(
         page.correlate(sought).scalar_subquery().is_(None),

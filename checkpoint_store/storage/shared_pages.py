@@ -20,7 +20,10 @@ Blob = tuple[str, str, str, str]
 
 
 def missing_pages(db: Executor, sql: Statements, puts: Sequence[Put]) -> set[str]:
-    """Return the threads that lack a page of stored puts, unless the value was removed since."""
+    """Return the threads that lack a page of stored puts, unless the value was removed since.
+
+    Where tables are distributed the puts are one thread's.
+    """
     names = ("thread_id", "checkpoint_ns", "channel", "version", "digest")
     rows = [
         (put.thread_id, put.binds["checkpoint_ns"], channel, version, digest)
@@ -28,7 +31,8 @@ def missing_pages(db: Executor, sql: Statements, puts: Sequence[Put]) -> set[str
         for channel, version in zip(put.binds["channels"], put.binds["versions"], strict=True)
         for digest in put.digests.get((put.binds["checkpoint_ns"], channel), ())
     ]
-    return {row[0] for row in db.fetch(sql.missing_pages, array_binds(names, rows))}
+    binds = {**array_binds(names, rows), "thread_id": puts[0].thread_id if puts else None}
+    return {row[0] for row in db.fetch(sql.missing_pages, binds)}
 
 
 @operation(Kind.WRITE, in_transaction=True, thread_of=lambda thread_id: thread_id)
@@ -51,13 +55,15 @@ def delete_pages(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> tu
 
 
 @operation(Kind.READ)
-def next_blobs(db: Executor, sql: Statements, kind: str, last: Blob, most: int) -> Sequence[Row]:
-    """Return the blobs of a type that follow another one, key and bytes; plain ones only if they are large."""
-    names = ("thread_id", "checkpoint_ns", "channel", "version")
+def next_blobs(db: Executor, sql: Statements, kind: str, last: Sequence[str], most: int) -> Sequence[Row]:
+    """Return the blobs of a type that follow another one, key and bytes; plain ones only if they are large.
+
+    Where tables are distributed they are those of its thread.
+    """
+    names = ("last_thread_id", "last_checkpoint_ns", "last_channel", "last_version")
     least = 0 if kind == PAGED else pages.LARGE_BYTES
-    return db.fetch(
-        sql.next_blobs, {**dict(zip(names, last, strict=True)), "type": kind, "min_bytes": least, "limit": most}
-    )
+    key = {**dict(zip(names, last, strict=True)), "thread_id": last[0]}
+    return db.fetch(sql.next_blobs, {**key, "type": kind, "min_bytes": least, "limit": most})
 
 
 @operation(Kind.WRITE, in_transaction=True)
@@ -68,7 +74,7 @@ def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
         Refused: If the database hides the rows that it depends on.
     """
     binds, thread_id = merged(puts, {}), puts[0].thread_id
-    rows = db.fetch(sql.share_blobs, binds)
+    rows = db.fetch(sql.share_blobs, {**binds, "thread_id": thread_id})
     if not rows:
         raise Refused(refusal(thread_id, sql.tables.checkpoint_threads))
     [(_, stored, replaced)] = rows
@@ -79,6 +85,6 @@ def share_blobs(db: Executor, sql: Statements, puts: Sequence[Put]) -> int:
 
 @operation(Kind.WRITE)
 def inline_blobs(db: Executor, sql: Statements, keys: Sequence[Blob]) -> int:
-    """Put values in the place of recipes. Returns their number."""
+    """Put values in the place of recipes, where tables are distributed of one thread. Returns their number."""
     binds = array_binds(("thread_id", "checkpoint_ns", "channel", "version"), keys, "blob_")
-    return len(db.fetch(sql.inline_blobs, binds))
+    return len(db.fetch(sql.inline_blobs, {**binds, "thread_id": keys[0][0]}))

@@ -47,7 +47,7 @@ def store(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequenc
         return store_each(db, sql, changes)
     if not _keeps_within(changes):
         return _store(db, sql, page_cache, changes)
-    return _in_order(changes, partial(_store, db, sql, page_cache))
+    return _in_order(_apart(changes), partial(_store, db, sql, page_cache))
 
 
 def _keeps_within(changes: Sequence[Change]) -> bool:
@@ -165,13 +165,15 @@ def store_continuing(db: Executor, sql: Statements, page_cache: PageCache, chang
             return store_each(db, sql, together, asks=True)
         return _store(db, sql, page_cache, together)
 
-    return _in_order(changes, store_checked)
+    return _in_order([[change] for change in changes] if sql.are_distributed else _apart(changes), store_checked)
 
 
-def _in_order(changes: Sequence[Change], store_some: Callable[[Sequence[Change]], dict[str, str]]) -> dict[str, str]:
-    """Store changes so that each sees those before it in its namespace; nothing more of a thread after a refusal."""
+def _in_order(
+    parts: Iterable[Sequence[Change]], store_some: Callable[[Sequence[Change]], dict[str, str]]
+) -> dict[str, str]:
+    """Store some changes after the other; nothing more of a thread after a refusal."""
     refused: dict[str, str] = {}
-    for together in _apart(changes):
+    for together in parts:
         if left := [change for change in together if change.thread_id not in refused]:
             refused |= store_some(left)
     return refused
@@ -197,7 +199,8 @@ def _check_continuations(db: Executor, sql: Statements, changes: Sequence[Change
     puts = [change.binds for change in changes if isinstance(change, Put) and change.continues]
     if not puts:
         return
-    for row in db.fetch(sql.continuations, {f"{name}s": [put[name] for put in puts] for name in names}):
+    binds = {f"{name}s": [put[name] for put in puts] for name in names}
+    for row in db.fetch(sql.continuations, {**binds, "thread_id": puts[0]["thread_id"]}):
         thread_id, checkpoint_ns, checkpoint_id, parent, newest, continues = row
         if not continues:
             why = (

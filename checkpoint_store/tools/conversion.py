@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.factory import engine_backend
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde.arguments import callback, positive
 from checkpoint_store.sql.executor import Row
 from checkpoint_store.storage import locks, shared_pages, write_batch
 from checkpoint_store.storage.page_cache import PageCache
-from checkpoint_store.storage.shared_pages import Blob
 from checkpoint_store.storage.write_batch import Put
+from checkpoint_store.tools.batches import Key, batches
 
 Progress = Callable[[int], None]
-
-_FIRST: Blob = ("", "", "", "")
 
 
 async def share(
@@ -53,15 +52,14 @@ async def share(
     limit = _limit(batch_size, on_progress)
     backend, page_cache = engine_backend(engine, {"schema": schema, "share_pages": True}), PageCache()
     await backend.run(locks.check_removal)
-    done, last = 0, _FIRST
-    while rows := await backend.run(shared_pages.next_blobs, "msgpack", last, limit):
+    done = 0
+    async for rows in _blobs(backend, "msgpack", limit):
         for _, same_thread in groupby(rows, itemgetter(0)):
             puts = [await asyncio.to_thread(_cut, row, page_cache) for row in same_thread]
             shared = await backend.run(shared_pages.share_blobs, puts)
             if shared < len(puts):  # some were deleted meanwhile: nothing refers to their pages
                 await backend.run(shared_pages.collect_pages, puts[0].thread_id)
             done += shared
-        last = tuple(rows[-1][:4])
         if on_progress:
             on_progress(done)
     return done
@@ -82,15 +80,21 @@ async def inline(
     limit = _limit(batch_size, on_progress)
     backend = engine_backend(engine, {"schema": schema, "share_pages": False})
     await backend.run(locks.check_removal)
-    done, last = 0, _FIRST
-    while rows := await backend.run(shared_pages.next_blobs, PAGED, last, limit):
+    done = 0
+    async for rows in _blobs(backend, PAGED, limit):
         done += await backend.run(shared_pages.inline_blobs, [tuple(row[:4]) for row in rows])
         for thread_id in dict.fromkeys(row[0] for row in rows):
             await backend.run(shared_pages.collect_pages, thread_id)
-        last = tuple(rows[-1][:4])
         if on_progress:
             on_progress(done)
     return done
+
+
+def _blobs(backend: Backend, kind: str, limit: int) -> AsyncIterator[Sequence[Row]]:
+    def read(last: Key) -> Awaitable[Sequence[Row]]:
+        return backend.run(shared_pages.next_blobs, kind, last, limit)
+
+    return batches(backend, "checkpoint_blobs", ("", "", "", ""), read)
 
 
 def _limit(batch_size: object, on_progress: object) -> int:

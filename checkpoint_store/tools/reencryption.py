@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import locks, shared_pages
 from checkpoint_store.storage.operation import Kind, operation
+from checkpoint_store.tools.batches import batches
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,11 @@ class _Rewriting:
     ) -> None:
         """Rewrite the values of a table; `place` returns the place of one by its key and channel."""
         keys = [column.name for column in table.primary_key]
-        async for rows in self._batches(keys, read):
+        async for rows in self._batches(table, read):
             rewritten, current, unreadable = await asyncio.to_thread(self._encrypter.reencrypted, rows, place)
             names = [*keys, "digest", "type", "blob"]
-            done = len(await self._backend.run(_fetch, rewrite, array_binds(names, rewritten))) if rewritten else 0
+            binds = {**array_binds(names, rewritten), "thread_id": rows[0][0]}
+            done = len(await self._backend.run(_fetch, rewrite, binds)) if rewritten else 0
             for thread_id in dict.fromkeys(row[0] for row in rows if row[-3] == PAGED):
                 await self._backend.run(shared_pages.collect_pages, thread_id)
             self._note(**{name: done}, current=current, unreadable=unreadable, busy=len(rewritten) - done)
@@ -158,25 +160,26 @@ class _Rewriting:
     async def scalars(self, table: Table) -> None:
         """Move inline values into blobs."""
         keys = [column.name for column in table.primary_key]
-        async for rows in self._batches(keys, "next_inline_values"):
+        async for rows in self._batches(table, "next_inline_values"):
             checkpoints, values, unreadable = await asyncio.to_thread(self._encrypter.blobs_of, rows)
             of_value = ("thread_id", "checkpoint_ns", "channel", "version", "checkpoint_id", "type", "blob")
             binds = {
                 **array_binds((*keys, "before", "after"), [row[:-1] for row in checkpoints]),
                 **array_binds(of_value, values, "value_"),
+                "thread_id": rows[0][0],
             }
             moved = set(map(tuple, await self._backend.run(_fetch, "move_inline", binds) if checkpoints else ()))
             done = sum(row[-1] for row in checkpoints if row[: len(keys)] in moved)
             self._note(scalars=done, unreadable=unreadable, busy=len(checkpoints) - len(moved))
 
-    async def _batches(self, keys: Sequence[str], read: str) -> AsyncIterator[Sequence[Row]]:
-        last: Sequence[Any] = [_FIRST.get(key, _FIRST_IDX) for key in keys]
-        while True:
-            binds = {f"last_{key}": value for key, value in zip(keys, last, strict=True)}
-            if not (rows := await self._backend.run(_look, read, {**binds, "limit": self._batch_size})):
-                return
-            yield rows
-            last = rows[-1][: len(keys)]
+    def _batches(self, table: Table, read: str) -> AsyncIterator[Sequence[Row]]:
+        keys = [column.name for column in table.primary_key]
+
+        def read_after(last: Sequence[Any]) -> Awaitable[Sequence[Row]]:
+            after = {f"last_{key}": value for key, value in zip(keys, last, strict=True)}
+            return self._backend.run(_look, read, {**after, "thread_id": last[0], "limit": self._batch_size})
+
+        return batches(self._backend, table.name, [_FIRST.get(key, _FIRST_IDX) for key in keys], read_after)
 
     def _note(self, **more: int) -> None:
         self.report = replace(self.report, **{name: getattr(self.report, name) + count for name, count in more.items()})

@@ -31,7 +31,7 @@ from checkpoint_store.storage import (
 from checkpoint_store.storage.deletion_plan import Rule
 from checkpoint_store.storage.operation import Kind, Operation
 from checkpoint_store.storage.page_cache import PageCache
-from checkpoint_store.tools import reencryption
+from checkpoint_store.tools import batches, reencryption
 
 MODULES: list[ModuleType] = [
     checkpoint_list,
@@ -47,6 +47,7 @@ MODULES: list[ModuleType] = [
     shared_pages,
     thread_list,
     thread_stats,
+    batches,
     write,
 ]
 KEY = Key("t", "", "1")
@@ -79,6 +80,7 @@ READING: dict[str, tuple[Any, ...]] = {
     "log_position": (),
     "_look": ("count_plain", {}),
     "outlives_downgrade": (),
+    "next_threads_of": ("checkpoints", ""),
     "next_blobs": ("msgpack", ("", "", "", ""), 10),
     "replayed_position": (),
     "revisions": (),
@@ -128,7 +130,8 @@ def test_what_was_written_is_noted_for_its_thread_alone() -> None:
 
 def test_operations_that_store_share_a_kind_and_take_changes_last() -> None:
     """The check for lost locks, a replica and metrics go by that."""
-    assert declared(Kind.STORE) == {"store": write.store, "store_continuing": write.store_continuing}
+    storing = [write.store, write.store_continuing, write.store_large]
+    assert {*declared(Kind.STORE).values()} == {*storing}
     for operation in declared(Kind.STORE).values():
         assert list(signature(operation.function).parameters)[-1] == "changes"
 
