@@ -54,6 +54,7 @@ KEY = Key("t", "", "1")
 RULE = Rule(keep=1)
 
 READING: dict[str, tuple[Any, ...]] = {
+    "are_distributed": (),
     "check_removal": (),
     "check_revisions": (),
     "count_checkpoints": (RULE, ["t"]),
@@ -96,15 +97,15 @@ READING: dict[str, tuple[Any, ...]] = {
 """All of them, and arguments."""
 
 
-def declared(kind: Kind) -> dict[str, Operation[..., Any]]:
+def declared(*kinds: Kind) -> dict[str, Operation[..., Any]]:
     found = [vars(module) for module in MODULES]
     operations = {name: thing for names in found for name, thing in names.items() if isinstance(thing, Operation)}
-    return {name: thing for name, thing in operations.items() if thing.kind is kind}
+    return {name: thing for name, thing in operations.items() if thing.kind in kinds}
 
 
 def test_all_that_read_are_tried_here() -> None:
     """One that is new has to be added to the table above."""
-    assert declared(Kind.READ).keys() == READING.keys()
+    assert declared(Kind.READ, Kind.PROBE).keys() == READING.keys()
 
 
 @pytest.mark.parametrize("name", [name for name, args in READING.items() if args is not None])
@@ -113,14 +114,14 @@ def test_what_is_declared_to_read_writes_nothing(url: str, name: str) -> None:
     engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
     with engine.connect() as conn:
         conn.execute(text("SET TRANSACTION READ ONLY"))
-        declared(Kind.READ)[name](ConnectionExecutor(conn), statements_of(None), *READING[name])
+        declared(Kind.READ, Kind.PROBE)[name](ConnectionExecutor(conn), statements_of(None), *READING[name])
 
 
 def test_what_was_written_is_noted_for_its_thread_alone() -> None:
     """A replica is asked for threads that this process has not written; reading them changes nothing of that."""
     written = ReplicationLag()
     for name, args in READING.items():
-        written.note_call(declared(Kind.READ)[name], args or ())
+        written.note_call(declared(Kind.READ, Kind.PROBE)[name], args or ())
     assert not written.has("t")
     written.note_call(delete_thread.delete_thread, ("a",))
     assert (written.has("a"), written.has("t")) == (True, False)
