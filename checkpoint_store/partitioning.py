@@ -29,8 +29,9 @@ from checkpoint_store.migrations.ddl import block, literal
 from checkpoint_store.migrations.error_translation import raise_failed, translate_errors
 from checkpoint_store.migrations.lock import LOCK_SECONDS, Pause, check_arguments, migration_lock
 from checkpoint_store.migrations.lock_timeout import LockTimeout, limit_lock_waits
+from checkpoint_store.migrations.placement import if_distributed
 from checkpoint_store.migrations.runner import retry_conflicts
-from checkpoint_store.migrations.version_check import check
+from checkpoint_store.migrations.version_check import require_head
 from checkpoint_store.schema import Tables, checked, qualified
 from checkpoint_store.serde.arguments import number
 
@@ -81,7 +82,7 @@ def partition(
             conn.exec_driver_sql(_lock_in_turn(next(orders), schema))
 
     with migration_lock(conn, schema, timeout, pause):
-        check(conn, schema)
+        require_head(conn, schema)
         retry_conflicts(lock, timeout, pause)
         with _undoing(conn, schema, in_transaction):
             for statement in script:
@@ -114,6 +115,7 @@ def statements(schema: str | None = None, *, partitions: int = PARTITIONS) -> li
     tables = Tables(schema)
     divided = _divided(tables)
     return [
+        _refuse_distributed([table.name for table in tables.all], schema),
         _lock(divided, schema),
         _refuse_snapshot(),
         _refuse_partitioned(tables.checkpoints.name, schema),
@@ -205,6 +207,12 @@ def _refuse_partitioned(name: str, schema: str | None) -> str:
         RAISE EXCEPTION 'the tables are partitioned already';
     END IF;
     """)
+
+
+def _refuse_distributed(names: Sequence[str], schema: str | None) -> str:
+    """Return the statement that fails if Citus has distributed tables: rows would come back to the coordinator."""
+    message = "Citus has distributed the tables by thread over its nodes; partitions are for a single server"
+    return block(if_distributed(f"RAISE EXCEPTION {literal(message)};", names, schema))
 
 
 def _refuse_guarded(names: Sequence[str], schema: str | None) -> str:

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from alembic import op
 from checkpoint_store.migrations.ddl import block, literal, ours_alone, refuse_foreign, statement
+from checkpoint_store.migrations.placement import distribute_new
 from checkpoint_store.migrations.revision import downgrade_from, upgrade_to
 from checkpoint_store.schema import qualified
 
@@ -44,30 +45,31 @@ def upgrade(schema: str | None) -> None:
     pages = qualified("checkpoint_pages", schema)
     op.execute(statement(f"ALTER TABLE {pages} SET (toast_tuple_target = 128), ALTER COLUMN page SET STORAGE MAIN"))
     compress_faster(schema)
+    op.execute(distribute_new(TABLES, schema))
 
 
 @downgrade_from(revision, down_revision)
 def downgrade(schema: str | None) -> None:
     blobs, pages = qualified("checkpoint_blobs", schema), qualified("checkpoint_pages", schema)
-    # An entry of a recipe is 255 and the digest of a page, or a length and that number of bytes.
-    op.execute(
-        statement(
-            f"""
-            UPDATE {blobs} AS b
-            SET type = 'msgpack', blob = (
-                SELECT string_agg(
-                    CASE get_byte(b.blob, at) WHEN 255 THEN (
-                        SELECT p.page FROM {pages} AS p
-                        WHERE p.thread_id = b.thread_id AND p.digest = substring(b.blob FROM at + 2 FOR 16)
-                    ) ELSE substring(b.blob FROM at + 2 FOR get_byte(b.blob, at)) END,
-                    '' ORDER BY at
-                )
-                FROM generate_series(0, length(b.blob) - 17, 17) AS at
+    # An entry of a recipe is 255 and the digest of a page, or a length and that number of bytes. One thread after the
+    # other, since Citus has the pages of a thread on one node.
+    body = f"""
+    FOR thread IN SELECT DISTINCT thread_id FROM {blobs} WHERE type = 'pages' LOOP
+        UPDATE {blobs} AS b
+        SET type = 'msgpack', blob = (
+            SELECT string_agg(
+                CASE get_byte(b.blob, at) WHEN 255 THEN (
+                    SELECT p.page FROM {pages} AS p
+                    WHERE p.thread_id = thread AND p.digest = substring(b.blob FROM at + 2 FOR 16)
+                ) ELSE substring(b.blob FROM at + 2 FOR get_byte(b.blob, at)) END,
+                '' ORDER BY at
             )
-            WHERE b.type = 'pages'
-            """
+            FROM generate_series(0, length(b.blob) - 17, 17) AS at
         )
-    )
+        WHERE b.thread_id = thread AND b.type = 'pages';
+    END LOOP;
+    """
+    op.execute(statement(block(body, "thread text;")))
     op.drop_table("checkpoint_threads", schema=schema)
     op.drop_table("checkpoint_pages", schema=schema)
 
@@ -75,11 +77,15 @@ def downgrade(schema: str | None) -> None:
 def compress_faster(schema: str | None) -> None:
     """Have values compressed by LZ4 where the server has it: storing one of 9 kB takes a third less time.
 
-    Not in tables that another application uses too.
+    Not in tables that another application uses too, nor in those that Citus has distributed, where it refuses to.
     """
     columns = {"checkpoint_blobs": "blob", "checkpoint_writes": "blob", "checkpoint_pages": "page"}
     statements = "".join(
-        f"EXECUTE {literal(f'ALTER TABLE {qualified(table, schema)} ALTER COLUMN {column} SET COMPRESSION lz4')};"
+        f"""
+        BEGIN
+            EXECUTE {literal(f"ALTER TABLE {qualified(table, schema)} ALTER COLUMN {column} SET COMPRESSION lz4")};
+        EXCEPTION WHEN feature_not_supported THEN NULL;
+        END;"""
         for table, column in columns.items()
     )
     body = f"""

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store.cli import output
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.database.factory import engine_backend
-from checkpoint_store.errors import CheckpointStoreError, InvalidURL, NotSetUp
+from checkpoint_store.errors import SET_UP, CheckpointStoreError, InvalidURL, NotSetUp
 from checkpoint_store.options import SaverOptions
 from checkpoint_store.url import engine_arguments, pool_options, pooler_options
 
@@ -102,13 +102,15 @@ def on_connection(url: str, schema: str | None, work: Callable[[Connection], T],
 
 @contextmanager
 def advise_upgrade(schema: str | None) -> Iterator[None]:
-    """Name the command that sets up in the message of `NotSetUp`."""
+    """Name the command that sets up in the message of `NotSetUp`, where it names other ways."""
     try:
         yield
     except NotSetUp as error:
         option = "" if schema is None else f" --schema {shlex.quote(schema)}"
-        wrong = str(error).partition(". Run ")[0]
-        raise NotSetUp(f"{wrong}. Run `checkpoint-store upgrade{option}`.") from error
+        wrong, advice, _ = str(error).partition(SET_UP)
+        if not advice:
+            raise
+        raise NotSetUp(f"{wrong}Run `checkpoint-store upgrade{option}`.") from error
 
 
 def confirm(question: str) -> None:

@@ -1,18 +1,19 @@
-"""The commands `upgrade`, `downgrade`, `check` and `sql`: the schema, for a deploy pipeline that lacks LangGraph."""
+"""The commands `upgrade`, `downgrade`, `check`, `sql` and `distribute`: the schema, for a deploy pipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from sqlalchemy import Connection
 
-from checkpoint_store import migrations
+from checkpoint_store import distribution, migrations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, advise_upgrade, confirm, on_backend, on_connection
 from checkpoint_store.database.pool import is_pooled
 from checkpoint_store.database.provider import pause_of
+from checkpoint_store.distribution import Distribution
 from checkpoint_store.errors import NotSetUp
 from checkpoint_store.migrations.lock import LOCK_SECONDS
 from checkpoint_store.schema import HEAD
@@ -21,6 +22,8 @@ from checkpoint_store.storage import probes
 Timeout = Annotated[
     float, typer.Option(metavar="SECONDS", help="How long to wait for others that migrate or use the tables.")
 ]
+
+T = TypeVar("T")
 
 _ROLLED_BACK = "the revision under way was rolled back, those before it stay; the same command goes on"
 
@@ -74,26 +77,29 @@ def downgrade(
 def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
     """Check whether the database is at head.
 
-    Exit code 0 says that it is at this version's revision or a newer one, 3 that it is not. Needs the right to read
-    one table. Fit for a readiness probe.
+    Exit code 0 says that it is at this version's revision or a newer one, 3 that it is not, or that Citus has
+    distributed only a part of the tables. Needs the right to read one table. Fit for a readiness probe.
 
     \b
     Example:
       checkpoint-store check || checkpoint-store upgrade
     """
 
-    def read(conn: Connection) -> tuple[str | None, NotSetUp | None]:
+    def read(conn: Connection) -> tuple[str | None, Distribution | None, NotSetUp | None]:
         try:
             migrations.check(conn, schema)
         except NotSetUp as error:
-            return migrations.current(conn, schema), error
-        return migrations.current(conn, schema), None
+            return migrations.current(conn, schema), None, error
+        return migrations.current(conn, schema), distribution.current(conn, schema), None
 
-    revision, error = on_connection(url, schema, read)
+    revision, found, error = on_connection(url, schema, read)
     if as_json:
-        output.document({"revision": revision, "head": HEAD, "ready": error is None})
+        places = None if found is None else {"shards": found.shards, "nodes": found.nodes}
+        output.document({"revision": revision, "head": HEAD, "distribution": places, "ready": error is None})
     elif error is None:
         output.line(f"at {revision}" + (", which is head" if revision == HEAD else f", newer than {HEAD}"))
+        if found is not None:
+            output.line(_distributed(found))
     if error is not None:
         with advise_upgrade(schema):
             raise error
@@ -114,17 +120,61 @@ def sql(
     typer.echo(migrations.offline_sql(schema, revision=revision).rstrip("\n"))
 
 
-COMMANDS = (upgrade, downgrade, check, sql)
+def distribute(
+    url: Url = "",
+    schema: Schema = None,
+    timeout: Timeout = LOCK_SECONDS,
+    as_sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead; it needs no database.")] = False,
+) -> None:
+    """Distribute the tables over the nodes of a Citus cluster.
+
+    Run it on the coordinator, with the database at head. Rows are moved along, while the tables are locked. All of it
+    is one transaction; tables that are distributed already stay as they are.
+
+    \b
+    Example:
+      checkpoint-store distribute
+      checkpoint-store distribute --sql --schema agents | psql
+    """
+    if as_sql:
+        typer.echo(distribution.sql(schema))
+        return
+
+    def work(conn: Connection) -> Distribution:
+        return distribution.distribute(conn, schema, timeout=timeout, pause=pause_of(conn.dialect))
+
+    found = _in_session(url, schema, work, "all of it was rolled back")
+    for change in found.changes:
+        output.line(change)
+    output.line(_distributed(found))
+
+
+COMMANDS = (upgrade, downgrade, check, sql, distribute)
 
 
 def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrate: Callable[..., None]) -> None:
     def work(conn: Connection) -> None:
+        migrate(conn, schema=schema, revision=revision, timeout=timeout, pause=pause_of(conn.dialect))
+
+    _in_session(url, schema, work, _ROLLED_BACK)
+
+
+def _in_session(url: str, schema: str | None, work: Callable[[Connection], T], advice: str) -> T:
+    """Run a function that takes the migration lock, and commit."""
+
+    def run(conn: Connection) -> T:
         if is_pooled(conn):
             conn.begin()  # it holds the lock as well: the next transaction may get another connection
-        migrate(conn, schema=schema, revision=revision, timeout=timeout, pause=pause_of(conn.dialect))
+        result = work(conn)
         conn.commit()
+        return result
 
-    on_connection(url, schema, work, _ROLLED_BACK)
+    return on_connection(url, schema, run, advice)
+
+
+def _distributed(found: Distribution) -> str:
+    nodes = "1 node" if found.nodes == 1 else f"{found.nodes} nodes"
+    return f"distributed by thread over {found.shards} shards on {nodes}"
 
 
 def _undoing(url: str, schema: str | None) -> str:

@@ -88,5 +88,6 @@ def not_ours(item: object, name: str | None, kind: str, reflected: bool, compare
     if not isinstance(item, Table):
         return True
     columns = {column.name for column in item.columns}
-    divided = re.sub(r"_p\d+$", "", item.name)  # the table of a partition, as `partitioning` names partitions
+    # The table of a partition, as `partitioning` names partitions, or of a shard, as Citus does.
+    divided = re.sub(r"_p?\d+$", "", item.name)
     return not columns >= _KEY_COLUMNS.get(divided, columns | {""})

@@ -34,7 +34,8 @@ def create_indexes(indexes: Indexes, schema: str | None) -> None:
     with _online(table, schema) as concurrently:
         for name, definition in indexes.items():
             if name in leftovers:
-                op.execute(statement(f"DROP INDEX {concurrently} {leftovers[name]}"))
+                # Citus: not every shard may have it.
+                op.execute(statement(f"DROP INDEX {concurrently} IF EXISTS {leftovers[name]}"))
             if name not in valid:
                 op.execute(statement(f"CREATE INDEX {concurrently} {name} ON {table} {definition}"))
 
@@ -56,7 +57,7 @@ def _online(table: str, schema: str | None) -> Iterator[str]:
     ours = not context._in_external_transaction and context.opts.get("transaction_per_migration")
     kind = connection.scalar(sa.text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)"), {"name": table})
     # A partitioned table does not allow it.
-    if ours and kind in ("r", b"r") and connection.scalar(statement(f"SELECT EXISTS (SELECT FROM {table})")):
+    if ours and kind in ("r", b"r") and connection.scalar(statement(f"SELECT 1 FROM {table} LIMIT 1")):
         try:
             with outside_transaction(), waiting_for_snapshots(schema):
                 yield "CONCURRENTLY"

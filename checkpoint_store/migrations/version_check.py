@@ -11,6 +11,7 @@ from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.errors import SET_UP, NotSetUp
 from checkpoint_store.migrations.alembic_config import config
 from checkpoint_store.migrations.error_translation import reason_of, translate_errors
+from checkpoint_store.migrations.placement import distribution_of
 from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE, access_denied
 from checkpoint_store.schema import HEAD, VERSION_TABLE, identifier
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor
@@ -43,9 +44,16 @@ def check(conn: Connection, schema: str | None = None) -> None:
         schema: The PostgreSQL schema, or None for the `search_path`'s.
 
     Raises:
-        NotSetUp: If the tables are missing or older; the message names their revision.
+        NotSetUp: If the tables are missing or older, or Citus has distributed only some of them, or not all together;
+            the message names their revision, or the tables.
         AccessDenied: If the role may not read the revision.
     """
+    require_head(conn, schema)
+    distribution_of(conn, schema)
+
+
+def require_head(conn: Connection, schema: str | None) -> None:
+    """Check the revision as `check` does."""
     in_transaction = conn.in_transaction()
     try:
         revisions = stored_revisions(conn, statements_of(schema))

@@ -23,7 +23,16 @@ from sqlalchemy import Column, Connection, String, create_engine, event, exc, ma
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, declarative_base
 
-from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver, cli, migrations, partitioning, telemetry
+from checkpoint_store import (
+    AsyncPipeline,
+    AsyncPostgresSaver,
+    PostgresSaver,
+    cli,
+    distribution,
+    migrations,
+    partitioning,
+    telemetry,
+)
 from checkpoint_store.errors import (
     AccessDenied,
     CheckpointStoreError,
@@ -773,6 +782,7 @@ MIGRATING: dict[str, Callable[[Connection], object]] = {
     "upgrade": migrations.upgrade,
     "downgrade": migrations.downgrade,
     "partition": partitioning.partition,
+    "distribute": distribution.distribute,
 }
 
 

@@ -43,6 +43,7 @@ from checkpoint_store import (
     Unavailable,
     WrongTransaction,
     conversion,
+    distribution,
     errors,
     migrations,
     partitioning,
@@ -267,6 +268,9 @@ def watched(saver: AsyncPostgresSaver) -> None:
 def divided(conn: Connection) -> None:
     partitioning.partition(conn, "agents", partitions=16)
     assert_type(partitioning.sql(partitions=4), str)
+    assert_type(distribution.distribute(conn, "agents", timeout=5).changes, tuple[str, ...])
+    assert_type(distribution.current(conn), distribution.Distribution | None)
+    assert_type(distribution.sql("agents"), str)
 
 
 def tables() -> None:
