@@ -125,7 +125,7 @@ def is_statement_pooling(error: BaseException) -> bool:
 def ends_connections(error: BaseException) -> bool:
     """Return whether the connection that an error came from is of no more use, even if its driver has not noticed."""
     transient = transient_error_of(error)
-    return transient is not None and transient.ends_connections
+    return transient is not None and transient.ends_connections and not _is_passed_on(driver_error(error))
 
 
 def ends_all_connections(error: BaseException) -> bool:
@@ -142,6 +142,15 @@ def ends_all_connections(error: BaseException) -> bool:
     if isinstance(cause, _CLOSED) or isinstance(getattr(cause, "__cause__", None), _CLOSED):
         return False
     return "server closed the connection" not in str(cause)
+
+
+def _is_passed_on(error: BaseException | None) -> bool:
+    """Return whether an error is of another connection of the server's, to a worker of Citus or by a foreign table.
+
+    One that ends ours is FATAL.
+    """
+    is_of_connection = _state(error).startswith(_ENDS_ONE)
+    return is_of_connection and any(field(each, "severity_en") == "ERROR" for each in causes(error))
 
 
 def is_conflict(error: BaseException | None) -> bool:

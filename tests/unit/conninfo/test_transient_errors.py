@@ -133,6 +133,15 @@ def test_the_state_a_server_ended_a_connection_with_counts() -> None:
     assert transient_error_of(lost) is None, "a transaction's limit is somebody's will"
 
 
+@pytest.mark.parametrize("state", ["08006", "57P01"])
+def test_an_error_that_the_server_passes_on_leaves_its_connection(state: str) -> None:
+    """The coordinator of Citus says so of a worker, with the severity ERROR; of the connection itself it is FATAL."""
+    passed_on, own = [asyncpg.PostgresError.new({"C": state, "M": "m", "V": kind}) for kind in ("ERROR", "FATAL")]
+    assert transient_error_of(passed_on) is transient_error_of(own) is not None
+    assert not ends_connections(passed_on)
+    assert ends_connections(own)
+
+
 def test_a_conflict_leaves_the_connection_as_it_is() -> None:
     """So does a worker that the coordinator has lost. Everything else that passes has cost it, or will."""
     conflicts = {state for state, fault in TRANSIENT_ERRORS.items() if not fault.ends_connections}
