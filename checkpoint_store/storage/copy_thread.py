@@ -106,7 +106,8 @@ def _check_copied(target: str, copies: Sequence[int], stored: Sequence[int]) -> 
 def _raise_if_there(target: str, error: exc.IntegrityError) -> None:
     """Raise our error where it was a row of the target's that is there already, not a rule of the host's."""
     said = diagnosis_of(error)
-    if said.state == "23505" and (said.constraint or "").endswith("_pkey"):
+    # Citus leaves the constraint out.
+    if said.state == "23505" and (not said.constraint or said.constraint.endswith("_pkey")):
         exists = ThreadExists(
             f"target_thread_id is {short_repr(target, 200)}, for which something was stored while it was to be made. "
             "Stop what stores to it, or choose another id."
