@@ -32,14 +32,18 @@ _LOCKS = sa.Table(
 )
 _LEVEL = sa.func.current_setting(ex.text_literal("transaction_isolation"), type_=sa.Text)
 
+WORKER = "worker"
+"""Selected in the place of an isolation level on a worker of a Citus cluster, whose locks exclude nobody elsewhere."""
 
-def lock_number(_: Tables) -> sa.Select[Any]:
-    """Select the number of a thread's lock, NULL if there is no such table.
+
+def lock_number(t: Tables) -> sa.Select[Any]:
+    """Select the number of a thread's lock, NULL if there is no such table; for distributed ones `_level` too.
 
     Binds: `thread_id`, `table` (the qualified name of `checkpoints`).
     """
     number = sa.func.hashtextextended(ex.param("thread_id").collate("C"), _seed("run"), type_=sa.BigInteger)
-    return sa.select(number.label("number"))
+    selected = sa.select(number.label("number"))
+    return selected.add_columns(_level(t)) if ex.is_distributed(t.checkpoints) else selected
 
 
 def take_lock(_: Tables) -> sa.Select[Any]:
@@ -60,7 +64,7 @@ def take_lock_in_transaction(t: Tables) -> sa.Select[Any]:
     """
     # With the OFFSET the number is computed once.
     lock = lock_number(t).offset(ex.ZERO).subquery("lock").c.number
-    return sa.select(lock, sa.func.pg_try_advisory_xact_lock(lock), _LEVEL)
+    return sa.select(lock, sa.func.pg_try_advisory_xact_lock(lock), _level(t))
 
 
 def has_lock(_: Tables) -> sa.Select[Any]:
@@ -96,7 +100,7 @@ def session_id(_: Tables) -> sa.Select[Any]:
     return sa.select(sa.func.pg_backend_pid())
 
 
-def lock_namespaces(_: Tables) -> sa.Select[Any]:
+def lock_namespaces(t: Tables) -> sa.Select[Any]:
     """Wait until no other transaction is about to continue some namespaces, and exclude others until this one ends.
 
     Returns the transaction's isolation level, once for each. Binds: `table`, and parallel arrays `thread_ids` and
@@ -104,10 +108,10 @@ def lock_namespaces(_: Tables) -> sa.Select[Any]:
     """
     new = ex.rows_of_binds(thread_id=sa.Text, checkpoint_ns=sa.Text)
     of_thread = sa.func.hashtextextended(new.c.thread_id.collate("C"), _seed("graph"), type_=sa.BigInteger)
-    return _take_all(sa.func.hashtextextended(new.c.checkpoint_ns.collate("C"), of_thread))
+    return _take_all(t, sa.func.hashtextextended(new.c.checkpoint_ns.collate("C"), of_thread))
 
 
-def lock_removal(_: Tables) -> sa.Select[Any]:
+def lock_removal(t: Tables) -> sa.Select[Any]:
     """Wait until no other transaction deletes rows of some threads, and exclude others until this one ends.
 
     It does not exclude transactions that only store, nor is it the lock of a run, which may delete while it holds that.
@@ -117,7 +121,7 @@ def lock_removal(_: Tables) -> sa.Select[Any]:
     """
     seed = _seed("removal")
     thread_id = sa.func.unnest(ex.array_param("thread_ids")).column_valued("thread_id")
-    return _take_all(sa.func.hashtextextended(thread_id.collate("C"), seed))
+    return _take_all(t, sa.func.hashtextextended(thread_id.collate("C"), seed))
 
 
 def continuations(t: Tables) -> sa.Select[Any]:
@@ -146,11 +150,19 @@ def continuations(t: Tables) -> sa.Select[Any]:
     )
 
 
-def _take_all(lock: sa.ColumnElement[int]) -> sa.Select[Any]:
+def _take_all(t: Tables, lock: sa.ColumnElement[int]) -> sa.Select[Any]:
     """Take locks, in one order so that no two transactions deadlock, and select the isolation level for each."""
     lock = lock.label("lock")
     locks = sa.select(lock).distinct().order_by(lock).offset(ex.ZERO).subquery("locks")
-    return sa.select(_LEVEL, sa.func.pg_advisory_xact_lock(locks.c.lock))
+    return sa.select(_level(t), sa.func.pg_advisory_xact_lock(locks.c.lock))
+
+
+def _level(t: Tables) -> sa.ColumnElement[str]:
+    """Return the transaction's isolation level; for distributed tables `WORKER` on a server that has only shards."""
+    if not ex.is_distributed(t.checkpoints):
+        return _LEVEL
+    group = sa.table("pg_dist_local_group", sa.column("groupid", sa.Integer), schema="pg_catalog").c.groupid
+    return sa.case((sa.select(group == ex.ZERO).scalar_subquery(), _LEVEL), else_=ex.text_literal(WORKER))
 
 
 def _seed(purpose: str) -> sa.ColumnElement[int]:

@@ -45,7 +45,7 @@ def copy_thread(
         check_transaction(db, "A copy with replace=True", level)
     else:
         # Also as of one moment long ago. A target that it does not see is not mixed with the copy: see `claim_threads`.
-        check_holds(db, "A copy")
+        check_holds(db, "A copy", level)
     if tried and (copied := _copied_before(db, sql, target, tried)):
         return copied
     _check_both(source, target, replace, *db.fetch(sql.stored_threads, binds)[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from checkpoint_store.sql.arrays import thread_binds
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
-from checkpoint_store.storage.locks import claim_threads, lock_removal
+from checkpoint_store.storage.locks import claim_threads, lock_number, lock_removal
 from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.sweep_report import SweepReport, report_of
 
@@ -18,6 +18,8 @@ def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
     if not db.runs_scripts:
         delete_threads(db, sql, [thread_id])
         return
+    if sql.are_distributed:
+        lock_number(db, sql, thread_id)  # which raises on a worker; a script decides nothing
     # The same statements as there; nothing has to be decided between them.
     binds = {**thread_binds([thread_id]), "table": sql.checkpoints_name}
     steps = (sql.lock_removal, sql.insert_thread_rows, sql.lock_threads, sql.delete_threads, sql.delete_threads)

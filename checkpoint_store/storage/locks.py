@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from checkpoint_store.errors import SET_UP, NotSetUp, WrongTransaction
+from checkpoint_store.errors import SET_UP, NotSetUp, UnusableConnection, WrongTransaction
 from checkpoint_store.sql.arrays import thread_binds
 from checkpoint_store.sql.executor import Executor, Row
+from checkpoint_store.sql.locks import WORKER
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
 
@@ -20,9 +21,13 @@ def lock_number(db: Executor, sql: Statements, thread_id: str) -> int:
 
     Raises:
         NotSetUp: If the tables are missing.
+        UnusableConnection: If the lock would exclude only those who connect to this worker.
     """
     table = sql.checkpoints_name
-    number: int | None = db.fetch(sql.lock_number, {"thread_id": thread_id, "table": table})[0][0]
+    [row] = db.fetch(sql.lock_number, {"thread_id": thread_id, "table": table})
+    if row[-1] == WORKER:
+        raise _on_worker("A thread's lock")
+    number: int | None = row[0]
     return _known_table(number, table)
 
 
@@ -38,7 +43,7 @@ def drop_lock(db: Executor, sql: Statements, number: int) -> bool:
     return bool(db.fetch(sql.release_lock, {"number": number})[0][0])
 
 
-@operation(Kind.PROBE, in_transaction=True)
+@operation(Kind.READ, in_transaction=True)
 def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> int | None:
     """Try to take a thread's lock until the transaction ends. Returns its number, None if another session has it.
 
@@ -87,6 +92,7 @@ def lock_removal(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> No
 
     Raises:
         WrongTransaction: If it does not see what others have stored, and so would remove what that needs.
+        UnusableConnection: If others don't notice the lock.
     """
     if rows := take_removal_lock(db, sql, thread_ids):
         check_transaction(db, "A removal", rows[0][0])
@@ -128,8 +134,9 @@ def check_transaction(db: Executor, what: str, level: str) -> None:
 
     Raises:
         WrongTransaction: If it doesn't hold them, or doesn't see that.
+        UnusableConnection: If others don't notice them.
     """
-    check_holds(db, what)
+    check_holds(db, what, level)
     if level in ("repeatable read", "serializable"):
         raise WrongTransaction(
             f"{what} can't work in a transaction that is {level.upper()}: it does not see what others have stored "
@@ -138,14 +145,24 @@ def check_transaction(db: Executor, what: str, level: str) -> None:
         )
 
 
-def check_holds(db: Executor, what: str) -> None:
-    """Check that locks are held beyond the statement that takes them: there is a transaction.
+def check_holds(db: Executor, what: str, level: str) -> None:
+    """Check that locks are held beyond the statement that takes them, there is a transaction, and exclude all others.
 
     Raises:
         WrongTransaction: If there is none.
+        UnusableConnection: If others don't notice them.
     """
+    if level == WORKER:
+        raise _on_worker(what)
     if not db.is_in_transaction:
         raise WrongTransaction(
             f"{what} can't work on a connection in AUTOCOMMIT: each statement is a transaction of its own, and none "
             "holds a lock for the next. Nothing was changed. Use a saver on the engine, or begin a transaction."
         )
+
+
+def _on_worker(what: str) -> UnusableConnection:
+    return UnusableConnection(
+        f"{what} can't work on a worker of a Citus cluster: locks exclude only those who connect to the same node. "
+        "Nothing was changed. Make the saver on an engine that connects to the coordinator."
+    )
