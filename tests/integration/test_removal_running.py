@@ -161,12 +161,11 @@ async def count_writes_of_removed_checkpoints_only(url: str) -> bool:
     """Whether all writes that belong to no checkpoint are older than the newest of their graph."""
     conn = await asyncpg.connect(url)
     try:
-        return await conn.fetchval(
+        return not await conn.fetchval(
             """
-            SELECT NOT EXISTS (
-                SELECT FROM checkpoint_writes w WHERE w.checkpoint_id > (
-                    SELECT max(checkpoint_id) FROM checkpoints c
-                    WHERE (c.thread_id, c.checkpoint_ns) = (w.thread_id, w.checkpoint_ns)))
+            SELECT count(*) FROM checkpoint_writes w WHERE w.checkpoint_id > (
+                SELECT max(checkpoint_id) FROM checkpoints c
+                WHERE (c.thread_id, c.checkpoint_ns) = (w.thread_id, w.checkpoint_ns))
             """
         )
     finally:

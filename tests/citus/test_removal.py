@@ -1,0 +1,277 @@
+"""Removals and copies on distributed tables: they remove, report and leave what they do on a single server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import asyncpg
+import psycopg
+import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+from psycopg import sql
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from checkpoint_store.errors import ThreadExists, UnusableConnection
+from checkpoint_store.serde import pages
+from checkpoint_store.storage import deletion, sweep
+from checkpoint_store.storage.sweep_report import SweepReport
+from tests.citus.cluster import TABLES, database, distribute, migrate
+from tests.integration.histories import Histories, unreachable
+from tests.integration.test_removal_running import test_runs_come_to_the_same_end_whatever_is_removed_meanwhile
+
+__all__ = ["test_runs_come_to_the_same_end_whatever_is_removed_meanwhile"]
+
+OLD = timedelta(days=53, minutes=17)
+"""The random threads begin 60 days ago."""
+
+CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("copy_thread", ("t1", "copy"), {}),
+    ("copy_thread", ("t2", "t3"), {"replace": True}),
+    ("delete_for_runs", (["run-1", "run-2"],), {}),
+    ("sweep", (), {"older_than": OLD, "keep_last": 2, "spare_active": True, "dry_run": True}),
+    ("sweep", (), {"older_than": OLD, "keep_last": 2, "spare_active": True}),
+    ("sweep", (), {"older_than": OLD, "keep_last": 3, "batch_size": 2}),
+    ("execute", ("DELETE FROM checkpoints WHERE thread_id = 't4'",), {}),
+    ("execute", ("DELETE FROM checkpoints WHERE thread_id = 't5' AND checkpoint_ns <> ''",), {}),
+    ("execute", ("DELETE FROM checkpoint_blobs WHERE thread_id = 't6' AND type = 'pages'",), {}),
+    ("prune", (["t5", "t6", "nothing", "t1"],), {"keep": 4}),
+    ("sweep", (), {"keep_last": 3, "dry_run": True}),
+    ("sweep", (), {"keep_last": 3}),
+    ("delete_thread", ("t7",), {}),
+    ("prune", (["t8"],), {}),
+    ("prune", (["t9", "nothing", "copy"],), {"strategy": "delete"}),
+    ("sweep", (), {"older_than": timedelta(), "dry_run": True}),
+    ("sweep", (), {"older_than": timedelta(), "batch_size": 3}),
+]
+"""What is done to both, one after the other: methods and arguments, or SQL."""
+
+
+class Pair(NamedTuple):
+    """Two databases with the same rows."""
+
+    single: str
+    distributed: str
+
+
+@pytest.fixture(scope="module")
+def empty_pair(cluster_url: str) -> Iterator[Pair]:
+    """The first is one of the coordinator that nobody has distributed."""
+    with database(cluster_url) as single, database(cluster_url) as distributed:
+        migrate(single)
+        migrate(distributed)
+        distribute(distributed)
+        yield Pair(single, distributed)
+
+
+@pytest.fixture(params=["plain", "pages"])
+def pair(request: pytest.FixtureRequest, empty_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """Random threads, whose values are stored whole, or all that can be cut as pages."""
+    monkeypatch.setattr(pages, "LARGE_BYTES", 0)
+    monkeypatch.setattr(deletion, "LOOK_THREADS", 4)
+    for url in empty_pair:
+        execute(url, f"TRUNCATE {', '.join(TABLES)}")
+    with PostgresSaver.from_conn_string(empty_pair.single, share_pages=request.param == "pages") as saver:
+        made = Histories(saver, random.Random(request.param))
+        made.grow(threads=10, steps=12)
+    with psycopg.connect(empty_pair.single) as source, psycopg.connect(empty_pair.distributed) as target:
+        for number, thread_id in enumerate(sorted({key[0] for key in made.checkpoints})):
+            for table in map(sql.Identifier, TABLES):
+                renamed = sql.SQL("UPDATE {} SET thread_id = %s WHERE thread_id = %s").format(table)
+                source.execute(renamed, [f"t{number}", thread_id])
+        for table in map(sql.Identifier, TABLES):
+            with (
+                source.cursor().copy(sql.SQL("COPY {} TO STDOUT").format(table)) as rows,
+                target.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(table)) as copy,
+            ):
+                for row in rows:
+                    copy.write(row)
+    return empty_pair
+
+
+def execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(statement)
+
+
+def contents(url: str) -> dict[str, list[Any]]:
+    """All rows, but for the epochs of threads."""
+    with psycopg.connect(url) as conn:
+        found = {name: conn.execute(f"SELECT * FROM {name} ORDER BY 1, 2, 3, 4, 5").fetchall() for name in TABLES[:-2]}
+        found[TABLES[-2]] = conn.execute(f"SELECT * FROM {TABLES[-2]} ORDER BY 1, 2").fetchall()
+        found[TABLES[-1]] = conn.execute(f"SELECT thread_id FROM {TABLES[-1]} ORDER BY 1").fetchall()
+    return found
+
+
+def rows_of(outcome: Any) -> Any:
+    """What a call returns, without bytes: where tables are distributed, they are not those of compressed values."""
+    return outcome[:-1] if isinstance(outcome, SweepReport) else outcome
+
+
+def test_removals_and_copies_are_those_of_a_single_server(pair: Pair) -> None:
+    """The same reports, dry or not, and the same rows are left; leftovers of others' SQL are found."""
+    removed = 0
+    with PostgresSaver.from_conn_string(pair.single) as one, PostgresSaver.from_conn_string(pair.distributed) as other:
+        for method, args, options in CALLS:
+            if method == "execute":
+                for url in pair:
+                    execute(url, *args)
+                continue
+            expected, outcome = [getattr(saver, method)(*args, **options) for saver in (one, other)]
+            assert rows_of(outcome) == rows_of(expected), (method, args, options)
+            assert contents(pair.distributed) == contents(pair.single), (method, args, options)
+            removed += bool(isinstance(outcome, SweepReport) and sum(outcome))
+    assert removed > 5
+
+
+async def test_async_removals_and_copies_are_those_of_a_single_server(pair: Pair) -> None:
+    """The same again by the async saver."""
+    async with (
+        AsyncPostgresSaver.from_conn_string(pair.single) as one,
+        AsyncPostgresSaver.from_conn_string(pair.distributed) as other,
+    ):
+        for method, args, options in CALLS:
+            if method == "execute":
+                for url in pair:
+                    await asyncio.to_thread(execute, url, *args)
+                continue
+            expected, outcome = [await getattr(saver, f"a{method}")(*args, **options) for saver in (one, other)]
+            assert rows_of(outcome) == rows_of(expected), (method, args, options)
+    assert contents(pair.distributed) == contents(pair.single)
+
+
+def test_a_long_thread_is_deleted_in_parts(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In transactions of few checkpoints, each of which is reported."""
+    monkeypatch.setattr(sweep, "_BATCH_THREADS", 3)
+    reports: list[SweepReport] = []
+    with PostgresSaver.from_conn_string(pair.distributed) as saver:
+        promised = saver.sweep(keep_last=1, dry_run=True)
+        assert saver.sweep(keep_last=1, batch_size=1, on_progress=reports.append) == promised
+    assert len(reports) > promised.threads
+    assert unreachable(pair.distributed) == {}
+
+
+def checkpoint(number: int, **values: tuple[str, Any]) -> Any:
+    """A checkpoint with values, each with its version."""
+    made: Any = {**empty_checkpoint(), "id": f"{number:08}"}
+    made["channel_values"] = {name: value for name, (_, value) in values.items()}
+    made["channel_versions"] = {name: version for name, (version, _) in values.items()}
+    return made
+
+
+async def test_what_is_acknowledged_during_removals_is_there(
+    engine: AsyncEngine, citus_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers count on values and pages that are there, of checkpoints that others remove at the same time."""
+    monkeypatch.setattr(pages, "LARGE_BYTES", 0)
+    saver = AsyncPostgresSaver(engine, share_pages=True)
+    elsewhere = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": citus_url})
+    remover = AsyncPostgresSaver(elsewhere, share_pages=True)
+    threads = [f"thread {number}" for number in range(4)]
+    removed = 0
+
+    async def write(thread_id: str) -> None:
+        chance = random.Random(thread_id)
+        lines = [chance.randbytes(40).hex() for _ in range(300)]
+        config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+        for step in range(40):
+            lines = [*lines[chance.randrange(3) :], chance.randbytes(40).hex()]
+            # The second is stored under its version again and again, as after a fork.
+            values = {"lines": (f"{step}", lines), "kept": (f"{step // 8}", [step // 8] * 2000)}
+            made = checkpoint(step, **values)
+            config = await saver.aput(config, made, {"source": "loop"}, made["channel_versions"])
+            await saver.aput_writes(config, [("lines", step)], "task")
+            found = await saver.aget_tuple(config)
+            assert found is not None, (thread_id, step)
+            assert found.checkpoint["channel_values"] == made["channel_values"], (thread_id, step)
+            assert found.pending_writes == [("task", "lines", step)]
+
+    async def remove() -> None:
+        nonlocal removed
+        while not writing.done():
+            for call in (remover.aprune(threads), remover.asweep(keep_last=1, batch_size=2)):
+                removed += (await call).checkpoints
+            await remover.adelete_thread("another")
+
+    writing = asyncio.gather(*map(write, threads))
+    await asyncio.gather(writing, remove())
+    await elsewhere.dispose()
+    assert removed > 40
+    await remover.aprune(threads)
+    assert unreachable(citus_url) == {}
+
+
+async def test_a_thread_is_deleted_with_what_is_stored_meanwhile(engine: AsyncEngine, citus_url: str) -> None:
+    """Nothing is left of a put that the deletion had to wait for, and a put that comes later is whole."""
+    saver = AsyncPostgresSaver(engine, share_pages=True)
+    lines = ["x" * 100] * 1000
+    config: Any = {"configurable": {"thread_id": "one", "checkpoint_ns": ""}}
+
+    async def put(step: int) -> None:
+        made = checkpoint(step, lines=(f"{step}", [*lines, step]))
+        await saver.aput(config, made, {}, made["channel_versions"])
+
+    for _ in range(20):
+        await asyncio.gather(put(1), saver.adelete_thread("one"), put(2))
+        left = {one.checkpoint["id"]: one.checkpoint["channel_values"] async for one in saver.alist(config)}
+        assert all(values == {"lines": [*lines, int(name)]} for name, values in left.items())
+        assert unreachable(citus_url) == {}
+
+
+async def test_a_target_that_somebody_stores_to_meanwhile_is_refused(engine: AsyncEngine, citus_url: str) -> None:
+    """Citus leaves out which rule a row breaks; it is told in our words, and the copy leaves nothing."""
+    saver = AsyncPostgresSaver(engine)
+    made = checkpoint(1, lines=("1", ["a line"]))
+    await saver.aput({"configurable": {"thread_id": "one", "checkpoint_ns": ""}}, made, {}, {"lines": "1"})
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(citus_url)
+    async with connection.transaction():
+        await connection.execute(
+            "INSERT INTO checkpoints SELECT 'target', checkpoint_ns, checkpoint_id, parent_checkpoint_id, type,"
+            " checkpoint, metadata FROM checkpoints WHERE thread_id = 'one'"
+        )
+        copy = asyncio.create_task(saver.acopy_thread("one", "target"))
+        await asyncio.sleep(0.5)
+        assert not copy.done()
+
+    with pytest.raises(ThreadExists, match="something was stored while it was to be made"):
+        await copy
+    assert await connection.fetchval("SELECT count(*) FROM checkpoint_blobs WHERE thread_id = 'target'") == 0
+    await connection.close()
+
+
+def test_what_takes_locks_is_refused_on_a_worker(citus_url: str) -> None:
+    """Others would not notice its locks. All else works there."""
+    with psycopg.connect(citus_url) as conn:
+        row = conn.execute("SELECT nodename, nodeport FROM pg_dist_node WHERE groupid > 0").fetchone()
+    if row is None:
+        pytest.skip("the cluster has no worker")
+    worker = make_url(citus_url).set(drivername="postgresql+psycopg", host=row[0], port=row[1])
+    config: Any = {"configurable": {"thread_id": "one", "checkpoint_ns": ""}}
+    engine = create_engine(worker)
+
+    def lock(saver: PostgresSaver) -> None:
+        with saver.thread_lock("one"):
+            pass
+
+    saver = PostgresSaver(engine)
+    stored = saver.put(config, empty_checkpoint(), {}, {})
+    assert saver.get_tuple(stored) is not None
+    for call in (
+        lock,
+        lambda saver: saver.delete_thread("one"),
+        lambda saver: saver.prune(["one"]),
+        lambda saver: saver.copy_thread("one", "two"),
+    ):
+        with pytest.raises(UnusableConnection, match="on a worker of a Citus cluster"):
+            call(saver)
+        with engine.connect() as conn, pytest.raises(UnusableConnection, match="connects to the coordinator"):
+            call(PostgresSaver(conn))
+    with pytest.raises(UnusableConnection, match="refuse_forks can't work on a worker"):
+        PostgresSaver(engine, refuse_forks=True).put(stored, empty_checkpoint(), {}, {})
+    assert len(list(PostgresSaver(engine).list(config))) == 1
+    engine.dispose()
