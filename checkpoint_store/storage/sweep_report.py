@@ -18,7 +18,10 @@ class SweepReport(NamedTuple):
     """Channel values, those that are stored as pages included."""
     pages: int = 0
     bytes: int = 0
-    """Bytes of all that as stored: compressed where PostgreSQL compresses, without row headers and indexes."""
+    """Bytes of all that as stored: compressed where PostgreSQL compresses, without row headers and indexes.
+
+    Where Citus has distributed the tables, they are those of the values before PostgreSQL compresses them.
+    """
 
 
 Progress = Callable[[SweepReport], None]

@@ -14,7 +14,7 @@ import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from psycopg import sql
 from sqlalchemy import create_engine, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.errors import ThreadExists, UnusableConnection
@@ -221,6 +221,30 @@ async def test_a_thread_is_deleted_with_what_is_stored_meanwhile(engine: AsyncEn
         left = {one.checkpoint["id"]: one.checkpoint["channel_values"] async for one in saver.alist(config)}
         assert all(values == {"lines": [*lines, int(name)]} for name, values in left.items())
         assert unreachable(citus_url) == {}
+
+
+async def test_removals_of_several_threads_are_in_a_callers_transaction(engine: AsyncEngine, citus_url: str) -> None:
+    """It takes all of them back, or commits them on every node."""
+    saver = AsyncPostgresSaver(engine)
+    for thread_id in ("one", "two", "three", "four"):
+        for step in (1, 2):
+            config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+            await saver.aput(config, checkpoint(step, lines=(f"{step}", ["a line"])), {}, {"lines": f"{step}"})
+    before = contents(citus_url)
+
+    async def remove(conn: AsyncConnection) -> None:
+        bound = AsyncPostgresSaver(conn)
+        assert (await bound.aprune(["one", "two", "three"])).checkpoints == 3
+        await bound.acopy_thread("one", "two", replace=True)
+        await bound.adelete_thread("four")
+
+    async with engine.connect() as conn:
+        await remove(conn)
+        await conn.rollback()
+    assert contents(citus_url) == before
+    async with engine.begin() as conn:
+        await remove(conn)
+    assert [row[0] for row in contents(citus_url)["checkpoints"]] == ["one", "three", "two"]
 
 
 async def test_a_target_that_somebody_stores_to_meanwhile_is_refused(engine: AsyncEngine, citus_url: str) -> None:
