@@ -53,6 +53,12 @@ def copy_rows(t: Tables) -> sa.Select[Any]:
     return sa.select(pg.array([*map(ex.count_of, copies)]), pg.array(stored)).add_cte(made.cte("made"))
 
 
+def allow_any_size(_: Tables) -> sa.Select[Any]:
+    """Let `copy_rows` on distributed tables be of any size until the transaction ends; Citus refuses 1 GB otherwise."""
+    name = ex.text_literal("citus.max_intermediate_result_size")
+    return sa.select(sa.func.set_config(name, ex.text_literal("-1"), ex.TRUE))
+
+
 def _source(tables: Sequence[sa.Table]) -> sa.CTE:
     """Select all rows of a thread, each with the place of its table: one task, so one snapshot has all of them.
 

@@ -95,6 +95,7 @@ class Statements:
 
     stored_threads = compiled(copy_thread.stored_threads)
     copy_rows = compiled(copy_thread.copy_rows)
+    allow_any_size = compiled(copy_thread.allow_any_size)
     thread_epoch = compiled(copy_thread.thread_epoch)
 
     lock_number = compiled(locks.lock_number)

@@ -53,6 +53,8 @@ def copy_thread(
         delete_locked_threads(db, sql, [target])
     else:
         claim_threads(db, sql, [target])
+    if sql.are_distributed:
+        db.fetch(sql.allow_any_size, {})
     # A page cache that has pages of a thread which had this id before has them of another epoch.
     epoch = secrets.randbits(62)
     try:
