@@ -84,10 +84,10 @@ class Server(EmbeddedPostgres):
                 raise TimeoutError(query)
             time.sleep(0.01)
 
-    def copy_to(self, other: Server) -> None:
+    def copy_to(self, other: Server, *, synchronous: bool = True) -> None:
         """Make another one a streaming standby of this one, with a copy of its data, and start it.
 
-        From then on a commit returns when the standby has it too.
+        From then on a commit returns when the standby has it too, if that is synchronous.
         """
         other.kill()
         cluster = other.home / "cluster"
@@ -99,9 +99,25 @@ class Server(EmbeddedPostgres):
         copied = subprocess.run([*program, *source, *options], capture_output=True, text=True, check=False)
         assert copied.returncode == 0, copied.stderr
         other.start()
-        self.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        if synchronous:
+            self.configure("synchronous_standby_names", "*")
+        state = "sync" if synchronous else "async"
+        self.reaches(
+            "SELECT count(*) = 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = %s", state
+        )
+
+    def configure(self, name: str, value: str) -> None:
+        """Change a setting that does not need a restart."""
+        self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
         self.execute("SELECT pg_reload_conf()")
-        self.reaches("SELECT count(*) = 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'sync'")
+
+    def follow(self, network: Network) -> None:
+        """Have a standby get what it replays through a network."""
+        self.configure("primary_conninfo", f"host=127.0.0.1 port={network.port} user=postgres sslmode=disable")
+        self.reaches(
+            "SELECT count(*) = 1 FROM pg_stat_wal_receiver WHERE sender_port = %s AND status = 'streaming'",
+            network.port,
+        )
 
     def promote(self) -> None:
         """Make a standby the primary."""
