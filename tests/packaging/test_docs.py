@@ -99,7 +99,10 @@ ELSEWHERE = {
 
 NOT_RUN = {
     "```promql": "needs Prometheus; that the metrics have these names is tests/integration/test_telemetry.py",
-    "SELECT create_distributed_table": "needs Citus; that every table is there is tests/unit/sql/test_routing.py",
+    "checkpoint-store upgrade\ncheckpoint-store distribute": "needs Citus; tests/citus/test_distribution.py does it",
+    "from checkpoint_store import distribution": "needs Citus; tests/citus/test_distribution.py does it",
+    "SELECT citus_add_node": "needs Citus; a worker is added in tests/citus/test_faults.py",
+    "CHECKPOINT_STORE_TEST_CITUS=": "needs Citus; a job of CI",
     "make demo": "that it works on a fresh machine is a job of CI, and so is `make test`",
     "mkdir cafe": "installs; that the wheel can be is tests/packaging/test_wheel.py",
     "python -m checkpoint_store.embedded uvicorn": "serves; the service is called in tests/packaging/test_tutorial.py",
