@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -22,10 +22,11 @@ from checkpoint_store.serde import pages
 from checkpoint_store.storage import deletion, sweep
 from checkpoint_store.storage.sweep_report import SweepReport
 from tests.citus.cluster import TABLES, database, distribute, migrate
+from tests.citus.test_plans import Tape, on_tables, plan_of, psycopg_engine, tape
 from tests.integration.histories import Histories, unreachable
 from tests.integration.test_removal_running import test_runs_come_to_the_same_end_whatever_is_removed_meanwhile
 
-__all__ = ["test_runs_come_to_the_same_end_whatever_is_removed_meanwhile"]
+__all__ = ["psycopg_engine", "tape", "test_runs_come_to_the_same_end_whatever_is_removed_meanwhile"]
 
 OLD = timedelta(days=53, minutes=17)
 """The random threads begin 60 days ago."""
@@ -154,6 +155,31 @@ def test_a_long_thread_is_deleted_in_parts(pair: Pair, monkeypatch: pytest.Monke
         assert saver.sweep(keep_last=1, batch_size=1, on_progress=reports.append) == promised
     assert len(reports) > promised.threads
     assert unreachable(pair.distributed) == {}
+
+
+REMOVALS: dict[str, Callable[[PostgresSaver], object]] = {
+    "delete_thread": lambda saver: saver.delete_thread("one"),
+    "prune": lambda saver: saver.prune(["one"]),
+    "prune to nothing": lambda saver: saver.prune(["one"], strategy="delete"),
+    "sweep": lambda saver: saver.sweep(keep_last=1, batch_size=1),
+    "sweep, dry": lambda saver: saver.sweep(keep_last=1, dry_run=True),
+}
+
+
+@pytest.mark.parametrize("name", REMOVALS)
+def test_a_removal_from_a_thread_is_one_task_a_statement(tape: Tape, citus_url: str, name: str) -> None:
+    """So it sees and locks what it would on a single server: one snapshot has all of its parts."""
+    for number in range(3, 8):
+        tape.put(number, {"inline": number, "messages": [f"line {number}"] * 50}, parent=number - 1)
+    tape.sent.clear()
+    REMOVALS[name](tape.saver)
+
+    sent = [(statement, binds) for statement, binds in on_tables(tape.sent) if "%(thread_id)s" in statement]
+    assert len(sent) >= 4
+    with psycopg.connect(citus_url, autocommit=True) as conn:
+        for statement, binds in sent:
+            tasks = [line.strip() for line in plan_of(conn, statement, binds) if "Task Count" in line]
+            assert tasks == ["Task Count: 1"], statement
 
 
 def checkpoint(number: int, **values: tuple[str, Any]) -> Any:
