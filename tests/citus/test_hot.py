@@ -143,6 +143,18 @@ def test_a_large_value_sends_only_the_pages_that_are_missing(sync_engine: Engine
         ]
 
 
+def test_a_connection_in_autocommit_sends_all_pages(sync_engine: Engine, citus_url: str) -> None:
+    """No lock would be held from the question to the value that needs the answer."""
+    with sync_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        saver = PostgresSaver(conn)
+        first = saver.put(config_of(), *checkpoint_of(1, {"lines": lines(1000)}))
+        conn.exec_driver_sql("DELETE FROM checkpoint_pages")
+        second = saver.put(first, *checkpoint_of(2, {"lines": lines(1001)}))
+
+    with PostgresSaver.from_conn_string(citus_url) as elsewhere:
+        assert elsewhere.get(second)["channel_values"]["lines"] == lines(1001)  # type: ignore[index]
+
+
 @pytest.mark.parametrize("count", [0, 1, MOST_ROWS, MOST_ROWS + 1, 100])
 def test_any_number_of_rows_is_stored(sync_engine: Engine, count: int) -> None:
     """There are texts for a few rows; more go by way of the coordinator."""
