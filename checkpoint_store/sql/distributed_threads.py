@@ -2,7 +2,8 @@
 
 A shard has all rows of a thread, so each can find its own first threads; the coordinator merges them. No shard can walk
 from thread to thread, nor end after a number of rows: a recursive query without a thread is refused, and so is a LIMIT
-in a subquery that depends on the row.
+in a subquery that depends on the row. A shard that has fewer threads than are wanted would read all its rows, so a
+first statement finds where the next one ends.
 """
 
 from __future__ import annotations
@@ -17,12 +18,25 @@ from checkpoint_store.sql import expressions as ex
 from checkpoint_store.sql.list_threads import has_prefix, matches
 
 
+def next_roots(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
+    """Select the ids and threads of the next root checkpoints of all threads, newest first.
+
+    Conditions are `after` (binds `last_checkpoint_id`, `last_thread_id`) and `prefix`. Binds: `skipped` (array of
+    threads), `steps` (the most checkpoints), and those of the conditions.
+    """
+    c = t.checkpoints.c
+    found = sa.select(c.checkpoint_id, c.thread_id).where(*_newest_first(t, conditions))
+    found = found.where(has_prefix(c.thread_id)) if "prefix" in conditions else found
+    return found.order_by(c.checkpoint_id.desc(), c.thread_id.desc()).limit(ex.param("steps", sa.Integer))
+
+
 def threads_with_root(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
     """Select the next threads that have a root checkpoint, with the id of the newest and its metadata as JSON text.
 
     With `newest` they are in the order of that id, the newest first, otherwise in that of their own. Conditions are
-    also `after` (binds `last_thread_id`, and with `newest` `last_checkpoint_id`), `prefix` and `filter` (JSON text that
-    the metadata must contain). Binds: `wanted` (the most threads), and those of the conditions.
+    also `after` (binds `last_thread_id`, and with `newest` `last_checkpoint_id`), `until`, only with `newest` (binds
+    `until_checkpoint_id`, `until_thread_id`), `prefix` and `filter` (JSON text that the metadata must contain). Binds:
+    `wanted` (the most threads), with `newest` also `skipped` (array of threads), and those of the conditions.
     """
     c, newer = t.checkpoints.c, t.checkpoints.alias("newer")
     is_newer = sa.and_(
@@ -33,16 +47,14 @@ def threads_with_root(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
     later = sa.select(ex.ONE).select_from(newer).where(is_newer).correlate(t.checkpoints)
     # As a number, as in `has_prefix`: the planner walks through the index, and looks for newer ones row by row.
     wanted = [sa.cast(sa.not_(later.exists()), sa.Integer) > ex.ZERO]
-    order: list[sa.ColumnElement[Any]]
+    order: list[sa.ColumnElement[Any]] = [c.thread_id]
     if "newest" in conditions:
-        wanted.append(c.checkpoint_ns.like(ex.text_literal("")))  # by LIKE, as in the index
-        order, place = [c.checkpoint_id.desc(), c.thread_id.desc()], sa.tuple_(c.checkpoint_id, c.thread_id)
-        begin = place < sa.tuple_(ex.param("last_checkpoint_id"), ex.param("last_thread_id"))
+        order = [c.checkpoint_id.desc(), c.thread_id.desc()]
+        wanted += _newest_first(t, conditions)
     else:
         wanted.append(c.checkpoint_ns == ex.text_literal(""))
-        order, begin = [c.thread_id], c.thread_id > ex.param("last_thread_id")
-    if "after" in conditions:
-        wanted.append(begin)
+        if "after" in conditions:
+            wanted.append(c.thread_id > ex.param("last_thread_id"))
     if "prefix" in conditions:
         wanted.append(has_prefix(c.thread_id))
     if "filter" in conditions:
@@ -52,14 +64,14 @@ def threads_with_root(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
 
 
 def next_threads(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
-    """Select the next threads in the order of their ids: newest root checkpoint or NULL, number of checkpoints.
+    """Select the next threads in the order of their ids, each with its newest root checkpoint or NULL.
 
     Conditions are some of `after` (binds `last_thread_id`), `prefix`, and `rootless`: only threads without a root
     checkpoint. Binds: `wanted` (the most threads), and those of the conditions.
     """
     c = t.checkpoints.c
     newest = sa.func.max(c.checkpoint_id).filter(c.checkpoint_ns == ex.text_literal(""))
-    found = sa.select(c.thread_id, newest, sa.func.count()).group_by(c.thread_id).order_by(c.thread_id)
+    found = sa.select(c.thread_id, newest).group_by(c.thread_id).order_by(c.thread_id)
     if "after" in conditions:
         found = found.where(c.thread_id > ex.param("last_thread_id"))
     if "prefix" in conditions:
@@ -84,6 +96,19 @@ def thread_counts(t: Tables) -> sa.Select[Any]:
     """Select the numbers of checkpoints of some threads. Binds: the array `thread_ids`."""
     c = t.checkpoints
     return sa.select(c.c.thread_id, sa.func.count()).where(_is_one_of(c)).group_by(c.c.thread_id)
+
+
+def _newest_first(t: Tables, conditions: Set[str]) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions by which root checkpoints of all threads are read from their index."""
+    c = t.checkpoints.c
+    place = sa.tuple_(c.checkpoint_id, c.thread_id)
+    # By LIKE, as in the index.
+    wanted = [c.checkpoint_ns.like(ex.text_literal("")), c.thread_id != sa.func.all(ex.array_param("skipped"))]
+    if "after" in conditions:
+        wanted.append(place < sa.tuple_(ex.param("last_checkpoint_id"), ex.param("last_thread_id")))
+    if "until" in conditions:
+        wanted.append(place >= sa.tuple_(ex.param("until_checkpoint_id"), ex.param("until_thread_id")))
+    return wanted
 
 
 def _is_one_of(rows: sa.FromClause) -> sa.ColumnElement[bool]:

@@ -48,6 +48,9 @@ class Statements:
         self.list_threads: Callable[[frozenset[str]], Statement] = cache(
             lambda conditions: Statement(list_threads.list_threads, tables, conditions)
         )
+        self.next_roots: Callable[[frozenset[str]], Statement] = cache(
+            lambda conditions: Statement(distributed_threads.next_roots, tables, conditions)
+        )
         self.threads_with_root: Callable[[frozenset[str]], Statement] = cache(
             lambda conditions: Statement(distributed_threads.threads_with_root, tables, conditions)
         )

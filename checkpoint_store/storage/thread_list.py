@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ from checkpoint_store.serde.arguments import choice, flag
 from checkpoint_store.serde.keys import limit_of, plain_text
 from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
-from checkpoint_store.sql.list_threads import MAX_STEPS
+from checkpoint_store.sql.list_threads import MANY, MAX_STEPS
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.checkpoint_time import time_of
 from checkpoint_store.storage.operation import Kind, operation
@@ -175,29 +176,39 @@ class ThreadCursor:
 @operation(Kind.READ, may_lag=lambda *_: True)
 def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
     """Return the next batch of a list of threads, as `sql.list_threads` selects it."""
-    if not sql.are_distributed:
-        return db.fetch(sql.list_threads(conditions), binds)[0]
-    columns: Sequence[Any] = [*zip(*_of_all_shards(db, sql, conditions, binds), strict=True)] or [()] * 4
-    # A statement reads as many rows as it must: if it has found less than is wanted there is no more.
-    return [0, None, None, None, *columns]
+    if sql.are_distributed:
+        return _of_all_shards(db, sql, conditions, binds)
+    return db.fetch(sql.list_threads(conditions), binds)[0]
 
 
-def _of_all_shards(
-    db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]
-) -> list[tuple[str, str | None, str | None, int | None]]:
-    """Return the next threads: newest root checkpoint, its metadata, number of checkpoints."""
-    has_root, is_counted = bool(conditions & {"newest", "filter"}), "count" in conditions
-    conditions -= {"count"}
-    if has_root:
+def _of_all_shards(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:
+    """Return the same of distributed tables: 0 steps, or a smaller number, if there are no more threads."""
+    is_counted, conditions = "count" in conditions, conditions - {"count"}
+    steps, last, many = 0, (None, None), None
+    if "rootless" in conditions or not conditions & {"newest", "filter"}:
+        found = _threads_by_id(db, sql, conditions, binds)
+    else:
+        if "newest" in conditions and "filter" not in conditions and binds["steps"] < MAX_STEPS:
+            part = db.fetch(sql.next_roots(conditions), binds)
+            steps = len(part)
+            if steps == binds["steps"]:
+                last = tuple(part[-1])
+                many = [name for name, rows in Counter(name for _, name in part).items() if rows >= MANY]
+                conditions |= {"until"}
+                binds = {**binds, "until_checkpoint_id": last[0], "until_thread_id": last[1]}
         found = db.fetch(sql.threads_with_root(conditions), binds)
-        names = {"thread_ids": [thread_id for thread_id, *_ in found]}
-        counts = dict(map(tuple, db.fetch(sql.thread_counts, names))) if found and is_counted else {}
-        return [(thread_id, newest, metadata, counts.get(thread_id)) for thread_id, newest, metadata in found]
+    names = {"thread_ids": [thread_id for thread_id, *_ in found]}
+    counts = dict(map(tuple, db.fetch(sql.thread_counts, names))) if found and is_counted else {}
+    rows = [(*one, counts.get(one[0])) for one in found]
+    return [steps, *last, many, *(zip(*rows, strict=True) if rows else [()] * 4)]
+
+
+def _threads_by_id(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Sequence[Row]:
+    """Return the next threads in the order of their ids, as `sql.threads_with_root` does, with or without a root."""
     found = db.fetch(sql.next_threads_by_id(conditions), binds)
-    newest = [(thread_id, checkpoint_id) for thread_id, checkpoint_id, _ in found if checkpoint_id is not None]
-    names = array_binds(("thread_id", "checkpoint_id"), newest)
-    metadata = dict(map(tuple, db.fetch(sql.root_metadata, names))) if newest else {}
-    return [(name, of, metadata.get(name), count if is_counted else None) for name, of, count in found]
+    names = array_binds(("thread_id", "checkpoint_id"), [row for row in found if row[1] is not None])
+    metadata = dict(map(tuple, db.fetch(sql.root_metadata, names))) if names["thread_ids"] else {}
+    return [(thread_id, newest, metadata.get(thread_id)) for thread_id, newest in found]
 
 
 def _metadata(thread_id: str, text: str | None) -> dict[str, Any]:

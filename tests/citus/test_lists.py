@@ -105,6 +105,10 @@ def crowd() -> list[tuple[Any, ...]]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every statement returns a few rows only, so that a list takes many."""
     monkeypatch.setattr(thread_list, "BATCH_THREADS", 7)
+    monkeypatch.setattr(thread_list, "_FEWEST_STEPS", 2)
+    monkeypatch.setattr(thread_list, "_STEPS_PER_THREAD", 1)
+    monkeypatch.setattr(thread_list, "MAX_STEPS", 40)
+    monkeypatch.setattr(thread_list, "_MOST_PASSED", 2)
     monkeypatch.setattr(checkpoint_list, "FIRST_ROWS", 5)
     monkeypatch.setattr(checkpoint_list, "BATCH_BYTES", 10_000)
 
@@ -278,6 +282,10 @@ BINDS: dict[str, Any] = {
     "last_checkpoint_id": "030000",
     "last_thread_id": "thread-5",
     "last_checkpoint_ns": "",
+    "until_checkpoint_id": "020000",
+    "until_thread_id": "thread-5",
+    "skipped": ["thread-7"],
+    "steps": 320,
     "thread_ids": ["thread-1", "thread-2"],
     "checkpoint_ids": ["000001", "000002"],
 }
@@ -290,6 +298,8 @@ def test_no_list_reads_more_of_a_shard_than_its_beginning(citus_url: str) -> Non
     statements = {
         **{f"list of {sorted(each)}": SQL.newest_keys(each) for each in options},
         **{f"threads of {sorted(each)}": SQL.threads_with_root(each | {"newest"}) for each in walks},
+        **{f"roots of {sorted(each)}": SQL.next_roots(each - {"filter"}) for each in walks},
+        "threads until": SQL.threads_with_root(frozenset({"newest", "after", "until"})),
         **{f"filtered by id, {sorted(each)}": SQL.threads_with_root(each | {"thread_id"}) for each in walks},
         **{f"by id, {sorted(each)}": SQL.next_threads_by_id(each - {"filter"}) for each in walks},
     }

@@ -36,6 +36,7 @@ def every_statement(sql: Statements) -> Iterator[tuple[str, Statement]]:
     for order, n in product(("newest", "thread_id", "rootless"), range(len(THREAD_CONDITIONS) + 1)):
         conditions = frozenset({order, *THREAD_CONDITIONS[:n]})
         found[f"list_threads of {conditions}"] = sql.list_threads(conditions)
+        found[f"next_roots of {conditions}"] = sql.next_roots(conditions)
         found[f"threads_with_root of {conditions}"] = sql.threads_with_root(conditions)
         found[f"next_threads_by_id of {conditions}"] = sql.next_threads_by_id(conditions)
     for name, statement in found.items():
