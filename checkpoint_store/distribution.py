@@ -16,12 +16,11 @@ import time
 from dataclasses import replace
 from typing import cast
 
-from sqlalchemy import Connection, exc
+from sqlalchemy import Connection
 
 from checkpoint_store.migrations.ddl import block, literal, statement
-from checkpoint_store.migrations.error_translation import raise_failed, translate_errors
+from checkpoint_store.migrations.error_translation import translate_errors
 from checkpoint_store.migrations.lock import LOCK_SECONDS, Pause, check_arguments, migration_lock
-from checkpoint_store.migrations.lock_timeout import LockTimeout, limit_lock_waits
 from checkpoint_store.migrations.placement import (
     HAS_CITUS,
     Distribution,
@@ -31,6 +30,7 @@ from checkpoint_store.migrations.placement import (
     names_and_oids,
     oid,
 )
+from checkpoint_store.migrations.table_locks import lock, lock_tables, refuse_snapshot, undoing
 from checkpoint_store.migrations.version_check import require_head
 from checkpoint_store.schema import VERSION_TABLE, Tables, checked, qualified
 
@@ -66,20 +66,17 @@ def distribute(
     """
     schema = checked(schema)
     check_arguments(conn, timeout, pause)
-    in_transaction, lock_timeout = conn.in_transaction(), LockTimeout.of_one_attempt(timeout)
-    changes = []
+    in_transaction, changes = conn.in_transaction(), []
     with migration_lock(conn, schema, timeout, pause):
         require_head(conn, schema)
-        try:
-            with limit_lock_waits(conn, lock_timeout.left):
-                for step, change in _steps(schema):
-                    result = conn.execute(statement(step))
-                    if change and result.first():
-                        changes.append(change)
-                # Not None: the last step has looked.
-                found = cast("Distribution", distribution_of(conn, schema))
-        except exc.DBAPIError as error:
-            raise_failed(error, "distribution", conn, schema, in_transaction=in_transaction)
+        lock_tables(conn, _names(schema), schema, timeout=timeout, pause=pause, action="distribution")
+        with undoing(conn, schema, "distribution", in_transaction=in_transaction):
+            for step, change in _steps(schema):
+                result = conn.execute(statement(step))
+                if change and result.first():
+                    changes.append(change)
+            # Not None: the last step has looked.
+            found = cast("Distribution", distribution_of(conn, schema))
         if not in_transaction:
             conn.commit()
         return replace(found, changes=tuple(changes))
@@ -111,11 +108,11 @@ def sql(schema: str | None = None) -> str:
 
 def _steps(schema: str | None) -> list[tuple[str, str]]:
     """Return the statements, each with the change that it has made if it returns a row, or an empty text."""
-    names = [table.name for table in Tables(schema).all]
-    locked = ", ".join(qualified(name, schema) for name in names)
+    names = _names(schema)
     return [
         (_refuse_unfit(schema), ""),
-        (f"LOCK TABLE {locked} IN ACCESS EXCLUSIVE MODE", ""),
+        (lock(names, schema), ""),
+        (refuse_snapshot(), ""),
         *[
             (f"SELECT {distribute_table(name, schema)} WHERE NOT {_is_placed(name, schema)}", f"distributed {name}")
             for name in names
@@ -127,6 +124,10 @@ def _steps(schema: str | None) -> list[tuple[str, str]]:
         ],
         (_refuse_scattered(schema), ""),
     ]
+
+
+def _names(schema: str | None) -> list[str]:
+    return [table.name for table in Tables(schema).all]
 
 
 def _refuse_unfit(schema: str | None) -> str:

@@ -16,21 +16,18 @@ of many threads at once looks them up together.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from itertools import cycle
+from collections.abc import Sequence
 
-from sqlalchemy import Connection, Dialect, Table, exc
+from sqlalchemy import Connection, Dialect, Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
 from checkpoint_store.migrations.ddl import block, literal
-from checkpoint_store.migrations.error_translation import raise_failed, translate_errors
+from checkpoint_store.migrations.error_translation import translate_errors
 from checkpoint_store.migrations.lock import LOCK_SECONDS, Pause, check_arguments, migration_lock
-from checkpoint_store.migrations.lock_timeout import LockTimeout, limit_lock_waits
 from checkpoint_store.migrations.placement import if_distributed
-from checkpoint_store.migrations.runner import retry_conflicts
+from checkpoint_store.migrations.table_locks import lock, lock_tables, refuse_snapshot, undoing
 from checkpoint_store.migrations.version_check import require_head
 from checkpoint_store.schema import Tables, checked, qualified
 from checkpoint_store.serde.arguments import number
@@ -40,9 +37,6 @@ PARTITIONS = 16
 
 MAX_PARTITIONS = 1024
 """More of them cost the server more than they save."""
-
-_HOLDING_MILLISECONDS = 500
-"""The time to wait for a table with another one locked: less than `deadlock_timeout`, so it is we who give way."""
 
 _DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
@@ -75,16 +69,11 @@ def partition(
     schema = checked(schema)
     script = statements(schema, partitions=partitions)
     check_arguments(conn, timeout, pause)
-    in_transaction, orders = conn.in_transaction(), cycle(_lock_orders(Tables(schema)))
-
-    def lock(limit: LockTimeout) -> None:
-        with _undoing(conn, schema, in_transaction), limit_lock_waits(conn, limit.seconds):
-            conn.exec_driver_sql(_lock_in_turn(next(orders), schema))
-
+    in_transaction, names = conn.in_transaction(), [table.name for table in _divided(Tables(schema))]
     with migration_lock(conn, schema, timeout, pause):
         require_head(conn, schema)
-        retry_conflicts(lock, timeout, pause)
-        with _undoing(conn, schema, in_transaction):
+        lock_tables(conn, names, schema, timeout=timeout, pause=pause, action="partitioning")
+        with undoing(conn, schema, "partitioning", in_transaction=in_transaction):
             for statement in script:
                 conn.exec_driver_sql(statement)
         if not in_transaction:
@@ -116,8 +105,8 @@ def statements(schema: str | None = None, *, partitions: int = PARTITIONS) -> li
     divided = _divided(tables)
     return [
         _refuse_distributed([table.name for table in tables.all], schema),
-        _lock(divided, schema),
-        _refuse_snapshot(),
+        lock([table.name for table in divided], schema),
+        refuse_snapshot(),
         _refuse_partitioned(tables.checkpoints.name, schema),
         _refuse_guarded([table.name for table in divided], schema),
         *[statement for table in divided for statement in _divide(table, schema, partitions)],
@@ -127,53 +116,6 @@ def statements(schema: str | None = None, *, partitions: int = PARTITIONS) -> li
 def _divided(tables: Tables) -> list[Table]:
     """Return the tables that are partitioned."""
     return [table for table in tables.all if table is not tables.checkpoint_threads]
-
-
-def _lock_orders(tables: Tables) -> list[list[Table]]:
-    """Return the orders in which the tables are locked, one after the other, until they are.
-
-    Nothing is held while the first table is waited for. Whoever uses it first of all is then over, and can't be in the
-    way: a host's transaction that begins with a checkpoint or a read, or with pending writes.
-    """
-    divided = _divided(tables)
-    return [divided, [tables.checkpoint_writes, *[table for table in divided if table is not tables.checkpoint_writes]]]
-
-
-def _lock(tables: Sequence[Table], schema: str | None) -> str:
-    """Return the statement that keeps all others from tables."""
-    return f"LOCK TABLE {', '.join(qualified(table.name, schema) for table in tables)} IN ACCESS EXCLUSIVE MODE"
-
-
-def _lock_in_turn(tables: Sequence[Table], schema: str | None) -> str:
-    """Return the statement that waits for the first table, and locks the others before anyone else can."""
-    first, *others = tables
-    body = f"""
-    {_lock([first], schema)};
-    PERFORM set_config('lock_timeout', least(before, {_HOLDING_MILLISECONDS})::text, true);
-    {_lock(others, schema)};
-    PERFORM set_config('lock_timeout', before::text, true);
-    """
-    return block(body, "before integer := (SELECT setting FROM pg_settings WHERE name = 'lock_timeout');")
-
-
-@contextlib.contextmanager
-def _undoing(conn: Connection, schema: str | None, in_transaction: bool) -> Iterator[None]:
-    """Undo what the block has done if a statement fails, locks included, and raise our error."""
-    try:
-        with conn.begin_nested():
-            yield
-    except exc.DBAPIError as error:
-        raise_failed(error, "partitioning", conn, schema, in_transaction=in_transaction)
-
-
-def _refuse_snapshot() -> str:
-    """Return the statement that fails in a transaction that may not see what others stored before the lock was free."""
-    return block("""
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION USING MESSAGE = 'the transaction is ' || upper(current_setting('transaction_isolation'))
-            || ', and rows that were stored since it began would be lost; it must be READ COMMITTED';
-    END IF;
-    """)
 
 
 def _divide(table: Table, schema: str | None, partitions: int) -> list[str]:

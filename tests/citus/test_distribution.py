@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import PostgresSaver, distribution, migrations, partitioning
@@ -187,12 +188,22 @@ def test_under_load(filled_url: str) -> None:
     stored: list[str] = []
     failed: list[CheckpointStoreError] = []
     over = threading.Event()
+    host = create_engine(make_url(filled_url).set(drivername="postgresql+psycopg"))
+
+    def put_in_a_transaction(thread_id: str) -> None:
+        """Pending writes before the checkpoint: the tables are locked in another order than all of them are."""
+        with host.begin() as conn:
+            bound = PostgresSaver(host, share_pages=False).bind(conn)
+            config = {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": "0"}
+            bound.put_writes({"configurable": config}, [("a", 1)], "task")
+            over.wait(0.02)
+            put(bound, thread_id)
 
     def write(saver: PostgresSaver, worker: int) -> None:
         while not over.is_set():
             thread_id = f"load-{worker}-{len(stored)}"
             try:
-                put(saver, thread_id)
+                put_in_a_transaction(thread_id) if worker % 2 else put(saver, thread_id)
             except CheckpointStoreError as error:
                 failed.append(error)
             else:
@@ -209,6 +220,7 @@ def test_under_load(filled_url: str) -> None:
         over.set()
         for worker in workers:
             worker.join()
+        host.dispose()
         found: list[Any] = [saver.get_tuple({"configurable": {"thread_id": thread_id}}) for thread_id in stored]
 
     assert failed == []
