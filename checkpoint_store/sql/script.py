@@ -27,6 +27,15 @@ _PLAIN = re.compile(r"[\w.:|/-]*", re.ASCII)
 """Text that is the same in any encoding, and has nothing that a setting gives another meaning."""
 
 
+class Constant(str):
+    """A text that is a constant in a script whatever is in it: Citus finds the node of a thread by that alone.
+
+    Not so the others, for the sake of databases in another encoding than UTF8.
+    """
+
+    __slots__ = ()
+
+
 def script_of(steps: Sequence[Step]) -> str:
     """Return the script of some statements, which see what other transactions commit before each of them."""
     # A setting of the role's or the host's may be another level. SET TRANSACTION would leave a trace in the session.
@@ -53,5 +62,8 @@ def _literal(value: str | Sequence[str]) -> str:
     if isinstance(value, str):
         if _PLAIN.fullmatch(value):
             return f"'{value}'"  # a constant, which the server can plan for
+        if isinstance(value, Constant):
+            letters = "".join(f"\\U{ord(letter):08x}" for letter in value)
+            return f"E'{letters}'"
         return f"convert_from(decode('{value.encode().hex()}', 'hex'), 'UTF8')"
     return f"ARRAY[{', '.join(map(_literal, value))}]"

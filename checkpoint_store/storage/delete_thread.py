@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from checkpoint_store.sql.arrays import thread_binds
 from checkpoint_store.sql.executor import Executor
+from checkpoint_store.sql.script import Constant
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.locks import claim_threads, lock_number, lock_removal
 from checkpoint_store.storage.operation import Kind, operation
@@ -20,6 +21,7 @@ def delete_thread(db: Executor, sql: Statements, thread_id: str) -> None:
         return
     if sql.are_distributed:
         lock_number(db, sql, thread_id)  # which raises on a worker; a script decides nothing
+        thread_id = Constant(thread_id)
     # The same statements as there; nothing has to be decided between them.
     binds = {**thread_binds([thread_id]), "table": sql.checkpoints_name}
     steps = (sql.lock_removal, sql.insert_thread_rows, sql.lock_threads, sql.delete_threads, sql.delete_threads)

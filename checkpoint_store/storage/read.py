@@ -10,7 +10,7 @@ from checkpoint_store.schema import PAGED
 from checkpoint_store.serde.keys import Key
 from checkpoint_store.sql.compiled import Read
 from checkpoint_store.sql.executor import Executor, Row
-from checkpoint_store.sql.script import planned_for
+from checkpoint_store.sql.script import Constant, planned_for
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.page_cache import PageCache
@@ -91,7 +91,9 @@ def find_checkpoint(db: Executor, sql: Statements, key: Key) -> Row | None:
         if rows:
             return rows[0]
         # For a prefix that it knows the server searches the index; else it reads all of the namespace.
-        begun = db.fetch(planned_for(sql.ids_with_prefix, {**key._asdict(), "prefix": key.checkpoint_id}), {})
+        thread_id = Constant(key.thread_id) if sql.are_distributed else key.thread_id
+        binds = {**key._asdict(), "thread_id": thread_id, "prefix": key.checkpoint_id}
+        begun = db.fetch(planned_for(sql.ids_with_prefix, binds), {})
         if len(begun) > 1:
             raise InvalidConfig(
                 f"several checkpoints have ids that begin with {short_repr(key.checkpoint_id)}; give more of it"

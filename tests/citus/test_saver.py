@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
+import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 
-from checkpoint_store import AsyncPostgresSaver
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from tests.citus.cluster import TABLES
+from tests.integration.test_scripts import NAMES
 
 
 def test_all_tables_are_distributed_together(citus_url: str) -> None:
@@ -26,3 +30,16 @@ async def test_what_is_put_is_read(saver: AsyncPostgresSaver) -> None:
     assert found is not None
     assert found.checkpoint["id"] == checkpoint["id"]
     assert found.pending_writes == [("task", "messages", "hello")]
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_thread_is_deleted_whatever_its_id(citus_url: str, driver: str) -> None:
+    """Also where its statements are sent as one script, in which the id has to be a constant."""
+    with PostgresSaver.from_conn_string(citus_url.replace(":", f"+{driver}:", 1)) as saver:
+        for name in NAMES:
+            config: Any = {"configurable": {"thread_id": name, "checkpoint_ns": ""}}
+            saver.put(config, empty_checkpoint(), {}, {})
+        for name in NAMES:
+            saver.delete_thread(name)
+            assert saver.get_tuple({"configurable": {"thread_id": name}}) is None
+        assert list(saver.list(None)) == []
