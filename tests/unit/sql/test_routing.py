@@ -1,10 +1,12 @@
-"""Every statement of the hot path names the thread for each table it touches: one partition or shard can take it."""
+"""A statement names the thread for each table it touches: one partition or shard can take it.
+
+On one server those of the hot path do, on tables that Citus has distributed all that are about a thread.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -15,10 +17,14 @@ from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
 
 from checkpoint_store.schema import Tables
 from checkpoint_store.sql.compiled import Read, Statement
+from checkpoint_store.sql.distributed_write import Shape
+from checkpoint_store.sql.distribution import DistributedTables
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.sql.write import COUNTED
 
 SQL = Statements(Tables())
+DISTRIBUTED = Statements(DistributedTables())
+OURS = {*SQL.tables.all, *DISTRIBUTED.tables.all}
 OF_ONE_THREAD = {"thread_id", "checkpoint_ns", "checkpoint_id", "before", "after_row", "filter"}
 
 HOT = {
@@ -40,6 +46,28 @@ HOT = {
 # Of many calls at once: each row names its own thread, so a server can route rows, not the whole.
 OF_MANY_THREADS = {"store", "store of one thread", "store without pages"}
 
+# Those that are built for a set of conditions, or a number of rows.
+BUILT: dict[str, Statement | Read] = {
+    "put": DISTRIBUTED.put_some(Shape(blobs=2, pages=2, has_kept=True)),
+    "put of many": DISTRIBUTED.put_some(Shape(blobs=None, pages=None, has_kept=False)),
+    "put of nothing": DISTRIBUTED.put_some(Shape(blobs=0, pages=0, has_kept=False)),
+    "writes": DISTRIBUTED.put_some_writes(2),
+    "many writes": DISTRIBUTED.put_some_writes(None),
+    "pages": DISTRIBUTED.put_pages(2),
+    "list": DISTRIBUTED.list_checkpoints(frozenset(OF_ONE_THREAD)),
+    "list of a thread": DISTRIBUTED.list_checkpoints(frozenset({"thread_id"})),
+    "keys": DISTRIBUTED.newest_keys(frozenset()),
+    "threads with root": DISTRIBUTED.threads_with_root(frozenset()),
+    "threads": DISTRIBUTED.next_threads_by_id(frozenset()),
+}
+# About a thread and its copy, or with rows that come with a thread each; on Citus not on the way of a run.
+OF_SEVERAL_THREADS = {"stored_threads", "copy_rows", "missing_pages", "share_blobs", "move_inline"}
+NAMED = [
+    name
+    for name, each in vars(Statements).items()
+    if isinstance(each, cached_property) and name not in OF_SEVERAL_THREADS
+]
+
 
 def forms(statement: Statement | Read) -> list[Statement]:
     return [statement.plain, statement.joined] if isinstance(statement, Read) else [statement]
@@ -50,7 +78,7 @@ def tables_in(clause: FromClause) -> Iterator[FromClause]:
     if isinstance(clause, Join):
         yield from tables_in(clause.left)
         yield from tables_in(clause.right)
-    elif isinstance(clause, Table) or isinstance(getattr(clause, "element", None), Table):
+    elif getattr(clause, "element", clause) in OURS:
         yield clause
 
 
@@ -77,11 +105,12 @@ def is_thread(value: Any, *, rows: bool) -> bool:
     return rows and getattr(value, "name", None) == "thread_id"
 
 
-def thread_of(insertion: Insert) -> Any:
-    """Return the thread of the rows that are inserted."""
+def threads_of(insertion: Insert) -> list[Any]:
+    """Return the threads of the rows that are inserted."""
     if insertion.select is None:
-        return {getattr(key, "name", key): value for key, value in (insertion._values or {}).items()}["thread_id"]
-    return dict(zip(insertion._select_names or (), insertion.select.selected_columns, strict=True))["thread_id"]
+        rows = [row for several in insertion._multi_values for row in several] or [insertion._values or {}]
+        return [{getattr(key, "name", key): value for key, value in row.items()}["thread_id"] for row in rows]
+    return [dict(zip(insertion._select_names or (), insertion.select.selected_columns, strict=True))["thread_id"]]
 
 
 def froms_of(part: Select[Any]) -> list[FromClause]:
@@ -97,7 +126,7 @@ def unrouted(construct: Any, *, rows: bool) -> set[str]:
     changed = {part.table for part in visitors.iterate(construct) if isinstance(part, (Update, Delete))}
     for part in visitors.iterate(construct):
         if isinstance(part, Insert):
-            if not is_thread(thread_of(part), rows=rows):
+            if not all(is_thread(thread, rows=rows) for thread in threads_of(part)):
                 missing.add(f"Insert of {part.table.name}")
             continue
         if isinstance(part, Select):
@@ -126,6 +155,24 @@ def test_every_table_is_asked_for_the_thread(name: str) -> None:
         assert unrouted(statement.construct, rows=name in OF_MANY_THREADS) == set()
 
 
+def binds_of(statement: Statement) -> set[str]:
+    return {*statement.construct.compile(dialect=asyncpg.dialect()).binds}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [*BUILT, *NAMED])
+def test_a_statement_on_distributed_tables_names_the_thread_or_only_reads(name: str) -> None:
+    """Citus sends it to one shard if each table is compared with the call's thread; over all it may read keys."""
+    for statement in forms(BUILT[name] if name in BUILT else getattr(DISTRIBUTED, name)):
+        construct = statement.construct
+        if "thread_id" in binds_of(statement):
+            assert unrouted(construct, rows=False) == set()
+        else:
+            changes = [part for part in visitors.iterate(construct) if isinstance(part, (Insert, Update, Delete))]
+            locking = [part for part in visitors.iterate(construct) if getattr(part, "_for_update_arg", None)]
+            assert not changes
+            assert not locking
+
+
 def test_a_statement_that_does_not_name_the_thread_is_found() -> None:
     """A list of all threads reads every table without naming one, and the walk finds each."""
     missing = unrouted(SQL.list_checkpoints(frozenset()).joined.construct, rows=False)
@@ -136,12 +183,3 @@ def test_a_statement_that_does_not_name_the_thread_is_found() -> None:
         "checkpoint_writes",
         "checkpoint_pages",
     }
-
-
-def test_the_page_on_citus_distributes_every_table() -> None:
-    """It has a call for each table, with the column that statements name."""
-    page = (Path(__file__).parents[3] / "docs/how-to/citus.md").read_text()
-    calls = re.findall(r"^SELECT create_distributed_table\('(\w+)', 'thread_id'(.*)\);$", page, re.MULTILINE)
-
-    assert [name for name, _ in calls] == [table.name for table in Tables().all]
-    assert [rest for _, rest in calls] == ["", *[", colocate_with => 'checkpoints'"] * (len(calls) - 1)]
