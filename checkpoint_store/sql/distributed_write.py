@@ -43,6 +43,8 @@ class Shape(NamedTuple):
 
     blobs: Count
     pages: Count
+    claims: bool
+    """Whether the statement is to lock the thread, for its pages."""
     has_kept: bool
     """Whether it keeps values of its parent."""
 
@@ -59,10 +61,8 @@ def shaped(columns: Mapping[str, Any], rows: Sequence[Sequence[Any]], most: int)
 def put_checkpoint(t: Tables, shape: Shape) -> sa.Executable:
     """Upsert a checkpoint together with the blobs and pages that are new in it: one statement, so atomic on its own.
 
-    With pages it locks the thread, so that no other transaction deletes pages before this one commits.
-
     Returns a row, unless a trigger drops the checkpoint. Binds: those of `write.put_checkpoint`, but for the blobs, and
-    `kept` as `kept_inline` has selected it; blobs and pages by `shaped`; with pages, `epoch`, that of a new thread row.
+    `kept` as `kept_inline` has selected it; blobs and pages by `shaped`; and those of `claim_thread`.
     """
     names = ["thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id"]
     own: dict[str, sa.ColumnElement[Any]] = {name: ex.param(name) for name in names}
@@ -71,8 +71,11 @@ def put_checkpoint(t: Tables, shape: Shape) -> sa.Executable:
         checkpoint = with_values(checkpoint, sa.cast(ex.param("kept"), pg.JSONB))
     row = {**own, "checkpoint": checkpoint, "metadata": sa.cast(ex.param("metadata"), pg.JSONB)}
     stored = replacing(pg.insert(t.checkpoints).values(row), "checkpoint", "metadata")
+    if shape.claims:
+        stored = stored.add_cte(claim_thread(t).cte("claimed"))
     if shape.pages != 0:
-        stored = stored.add_cte(claim_thread(t).cte("claimed"), put_pages(t, shape.pages).cte("new_pages"))
+        own_page = _insert(t.checkpoint_pages, {"thread_id": own["thread_id"]}, PAGE, shape.pages)
+        stored = stored.add_cte(own_page.on_conflict_do_nothing().cte("new_pages"))
     if shape.blobs != 0:
         graph = {name: own[name] for name in names[:2]}
         stored = stored.add_cte(keeping(_insert(t.checkpoint_blobs, graph, BLOB, shape.blobs)).cte("new_blobs"))
@@ -83,12 +86,6 @@ def put_writes(t: Tables, count: Count) -> pg.Insert:
     """Insert the pending writes of one task: see `write.put_writes`, and for the rows `shaped`."""
     own = {name: ex.param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")}
     return replacing_special(_insert(t.checkpoint_writes, own, WRITE, count))
-
-
-def put_pages(t: Tables, count: Count) -> pg.Insert:
-    """Insert pages of a thread, unless they exist. Binds: `thread_id`, and for the rows see `shaped`."""
-    own = {"thread_id": ex.param("thread_id")}
-    return _insert(t.checkpoint_pages, own, PAGE, count).on_conflict_do_nothing()
 
 
 def claim_thread(t: Tables) -> pg.Insert:
@@ -108,7 +105,7 @@ def claim_thread(t: Tables) -> pg.Insert:
 
 
 def held_pages(t: Tables) -> sa.Select[Any]:
-    """Lock a thread for this transaction, and select those of some pages that it has, as an array.
+    """Lock a thread as `claim_thread` does, and select those of some pages that it has, as an array.
 
     Returns no row if there is no row to lock, or if a transaction that deletes pages had it locked until now: the
     statement still sees them. Binds: `thread_id`, `digests`.
@@ -118,7 +115,7 @@ def held_pages(t: Tables) -> sa.Select[Any]:
     found = sa.select(sa.func.array_agg(p.c.digest)).where(ex.in_thread(p), is_one).scalar_subquery()
     is_as_seen = sa.and_(ex.in_thread(threads), ex.in_thread(seen), threads.c.epoch == seen.c.epoch)
     rows = threads.join(seen, ex.same_thread(threads, seen))
-    return sa.select(found).select_from(rows).where(is_as_seen).with_for_update(read=True, of=threads)
+    return sa.select(found).select_from(rows).where(is_as_seen).with_for_update(key_share=True, of=threads)
 
 
 def kept_inline(t: Tables) -> sa.Select[Any]:

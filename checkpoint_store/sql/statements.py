@@ -68,9 +68,6 @@ class Statements:
         self.put_some_writes: Callable[[int | None], Statement] = cache(
             lambda count: Statement(distributed_write.put_writes, tables, count)
         )
-        self.put_pages: Callable[[int | None], Statement] = cache(
-            lambda count: Statement(distributed_write.put_pages, tables, count)
-        )
 
     get_checkpoint = compiled_read(read.get_checkpoint)
     get_newest = compiled_read(read.get_newest)
@@ -87,7 +84,6 @@ class Statements:
     known_pages = compiled(write.known_pages)
     missing_pages = compiled(write.missing_pages)
 
-    claim_thread = compiled(distributed_write.claim_thread)
     held_pages = compiled(distributed_write.held_pages)
     kept_inline = compiled(distributed_write.kept_inline)
 

@@ -38,7 +38,7 @@ def store_each(db: Executor, sql: Statements, changes: Sequence[Change], *, asks
             continue
         if isinstance(change, Writes):
             _put_writes(db, sql, change)
-        elif not _put_checkpoint(db, sql, change, _lacking(db, sql, change) if asks else change.pages):
+        elif not _put_checkpoint(db, sql, change, asks=asks):
             refused[change.thread_id] = refusal(change.thread_id, sql.tables.checkpoints)
     return refused
 
@@ -46,17 +46,6 @@ def store_each(db: Executor, sql: Statements, changes: Sequence[Change], *, asks
 def is_large(change: Change) -> bool:
     """Return whether a put has so large values that it is worth a transaction to ask for their pages."""
     return isinstance(change, Put) and sum(map(len, change.pages.values())) > ASK_BYTES
-
-
-def insert_pages(db: Executor, sql: Statements, thread_id: str, pages: Mapping[bytes, bytes]) -> None:
-    """Insert pages of a thread."""
-    count, binds = _pages(pages)
-    db.fetch(sql.put_pages(count), {"thread_id": thread_id, **binds})
-
-
-def claim_thread(db: Executor, sql: Statements, thread_id: str) -> None:
-    """Lock a thread until the transaction ends, so that no other one deletes its pages."""
-    db.fetch(sql.claim_thread, {"thread_id": thread_id, "epoch": _new_epoch()})
 
 
 def _put_writes(db: Executor, sql: Statements, change: Writes) -> None:
@@ -67,15 +56,18 @@ def _put_writes(db: Executor, sql: Statements, change: Writes) -> None:
         db.fetch(sql.put_some_writes(count), {**binds, **each})
 
 
-def _put_checkpoint(db: Executor, sql: Statements, put: Put, pages: Mapping[bytes, bytes]) -> bool:
-    """Store a put with those of its pages that are not there. Returns whether the checkpoint was stored."""
-    binds = put.binds
+def _put_checkpoint(db: Executor, sql: Statements, put: Put, *, asks: bool) -> bool:
+    """Store a put with its pages, or those that are not there. Returns whether the checkpoint was stored."""
+    binds, there = put.binds, _stored_pages(db, sql, put) if asks else None
+    pages = {digest: page for digest, page in put.pages.items() if there is None or digest not in there}
     kept = db.fetch(sql.kept_inline, binds)[0][0] if binds["kept"] else None
     rows = list(zip(*[binds[f"{name}s"] for name in BLOB], strict=True))
     blobs, each = shaped(BLOB, rows, MOST_ROWS)
     of_pages, sent = _pages(pages)
-    shape = Shape(blobs, of_pages, kept is not None)
-    return bool(db.fetch(sql.put_some(shape), {**binds, **each, **sent, "kept": kept, "epoch": _new_epoch()}))
+    shape = Shape(blobs, of_pages, claims=bool(pages) and there is None, has_kept=kept is not None)
+    # A new row's epoch is none that it had before: `held_pages` compares it.
+    rest = {"kept": kept, "epoch": secrets.randbits(62)}
+    return bool(db.fetch(sql.put_some(shape), {**binds, **each, **sent, **rest}))
 
 
 def _pages(pages: Mapping[bytes, bytes]) -> tuple[int | None, dict[str, Any]]:
@@ -86,17 +78,9 @@ def _pages(pages: Mapping[bytes, bytes]) -> tuple[int | None, dict[str, Any]]:
     return shaped(PAGE, rows, MOST_PAGES)
 
 
-def _lacking(db: Executor, sql: Statements, put: Put) -> Mapping[bytes, bytes]:
-    """Return the pages of a put that its thread lacks; or all, if they are few or it can't be locked."""
+def _stored_pages(db: Executor, sql: Statements, put: Put) -> set[bytes] | None:
+    """Lock the thread of a put, and return those of its pages that are there; None if it is not locked."""
     if not is_large(put):
-        return put.pages
+        return None
     rows = db.fetch(sql.held_pages, {"thread_id": put.thread_id, "digests": list(put.pages)})
-    if not rows or not db.is_in_transaction:
-        return put.pages
-    there = set(rows[0][0] or ())
-    return {digest: page for digest, page in put.pages.items() if digest not in there}
-
-
-def _new_epoch() -> int:
-    """Return an epoch for a row that a thread did not have: none that it had before."""
-    return secrets.randbits(62)
+    return set(rows[0][0] or ()) if rows and db.is_in_transaction else None
