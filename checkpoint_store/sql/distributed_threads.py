@@ -43,6 +43,9 @@ def threads_with_root(t: Tables, conditions: Set[str]) -> sa.Select[Any]:
         newer.c.thread_id == c.thread_id,
         newer.c.checkpoint_ns == ex.text_literal(""),
         newer.c.checkpoint_id > c.checkpoint_id,
+        # Of this the planner expects few rows. If it expected many, as in a long thread, it would look for the first of
+        # them in the whole shard, and there is none if the checkpoint is the newest.
+        newer.c.checkpoint_ns.concat(ex.text_literal("")) == ex.text_literal(""),
     )
     later = sa.select(ex.ONE).select_from(newer).where(is_newer).correlate(t.checkpoints)
     # As a number, as in `has_prefix`: the planner walks through the index, and looks for newer ones row by row.
