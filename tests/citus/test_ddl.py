@@ -111,6 +111,8 @@ def test_up_and_down_and_up_again(empty_citus_url: str, revision: str, in_transa
         assert everything(url) == stored
         with connection(url) as conn:
             migrations.check(conn)
+        fill(url, pages=True)
+        stored = everything(url)
         migrate(migrations.downgrade, target)
         assert everything(url) == stored
 
@@ -123,7 +125,7 @@ def test_up_and_down_and_up_again(empty_citus_url: str, revision: str, in_transa
     migrate(migrations.upgrade, "head")
     with connection(url) as conn:
         assert distribution.distribute(conn).shards > 0
-    fill(url, pages=False)
+    fill(url, pages=True)
     assert all(everything(url).values())
 
 
@@ -142,7 +144,7 @@ def test_tables_of_the_stock_savers_are_adopted_distributed(empty_citus_url: str
         assert distribution.distribute(conn).changes[0] == f"made {VERSION} a reference table"
 
     assert together(empty_citus_url) == set(TABLES)
-    fill(empty_citus_url, pages=False)
+    fill(empty_citus_url, pages=True)
     assert all(everything(empty_citus_url).values())
 
 
@@ -226,7 +228,7 @@ def test_a_service_needs_the_same_rights(role: str, own_citus_url: str) -> None:
     with PostgresSaver.from_conn_string(url) as saver:
         saver.setup()
         saver.check()
-    fill(url, pages=False)
+    fill(url, pages=True)
     assert all(everything(url).values())
     with connection(url) as conn:
         migrations.check(conn)
