@@ -94,6 +94,9 @@ async def test_a_worker_is_away_for_ten_seconds(apart_url: str, workers: list[Ad
             await progress(loads)
             network.lead_to(NOWHERE)
             network.cut()
+            before = sum(load.acknowledged for load in loads)
             await asyncio.sleep(OUTAGE_SECONDS)
+            went_on = sum(load.acknowledged for load in loads) - before
             network.lead_to(workers[1])
+    assert went_on > OUTAGE_SECONDS * 10
     assert [dict(load.errors) for load in loads] == [{}] * len(loads)
