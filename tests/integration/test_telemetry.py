@@ -267,6 +267,7 @@ async def test_sync_savers_have_the_same_spans(telescope: Telescope, url: str, d
 
 async def test_off_is_as_if_it_had_never_been(telescope: Telescope, saver: AsyncPostgresSaver) -> None:
     """Nothing is left in the way, and a saver beside one that is instrumented has nothing in the way either."""
+    await use(saver)  # the first call asks the database whether it has Citus
     untouched = dict(vars(saver._backend)), dict(vars(saver._backend.provider))
     telescope.on(saver)
     with pytest.raises(InvalidOption, match="instrumented already"):
