@@ -197,6 +197,18 @@ def test_changes_of_several_threads_are_stored_each_by_itself(sync_engine: Engin
     assert [saver.get(config)["channel_values"]["lines"] for config in configs] == [lines(9)] * 5  # type: ignore[index]
 
 
+async def test_no_two_that_store_large_values_of_one_thread_wait_for_each_other(engine: AsyncEngine) -> None:
+    """Each locks the thread once, so none is ended as the victim of a deadlock and made again."""
+    saver = AsyncPostgresSaver(engine)
+    await saver.aput(config_of(), *checkpoint_of(0, {"lines": lines(800)}))
+
+    await asyncio.gather(
+        *[saver.aput(config_of(), *checkpoint_of(number, {"lines": lines(800 + number)})) for number in range(1, 16)]
+    )
+
+    assert saver._backend.provider.retries == 0
+
+
 async def _write(saver: AsyncPostgresSaver, elsewhere: AsyncPostgresSaver, count: int, seed: int) -> None:
     """Append to, trim and replace a large value of one thread, and have each read without a cache."""
     chance, value = random.Random(seed), lines(800)
