@@ -97,7 +97,7 @@ async def test_nothing_is_lost_and_no_call_fails(url: str, engine: AsyncEngine) 
         stack.callback(sweeping.cancel)
 
         async def progress() -> None:
-            await asyncio.gather(*[load.progress(20) for load in loads], sweeps.progress())
+            await asyncio.gather(*[load.progress(10) for load in loads], sweeps.progress())
 
         await progress()
         await divide(engine)
