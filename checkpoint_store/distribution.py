@@ -26,6 +26,7 @@ from checkpoint_store.migrations.placement import (
     Distribution,
     distribute_table,
     distribution_of,
+    is_placed,
     is_together,
     names_and_oids,
     oid,
@@ -75,7 +76,7 @@ def distribute(
                 result = conn.execute(statement(step))
                 if change and result.first():
                     changes.append(change)
-            # Not None: the last step has looked.
+            # Not None: a step has looked.
             found = cast("Distribution", distribution_of(conn, schema))
         if not in_transaction:
             conn.commit()
@@ -114,15 +115,15 @@ def _steps(schema: str | None) -> list[tuple[str, str]]:
         (lock(names, schema), ""),
         (refuse_snapshot(), ""),
         *[
-            (f"SELECT {distribute_table(name, schema)} WHERE NOT {_is_placed(name, schema)}", f"distributed {name}")
+            (f"SELECT {distribute_table(name, schema)} WHERE NOT {is_placed(oid(name, schema))}", f"distributed {name}")
             for name in names
         ],
+        (_refuse_scattered(schema), ""),
         (_refer(schema), f"made {VERSION_TABLE} a reference table"),
         *[
             (_truncate(name, schema), f"deleted the rows of {name} that were left in the coordinator's own table")
             for name in [*names, VERSION_TABLE]
         ],
-        (_refuse_scattered(schema), ""),
     ]
 
 
@@ -149,11 +150,6 @@ def _refuse_unfit(schema: str | None) -> str:
     return block(body, "divided text;")
 
 
-def _is_placed(table: str, schema: str | None) -> str:
-    """Return the condition that Citus has distributed a table, in whatever way; it may know a local table too."""
-    return f"EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = {oid(table, schema)} AND partmethod <> 'n')"
-
-
 def _refer(schema: str | None) -> str:
     """Return the statement that makes the version table a reference table."""
     # "t" stands for two-phase commits, by which the copies stay the same.
@@ -170,7 +166,7 @@ def _truncate(table: str, schema: str | None) -> str:
 
 def _refuse_scattered(schema: str | None) -> str:
     """Return the statement that fails unless all tables are distributed together."""
-    advice = ". Run SELECT undistribute_table(...) for each of them, then this again"
+    advice = ". Run SELECT undistribute_table(...) for each, or citus_schema_undistribute(...), then this again"
     body = f"""
     SELECT string_agg(table_name, ', ') INTO apart FROM {names_and_oids(schema)} WHERE NOT {is_together(schema)};
     IF apart IS NOT NULL THEN

@@ -56,10 +56,10 @@ def distribution_of(conn: Connection, schema: str | None) -> Distribution | None
 
 def if_distributed(body: str, tables: Iterable[str], schema: str | None) -> str:
     """Return statements of PL/pgSQL that are executed if Citus has distributed one of the tables."""
-    oids = ", ".join(oid(table, schema) for table in tables)
+    is_any_placed = " OR ".join(is_placed(oid(table, schema)) for table in tables)
     return f"""
     IF {HAS_CITUS} THEN
-        IF EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid IN ({oids}) AND partmethod <> 'n') THEN
+        IF {is_any_placed} THEN
             {body}
         END IF;
     END IF;
@@ -83,6 +83,15 @@ def oid(table: str, schema: str | None) -> str:
     return f"to_regclass({literal(qualified(table, schema))})"
 
 
+def is_placed(table: str) -> str:
+    """Return the condition that Citus has distributed a table, as an expression for its oid, in whatever way.
+
+    By a column, to every node, or with its schema to one. A local table that Citus knows has no colocation group.
+    """
+    is_known = "partmethod <> 'n' OR colocationid <> 0"
+    return f"EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = {table} AND ({is_known}))"
+
+
 def names_and_oids(schema: str | None) -> str:
     """Return a list of the tables for FROM: their names, and their oids."""
     rows = ", ".join(f"({literal(table.name)}, {oid(table.name, schema)})" for table in Tables(schema).all)
@@ -103,7 +112,7 @@ def _places(schema: str | None) -> str:
     return f"""
     SELECT
         table_name,
-        EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = ours.oid AND partmethod <> 'n') AS is_distributed,
+        {is_placed("ours.oid")} AS is_distributed,
         {is_together(schema)} AS is_together,
         (SELECT count(*) FROM pg_dist_shard WHERE logicalrelid = ours.oid) AS shards,
         (

@@ -102,13 +102,27 @@ def test_tables_that_are_distributed_otherwise(filled_url: str, place: str) -> N
     with connection(filled_url) as conn:
         with pytest.raises(NotSetUp, match=f"thread_id together with checkpoints: {table}. Run `checkpoint-store dist"):
             migrations.check(conn)
-        with pytest.raises(MigrationError, match=rf"{table}|already"):
+        with pytest.raises(MigrationError, match=rf"with checkpoints: {table}. Run SELECT undistribute_table"):
             distribution.distribute(conn)
     with psycopg.connect(filled_url, autocommit=True) as conn:
         conn.execute(undistribute)
 
     assert distributed(filled_url).changes[0] == f"distributed {table}"
     assert together(filled_url) == set(TABLES)
+
+
+def test_a_schema_that_is_on_one_node(empty_citus_url: str) -> None:
+    """Schemas that Citus distributes as a whole are for applications that know nothing of it: they are refused."""
+    with connection(empty_citus_url) as conn:
+        migrations.upgrade(conn, "agents")
+    with psycopg.connect(empty_citus_url, autocommit=True) as direct, connection(empty_citus_url) as conn:
+        direct.execute("SELECT citus_schema_distribute('agents')")
+        with pytest.raises(NotSetUp, match="not by thread_id together with checkpoints: checkpoints, checkpoint_blobs"):
+            migrations.check(conn, "agents")
+        with pytest.raises(MigrationError, match=r"or citus_schema_undistribute\(...\), then this again"):
+            distribution.distribute(conn, "agents")
+        direct.execute("SELECT citus_schema_undistribute('agents')")
+        assert len(distribution.distribute(conn, "agents").changes) >= len(TABLES)
 
 
 def test_a_database_of_the_wrong_kind(filled_url: str, cluster_url: str) -> None:
