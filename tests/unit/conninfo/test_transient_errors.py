@@ -31,7 +31,7 @@ X = asyncpg.exceptions
 GUARANTEES = Path(__file__).parents[3] / "docs" / "explanation" / "guarantees.md"
 
 
-LOST_WORKERS = {f"XX000 {function}" for function in transient_errors._LOST_WORKERS}
+LOST_WORKERS = [f"XX000 {function}" for function in transient_errors._LOST_WORKERS]
 
 
 def told_by_the_server(state: str, function: str = "") -> asyncpg.PostgresError:

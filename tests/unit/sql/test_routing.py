@@ -48,9 +48,9 @@ OF_MANY_THREADS = {"store", "store of one thread", "store without pages"}
 
 # Those that are built for a set of conditions, or a number of rows.
 BUILT: dict[str, Statement | Read] = {
-    "put": DISTRIBUTED.put_some(Shape(blobs=2, pages=2, has_kept=True)),
-    "put of many": DISTRIBUTED.put_some(Shape(blobs=None, pages=None, has_kept=False)),
-    "put of nothing": DISTRIBUTED.put_some(Shape(blobs=0, pages=0, has_kept=False)),
+    "put": DISTRIBUTED.put_some(Shape(blobs=2, pages=2, claims=True, has_kept=True)),
+    "put of many": DISTRIBUTED.put_some(Shape(blobs=None, pages=None, claims=True, has_kept=False)),
+    "put of nothing": DISTRIBUTED.put_some(Shape(blobs=0, pages=0, claims=False, has_kept=False)),
     "writes": DISTRIBUTED.put_some_writes(2),
     "many writes": DISTRIBUTED.put_some_writes(None),
     "pages": DISTRIBUTED.put_pages(2),
