@@ -100,10 +100,11 @@ class EngineProvider(ConnectionProvider):
 
     def run(self, operation: Operation[..., T], *args: Any) -> T:
         """Run an operation on a connection of the pool, and again as long as it fails with a transient error."""
+        sql = self._sql
         try:
             return self._run_once(operation, args)
         except Exception as error:
-            if self._doubt_placement(error) and self.run(probes.are_distributed):
+            if not sql.are_distributed and self._doubt_placement(error) and self.run(probes.are_distributed):
                 return self.run(operation, *args)
             result: T = self._retry(error, None, self._run_once, operation, args)
             return result

@@ -167,11 +167,12 @@ class ConnectionProvider(ABC):
         raise_from(translated, error)
 
     def _doubt_placement(self, error: Exception) -> bool:
-        """Forget the answer after an error that Citus may have raised. Return whether it is one."""
-        if not self.is_placed or self._sql.are_distributed or sqlstate_of(error) != _NOT_SUPPORTED:
+        """Return whether an error may come from Citus; then it is asked again whether it has distributed the tables."""
+        if sqlstate_of(error) != _NOT_SUPPORTED:
             return False
-        forget(self.engine.dialect, self._sql.tables.schema)
-        self.is_placed = False
+        if not self._sql.are_distributed:
+            forget(self.engine.dialect, self._sql.tables.schema)
+            self.is_placed = False
         return True
 
     def kept_by_others(self) -> int:

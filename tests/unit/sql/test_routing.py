@@ -53,7 +53,6 @@ BUILT: dict[str, Statement | Read] = {
     "put of nothing": DISTRIBUTED.put_some(Shape(blobs=0, pages=0, claims=False, has_kept=False)),
     "writes": DISTRIBUTED.put_some_writes(2),
     "many writes": DISTRIBUTED.put_some_writes(None),
-    "pages": DISTRIBUTED.put_pages(2),
     "list": DISTRIBUTED.list_checkpoints(frozenset(OF_ONE_THREAD)),
     "list of a thread": DISTRIBUTED.list_checkpoints(frozenset({"thread_id"})),
     "keys": DISTRIBUTED.newest_keys(frozenset()),
