@@ -171,9 +171,8 @@ class EngineProvider(ConnectionProvider):
         # Before as well: a connection that is being opened counts as checked out.
         kept = self.kept_by_others()
         request.kept = lambda: min(kept, self.kept_by_others())
-        if not self.is_placed:
-            self.run(probes.are_distributed)
         request.sql, request.open_connection = self.sql, self._detach
+        request.place = lambda db, _: self.placed(db)
         try:
             self.lock_session.take(request)
         except Exception as error:

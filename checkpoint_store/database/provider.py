@@ -116,7 +116,11 @@ class ConnectionProvider(ABC):
 
     def statements(self, operation: Operation[..., Any], db: Executor) -> Statements:
         """Return the statements for the tables as they are: distributed by Citus or not, which is asked once."""
-        if not self.is_placed and operation.kind is not Kind.PROBE:
+        return self._sql if operation.kind is Kind.PROBE else self.placed(db)
+
+    def placed(self, db: Executor) -> Statements:
+        """Return the same for an operation that touches the tables."""
+        if not self.is_placed:
             self._sql, self.is_placed = placed_for(self.engine.dialect, db, self._sql), True
         return self._sql
 

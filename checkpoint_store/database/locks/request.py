@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from checkpoint_store.database.checkout import full_of_others
 from checkpoint_store.errors import LockLost, ThreadLocked, Unavailable, short_repr
+from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
 
 SERVER_SECONDS = 1.0
@@ -41,6 +42,8 @@ class LockRequest:
         """The statements of the saver that wants it."""
         self.open_connection: Callable[[], Connection]
         """Takes a connection out of the pool, for the session that is to hold it."""
+        self.place: Callable[[Executor, Statements], Statements]
+        """Returns the statements for the tables as they are, distributed or not; may ask on that connection."""
         self.number = 0
         """The number of the advisory lock."""
         self.transaction: object = None

@@ -91,6 +91,7 @@ class LockSession:
         with self._registry:
             self._wanted.add(request)
         try:
+            request.sql = self._ask(request, self._execute, request.sql, request.place)
             request.number = self._ask(request, self._execute, request.sql, locks.lock_number, request.thread_id)
             with self._registry:
                 queue = self._queues.setdefault(request.number, deque())
