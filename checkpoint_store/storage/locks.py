@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from checkpoint_store.errors import SET_UP, NotSetUp, UnusableConnection, WrongTransaction
+from checkpoint_store.errors import SET_UP, NotSetUp, Refused, UnusableConnection, WrongTransaction
 from checkpoint_store.sql.arrays import thread_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.locks import WORKER
@@ -93,7 +93,13 @@ def lock_removal(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> No
     Raises:
         WrongTransaction: If it does not see what others have stored, and so would remove what that needs.
         UnusableConnection: If others don't notice the lock.
+        Refused: If Citus has distributed the tables since the threads were put together.
     """
+    if sql.are_distributed and len(thread_ids) > 1:
+        raise Refused(
+            "Citus has distributed the tables while this call was under way, and they are now removed from by one "
+            "thread after the other. This step has changed nothing; make the call again."
+        )
     if rows := take_removal_lock(db, sql, thread_ids):
         check_transaction(db, "A removal", rows[0][0])
 

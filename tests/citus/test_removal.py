@@ -17,9 +17,9 @@ from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from checkpoint_store.errors import ThreadExists, UnusableConnection
+from checkpoint_store.errors import Refused, ThreadExists, UnusableConnection
 from checkpoint_store.serde import pages
-from checkpoint_store.storage import deletion, sweep
+from checkpoint_store.storage import delete_thread, deletion, sweep
 from checkpoint_store.storage.sweep_report import SweepReport
 from tests.citus.cluster import TABLES, database, distribute, migrate
 from tests.citus.test_plans import Tape, on_tables, plan_of, psycopg_engine, tape
@@ -325,3 +325,12 @@ def test_what_takes_locks_is_refused_on_a_worker(citus_url: str) -> None:
         PostgresSaver(engine, refuse_forks=True).put(stored, empty_checkpoint(), {}, {})
     assert len(list(PostgresSaver(engine).list(config))) == 1
     engine.dispose()
+
+
+async def test_a_removal_that_began_before_the_tables_were_distributed_changes_nothing(engine: AsyncEngine) -> None:
+    """It has put threads together, whose rows may now be on several nodes."""
+    saver = AsyncPostgresSaver(engine)
+    await saver.aput({"configurable": {"thread_id": "a", "checkpoint_ns": ""}}, checkpoint(1), {}, {})
+    with pytest.raises(Refused, match="make the call again"):
+        await saver._backend.run(delete_thread.delete_threads, ["a", "b"])
+    assert await saver.aget_tuple({"configurable": {"thread_id": "a", "checkpoint_ns": ""}}) is not None
