@@ -78,6 +78,11 @@ _ENDED = " Your transaction can only be rolled back now: do that first."
 
 _MEANINGS: dict[str, tuple[type[CheckpointStoreError], str]] = {
     # By SQLSTATE, or its class. Transient errors, and lost transactions, are translated before.
+    "0A000": (
+        CheckpointStoreError,
+        "the server does not support it. Where it has Citus, connections must not have "
+        "plan_cache_mode=force_generic_plan.",
+    ),
     "22": (UnstorableValue, "the database can't hold a value. {unseen}"),
     "22021": (UnstorableValue, "the database's encoding lacks a character of a value. {utf8}"),
     "22P05": (UnstorableValue, "the database's encoding lacks a character of a value. {utf8}"),

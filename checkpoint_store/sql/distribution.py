@@ -36,13 +36,13 @@ def has_citus(_: Tables) -> sa.Select[Any]:
 
 
 def placement(_: Tables) -> sa.Select[Any]:
-    """Select whether a table is distributed by a hash of a column, and whether this server is the coordinator.
+    """Select a row if a table is distributed: by a column, or with its schema to one node.
 
-    No row if it is not distributed in any way. Only where `has_citus` has found the extension. Binds: `table`, its
-    qualified name.
+    Only where `has_citus` has found the extension. Binds: `table`, its qualified name.
     """
-    known = sa.table("pg_dist_partition", sa.column("logicalrelid"), sa.column("partmethod"), schema="pg_catalog")
-    node = sa.table("pg_dist_local_group", sa.column("groupid", sa.Integer), schema="pg_catalog")
-    is_coordinator = sa.select(node.c.groupid == ex.ZERO).scalar_subquery()
-    is_it = known.c.logicalrelid == sa.func.to_regclass(ex.param("table"))
-    return sa.select(known.c.partmethod == ex.text_literal("h"), is_coordinator).where(is_it)
+    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in ("logicalrelid", "partmethod", "colocationid")]
+    relation, method, colocation = (known := sa.table("pg_dist_partition", *columns, schema="pg_catalog")).c
+    # A local table that Citus knows has no colocation group.
+    is_placed = sa.or_(method != ex.text_literal("n"), colocation != ex.ZERO)
+    is_it = relation == sa.func.to_regclass(ex.param("table"))
+    return sa.select(ex.ONE).select_from(known).where(is_it, is_placed)

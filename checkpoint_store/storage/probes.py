@@ -76,10 +76,7 @@ def are_distributed(_: Executor, sql: Statements) -> bool:
 
 def are_placed(db: Executor, sql: Statements) -> bool:
     """Return whether Citus has distributed the tables: the answer that `are_distributed` has from then on."""
-    if not db.fetch(sql.has_citus, {}):
-        return False
-    rows = db.fetch(sql.placement, {"table": sql.checkpoints_name})
-    return bool(rows) and bool(rows[0][0])
+    return bool(db.fetch(sql.has_citus, {}) and db.fetch(sql.placement, {"table": sql.checkpoints_name}))
 
 
 @operation(Kind.PROBE)

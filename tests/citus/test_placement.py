@@ -9,8 +9,8 @@ from langgraph.checkpoint.base import empty_checkpoint
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver
-from tests.citus.cluster import distribute, migrate
+from checkpoint_store import AsyncPostgresSaver, CheckpointStoreError, PostgresSaver
+from tests.citus.cluster import distribute, migrate, run
 
 THREAD: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 
@@ -83,3 +83,24 @@ async def test_a_type_is_looked_up_in_the_catalog_itself(citus_url: str) -> None
         await saver.aput(THREAD, *large(1))
         async with saver._backend._engine.connect() as conn:  # type: ignore[attr-defined]
             assert await conn.scalar(text("SHOW citus.override_table_visibility")) == "off"
+
+
+async def test_connections_that_ask_for_generic_plans_are_told_so(citus_url: str) -> None:
+    """It is recommended for a single server."""
+    settings = {"server_settings": {"plan_cache_mode": "force_generic_plan"}}
+    url = make_url(citus_url).set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url, connect_args=settings)
+    with pytest.raises(CheckpointStoreError, match="must not have plan_cache_mode=force_generic_plan"):
+        await AsyncPostgresSaver(engine).aput(THREAD, *large(1))
+    await engine.dispose()
+
+
+async def test_a_schema_on_one_node_works_too(empty_citus_url: str) -> None:
+    """`citus_schema_distribute`: Citus refuses there what it refuses of distributed tables."""
+    async with AsyncPostgresSaver.from_conn_string(empty_citus_url, schema="tenant") as saver:
+        await saver.setup()
+        run(empty_citus_url, "SELECT citus_schema_distribute('tenant')")
+        stored = await saver.aput(THREAD, *large(1))
+        assert await saver.aget_tuple(stored) is not None
+        await saver.acopy_thread("t", "copy")
+        assert (await saver.aprune(["t", "copy"], strategy="delete")).checkpoints == 2

@@ -340,7 +340,8 @@ def test_a_pipeline_migrates_checks_and_goes_back(
     """Exit code 3 before, 0 after; the SQL needs no database; going back asks."""
     monkeypatch.setenv("CHECKPOINT_STORE_URL", empty_url)
     assert run("check").code == cli.NOT_AT_HEAD
-    assert json.loads(run("check", "--json").out) == {"revision": None, "head": schema.HEAD, "ready": False}
+    state = {"revision": None, "head": schema.HEAD, "ready": False, "distribution": None}
+    assert json.loads(run("check", "--json").out) == state
     assert run("threads").code == cli.NOT_AT_HEAD
     assert run("upgrade", "cs01_baseline").out == "at cs01_baseline\n"
     behind = run("check")
