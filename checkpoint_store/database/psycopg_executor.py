@@ -149,8 +149,9 @@ class PsycopgExecutor(DirectExecutor):
             self._wait()
 
     def _wait(self) -> PGresult:
-        """Return the result of the one statement that was sent."""
-        return self._results()[0]
+        """Return the result of the one statement that was sent, or the error of its commit, which follows it."""
+        results = self._results()
+        return next((result for result in results if result.status not in _DONE), results[0])
 
     def _results(self) -> list[PGresult]:
         """Return the results of what was sent. Psycopg's way to wait lets Ctrl-C through, and gevent's greenlets."""

@@ -261,6 +261,36 @@ async def test_echo_logs_our_statements(
     assert "INSERT INTO checkpoints" in logged[begin + 1]
 
 
+REFUSES_AT_COMMIT = (
+    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql "
+    "AS $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '23514'; END $$",
+    "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON checkpoints DEFERRABLE INITIALLY DEFERRED "
+    "FOR EACH ROW WHEN (new.thread_id LIKE 't%') EXECUTE FUNCTION refuse()",
+)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("watched", [False, True], ids=["quiet", "watched"])
+async def test_what_the_server_refuses_at_commit_is_not_acknowledged(
+    host_of: Callable[..., Host], driver: str, watched: bool
+) -> None:
+    """The statement has succeeded, and its result comes before the error; prepared or not, alone or with others."""
+    host = host_of(driver)
+    await host.work(lambda conn: ([conn.execute(text(each)) for each in REFUSES_AT_COMMIT], conn.commit()))
+    if watched:
+        event.listen(host.sync_engine, "before_cursor_execute", lambda *_: None)
+
+    for value in ([1], [2], ["x" * 100] * 1000, [3], [4]):
+        with pytest.raises(Refused):
+            await put(host.saver, a=value)
+    outcomes = await asyncio.gather(
+        *[put(host.saver, f"t{number}", a=[1]) for number in range(20)], return_exceptions=True
+    )
+
+    assert all(isinstance(outcome, Refused) for outcome in outcomes)
+    assert await host.saver.aget_tuple(thread()) is None
+
+
 # --- row-level security ---
 
 tenant: ContextVar[str] = ContextVar("tenant")
