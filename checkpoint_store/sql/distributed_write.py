@@ -45,6 +45,8 @@ class Shape(NamedTuple):
     pages: Count
     claims: bool
     """Whether the statement is to lock the thread, for its pages."""
+    anchored: bool
+    """Whether the transaction has locked the thread's row before: see `_insert`."""
     has_kept: bool
     """Whether it keeps values of its parent."""
 
@@ -71,21 +73,25 @@ def put_checkpoint(t: Tables, shape: Shape) -> sa.Executable:
         checkpoint = with_values(checkpoint, sa.cast(ex.param("kept"), pg.JSONB))
     row = {**own, "checkpoint": checkpoint, "metadata": sa.cast(ex.param("metadata"), pg.JSONB)}
     stored = replacing(pg.insert(t.checkpoints).values(row), "checkpoint", "metadata")
+    anchor = t.checkpoint_threads if shape.anchored else None
     if shape.claims:
         stored = stored.add_cte(claim_thread(t).cte("claimed"))
     if shape.pages != 0:
-        own_page = _insert(t.checkpoint_pages, {"thread_id": own["thread_id"]}, PAGE, shape.pages)
+        own_page = _insert(t.checkpoint_pages, {"thread_id": own["thread_id"]}, PAGE, shape.pages, anchor)
         stored = stored.add_cte(own_page.on_conflict_do_nothing().cte("new_pages"))
     if shape.blobs != 0:
         graph = {name: own[name] for name in names[:2]}
-        stored = stored.add_cte(keeping(_insert(t.checkpoint_blobs, graph, BLOB, shape.blobs)).cte("new_blobs"))
+        own_blob = _insert(t.checkpoint_blobs, graph, BLOB, shape.blobs, anchor)
+        stored = stored.add_cte(keeping(own_blob).cte("new_blobs"))
     return stored.returning(ex.ONE)
 
 
-def put_writes(t: Tables, count: Count) -> pg.Insert:
-    """Insert the pending writes of one task: see `write.put_writes`, and for the rows `shaped`."""
+def put_writes(t: Tables, count: Count, anchored: bool) -> pg.Insert:
+    """Insert the pending writes of one task: see `write.put_writes`, for the rows `shaped`, and `_insert`."""
     own = {name: ex.param(name) for name in ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")}
-    return replacing_special(_insert(t.checkpoint_writes, own, WRITE, count))
+    return replacing_special(
+        _insert(t.checkpoint_writes, own, WRITE, count, t.checkpoint_threads if anchored else None)
+    )
 
 
 def claim_thread(t: Tables) -> pg.Insert:
@@ -129,12 +135,25 @@ def kept_inline(t: Tables) -> sa.Select[Any]:
 
 
 def _insert(
-    table: sa.Table, own: Mapping[str, sa.ColumnElement[Any]], columns: Mapping[str, Any], count: Count
+    table: sa.Table,
+    own: Mapping[str, sa.ColumnElement[Any]],
+    columns: Mapping[str, Any],
+    count: Count,
+    anchor: sa.Table | None,
 ) -> pg.Insert:
-    """Insert rows that have some values in common."""
+    """Insert rows that have some values in common.
+
+    Any number of them is one task too if the thread comes from a row that is there: the thread's own, its anchor, which
+    is to be locked. Without it Citus collects them on the coordinator, and commits in two phases.
+    """
     if count is None:
         new = ex.rows_of_binds(**columns)
-        return pg.insert(table).from_select([*own, *columns], sa.select(*own.values(), *new.c))
+        rows = sa.select(*own.values(), *new.c)
+        if anchor is not None:
+            values = {**own, "thread_id": anchor.c.thread_id}
+            rows = sa.select(*values.values(), *new.c).select_from(anchor.join(new, sa.true()))
+            rows = rows.where(ex.in_thread(anchor))
+        return pg.insert(table).from_select([*own, *columns], rows)
     each: Iterable[int] = range(count)
     return pg.insert(table).values(
         [{**own, **{name: ex.param(f"{name}_{n}", kind) for name, kind in columns.items()}} for n in each]

@@ -65,8 +65,8 @@ class Statements:
         self.put_some: Callable[[distributed_write.Shape], Statement] = cache(
             lambda shape: Statement(distributed_write.put_checkpoint, tables, shape)
         )
-        self.put_some_writes: Callable[[int | None], Statement] = cache(
-            lambda count: Statement(distributed_write.put_writes, tables, count)
+        self.put_some_writes: Callable[[int | None, bool], Statement] = cache(
+            lambda count, anchored: Statement(distributed_write.put_writes, tables, count, anchored)
         )
 
     get_checkpoint = compiled_read(read.get_checkpoint)
@@ -84,6 +84,7 @@ class Statements:
     known_pages = compiled(write.known_pages)
     missing_pages = compiled(write.missing_pages)
 
+    claim_thread = compiled(distributed_write.claim_thread)
     held_pages = compiled(distributed_write.held_pages)
     kept_inline = compiled(distributed_write.kept_inline)
 

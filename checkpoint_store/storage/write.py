@@ -13,7 +13,7 @@ from checkpoint_store.errors import Conflict, Refused, short_repr
 from checkpoint_store.sql.executor import Executor
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.sql.write import COUNTED
-from checkpoint_store.storage.distributed_write import is_large, store_each
+from checkpoint_store.storage.distributed_write import store_each, takes_transaction
 from checkpoint_store.storage.locks import check_transaction
 from checkpoint_store.storage.operation import Kind, Operation, operation
 from checkpoint_store.storage.page_cache import PageCache
@@ -130,8 +130,8 @@ def _by_thread(changes: Iterable[Change]) -> dict[str, list[Change]]:
 
 @operation(Kind.STORE, name="store", in_transaction=True)
 def store_large(db: Executor, sql: Statements, _: PageCache, changes: Sequence[Change]) -> dict[str, str]:
-    """Store changes on distributed tables, with large values. Returns the same as `store`."""
-    return store_each(db, sql, changes, asks=True)
+    """Store changes on distributed tables, with many rows or large values. Returns the same as `store`."""
+    return store_each(db, sql, changes, in_transaction=True)
 
 
 def operation_for(
@@ -140,7 +140,7 @@ def operation_for(
     """Return the operation that stores changes."""
     if any(map(_continues, changes)):
         return store_continuing
-    return store_large if sql.are_distributed and any(map(is_large, changes)) else store
+    return store_large if sql.are_distributed and any(map(takes_transaction, changes)) else store
 
 
 @operation(Kind.STORE, in_transaction=True)
@@ -162,7 +162,7 @@ def store_continuing(db: Executor, sql: Statements, page_cache: PageCache, chang
     def store_checked(together: Sequence[Change]) -> dict[str, str]:
         _check_continuations(db, sql, together)
         if sql.are_distributed:
-            return store_each(db, sql, together, asks=True)
+            return store_each(db, sql, together, in_transaction=True)
         return _store(db, sql, page_cache, together)
 
     return _in_order([[change] for change in changes] if sql.are_distributed else _apart(changes), store_checked)

@@ -84,12 +84,14 @@ CALLS: dict[str, Callable[[Tape], object]] = {
     "put": lambda tape: tape.put(3, {"inline": 3}, parent=2),
     "put of a value": lambda tape: tape.put(3, {"messages": large(3), "inline": 3}, parent=2),
     "put of many values": lambda tape: tape.put(3, {f"channel {each}": large(each) for each in range(20)}, parent=2),
+    "put of more values": lambda tape: tape.put(3, {f"channel {each}": large(each) for each in range(50)}, parent=2),
     "put that keeps values": lambda tape: tape.put(
         3, {"messages": large(3)}, parent=2, unknown={"inline": "00000001", "unknown": "00000001"}
     ),
     "put_writes of 1": lambda tape: write(tape, 1),
     "put_writes of 3": lambda tape: write(tape, 3),
     "put_writes of 20": lambda tape: write(tape, 20),
+    "put_writes of 40": lambda tape: write(tape, 40),
     "put_writes of an error": lambda tape: tape.saver.put_writes(of(2), [("__error__", "E")], "task"),
     "get_tuple of the newest": lambda tape: tape.saver.get_tuple(THREAD),
     "get_tuple by id": lambda tape: tape.saver.get_tuple(of(1)),
