@@ -1,7 +1,7 @@
-"""Every capability in every place that this machine has, as a Markdown table: python -m tests.scale [COLUMN ..].
+"""Every capability in every place that this machine has, as a Markdown table: `python -m tests.scale [COLUMN ..]`.
 
 PgBouncer is the installed one, and beside it the one that CHECKPOINT_STORE_TEST_PGBOUNCER names; there is a column for
-Citus where CHECKPOINT_STORE_TEST_CITUS names a coordinator. Whatever did not work is below the table.
+Citus where CHECKPOINT_STORE_TEST_CITUS names a coordinator. The errors are listed below the table.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _version(program: str) -> str:
 
 
 def table(found: dict[str, list[Outcome]]) -> str:
-    """The outcomes as Markdown: capabilities down, places across; errors are numbered, and written out below."""
+    """Return the outcomes as Markdown: a row for each capability, a column for each place, and the numbered errors."""
     errors: list[str] = []
 
     def cell(outcomes: list[Outcome]) -> str:
@@ -115,7 +115,7 @@ async def _walked(place: Place) -> list[Outcome]:
 
 
 def main(names: list[str]) -> int:
-    """Walk, and print; the exit status is 1 if anything raised AssertionError, so that what came was wrong."""
+    """Walk, print the table, and return the exit status: 1 if any result was wrong (an AssertionError)."""
     found: dict[str, list[Outcome]] = {}
     with ExitStack() as stack:
         server_url = os.environ.get(SERVER) or stack.enter_context(EmbeddedPostgres(settings=HASTY)).url

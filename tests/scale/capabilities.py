@@ -1,7 +1,7 @@
-"""Every capability of the library once, against a database of any make, with what comes of it compared.
+"""Every capability of the library, run with each kind of saver on one database; results are compared.
 
-`python -m tests.scale.capabilities URL` prints a line for each: works, or the error. The database must be for this
-alone: its tables are migrated and at last partitioned, and whatever is stored in them may be deleted.
+`python -m tests.scale.capabilities URL` prints a line for each: works, or the error. Use a database for this alone: its
+tables are migrated and at last partitioned (refused on Citus), and stored rows may be deleted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.scale.walk import CAPABILITIES, Trial, Walk
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a capability."""
+    """The result of a capability with one kind of saver."""
 
     name: str
     api: str
@@ -41,13 +41,13 @@ async def outcomes(place: Place, names: Sequence[str] | None = None) -> AsyncIte
 
 
 async def main() -> int:
-    """Walk, and print each outcome; the exit status is 1 if any was an error."""
+    """Walk, print each outcome, and return the exit status: 1 if any was an error."""
     parser = argparse.ArgumentParser(prog="python -m tests.scale.capabilities", description=__doc__)
-    parser.add_argument("url", help="of a database for this alone")
-    parser.add_argument("--pooler", choices=["transaction"], help="the option of savers and engines")
-    parser.add_argument("--direct", metavar="URL", help="of the server itself, where the URL is a pooler's")
-    parser.add_argument("--replica", metavar="URL", help="of a streaming replica, for read_engine")
-    parser.add_argument("--only", action="append", choices=list(CAPABILITIES), help="may be repeated")
+    parser.add_argument("url", help="libpq's URL of a database for this alone, postgresql://..")
+    parser.add_argument("--pooler", choices=["transaction"], help="the option `pooler` of savers and engines")
+    parser.add_argument("--direct", metavar="URL", help="the server's own URL, where the first is a pooler's")
+    parser.add_argument("--replica", metavar="URL", help="the URL of a streaming replica, for `read_engine`")
+    parser.add_argument("--only", action="append", choices=list(CAPABILITIES), help="only this one; may be repeated")
     parser.add_argument("--json", action="store_true", help="print one array of [capability, api, error]")
     options = parser.parse_args()
     place = Place(options.url, options.pooler, options.replica, options.direct)
