@@ -59,7 +59,7 @@ TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingPr
             "a table was altered after the statement was prepared; another session prepares it"
         ),
         **dict.fromkeys(
-            [f"XX000 {function}" for function in _LOST_WORKERS],
+            [*[f"XX000 {function}" for function in _LOST_WORKERS], "58030 SendCopyDataToPlacement"],
             TransientError("the Citus coordinator lost a worker, which may be starting", ends_connections=False),
         ),
         # By class, for errors without an SQLSTATE, since no server has answered.

@@ -155,12 +155,12 @@ class ConnectionProvider(ABC):
 
     def raise_translated(self, error: Exception, tried: float = 0.0) -> NoReturn:
         """Raise an error in our words if it is of the server or the driver, or else as it is."""
+        self._doubt_placement(error)
         if isinstance(error, CheckpointStoreError):
             remove_values(error)
             raise error
         if not isinstance(error, FOREIGN) and not is_from_driver(error):
             raise error
-        self._doubt_placement(error)
         translated = translate(
             *(error, self.where, self.sql.tables),
             callers=self.is_callers,

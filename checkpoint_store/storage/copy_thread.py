@@ -16,7 +16,20 @@ from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.delete_thread import delete_locked_threads
 from checkpoint_store.storage.locks import check_holds, check_transaction, claim_threads, take_removal_lock
 from checkpoint_store.storage.operation import Kind, operation
+from checkpoint_store.storage.probes import are_placed
 from checkpoint_store.storage.refusals import not_found
+
+
+class _Misplaced(Refused):
+    """Raised where Citus, of tables that it was not known to have distributed, has copied each as of another moment.
+
+    It has the SQLSTATE of what Citus refuses, so that it is asked again whether it has distributed them.
+    """
+
+    sqlstate = "0A000"
+
+    def __init__(self) -> None:
+        super().__init__("Citus has distributed the tables meanwhile, so nothing was copied. Make the call again.")
 
 
 @operation(Kind.WRITE, in_transaction=True)
@@ -36,6 +49,7 @@ def copy_thread(
     Raises:
         ThreadNotFound: If there is nothing to copy.
         ThreadExists: If the target has something already, and is not to be replaced.
+        Refused: If rows were dropped, or Citus has distributed the tables since it was asked: see `_Misplaced`.
     """
     source, target = copy
     binds = {"thread_id": source, "target_id": target}
@@ -62,6 +76,8 @@ def copy_thread(
     except exc.IntegrityError as error:
         _raise_if_there(target, error)
         raise
+    if copies != stored and not sql.are_distributed and are_placed(db, sql):
+        raise _Misplaced
     _check_copied(target, copies, stored)
     copied = sum(copies)
     if not copied:  # deleted just now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -104,3 +105,31 @@ async def test_a_schema_on_one_node_works_too(empty_citus_url: str) -> None:
         assert await saver.aget_tuple(stored) is not None
         await saver.acopy_thread("t", "copy")
         assert (await saver.aprune(["t", "copy"], strategy="delete")).checkpoints == 2
+
+
+async def test_a_copy_notices_that_the_tables_were_distributed(empty_citus_url: str) -> None:
+    """Citus takes the statement, but reads each table as of another moment: while the source is in use that shows."""
+    migrate(empty_citus_url)
+    async with (
+        AsyncPostgresSaver.from_conn_string(empty_citus_url) as older,
+        AsyncPostgresSaver.from_conn_string(empty_citus_url) as newer,
+    ):
+        stored = await older.aput(THREAD, *large(1))
+        distribute(empty_citus_url)
+        is_over = asyncio.Event()
+
+        async def write() -> None:
+            config, number = stored, 1
+            while not is_over.is_set():
+                number += 1
+                config = await newer.aput(config, *large(number))
+
+        writing = asyncio.create_task(write())
+        for number in range(20):
+            await older.acopy_thread("t", f"copy {number}")
+        is_over.set()
+        await writing
+        newest = [await newer.aget_tuple({"configurable": {"thread_id": f"copy {number}"}}) for number in range(20)]
+
+    assert older._backend.sql.are_distributed
+    assert all(newest)
