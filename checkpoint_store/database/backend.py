@@ -187,8 +187,8 @@ class Backend(ABC):
     def _commit(self, changes: Sequence[Change]) -> None:
         """Store changes in one commit."""
         if self.provider.lock_session.lost:
-            self.provider.lock_session.check(self.sql, changes)  # here already: there may be no server
-        operation = write.operation_for(self.sql, changes)
+            self.provider.lock_session.check(self.provider.sql, changes)  # here already: there may be no server
+        operation = write.operation_for(self.provider.sql, changes)
         # Raised here, once all else is committed.
         if refused := self.provider.run(operation, self.page_cache, changes):
             error = Refused(" ".join(refused.values()))
@@ -343,7 +343,7 @@ class AsyncBackend(Backend):
         one caller, such as the tenant that policies look at. Where tables are distributed, a commit of several threads
         would be one of several servers.
         """
-        if self._pipe is None or self.sql.are_distributed:
+        if self._pipe is None or self.provider.sql.are_distributed:
             return False
         return isinstance(self._pipe, AsyncPipeline) or not self.provider.is_heard
 
@@ -428,7 +428,7 @@ class SyncBackend(Backend):
         self.call_blocking(self._submit, change)
 
     def _submit(self, change: Change) -> None:
-        if self._commits is None or self.sql.are_distributed or self.provider.is_heard:
+        if self._commits is None or self.provider.sql.are_distributed or self.provider.is_heard:
             self._commit([change])
         else:
             self._commits.submit(self._store_all, self._target, change)
