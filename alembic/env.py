@@ -26,6 +26,7 @@ from checkpoint_store.errors import CheckpointStoreError
 from checkpoint_store.migrations.alembic_config import SCHEMA_OPTION, schema_option
 from checkpoint_store.migrations.ddl import create_schema
 from checkpoint_store.migrations.lock import migration_lock
+from checkpoint_store.migrations.placement import refuse_worker
 from checkpoint_store.schema import VERSION_TABLE, Tables, quoted
 from checkpoint_store.url import engine_arguments, pooler_options
 
@@ -72,6 +73,7 @@ def run(*, default_schema: str | None = None, **where: Any) -> None:
     )
     with context.begin_transaction():
         if schema is not None and context.get_context().opts["fn"].__name__ == "upgrade":
+            context.execute(refuse_worker())
             context.execute(create_schema(schema))
         context.run_migrations()
 

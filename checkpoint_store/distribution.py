@@ -12,17 +12,23 @@ tables that they make where the others are. `checkpoint_store_version` becomes a
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, exc
 
+from checkpoint_store.conninfo.driver_errors import driver_error, field, raise_from, sqlstate_of
+from checkpoint_store.errors import MigrationError
 from checkpoint_store.migrations.ddl import block, literal, statement
 from checkpoint_store.migrations.error_translation import translate_errors
 from checkpoint_store.migrations.lock import LOCK_SECONDS, Pause, check_arguments, migration_lock
 from checkpoint_store.migrations.placement import (
-    HAS_CITUS,
+    IF_WORKER_FAIL,
+    LACKS_CITUS,
     Distribution,
     distribute_table,
     distribution_of,
@@ -37,15 +43,18 @@ from checkpoint_store.schema import VERSION_TABLE, Tables, checked, qualified
 
 __all__ = ["Distribution", "current", "distribute", "sql"]
 
+_DUPLICATE_TABLE = "42P07"
+"""The SQLSTATE of a table that exists already."""
+
 
 @translate_errors()
 def distribute(
     conn: Connection, schema: str | None = None, *, timeout: float = LOCK_SECONDS, pause: Pause = time.sleep
 ) -> Distribution:
-    """Distribute the tables by thread, in one transaction; those that are distributed already stay as they are.
+    """Distribute the tables by thread, in one transaction; distributed tables are left unchanged.
 
-    Rows are moved to the nodes. Those that Citus leaves behind in the coordinator's own tables are deleted, also after
-    tables were distributed by hand.
+    The stored rows are moved to the nodes. Those that Citus leaves behind in the coordinator's own tables are deleted,
+    also after tables were distributed by hand.
 
     Args:
         conn: A connection to the coordinator. In a transaction the change becomes part of it; otherwise it is
@@ -60,6 +69,7 @@ def distribute(
     Raises:
         InvalidOption: If an argument can't be used.
         UnusableConnection: If `conn` is not a connection.
+        WrongTransaction: If it is in AUTOCOMMIT.
         NotSetUp: If the tables are missing, or older than this version works on.
         MigrationLocked: If another has held the lock, or transactions have used the tables, past the deadline.
         MigrationError: If it failed, for instance because the server is not the coordinator, or the tables are
@@ -71,7 +81,7 @@ def distribute(
     with migration_lock(conn, schema, timeout, pause):
         require_head(conn, schema)
         lock_tables(conn, _names(schema), schema, timeout=timeout, pause=pause, action="distribution")
-        with undoing(conn, schema, "distribution", in_transaction=in_transaction):
+        with undoing(conn, schema, "distribution", in_transaction=in_transaction), _naming_worker():
             for step, change in _steps(schema):
                 result = conn.execute(statement(step))
                 if change and result.first():
@@ -114,10 +124,7 @@ def _steps(schema: str | None) -> list[tuple[str, str]]:
         (_refuse_unfit(schema), ""),
         (lock(names, schema), ""),
         (refuse_snapshot(), ""),
-        *[
-            (f"SELECT {distribute_table(name, schema)} WHERE NOT {is_placed(oid(name, schema))}", f"distributed {name}")
-            for name in names
-        ],
+        *[(_distribute(name, schema), f"distributed {name}") for name in names],
         (_refuse_scattered(schema), ""),
         (_refer(schema), f"made {VERSION_TABLE} a reference table"),
         *[
@@ -127,6 +134,22 @@ def _steps(schema: str | None) -> list[tuple[str, str]]:
     ]
 
 
+@contextlib.contextmanager
+def _naming_worker() -> Iterator[None]:
+    """Name the table and the worker in the error if a worker has a table of the same name."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        raw = driver_error(error)
+        node = re.search(r"executing command on (\S+)", field(raw, "context") or "")
+        if node is None or sqlstate_of(raw) != _DUPLICATE_TABLE:
+            raise
+        # The server's message, which has nothing but the table's name in it.
+        reason = f"{str(raw).splitlines()[0]} on the worker {node.group(1)}"
+        advice = "Drop it there, on a connection to that worker, then try again."
+        raise_from(MigrationError(f"distribution failed and was rolled back: {reason}. {advice}"), error)
+
+
 def _names(schema: str | None) -> list[str]:
     return [table.name for table in Tables(schema).all]
 
@@ -134,20 +157,29 @@ def _names(schema: str | None) -> list[str]:
 def _refuse_unfit(schema: str | None) -> str:
     """Return the statement that fails where nothing can be distributed."""
     body = f"""
-    IF NOT {HAS_CITUS} THEN
-        RAISE EXCEPTION 'the database lacks the extension; run CREATE EXTENSION citus, as on each worker';
+    IF {LACKS_CITUS} THEN
+        RAISE EXCEPTION 'this database has no extension citus; run CREATE EXTENSION citus here and on each worker';
     END IF;
-    IF (SELECT groupid FROM pg_dist_local_group) <> 0 THEN
-        RAISE EXCEPTION 'this server is a worker; connect to the coordinator';
+    {IF_WORKER_FAIL.strip()}
+    SELECT string_agg(table_name, ', ') INTO missing FROM {names_and_oids(schema)} WHERE oid IS NULL;
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            MESSAGE = 'these tables are missing: ' || missing || '; run `checkpoint-store upgrade` first';
     END IF;
     SELECT string_agg(table_name, ', ') INTO divided FROM {names_and_oids(schema)} JOIN pg_class USING (oid)
     WHERE relkind = 'p';
     IF divided IS NOT NULL THEN
-        RAISE EXCEPTION USING MESSAGE = 'partitioned tables are not distributed; copy the threads to a database that '
-            || 'has none, by `checkpoint-store import-from`: ' || divided;
+        RAISE EXCEPTION USING
+            MESSAGE = 'partitioned tables can''t be distributed: ' || divided
+            || '. Copy the threads to a database without partitions, by `checkpoint-store import-from`';
     END IF;
     """
-    return block(body, "divided text;")
+    return block(body, "missing text;\n    divided text;")
+
+
+def _distribute(table: str, schema: str | None) -> str:
+    """Return the statement that distributes a table unless it is distributed."""
+    return f"SELECT {distribute_table(table, schema)} WHERE NOT {is_placed(oid(table, schema))}"
 
 
 def _refer(schema: str | None) -> str:

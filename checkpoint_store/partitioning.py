@@ -62,6 +62,7 @@ def partition(
     Raises:
         InvalidOption: If `partitions` is not a number in range, or another argument can't be used.
         UnusableConnection: If `conn` is not a connection.
+        WrongTransaction: If it is in AUTOCOMMIT.
         NotSetUp: If the tables are missing, or older than this version works on.
         MigrationLocked: If another has held the lock, or transactions have used the tables, past the deadline.
         MigrationError: If it failed, for instance because they are partitioned already; nothing has changed.

@@ -20,7 +20,8 @@ from checkpoint_store.schema import HEAD
 from checkpoint_store.storage import probes
 
 Timeout = Annotated[
-    float, typer.Option(metavar="SECONDS", help="How long to wait for others that migrate or use the tables.")
+    float,
+    typer.Option(metavar="SECONDS", help="How long to wait for other migrations and for transactions on the tables."),
 ]
 
 T = TypeVar("T")
@@ -77,8 +78,8 @@ def downgrade(
 def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
     """Check whether the database is at head.
 
-    Exit code 0 says that it is at this version's revision or a newer one, 3 that it is not, or that Citus has
-    distributed only a part of the tables. Needs the right to read one table. Fit for a readiness probe.
+    Exit code 0 says that it is at this version's revision or a newer one, 3 that it is not, or that the tables are
+    only partly distributed by Citus. Needs the right to read one table. Suitable as a readiness probe.
 
     \b
     Example:
@@ -128,13 +129,13 @@ def distribute(
 ) -> None:
     """Distribute the tables over the nodes of a Citus cluster.
 
-    Run it on the coordinator, with the database at head. Rows are moved along, while the tables are locked. All of it
-    is one transaction; tables that are distributed already stay as they are.
+    Run it on the coordinator, with the database at head. Moves the stored rows, with the tables locked. All of it is
+    one transaction. Leaves distributed tables unchanged.
 
     \b
     Example:
       checkpoint-store distribute
-      checkpoint-store distribute --sql --schema agents | psql
+      checkpoint-store distribute --sql | psql -v ON_ERROR_STOP=1 --dbname=postgresql://coordinator/app
     """
     if as_sql:
         typer.echo(distribution.sql(schema))

@@ -16,6 +16,8 @@ from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE
 
 LOCK_NOT_AVAILABLE = "55P03"
 """The SQLSTATE of a lock that was waited for past `lock_timeout`."""
+END_THEM = " End them, then try again."
+"""The advice of `MigrationLocked` about transactions."""
 
 
 @contextlib.contextmanager
@@ -36,13 +38,15 @@ def raise_failed(
     schema: str | None,
     *,
     in_transaction: bool,
+    to_savepoint: bool = False,
     snapshots: bool = False,
     hint: str = "",
 ) -> NoReturn:
     """Raise our error for DDL that has failed, with a hint for a role that lacks a right.
 
-    Where a table's lock was not free in time it names those who had it, unless the transaction is the caller's: then no
-    statement can run in it any more. For a connection that was lost the error itself goes on to `translate_errors`.
+    Where a table's lock was not free in time it names those who had it, unless the transaction is the caller's and was
+    not rolled back to a savepoint: then no statement can run in it any more. For a connection that was lost the error
+    itself goes on to `translate_errors`.
     """
     if error.connection_invalidated:
         raise error
@@ -50,10 +54,12 @@ def raise_failed(
     if state == LOCK_NOT_AVAILABLE:
         if not in_transaction:
             conn.rollback()
+        if not in_transaction or to_savepoint:
             blocking = blocking_transactions(conn, schema, snapshots=snapshots)
+        if not in_transaction:
             conn.rollback()
         locked = f"{action} waits for transactions that are using the tables: {blocking or 'see pg_stat_activity'}."
-        raise_from(MigrationLocked(f"{locked} What it had begun was rolled back. Let them end, and try again."), error)
+        raise_from(MigrationLocked(f"{locked} What it had begun was rolled back.{END_THEM}"), error)
     advice = hint if state == INSUFFICIENT_PRIVILEGE else ""
     raise_from(MigrationError(f"{action} failed and was rolled back: {reason_of(error)}. {advice}".rstrip()), error)
 

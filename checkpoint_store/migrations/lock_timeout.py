@@ -73,6 +73,7 @@ def blocking_transactions(conn: Connection, schema: str | None, *, snapshots: bo
     if snapshots:
         is_blocking |= column("backend_xmin").is_not(None)
     age = extract("epoch", func.clock_timestamp() - xact_start)
+    conn.execute(select(func.pg_stat_clear_snapshot()))  # a caller's transaction may have looked before
     # Never their queries, which have values in them. Short transactions will be over before anyone has read of them.
     found = conn.execute(
         select(activity.c.pid, activity.c.application_name, activity.c.state, age)

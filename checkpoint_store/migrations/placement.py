@@ -6,10 +6,11 @@ named within a condition of its own: what is not executed is not planned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, TextClause
+from sqlalchemy import Connection, Row, TextClause
 
 from checkpoint_store.errors import NotSetUp
 from checkpoint_store.migrations.ddl import block, literal, statement
@@ -17,8 +18,17 @@ from checkpoint_store.schema import Tables, qualified
 from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import statements_of
 
-HAS_CITUS = "to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL"
+_CATALOG = "to_regclass('pg_catalog.pg_dist_partition')"
+HAS_CITUS = f"{_CATALOG} IS NOT NULL"
 """The condition that a database has the extension."""
+LACKS_CITUS = f"{_CATALOG} IS NULL"
+
+IF_WORKER_FAIL = """
+    IF (SELECT groupid FROM pg_dist_local_group) <> 0 THEN
+        RAISE EXCEPTION 'this server is a worker of a Citus cluster; connect to the coordinator';
+    END IF;
+"""
+"""Statements of PL/pgSQL that fail on a worker, in a database that has the extension."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +56,17 @@ def distribution_of(conn: Connection, schema: str | None) -> Distribution | None
         conn.rollback()
     if not any(row.is_distributed for row in rows):
         return None
-    if apart := [row.table_name for row in rows if not row.is_together]:
+    if apart := [row for row in rows if not row.is_together]:
         raise NotSetUp(
-            f"Citus has distributed tables, but not by thread_id together with checkpoints: {', '.join(apart)}. "
-            "Run `checkpoint-store distribute` on the coordinator."
+            f"Citus has distributed tables, but these not by thread_id together with checkpoints: {_listed(apart)}. "
+            f"Run `checkpoint-store distribute` on the coordinator{_undistribution(apart)}."
         )
     return Distribution(min(row.shards for row in rows), max(row.nodes for row in rows))
+
+
+def refuse_worker() -> TextClause:
+    """Return the statement that fails on a worker of a cluster: tables are made by the coordinator, for all nodes."""
+    return statement(block(f"IF {HAS_CITUS} THEN {IF_WORKER_FAIL} END IF;"))
 
 
 def if_distributed(body: str, tables: Iterable[str], schema: str | None) -> str:
@@ -105,6 +120,20 @@ def is_together(schema: str | None) -> str:
         f" WHERE p.logicalrelid = ours.oid AND c.logicalrelid = {oid('checkpoints', schema)} AND partmethod = 'h'"
         " AND column_to_column_name(p.logicalrelid, p.partkey) = 'thread_id')"
     )
+
+
+def _undistribution(apart: Sequence[Row[Any]]) -> str:
+    """Return the advice for tables of which some are distributed otherwise; empty if none is."""
+    if not (otherwise := [row for row in apart if row.is_distributed]):
+        return ""
+    return (
+        f"; where it refuses, first run SELECT undistribute_table(...) for {_listed(otherwise)}, or "
+        "citus_schema_undistribute(...) if their schema is distributed"
+    )
+
+
+def _listed(rows: Sequence[Row[Any]]) -> str:
+    return ", ".join(row.table_name for row in rows)
 
 
 def _places(schema: str | None) -> str:

@@ -23,6 +23,7 @@ from checkpoint_store.migrations.alembic_config import LOCK_TIMEOUT, schema_of
 from checkpoint_store.migrations.ddl import create_schema, literal
 from checkpoint_store.migrations.lock import lock_key_of, migration_lock
 from checkpoint_store.migrations.lock_timeout import LockTimeout, blocking_transactions, limit_lock_waits
+from checkpoint_store.migrations.placement import refuse_worker
 from checkpoint_store.migrations.runner import without_translate_map
 from checkpoint_store.migrations.version_check import current
 from checkpoint_store.schema import VERSION_TABLE, quoted
@@ -118,6 +119,7 @@ def _framed(
         try:
             name = schema_of(context)
             schema = None if name is None else quoted(name)
+            op.execute(refuse_worker())
             if _is_our_own(context):
                 timeout = _lock_timeout(context)
                 with contextlib.nullcontext() if timeout is None else limit_lock_waits(op.get_bind(), timeout.seconds):

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, exc
 from checkpoint_store.conninfo.driver_errors import diagnosis_of
 from checkpoint_store.errors import MigrationError
 from checkpoint_store.migrations.alembic_config import LOCK_TIMEOUT, config
-from checkpoint_store.migrations.error_translation import LOCK_NOT_AVAILABLE, raise_failed, translate_errors
+from checkpoint_store.migrations.error_translation import END_THEM, LOCK_NOT_AVAILABLE, raise_failed, translate_errors
 from checkpoint_store.migrations.lock import LOCK_SECONDS, Pause, migration_lock, process_lock
 from checkpoint_store.migrations.lock_timeout import LockTimeout
 from checkpoint_store.migrations.version_check import is_usable, stored_revisions
@@ -138,7 +138,7 @@ def retry_conflicts(attempt: Callable[[LockTimeout], None], timeout: float, paus
             is_chance = state == LOCK_NOT_AVAILABLE or (state in _CONFLICTS and conflicts < _MAX_CONFLICTS)
             if not is_chance or time.monotonic() > deadline:
                 raise
-            log.warning("%s Trying again.", error)
+            log.warning("%s Trying again until the timeout.", str(error).removesuffix(END_THEM))
         pause(0.1 * 2**conflicts * random.uniform(0.5, 1.5))
         seconds *= 2
 

@@ -8,6 +8,8 @@ from itertools import cycle
 
 from sqlalchemy import Connection, exc
 
+from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
+from checkpoint_store.errors import WrongTransaction
 from checkpoint_store.migrations.ddl import block, statement
 from checkpoint_store.migrations.error_translation import raise_failed
 from checkpoint_store.migrations.lock import Pause
@@ -17,6 +19,9 @@ from checkpoint_store.schema import qualified
 
 _HOLDING_MILLISECONDS = 500
 """The time to wait for a table with another one locked: less than `deadlock_timeout`, so it is we who give way."""
+
+_NO_TRANSACTION = "25P01"
+"""The SQLSTATE of a SAVEPOINT outside of a transaction."""
 
 _WRITES = "checkpoint_writes"
 
@@ -50,7 +55,15 @@ def undoing(conn: Connection, schema: str | None, action: str, *, in_transaction
         with conn.begin_nested():
             yield
     except exc.DBAPIError as error:
-        raise_failed(error, action, conn, schema, in_transaction=in_transaction)
+        if diagnosis_of(error).state == _NO_TRANSACTION:
+            raise_from(
+                WrongTransaction(
+                    f"{action} needs one transaction, and the connection is in AUTOCOMMIT. Nothing was changed. Use "
+                    "`engine.begin()`, on an engine that is not in AUTOCOMMIT."
+                ),
+                error,
+            )
+        raise_failed(error, action, conn, schema, in_transaction=in_transaction, to_savepoint=True)
 
 
 def lock(names: Sequence[str], schema: str | None) -> str:

@@ -23,13 +23,14 @@ from sqlalchemy import Connection, MetaData, NullPool, create_engine, make_url
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver, distribution, migrations, partitioning
 from checkpoint_store.errors import MigrationError
 from checkpoint_store.schema import HEAD
-from tests.citus.cluster import TABLES, VERSION, distribute
+from tests.citus.cluster import TABLES, VERSION, distribute, workers_of
 from tests.integration.test_scripts import wire_to
 
 REPOSITORY = Path(__file__).parents[2]
 REVISIONS = ["cs01_baseline", "cs02_pages", "cs03_lifecycle", "cs04_subgraphs"]
 LARGE = [f"{number:0300}" for number in range(200)]
 THREADS = 10
+ON_WORKER = "this server is a worker of a Citus cluster; connect to the coordinator"
 
 
 @contextmanager
@@ -46,6 +47,13 @@ def at_revision(url: str, revision: str) -> None:
         migrations.upgrade(conn, revision=revision)
     fill(url, pages=revision != "cs01_baseline")
     distribute(url, TABLES[:3] if revision == "cs01_baseline" else TABLES)
+
+
+def worker_of(url: str) -> str:
+    """The URL of the same database on a worker."""
+    host, port = workers_of(url)[0]
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{parts.username}@{host}:{port}").geturl()
 
 
 def fill(url: str, *, pages: bool) -> None:
@@ -69,6 +77,12 @@ def everything(url: str) -> dict[str, Any]:
         configs: list[Any] = [{"configurable": {"thread_id": f"t{number}"}} for number in range(THREADS)]
         found = {config["configurable"]["thread_id"]: saver.get_tuple(config) for config in configs}
     return {thread: item and (item.checkpoint, item.metadata, item.pending_writes) for thread, item in found.items()}
+
+
+def alembic(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Alembic's own command."""
+    command, environment = [sys.executable, "-m", "alembic", *arguments], {**os.environ, "CHECKPOINT_STORE_URL": url}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False, capture_output=True, text=True)
 
 
 def query(url: str, statement: str) -> list[Any]:
@@ -172,14 +186,46 @@ def test_autogenerate_has_nothing_to_propose(own_citus_url: str) -> None:
     """Neither `alembic check` nor a host's, which sees the shards that lie on the coordinator if it asks for them."""
     for visible in ("on", "off"):
         options = f"-c citus.override_table_visibility={visible}"
-        environment = {**os.environ, "CHECKPOINT_STORE_URL": f"{own_citus_url}?options={options.replace(' ', '%20')}"}
-        command = [sys.executable, "-m", "alembic", "check"]
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, check=False, capture_output=True, text=True)
+        done = alembic(f"{own_citus_url}?options={options.replace(' ', '%20')}", "check")
         assert "No new upgrade operations detected" in done.stdout, done.stdout + done.stderr
 
         with connection(own_citus_url, connect_args={"options": options}) as conn:
             context = MigrationContext.configure(conn, opts={"include_object": migrations.not_ours})
             assert compare_metadata(context, MetaData()) == []
+
+
+@pytest.mark.parametrize("schema", [None, "agents"])
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_a_worker_is_not_migrated(empty_citus_url: str, schema: str | None, in_transaction: bool) -> None:
+    """Neither by code nor by SQL: its tables would be in the way of those that the coordinator distributes."""
+    url = worker_of(empty_citus_url)
+    with connection(url) as conn:
+        if in_transaction:
+            conn.begin()
+        with pytest.raises(MigrationError, match=ON_WORKER):
+            migrations.upgrade(conn, schema)
+    with PostgresSaver.from_conn_string(url, schema=schema) as saver, pytest.raises(MigrationError, match=ON_WORKER):
+        saver.setup()
+    with psycopg.connect(url) as direct, pytest.raises(psycopg.Error, match=ON_WORKER):
+        direct.execute(migrations.offline_sql(schema).encode())
+    option = [] if schema is None else ["-x", f"schema={schema}"]
+    assert ON_WORKER in alembic(url, *option, "upgrade", "head").stderr
+
+    assert query(url, "SELECT relname FROM pg_class WHERE relname ~ '^checkpoint'") == []
+    assert query(url, "SELECT nspname FROM pg_namespace WHERE nspname = 'agents'") == []
+
+
+def test_a_worker_of_distributed_tables_is_not_migrated(own_citus_url: str) -> None:
+    """At head there is nothing to do, and back is refused, on a connection to it."""
+    url = worker_of(own_citus_url)
+    with PostgresSaver.from_conn_string(url) as saver:
+        saver.setup()
+    with connection(url) as conn:
+        with pytest.raises(MigrationError, match=ON_WORKER):
+            migrations.downgrade(conn)
+        assert migrations.current(conn) == HEAD
+    assert ON_WORKER in alembic(url, "downgrade", "base").stderr
+    assert together(own_citus_url) == set(TABLES)
 
 
 async def test_setup_at_head_is_one_round_trip(citus_url: str) -> None:

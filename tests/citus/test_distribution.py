@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import PostgresSaver, distribution, migrations, partitioning
 from checkpoint_store.cli import main
-from checkpoint_store.errors import CheckpointStoreError, MigrationError, NotSetUp
-from tests.citus.cluster import TABLES, VERSION, distribute, migrate
-from tests.citus.test_ddl import connection, everything, fill, put, query, together
+from checkpoint_store.errors import CheckpointStoreError, MigrationError, NotSetUp, WrongTransaction
+from tests.citus.cluster import TABLES, VERSION, distribute, migrate, run
+from tests.citus.test_ddl import ON_WORKER, connection, everything, fill, put, query, together, worker_of
 
 SIZES = "SELECT sum(pg_relation_size(logicalrelid)) FROM pg_dist_partition"
 
@@ -100,7 +100,8 @@ def test_tables_that_are_distributed_otherwise(filled_url: str, place: str) -> N
         conn.execute(f"SELECT {place.format(table)}")
 
     with connection(filled_url) as conn:
-        with pytest.raises(NotSetUp, match=f"thread_id together with checkpoints: {table}. Run `checkpoint-store dist"):
+        advice = rf"checkpoints: {table}. Run .* refuses, first run SELECT undistribute_table\(...\) for {table}, or"
+        with pytest.raises(NotSetUp, match=advice):
             migrations.check(conn)
         with pytest.raises(MigrationError, match=rf"with checkpoints: {table}. Run SELECT undistribute_table"):
             distribution.distribute(conn)
@@ -117,7 +118,7 @@ def test_a_schema_that_is_on_one_node(empty_citus_url: str) -> None:
         migrations.upgrade(conn, "agents")
     with psycopg.connect(empty_citus_url, autocommit=True) as direct, connection(empty_citus_url) as conn:
         direct.execute("SELECT citus_schema_distribute('agents')")
-        with pytest.raises(NotSetUp, match="not by thread_id together with checkpoints: checkpoints, checkpoint_blobs"):
+        with pytest.raises(NotSetUp, match=r"these not by thread_id .*: checkpoints, checkpoint_b.*citus_schema_undi"):
             migrations.check(conn, "agents")
         with pytest.raises(MigrationError, match=r"or citus_schema_undistribute\(...\), then this again"):
             distribution.distribute(conn, "agents")
@@ -125,13 +126,13 @@ def test_a_schema_that_is_on_one_node(empty_citus_url: str) -> None:
         assert len(distribution.distribute(conn, "agents").changes) >= len(TABLES)
 
 
-def test_a_database_of_the_wrong_kind(filled_url: str, cluster_url: str) -> None:
+def test_a_database_of_the_wrong_kind(filled_url: str) -> None:
     """A worker, tables that are missing, and partitions are refused; nothing has changed."""
     with connection(filled_url) as conn:
         with pytest.raises(NotSetUp, match="were never set up"):
             distribution.distribute(conn, "elsewhere")
         partitioning.partition(conn, partitions=2)
-        with pytest.raises(MigrationError, match=r"partitioned tables .*: checkpoint"):
+        with pytest.raises(MigrationError, match=r"partitioned tables can't be distributed: checkpoint"):
             distribution.distribute(conn)
         assert distribution.current(conn) is None
 
@@ -139,14 +140,50 @@ def test_a_database_of_the_wrong_kind(filled_url: str, cluster_url: str) -> None
     with connection(filled_url) as conn:
         migrations.upgrade(conn, migrations_of)
     assert distributed(filled_url, migrations_of).shards > 0
-    for host, port in query(cluster_url, "SELECT (nodename, nodeport) FROM pg_dist_node WHERE groupid > 0"):
-        worker = make_conninfo(filled_url, host=host, port=port)
-        name = psycopg.conninfo.conninfo_to_dict(worker)
-        url = f"postgresql://{name['user']}@{host}:{port}/{name['dbname']}"
-        with connection(url) as conn:
-            migrations.check(conn, migrations_of)
-            with pytest.raises(MigrationError, match="this server is a worker; connect to the coordinator"):
-                distribution.distribute(conn, migrations_of)
+    with connection(worker_of(filled_url)) as conn:
+        migrations.check(conn, migrations_of)
+        with pytest.raises(MigrationError, match=ON_WORKER):
+            distribution.distribute(conn, migrations_of)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_a_table_that_is_on_a_worker_already_is_named(filled_url: str, driver: str) -> None:
+    """And the worker; without it there, the same call distributes."""
+    table, worker = "checkpoint_writes", worker_of(filled_url)
+    run(worker, f"CREATE TABLE {table} (thread_id text)")
+    named = f'relation "{table}" already exists on the worker {urlsplit(worker).netloc.rpartition("@")[2]}. Drop it th'
+    engine = create_async_engine(make_url(filled_url).set(drivername=f"postgresql+{driver}"))
+    async with engine.connect() as conn:
+        with pytest.raises(MigrationError, match=named):
+            await conn.run_sync(distribution.distribute)
+        assert await conn.run_sync(distribution.current) is None
+        run(worker, f"DROP TABLE {table}")
+        assert (await conn.run_sync(distribution.distribute)).shards > 0
+    await engine.dispose()
+
+
+def test_the_sql_names_tables_that_are_missing(empty_citus_url: str) -> None:
+    """With the command that makes them."""
+    missing = f"these tables are missing: {', '.join(TABLES)}; run `checkpoint-store upgrade` first"
+    with psycopg.connect(empty_citus_url) as conn, pytest.raises(psycopg.Error, match=missing):
+        conn.execute(distribution.sql())
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_a_connection_in_autocommit_is_refused(filled_url: str, driver: str) -> None:
+    """With the way to one that works."""
+    address = make_url(filled_url).set(drivername=f"postgresql+{driver}")
+    engine = create_async_engine(address, isolation_level="AUTOCOMMIT")
+    for job in (distribution.distribute, partitioning.partition):
+        async with engine.connect() as conn:
+            with pytest.raises(WrongTransaction, match=r"in AUTOCOMMIT. Nothing was changed. Use `engine.begin\(\)`"):
+                await conn.run_sync(job)
+            assert await conn.run_sync(distribution.current) is None
+        with pytest.raises(WrongTransaction, match="in AUTOCOMMIT"):
+            async with engine.begin() as conn:
+                await conn.run_sync(job)
+    await engine.dispose()
+    assert distributed(filled_url).shards > 0
 
 
 def test_partitions_are_refused(own_citus_url: str) -> None:

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as StockSaver
 from langgraph.checkpoint.postgres.base import MIGRATIONS as STOCK_MIGRATIONS
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, errors, migrations, partitioning, schema
@@ -149,9 +150,9 @@ async def test_who_keeps_a_table_from_being_altered_is_named_and_the_deadline_ke
     await adoptable(conn)
     async with report.transaction():
         await report.fetch("SELECT * FROM checkpoint_writes")
-        with pytest.raises(errors.MigrationLocked, match=r"nightly report.*idle in transaction.*Let them end"):
+        with pytest.raises(errors.MigrationLocked, match=r"nightly report.*idle in transaction.*End them, then try"):
             await set_up(empty_url, timeout=2)
-        assert "Trying again." in caplog.text
+        assert "rolled back. Trying again until the timeout." in caplog.text
 
         engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": empty_url})
         async with engine.connect() as callers:
@@ -175,6 +176,10 @@ async def test_who_keeps_tables_from_being_partitioned_is_named_and_the_deadline
         await report.fetch("SELECT * FROM checkpoints")
         with pytest.raises(errors.MigrationLocked, match=r"partitioning waits.*nightly report.*idle in transaction"):
             await conn.run_sync(lambda sync: partitioning.partition(sync, partitions=2, timeout=0.1))
+        await conn.execute(text("SELECT count(*) FROM pg_stat_activity"))  # a transaction of the caller's
+        with pytest.raises(errors.MigrationLocked, match=r"partitioning waits.*nightly report.*idle in transaction"):
+            await conn.run_sync(lambda sync: partitioning.partition(sync, partitions=2, timeout=0.1))
+        assert (await conn.execute(text("SELECT 1"))).scalar_one() == 1
     async with engine.connect() as conn:
         await conn.run_sync(lambda sync: partitioning.partition(sync, partitions=2))
         assert (await conn.exec_driver_sql("SHOW lock_timeout")).scalar_one() == "0"
