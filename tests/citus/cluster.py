@@ -57,8 +57,10 @@ def copy_coordinator(cluster_url: str, url: str) -> None:
 
 
 def add_worker(url: str, worker: Address) -> None:
-    """Add a worker to the cluster, for one database."""
-    run(url, "SELECT citus_add_node(%s, %s)", *worker)
+    """Add a worker to the cluster, for one database; one at a time, since Citus alters roles, which databases share."""
+    with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as others:
+        others.execute("SELECT pg_advisory_lock(1)")
+        run(url, "SELECT citus_add_node(%s, %s)", *worker)
 
 
 @contextmanager
