@@ -5,10 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from checkpoint_store import PostgresSaver
@@ -80,6 +81,34 @@ def distribute(url: str, tables: Sequence[str] = TABLES) -> None:
             together = "default" if table == tables[0] else tables[0]
             conn.execute("SELECT create_distributed_table(%s, 'thread_id', colocate_with => %s)", [table, together])
         conn.execute("SELECT create_reference_table(%s)", [VERSION])
+
+
+class Pair(NamedTuple):
+    """Two databases of a cluster, and so of the same locale, which orders texts: of one the tables are distributed."""
+
+    single: str
+    distributed: str
+
+    def copy_rows(self) -> None:
+        """Copy all rows from the first to the second, which has none."""
+        with psycopg.connect(self.single) as source, psycopg.connect(self.distributed) as target:
+            for table in map(sql.Identifier, TABLES):
+                with (
+                    source.cursor().copy(sql.SQL("COPY {} TO STDOUT").format(table)) as rows,
+                    target.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(table)) as copy,
+                ):
+                    for row in rows:
+                        copy.write(row)
+
+
+@contextmanager
+def pair_of(cluster_url: str) -> Iterator[Pair]:
+    """Create both at head, without rows, and drop them."""
+    with database(cluster_url) as single, database(cluster_url) as distributed:
+        migrate(single)
+        migrate(distributed)
+        distribute(distributed)
+        yield Pair(single, distributed)
 
 
 def migrate(url: str) -> None:

@@ -7,12 +7,11 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 import pytest
 from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
-from psycopg import sql
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 from typer.testing import CliRunner
 
@@ -23,41 +22,23 @@ from checkpoint_store.sql.distribution import DistributedTables
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage import checkpoint_list, read, thread_list, thread_stats
 from checkpoint_store.storage.thread_list import ThreadSummary
-from tests.citus.cluster import SHARDS, TABLES, database, distribute, migrate
+from tests.citus.cluster import SHARDS, TABLES, Pair, pair_of, run
 
 SQL = Statements(DistributedTables())
 
 
-class Pair(NamedTuple):
-    """Two databases with the same rows, and of the same locale, since it orders texts."""
-
-    single: str
-    distributed: str
-
-
 @pytest.fixture(scope="module")
 def pair(cluster_url: str) -> Iterator[Pair]:
-    """The first is one of the coordinator that nobody has distributed."""
-    with database(cluster_url) as single, database(cluster_url) as distributed:
-        migrate(single)
-        migrate(distributed)
-        distribute(distributed)
-        with PostgresSaver.from_conn_string(single, share_pages=True) as saver:
+    """Two databases with the same rows."""
+    with pair_of(cluster_url) as both:
+        with PostgresSaver.from_conn_string(both.single, share_pages=True) as saver:
             store_threads(saver)
-        with psycopg.connect(single) as source, psycopg.connect(distributed) as target:
-            with source.cursor() as cursor:
-                cursor.executemany(INSERT, crowd())
-            for table in map(sql.Identifier, TABLES):
-                with (
-                    source.cursor().copy(sql.SQL("COPY {} TO STDOUT").format(table)) as rows,
-                    target.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(table)) as copy,
-                ):
-                    for row in rows:
-                        copy.write(row)
-        for one in (single, distributed):
-            with psycopg.connect(one, autocommit=True) as conn:
-                conn.execute("ANALYZE")
-        yield Pair(single, distributed)
+        with psycopg.connect(both.single) as source, source.cursor() as cursor:
+            cursor.executemany(INSERT, crowd())
+        both.copy_rows()
+        for one in both:
+            run(one, "ANALYZE")
+        yield both
 
 
 def store_threads(saver: PostgresSaver) -> None:
@@ -342,7 +323,7 @@ def test_a_read_of_one_thread_is_one_task(citus_url: str, name: str) -> None:
 def test_rows_of_some_threads_are_asked_of_their_shards(citus_url: str) -> None:
     """Metadata and numbers of checkpoints, by index."""
     with psycopg.connect(citus_url, autocommit=True) as conn:
-        for statement in (SQL.root_metadata, SQL.thread_counts):
+        for statement in (SQL.root_metadata, SQL.checkpoint_counts):
             plan = explain(conn, statement)
             assert int(re.findall(r"Task Count: (\d+)", plan)[0]) <= 2, plan
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -21,7 +21,7 @@ from checkpoint_store.errors import Refused, ThreadExists, UnusableConnection
 from checkpoint_store.serde import pages
 from checkpoint_store.storage import delete_thread, deletion, sweep
 from checkpoint_store.storage.sweep_report import SweepReport
-from tests.citus.cluster import TABLES, database, distribute, migrate
+from tests.citus.cluster import TABLES, Pair, pair_of, run
 from tests.citus.test_plans import Tape, on_tables, plan_of, psycopg_engine, tape
 from tests.integration.histories import Histories, unreachable
 from tests.integration.test_removal_running import test_runs_come_to_the_same_end_whatever_is_removed_meanwhile
@@ -53,21 +53,11 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
 """What is done to both, one after the other: methods and arguments, or SQL."""
 
 
-class Pair(NamedTuple):
-    """Two databases with the same rows."""
-
-    single: str
-    distributed: str
-
-
 @pytest.fixture(scope="module")
 def empty_pair(cluster_url: str) -> Iterator[Pair]:
-    """The first is one of the coordinator that nobody has distributed."""
-    with database(cluster_url) as single, database(cluster_url) as distributed:
-        migrate(single)
-        migrate(distributed)
-        distribute(distributed)
-        yield Pair(single, distributed)
+    """Two databases without rows."""
+    with pair_of(cluster_url) as both:
+        yield both
 
 
 @pytest.fixture(params=["plain", "pages"])
@@ -76,28 +66,17 @@ def pair(request: pytest.FixtureRequest, empty_pair: Pair, monkeypatch: pytest.M
     monkeypatch.setattr(pages, "LARGE_BYTES", 0)
     monkeypatch.setattr(deletion, "LOOK_THREADS", 4)
     for url in empty_pair:
-        execute(url, f"TRUNCATE {', '.join(TABLES)}")
+        run(url, f"TRUNCATE {', '.join(TABLES)}")
     with PostgresSaver.from_conn_string(empty_pair.single, share_pages=request.param == "pages") as saver:
         made = Histories(saver, random.Random(request.param))
         made.grow(threads=10, steps=12)
-    with psycopg.connect(empty_pair.single) as source, psycopg.connect(empty_pair.distributed) as target:
+    with psycopg.connect(empty_pair.single) as source:
         for number, thread_id in enumerate(sorted({key[0] for key in made.checkpoints})):
             for table in map(sql.Identifier, TABLES):
                 renamed = sql.SQL("UPDATE {} SET thread_id = %s WHERE thread_id = %s").format(table)
                 source.execute(renamed, [f"t{number}", thread_id])
-        for table in map(sql.Identifier, TABLES):
-            with (
-                source.cursor().copy(sql.SQL("COPY {} TO STDOUT").format(table)) as rows,
-                target.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(table)) as copy,
-            ):
-                for row in rows:
-                    copy.write(row)
+    empty_pair.copy_rows()
     return empty_pair
-
-
-def execute(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(statement)
 
 
 def contents(url: str) -> dict[str, list[Any]]:
@@ -121,7 +100,7 @@ def test_removals_and_copies_are_those_of_a_single_server(pair: Pair) -> None:
         for method, args, options in CALLS:
             if method == "execute":
                 for url in pair:
-                    execute(url, *args)
+                    run(url, *args)
                 continue
             expected, outcome = [getattr(saver, method)(*args, **options) for saver in (one, other)]
             assert rows_of(outcome) == rows_of(expected), (method, args, options)
@@ -139,7 +118,7 @@ async def test_async_removals_and_copies_are_those_of_a_single_server(pair: Pair
         for method, args, options in CALLS:
             if method == "execute":
                 for url in pair:
-                    await asyncio.to_thread(execute, url, *args)
+                    await asyncio.to_thread(run, url, *args)
                 continue
             expected, outcome = [await getattr(saver, f"a{method}")(*args, **options) for saver in (one, other)]
             assert rows_of(outcome) == rows_of(expected), (method, args, options)
