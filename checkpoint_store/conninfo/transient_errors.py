@@ -31,11 +31,11 @@ class TransientError(NamedTuple):
 PLAN_CHANGED = "0A000 RevalidateCachedQuery"
 """An SQLSTATE that covers other errors too, and the function in PostgreSQL that raises this one."""
 
-_LOST_WORKERS = (
-    *("CheckRemoteTransactionsHealth", "ErrorIfPostCommitFailedShardPlacements"),
-    *("MarkRemoteTransactionFailed", "ReportResultError"),
+LOST_WORKERS = (
+    *("XX000 CheckRemoteTransactionsHealth", "XX000 ErrorIfPostCommitFailedShardPlacements"),
+    *("XX000 MarkRemoteTransactionFailed", "XX000 ReportResultError", "58030 SendCopyDataToPlacement"),
 )
-"""The functions in Citus that raise "internal error" where the connection to a worker ended."""
+"""The same of Citus, where the connection to a worker ended."""
 
 TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingProxyType(
     {
@@ -59,7 +59,7 @@ TRANSIENT_ERRORS: Mapping[str | type[BaseException], TransientError] = MappingPr
             "a table was altered after the statement was prepared; another session prepares it"
         ),
         **dict.fromkeys(
-            [*[f"XX000 {function}" for function in _LOST_WORKERS], "58030 SendCopyDataToPlacement"],
+            LOST_WORKERS,
             TransientError("the Citus coordinator lost a worker, which may be starting", ends_connections=False),
         ),
         # By class, for errors without an SQLSTATE, since no server has answered.

@@ -59,12 +59,12 @@ def orphaned_writes(t: Tables) -> sa.Executable:
     c, w = t.checkpoints, t.checkpoint_writes
     keys = ("thread_id", "checkpoint_ns", "checkpoint_id")
     written = sa.select(*[w.c[name] for name in keys])
-    written = written.where(_is_among(w), w.c.checkpoint_id < ex.param("before"))
+    written = written.where(ex.among_threads(w), w.c.checkpoint_id < ex.param("before"))
     if ex.is_distributed(w):
         # Citus pushes no EXCEPT down without a thread, but this.
         is_it = sa.and_(*[w.c[name] == c.c[name] for name in keys])
         return written.distinct().select_from(w.outerjoin(c, is_it)).where(c.c.thread_id.is_(None))
-    return written.except_(sa.select(*c.primary_key).where(_is_among(c)))
+    return written.except_(sa.select(*c.primary_key).where(ex.among_threads(c)))
 
 
 def next_leftovers(t: Tables) -> sa.Executable:
@@ -105,7 +105,9 @@ def _leftovers_by_kind(t: Tables) -> sa.Select[Any]:
     c, w, b, p = t.checkpoints, t.checkpoint_writes, t.checkpoint_blobs, t.checkpoint_pages
 
     def those_with(kind: str, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
-        found = sa.select(table.c.thread_id, ex.text_literal(kind).label("kind")).where(_is_among(table), *conditions)
+        found = sa.select(table.c.thread_id, ex.text_literal(kind).label("kind")).where(
+            ex.among_threads(table), *conditions
+        )
         return found.group_by(table.c.thread_id)
 
     kinds = sa.union_all(
@@ -166,7 +168,7 @@ def blob_namespaces(t: Tables) -> sa.Executable:
 def checkpoint_counts(t: Tables) -> sa.Executable:
     """Select those of some threads that have checkpoints, and their number. Binds: `thread_ids`."""
     c = t.checkpoints
-    return sa.select(c.c.thread_id, sa.func.count()).where(_is_among(c)).group_by(c.c.thread_id)
+    return sa.select(c.c.thread_id, sa.func.count()).where(ex.among_threads(c)).group_by(c.c.thread_id)
 
 
 def threads_of_runs(t: Tables) -> sa.Executable:
@@ -280,11 +282,6 @@ def _following(table: sa.Table) -> sa.Select[Any]:
 
 def _page(threads: sa.Select[Any], thread_id: sa.ColumnElement[str]) -> sa.Select[Any]:
     return threads.order_by(thread_id).limit(ex.param("limit", sa.Integer))
-
-
-def _is_among(rows: sa.FromClause) -> sa.ColumnElement[bool]:
-    """Return the condition that rows belong to some threads, also of distributed tables: in a statement that reads."""
-    return rows.c.thread_id == sa.func.any(ex.array_param("thread_ids"))
 
 
 def _is_chosen(t: Tables) -> sa.ColumnElement[bool]:

@@ -92,13 +92,7 @@ def root_metadata(t: Tables) -> sa.Select[Any]:
     c, keys = t.checkpoints, ex.rows_of_binds(thread_id=sa.Text, checkpoint_id=sa.Text)
     is_key = sa.and_(c.c.thread_id == keys.c.thread_id, c.c.checkpoint_id == keys.c.checkpoint_id)
     found = sa.select(c.c.thread_id, sa.cast(c.c.metadata, sa.Text)).select_from(c.join(keys, is_key))
-    return found.where(c.c.checkpoint_ns == ex.text_literal(""), _is_one_of(c))
-
-
-def thread_counts(t: Tables) -> sa.Select[Any]:
-    """Select the numbers of checkpoints of some threads. Binds: the array `thread_ids`."""
-    c = t.checkpoints
-    return sa.select(c.c.thread_id, sa.func.count()).where(_is_one_of(c)).group_by(c.c.thread_id)
+    return found.where(c.c.checkpoint_ns == ex.text_literal(""), ex.among_threads(c))
 
 
 def _newest_first(t: Tables, conditions: Set[str]) -> list[sa.ColumnElement[bool]]:
@@ -112,8 +106,3 @@ def _newest_first(t: Tables, conditions: Set[str]) -> list[sa.ColumnElement[bool
     if "until" in conditions:
         wanted.append(place >= sa.tuple_(ex.param("until_checkpoint_id"), ex.param("until_thread_id")))
     return wanted
-
-
-def _is_one_of(rows: sa.FromClause) -> sa.ColumnElement[bool]:
-    """Return the condition by which only the shards of the threads are asked."""
-    return rows.c.thread_id == sa.func.any(ex.array_param("thread_ids"))

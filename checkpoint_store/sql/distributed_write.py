@@ -39,7 +39,7 @@ Count = int | None
 
 
 class Shape(NamedTuple):
-    """What a put has, for which there are different texts."""
+    """The shape of a put: its rows by kind, and what else decides about its text."""
 
     blobs: Count
     pages: Count

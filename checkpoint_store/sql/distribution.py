@@ -24,11 +24,6 @@ class DistributedTables(Tables):
             table.info[ex.DISTRIBUTED] = True
 
 
-def is_distributed(t: Tables) -> bool:
-    """Return whether tables are distributed."""
-    return isinstance(t, DistributedTables)
-
-
 def has_citus(_: Tables) -> sa.Select[Any]:
     """Select a row if the database has the extension."""
     extension = sa.table("pg_extension", sa.column("extname", sa.Text), schema="pg_catalog")

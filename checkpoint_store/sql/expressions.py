@@ -99,8 +99,11 @@ def in_thread(rows: sa.FromClause) -> sa.ColumnElement[bool]:
 
 def in_threads(rows: sa.FromClause) -> sa.ColumnElement[bool]:
     """Return the condition that rows belong to one of the threads that the call names. Binds: see `thread_binds`."""
-    if is_distributed(rows):
-        return in_thread(rows)
+    return in_thread(rows) if is_distributed(rows) else among_threads(rows)
+
+
+def among_threads(rows: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Return the same for several threads also of distributed tables, whose shards alone are asked: for reads."""
     return rows.c.thread_id == sa.func.any(array_param("thread_ids"))
 
 

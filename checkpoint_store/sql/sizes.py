@@ -14,7 +14,6 @@ from sqlalchemy.dialects import postgresql as pg
 
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql import expressions as ex
-from checkpoint_store.sql.distribution import is_distributed
 
 _CLASSES = sa.table("pg_class", sa.column("oid"), sa.column("reltuples"), schema="pg_catalog")
 
@@ -85,7 +84,7 @@ def table_sizes(t: Tables) -> sa.Select[Any]:
     Of a partitioned table these are the sums of its partitions, of a distributed one of its shards. Binds: `names`.
     """
     name = sa.func.unnest(ex.array_param("names")).table_valued("name").render_derived("named")
-    if is_distributed(t):
+    if ex.is_distributed(t.checkpoints):
         return _shard_sizes(name)
     part = sa.func.pg_partition_tree(sa.func.to_regclass(name.c.name)).table_valued("relid").lateral("part")
     # A table without partitions is not part of a tree.

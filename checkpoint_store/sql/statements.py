@@ -28,6 +28,7 @@ from checkpoint_store.sql import (
     sizes,
     write,
 )
+from checkpoint_store.sql import expressions as ex
 from checkpoint_store.sql.compiled import Read, Statement, compiled, compiled_read
 
 
@@ -36,7 +37,7 @@ class Statements:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
-        self.are_distributed = distribution.is_distributed(tables)
+        self.are_distributed = ex.is_distributed(tables.checkpoints)
         """Whether the tables are distributed by Citus: then a statement is about one thread, or reads."""
         self.checkpoints_name = qualified(tables.checkpoints.name, tables.schema)
         """The table of checkpoints as SQL text names it."""
@@ -76,7 +77,6 @@ class Statements:
     inventory = compiled(read.inventory)
 
     root_metadata = compiled(distributed_threads.root_metadata)
-    thread_counts = compiled(distributed_threads.thread_counts)
 
     put_checkpoint = compiled(write.put_checkpoint)
     put_checkpoint_keeping = compiled(write.put_checkpoint, kept=True)

@@ -16,9 +16,6 @@ from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.refusals import refusal
 from checkpoint_store.storage.write_batch import Change, Put, Writes
 
-ASK_BYTES = 64 * 1024
-"""The bytes of pages from which on the database is asked which of them it has: less is sent sooner."""
-
 
 def store_each(
     db: Executor, sql: Statements, changes: Sequence[Change], *, in_transaction: bool = False
@@ -47,11 +44,7 @@ def store_each(
 
 def takes_transaction(change: Change) -> bool:
     """Return whether a change is worth a transaction: for many rows, or for so large values that it asks for pages."""
-    return len(change.binds["types"]) > MOST_ROWS or _is_large(change)
-
-
-def _is_large(change: Change) -> bool:
-    return isinstance(change, Put) and sum(map(len, change.pages.values())) > ASK_BYTES
+    return len(change.binds["types"]) > MOST_ROWS or (isinstance(change, Put) and change.has_large_pages)
 
 
 def _put_writes(db: Executor, sql: Statements, change: Writes, *, in_transaction: bool) -> None:
@@ -89,7 +82,7 @@ def _pages(pages: Mapping[bytes, bytes]) -> tuple[int | None, dict[str, Any]]:
 
 def _stored_pages(db: Executor, sql: Statements, put: Put) -> set[bytes] | None:
     """Lock the thread of a put, and return those of its pages that are there; None if it is not locked."""
-    if not _is_large(put):
+    if not put.has_large_pages:
         return None
     rows = db.fetch(sql.held_pages, {"thread_id": put.thread_id, "digests": list(put.pages)})
     return set(rows[0][0] or ()) if rows and db.is_in_transaction else None

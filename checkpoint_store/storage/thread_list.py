@@ -198,7 +198,7 @@ def _of_all_shards(db: Executor, sql: Statements, conditions: frozenset[str], bi
                 binds = {**binds, "until_checkpoint_id": last[0], "until_thread_id": last[1]}
         found = db.fetch(sql.threads_with_root(conditions), binds)
     names = {"thread_ids": [thread_id for thread_id, *_ in found]}
-    counts = dict(map(tuple, db.fetch(sql.thread_counts, names))) if found and is_counted else {}
+    counts = dict(map(tuple, db.fetch(sql.checkpoint_counts, names))) if found and is_counted else {}
     rows = [(*one, counts.get(one[0])) for one in found]
     return [steps, *last, many, *(zip(*rows, strict=True) if rows else [()] * 4)]
 

@@ -23,9 +23,6 @@ from checkpoint_store.storage.write_batch import Change, Put, merged, parts_of
 
 _continues = attrgetter("continues")
 
-ASK_BYTES = 64 * 1024
-"""The bytes of pages from which on the database is asked which of them it has, for a thread that is not cached."""
-
 
 @operation(Kind.STORE)
 def store(db: Executor, sql: Statements, page_cache: PageCache, changes: Sequence[Change]) -> dict[str, str]:
@@ -227,7 +224,7 @@ def _store_plain(db: Executor, sql: Statements, change: Change) -> dict[str, str
 def _known(db: Executor, sql: Statements, page_cache: PageCache, put: Put) -> Container[bytes] | None:
     if (known := page_cache.known(put.thread_id)) is not None:
         return known
-    if sum(map(len, put.pages.values())) <= ASK_BYTES:
+    if not put.has_large_pages:
         return None
     rows = db.fetch(sql.known_pages, {"thread_id": put.thread_id, "digests": list(put.pages)})
     return {row[0] for row in rows} or None

@@ -19,6 +19,10 @@ Rows = dict[tuple[Any, ...], tuple[Any, ...]]
 """Rows by primary key."""
 
 
+ASK_BYTES = 64 * 1024
+"""The bytes of pages from which on the database is asked which of them it has: less is sent sooner."""
+
+
 @dataclass(eq=False, slots=True)
 class Put:
     """A checkpoint with the blobs that are new in it."""
@@ -38,6 +42,16 @@ class Put:
 
     def __post_init__(self) -> None:
         self.thread_id = self.sequence = self.binds["thread_id"]
+
+    @property
+    def page_bytes(self) -> int:
+        """The bytes of its pages."""
+        return sum(map(len, self.pages.values()))
+
+    @property
+    def has_large_pages(self) -> bool:
+        """Whether it is worth asking the database which of its pages it has."""
+        return self.page_bytes > ASK_BYTES
 
 
 def paged(binds: Binds, page_cache: PageCache, continues: bool = False) -> Put:
@@ -82,7 +96,7 @@ def size_of(change: Change) -> int:
     """Return the approximate number of bytes that a change sends."""
     size = sum(map(len, change.binds["blobs"]))
     if isinstance(change, Put):
-        size += len(change.binds["checkpoint"]) + sum(map(len, change.pages.values()))
+        size += len(change.binds["checkpoint"]) + change.page_bytes
     return size
 
 

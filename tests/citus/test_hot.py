@@ -17,8 +17,7 @@ from checkpoint_store import AsyncPostgresSaver, PostgresSaver
 from checkpoint_store.serde.encoder import Encoder, ValuedChannels
 from checkpoint_store.sql.distributed_write import MOST_PAGES, MOST_ROWS
 from checkpoint_store.storage import write
-from checkpoint_store.storage.distributed_write import ASK_BYTES
-from checkpoint_store.storage.write_batch import Put
+from checkpoint_store.storage.write_batch import ASK_BYTES, Put
 from tests.citus.test_plans import on_tables, plan_of
 from tests.integration.test_encryption import (
     make,

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import exc
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
-from checkpoint_store.conninfo import transient_errors
 from checkpoint_store.conninfo.transient_errors import (
+    LOST_WORKERS,
     TRANSIENT_ERRORS,
     TransientError,
     ends_connections,
@@ -29,12 +29,6 @@ from checkpoint_store.schema import Tables
 
 X = asyncpg.exceptions
 GUARANTEES = Path(__file__).parents[3] / "docs" / "explanation" / "guarantees.md"
-
-
-LOST_WORKERS = [
-    *[f"XX000 {function}" for function in transient_errors._LOST_WORKERS],
-    "58030 SendCopyDataToPlacement",
-]
 
 
 def told_by_the_server(state: str, function: str = "") -> asyncpg.PostgresError:
