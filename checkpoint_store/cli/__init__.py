@@ -10,6 +10,9 @@ It needs the extra `cli`. The exit codes stay as they are:
     130  interrupted by Ctrl-C
 
 Results are printed on standard output, everything else on standard error.
+
+Help and shell completion are quick: a module here imports at its top only the standard library, Typer, and modules of
+ours without SQLAlchemy, a driver, Alembic or LangGraph. Its functions import the rest.
 """
 
 from __future__ import annotations
@@ -28,6 +31,10 @@ _CODES: dict[type[Exception], int] = {
 }
 
 
+class Interrupted(Exception):
+    """Raised for Ctrl-C; says which changes are stored, and how to go on."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, by default the one of the process's arguments; return the exit code."""
     try:
@@ -37,12 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _print_error(errors.NotInstalled('the command line needs an extra: pip install "checkpoint-store[cli]"'))
         return FAILED
-
-    from alembic.util import CommandError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from checkpoint_store.cli.connection import Interrupted
-    from checkpoint_store.conninfo.driver_errors import diagnosis_of
 
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal can't show is escaped.
@@ -56,14 +57,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _interrupted(interrupted)
     except KeyboardInterrupt:
         return _interrupted("before anything was changed")
-    except (errors.CheckpointStoreError, CommandError) as error:
+    except errors.CheckpointStoreError as error:
         _print_error(error)
         return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
-    except SQLAlchemyError as error:
-        diagnosis = diagnosis_of(error)
-        _print_error(diagnosis.message or diagnosis.name or type(error).__name__)
+    except Exception as error:
+        message = _foreign_message(error)
+        if message is None:
+            raise
+        _print_error(message)
         return FAILED
     return DONE
+
+
+def _foreign_message(error: Exception) -> str | None:
+    """Return the message of an error of Alembic's or SQLAlchemy's, or None."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from checkpoint_store.conninfo.driver_errors import diagnosis_of
+
+    if isinstance(error, CommandError):
+        return str(error)
+    if isinstance(error, SQLAlchemyError):
+        diagnosis = diagnosis_of(error)
+        return diagnosis.message or diagnosis.name or type(error).__name__
+    return None
 
 
 def _interrupted(advice: object) -> int:

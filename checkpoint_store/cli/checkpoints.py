@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -12,15 +12,13 @@ from checkpoint_store.cli import output, values
 from checkpoint_store.cli.connection import Json, Schema, Thread, Url, on_backend
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.text import moment, printable
-from checkpoint_store.database.backend import Backend
 from checkpoint_store.errors import ThreadNotFound
 from checkpoint_store.serde.keys import Key, checked_thread_id, plain_text
 from checkpoint_store.serde.records import Row
-from checkpoint_store.sql.read import TASKS
 from checkpoint_store.storage.checkpoint_time import time_of
-from checkpoint_store.storage.read import find_checkpoint
-from checkpoint_store.storage.read import history as history_rows
-from checkpoint_store.storage.refusals import not_found
+
+if TYPE_CHECKING:
+    from checkpoint_store.database.backend import Backend
 
 Namespace = Annotated[
     str, typer.Option("--namespace", metavar="NS", help='The graph: "" for the root graph, "node:task" for a subgraph.')
@@ -99,11 +97,12 @@ def diff(
         output.line(line, styles.get(line[0], ""))
 
 
-COMMANDS = (show, diff)
-
-
 async def _find(backend: Backend, thread: str, namespace: str, checkpoint_id: str | None) -> Row:
     """Return the row of a checkpoint, named by its id or the start of it; the newest by default."""
+    from checkpoint_store.storage.read import find_checkpoint
+    from checkpoint_store.storage.read import history as history_rows
+    from checkpoint_store.storage.refusals import not_found
+
     key = Key(
         checked_thread_id(thread, "THREAD"),
         plain_text(namespace, "--namespace"),
@@ -140,6 +139,8 @@ class Checkpoint(NamedTuple):
     @property
     def channels(self) -> dict[str, Any]:
         """The decoded values by channel."""
+        from checkpoint_store.sql.read import TASKS
+
         inline = self.checkpoint.get("channel_values")
         found = dict(inline) if isinstance(inline, dict) else {}
         for channel, kind, blob in _zip(self.row.blob_channels, self.row.blob_types, self.row.blobs):

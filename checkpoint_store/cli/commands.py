@@ -1,23 +1,80 @@
-"""The Typer application with all commands."""
+"""The Typer application, and its commands with the module of each, which is imported when the command is called."""
 
 from __future__ import annotations
 
+import keyword
+from importlib import import_module
+from typing import Annotated, Any
+
 import typer
+from typer.core import TyperCommand
 
-from checkpoint_store.cli import (
-    checkpoints,
-    demo,
-    encryption,
-    history,
-    import_from,
-    migrations,
-    pages,
-    retention,
-    stats,
-    threads,
-)
+from checkpoint_store import __version__
 
-__all__ = ["app"]
+__all__ = ["COMMANDS", "app", "function_of"]
+
+# In the order of the help, each summary as in the docstring.
+COMMANDS = {
+    "migrations": {
+        "upgrade": "Upgrade the tables to this version's revision.",
+        "downgrade": 'Undo revisions; "base" drops the tables.',
+        "check": "Check whether the database is at head.",
+        "sql": "Print the SQL that an upgrade would run.",
+        "distribute": "Distribute the tables over the nodes of a Citus cluster.",
+    },
+    "threads": {
+        "threads": "List threads, the last used first.",
+        "copy": "Copy a thread under another id.",
+        "delete": "Delete threads, with everything stored for them.",
+    },
+    "history": {"history": "Draw a thread's checkpoints as a tree."},
+    "checkpoints": {
+        "show": "Show a checkpoint's values, as plain data.",
+        "diff": "Show what differs between two checkpoints.",
+    },
+    "stats": {"stats": "Show the sizes of tables, threads and channels."},
+    "retention": {
+        "prune": "Delete older checkpoints of threads.",
+        "sweep": "Delete old checkpoints of all threads.",
+    },
+    "pages": {"pages": "Turn large values into shared pages, or back."},
+    "encryption": {"reencrypt": "Encrypt everything that is stored with the newest key."},
+    "import_from": {"import-from": "Copy threads of another saver's database."},
+    "demo": {"demo": "Kill an agent in a step; another goes on."},
+}
+"""The commands of each module of this folder, with their summaries."""
+
+_MODULES = {name: module for module, summaries in COMMANDS.items() for name in summaries}
+
+_OPTIONS: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    # Help texts are plain: brackets are no markup.
+    "rich_markup_mode": None,
+}
+
+
+def function_of(name: str) -> Any:
+    """Return the function of a command, from its module."""
+    attribute = name.replace("-", "_")
+    module = import_module(f"checkpoint_store.cli.{_MODULES[name]}")
+    return getattr(module, f"{attribute}_" if keyword.iskeyword(attribute) else attribute)
+
+
+class _OnDemand(TyperCommand):
+    """A command whose name and summary are known, and whose module is imported for all else."""
+
+    def make_context(self, info_name: str | None, args: list[str], *others: Any, **extra: Any) -> Any:
+        """Return the context of the command itself."""
+        alone = typer.Typer(add_completion=False, **_OPTIONS)
+        alone.command(self.name)(function_of(str(self.name)))
+        return typer.main.get_command(alone).make_context(info_name, args, *others, **extra)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"checkpoint-store {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="checkpoint-store",
@@ -25,13 +82,18 @@ app = typer.Typer(
     epilog="CHECKPOINT_STORE_URL names the database. Exit codes: 0 done, 1 failed, 2 misused, 3 not at head, "
     "4 server unreachable, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    # Help texts are plain: brackets are no markup.
-    rich_markup_mode=None,
+    **_OPTIONS,
 )
 
-# In the order of the help.
-for group in (migrations, threads, history, checkpoints, stats, retention, pages, encryption, import_from, demo):
-    for command in group.COMMANDS:
-        app.command(command.__name__.replace("_", "-"))(command)
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+for summaries in COMMANDS.values():
+    for name, summary in summaries.items():
+        app.command(name, cls=_OnDemand, help=summary)(lambda: None)

@@ -6,18 +6,19 @@ import asyncio
 import shlex
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from checkpoint_store.cli import output
-from checkpoint_store.database.backend import Backend
-from checkpoint_store.database.factory import engine_backend
+from checkpoint_store.cli import Interrupted, output
 from checkpoint_store.errors import SET_UP, CheckpointStoreError, InvalidURL, NotSetUp
-from checkpoint_store.options import SaverOptions
-from checkpoint_store.url import engine_arguments, pool_options, pooler_options
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from checkpoint_store.database.backend import Backend
+    from checkpoint_store.options import SaverOptions
 
 T = TypeVar("T")
 
@@ -45,10 +46,6 @@ UNLIMITED = 2**31 - 1
 """The LIMIT of a statement that is to read everything."""
 
 
-class Interrupted(Exception):
-    """Raised for Ctrl-C; says which changes are stored, and how to go on."""
-
-
 def on_backend(
     url: str,
     schema: str | None,
@@ -61,6 +58,8 @@ def on_backend(
 
     A transient error is retried for `retry_timeout` seconds: a command that only reads fails at once.
     """
+    from checkpoint_store.database.factory import engine_backend
+
     options: SaverOptions[AsyncEngine] = {"schema": schema, "retry_timeout": retry_timeout}
     return on_engine(url, schema, lambda engine: work(engine_backend(engine, options)), advice)
 
@@ -69,6 +68,11 @@ def on_engine(
     url: str, schema: str | None, work: Callable[[AsyncEngine], Awaitable[T]], advice: str = NOTHING_CHANGED
 ) -> T:
     """Run an async function on an engine, which is disposed of afterwards; as `on_backend`."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    from checkpoint_store.database.factory import engine_backend
+    from checkpoint_store.url import engine_arguments, pool_options, pooler_options
+
     if not url:
         raise InvalidURL("no database is named: give --url, or set CHECKPOINT_STORE_URL")
     address, connect_args = engine_arguments(url)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from checkpoint_store.cli.connection import Interrupted
+from checkpoint_store.cli import Interrupted
 from checkpoint_store.errors import NotInstalled
 
 
@@ -35,9 +35,6 @@ def demo() -> None:
     except KeyboardInterrupt:
         raise Interrupted("nothing is left of it") from None
     raise typer.Exit(code)
-
-
-COMMANDS = (demo,)
 
 
 def script() -> Path:

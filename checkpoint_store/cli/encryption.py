@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, on_engine
@@ -17,6 +16,8 @@ from checkpoint_store.cli.text import counted
 from checkpoint_store.errors import InvalidOption, UnreadableValue
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from checkpoint_store.serde.encryption import KeyRing
     from checkpoint_store.tools.reencryption import Reencryption, Unencrypted
 
@@ -71,9 +72,6 @@ def reencrypt(
     if done.unreadable:
         unread = counted(done.unreadable, "value")
         raise UnreadableValue(f"{unread} can't be opened with these keys, and stay as before")
-
-
-COMMANDS = (reencrypt,)
 
 
 def _key_ring() -> KeyRing:

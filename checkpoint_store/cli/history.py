@@ -15,18 +15,18 @@ from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Thread, Url
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.text import counted, moment, printable, short_id, size
 from checkpoint_store.serde.keys import checked_thread_id
-from checkpoint_store.sql.history import ERROR, INTERRUPT
 from checkpoint_store.storage.checkpoint_time import time_of
-from checkpoint_store.storage.read import history as history_rows
-from checkpoint_store.storage.refusals import not_found
 
+INTERRUPT, ERROR = "__interrupt__", "__error__"  # as in sql/history.py
 Key = tuple[str, str]
 """Namespace and checkpoint id."""
 
 
 def history(
     thread: Thread,
-    limit: Annotated[int, typer.Option(metavar="N", min=0, help="How many checkpoints, the newest; 0 for all.")] = 200,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", min=0, help="How many checkpoints, the newest; 0 for all.")
+    ] = 200,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
@@ -41,6 +41,9 @@ def history(
     Example:
       checkpoint-store history user-42
     """
+    from checkpoint_store.storage.read import history as history_rows
+    from checkpoint_store.storage.refusals import not_found
+
     checked_thread_id(thread, "THREAD")
     # One more than the limit, to know if there are more.
     read = limit + 1 if limit else UNLIMITED
@@ -60,9 +63,6 @@ def history(
         output.line(line)
     if not complete:
         output.note(f"older ones are left out: --limit {limit * 10}, or --limit 0 for all")
-
-
-COMMANDS = (history,)
 
 
 @dataclass(frozen=True)

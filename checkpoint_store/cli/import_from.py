@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import Interrupted, Json, Schema, Url, advise_upgrade
+from checkpoint_store.cli import Interrupted, output
+from checkpoint_store.cli.connection import Json, Schema, Url, advise_upgrade
 from checkpoint_store.cli.text import counted
-from checkpoint_store.conninfo.url import masked
 from checkpoint_store.errors import InvalidURL, NotInstalled, TransferError, Unavailable
 
 if TYPE_CHECKING:
@@ -79,9 +78,6 @@ def import_from(
         raise TransferError(f"{counted(len(failed), 'thread')} could not be copied")
 
 
-COMMANDS = (import_from,)
-
-
 def _print(report: TransferReport, as_json: bool) -> None:
     if as_json:
         output.document(report)
@@ -125,6 +121,8 @@ def _sqlite(path: str, serde: Any) -> Iterator[Any]:
 
 @contextmanager
 def _postgres(url: str, serde: Any) -> Iterator[Any]:
+    from checkpoint_store.conninfo.url import masked
+
     try:
         import psycopg
         from langgraph.checkpoint.postgres import PostgresSaver

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from sqlalchemy import Connection
 
-from checkpoint_store import distribution, migrations
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, advise_upgrade, confirm, on_backend, on_connection
-from checkpoint_store.database.pool import is_pooled
-from checkpoint_store.database.provider import pause_of
-from checkpoint_store.distribution import Distribution
 from checkpoint_store.errors import NotSetUp
-from checkpoint_store.migrations.lock import LOCK_SECONDS
-from checkpoint_store.schema import HEAD
-from checkpoint_store.storage import probes
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from checkpoint_store.distribution import Distribution
 
 Timeout = Annotated[
     float,
@@ -25,6 +22,8 @@ Timeout = Annotated[
 ]
 
 T = TypeVar("T")
+
+LOCK_SECONDS = 60.0
 
 _ROLLED_BACK = "the revision under way was rolled back, those before it stay; the same command goes on"
 
@@ -45,6 +44,8 @@ def upgrade(
       checkpoint-store upgrade
       checkpoint-store upgrade --schema agents
     """
+    from checkpoint_store import migrations
+
     if revision == "head":
         on_backend(url, schema, lambda backend: backend.setup(timeout), _ROLLED_BACK)
     else:
@@ -69,6 +70,8 @@ def downgrade(
       checkpoint-store downgrade cs02_pages
       checkpoint-store downgrade base --yes
     """
+    from checkpoint_store import migrations
+
     if not yes:
         confirm(f"{_undoing(url, schema) if revision == 'base' else f'back to {revision}'}: go on?")
     _migrate(url, schema, revision, timeout, migrations.downgrade)
@@ -85,6 +88,8 @@ def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
     Example:
       checkpoint-store check || checkpoint-store upgrade
     """
+    from checkpoint_store import distribution, migrations
+    from checkpoint_store.schema import HEAD
 
     def read(conn: Connection) -> tuple[str | None, Distribution | None, NotSetUp | None]:
         try:
@@ -118,6 +123,8 @@ def sql(
       checkpoint-store sql > checkpoint_store.sql
       psql --single-transaction -f checkpoint_store.sql
     """
+    from checkpoint_store import migrations
+
     typer.echo(migrations.offline_sql(schema, revision=revision).rstrip("\n"))
 
 
@@ -137,6 +144,9 @@ def distribute(
       checkpoint-store distribute
       checkpoint-store distribute --sql | psql -v ON_ERROR_STOP=1 --dbname=postgresql://coordinator/app
     """
+    from checkpoint_store import distribution
+    from checkpoint_store.database.provider import pause_of
+
     if as_sql:
         typer.echo(distribution.sql(schema))
         return
@@ -150,10 +160,9 @@ def distribute(
     output.line(_distributed(found))
 
 
-COMMANDS = (upgrade, downgrade, check, sql, distribute)
-
-
 def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrate: Callable[..., None]) -> None:
+    from checkpoint_store.database.provider import pause_of
+
     def work(conn: Connection) -> None:
         migrate(conn, schema=schema, revision=revision, timeout=timeout, pause=pause_of(conn.dialect))
 
@@ -162,6 +171,7 @@ def _migrate(url: str, schema: str | None, revision: str, timeout: float, migrat
 
 def _in_session(url: str, schema: str | None, work: Callable[[Connection], T], advice: str) -> T:
     """Run a function that takes the migration lock, and commit."""
+    from checkpoint_store.database.pool import is_pooled
 
     def run(conn: Connection) -> T:
         if is_pooled(conn):
@@ -180,6 +190,8 @@ def _distributed(found: Distribution) -> str:
 
 def _undoing(url: str, schema: str | None) -> str:
     """Return the consequences of undoing all revisions."""
+    from checkpoint_store.storage import probes
+
     if on_backend(url, schema, lambda backend: backend.run(probes.outlives_downgrade)):
         return (
             "the tables that were there before, or that langgraph-checkpoint-postgres has set up, stay with every "
@@ -189,4 +201,6 @@ def _undoing(url: str, schema: str | None) -> str:
 
 
 def _current(url: str, schema: str | None) -> str | None:
+    from checkpoint_store import migrations
+
     return on_connection(url, schema, lambda conn: migrations.current(conn, schema))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Schema, Url, on_engine
 from checkpoint_store.cli.text import counted
-from checkpoint_store.tools import conversion
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 class Form(StrEnum):
@@ -36,6 +37,7 @@ def pages(
     Example:
       checkpoint-store pages share
     """
+    from checkpoint_store.tools import conversion
 
     async def work(engine: AsyncEngine) -> int:
         convert = conversion.share if form is Form.share else conversion.inline
@@ -45,6 +47,3 @@ def pages(
     advice = "what was rewritten stays so, and every value is complete; the same command goes on with the rest"
     done = on_engine(url, schema, work, advice)
     output.line(f"{'shared' if form is Form.share else 'inlined'} {counted(done, 'value')}")
-
-
-COMMANDS = (pages,)

@@ -13,13 +13,12 @@ from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, on_backend, on_engine
 from checkpoint_store.cli.stats import stored_stats
 from checkpoint_store.cli.text import counted, size
-from checkpoint_store.database.backend import Backend
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.serde.keys import checked_thread_id
-from checkpoint_store.storage.sweep import BATCH_SIZE
 from checkpoint_store.storage.sweep_report import SweepReport
 
 if TYPE_CHECKING:
+    from checkpoint_store.database.backend import Backend
     from checkpoint_store.saver.aio import AsyncPostgresSaver
 
 OlderThan = Annotated[
@@ -65,7 +64,7 @@ def sweep(
     keep_last: KeepLast = None,
     spare_active: SpareActive = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; delete nothing.")] = False,
-    batch_size: BatchSize = BATCH_SIZE,
+    batch_size: BatchSize = 1_000,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
@@ -100,9 +99,6 @@ def sweep(
     advice = "what was removed stays so, and every thread is complete; the same command goes on with the rest"
     report = _run_on_saver(url, schema, work, advice)
     _print("would remove" if dry_run else "removed", report, as_json)
-
-
-COMMANDS = (prune, sweep)
 
 
 def age_of(text: str) -> timedelta:

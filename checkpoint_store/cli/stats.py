@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Url, on_backend
 from checkpoint_store.cli.text import counted, size
-from checkpoint_store.database.backend import Backend
 from checkpoint_store.serde.keys import checked_thread_id
-from checkpoint_store.storage.refusals import not_found
-from checkpoint_store.storage.thread_stats import ThreadStats, largest_threads, stats_of, table_sizes, thread_stats
+
+if TYPE_CHECKING:
+    from checkpoint_store.database.backend import Backend
+    from checkpoint_store.storage.thread_stats import ThreadStats
 
 
 def stats(
     thread: Annotated[str | None, typer.Argument(help="A thread's id; all by default.", show_default=False)] = None,
     limit: Annotated[
-        int, typer.Option(metavar="N", min=0, help="How many threads or channels, the largest; 0 for all.")
+        int,
+        typer.Option("--limit", "-n", metavar="N", min=0, help="How many threads or channels, the largest; 0 for all."),
     ] = 10,
     url: Url = "",
     schema: Schema = None,
@@ -42,11 +44,11 @@ def stats(
         _print_thread(stats, limit or UNLIMITED, as_json)
 
 
-COMMANDS = (stats,)
-
-
 async def stored_stats(backend: Backend, thread: str) -> ThreadStats:
     """Return the sizes of a thread, or raise `ThreadNotFound`."""
+    from checkpoint_store.storage.refusals import not_found
+    from checkpoint_store.storage.thread_stats import stats_of, thread_stats
+
     stats = stats_of(thread, *await backend.run(thread_stats, thread))
     if not stats.bytes:
         raise not_found(thread)
@@ -75,6 +77,8 @@ def _print_thread(stats: ThreadStats, limit: int, as_json: bool) -> None:
 
 
 def _print_database(url: str, schema: str | None, limit: int, as_json: bool) -> None:
+    from checkpoint_store.storage.thread_stats import largest_threads, table_sizes
+
     async def read(backend: Backend) -> tuple[Any, Any]:
         return await backend.run(table_sizes), await backend.run(largest_threads, limit)
 

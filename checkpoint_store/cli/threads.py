@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,14 +11,13 @@ from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, on_backend
 from checkpoint_store.cli.stats import stored_stats
 from checkpoint_store.cli.text import counted, moment, short_id, size
-from checkpoint_store.database.backend import Backend
-from checkpoint_store.database.retry import RETRY_SECONDS
 from checkpoint_store.errors import InvalidConfig, ThreadExists
 from checkpoint_store.serde.keys import checked_thread_id, copy_of
-from checkpoint_store.storage.copy_thread import copy_thread as copy_thread_rows
-from checkpoint_store.storage.delete_thread import delete_thread as delete_thread_rows
-from checkpoint_store.storage.thread_list import ThreadCursor, ThreadSummary, list_threads, listing_of
-from checkpoint_store.storage.thread_stats import ThreadStats
+
+if TYPE_CHECKING:
+    from checkpoint_store.database.backend import Backend
+    from checkpoint_store.storage.thread_list import ThreadSummary
+    from checkpoint_store.storage.thread_stats import ThreadStats
 
 Cursor = Annotated[str | None, typer.Option(metavar="CURSOR", show_default=False, help="Go on where a list has ended.")]
 Filter = Annotated[
@@ -29,7 +28,7 @@ Prefix = Annotated[str | None, typer.Option(metavar="TEXT", show_default=False, 
 
 
 def threads(
-    limit: Annotated[int, typer.Option(metavar="N", min=0, help="How many; 0 for all.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=0, help="How many; 0 for all.")] = 20,
     cursor: Cursor = None,
     order: Annotated[str, typer.Option(metavar="ORDER", help='"newest" or "thread_id".')] = "newest",
     metadata_filter: Filter = None,
@@ -48,6 +47,8 @@ def threads(
       checkpoint-store threads --limit 50 --count
       checkpoint-store threads --filter '{"user": "ada"}' --json
     """
+    from checkpoint_store.storage.thread_list import ThreadCursor, list_threads, listing_of
+
     options: Any = {"cursor": cursor, "order": order, "metadata_filter": _metadata(metadata_filter), "prefix": prefix}
     try:
         request = listing_of(limit=limit or None, count=count, **options)
@@ -86,6 +87,9 @@ def copy(
     Example:
       checkpoint-store copy user-42 user-42-before-the-upgrade
     """
+    from checkpoint_store.database.retry import RETRY_SECONDS
+    from checkpoint_store.storage.copy_thread import copy_thread as copy_thread_rows
+
     pair = copy_of(source, target)
     try:
         rows = on_backend(
@@ -114,6 +118,9 @@ def delete(
       checkpoint-store delete user-42
       checkpoint-store delete --yes user-42 user-43
     """
+    from checkpoint_store.database.retry import RETRY_SECONDS
+    from checkpoint_store.storage.delete_thread import delete_thread as delete_thread_rows
+
     threads = list(dict.fromkeys(checked_thread_id(one, "THREAD") for one in threads))
 
     async def read(backend: Backend) -> list[ThreadStats]:
@@ -132,9 +139,6 @@ def delete(
 
     advice = "threads that were named as deleted are deleted, the others are as they were"
     on_backend(url, schema, work, advice, retry_timeout=RETRY_SECONDS)
-
-
-COMMANDS = (threads, copy, delete)
 
 
 def _metadata(text: str | None) -> dict[str, Any] | None:
