@@ -31,7 +31,8 @@ class Checkout(AbstractContextManager[Executor]):
     Statements go straight to the driver. If an event listener or the log would see them, they are executed by a
     `Connection` of SQLAlchemy's, and in one transaction if a listener sets something in it that policies look at.
 
-    Otherwise each statement commits itself, as a rule, unless the block is to be `in_transaction`.
+    Otherwise each statement commits itself, as a rule, unless the block is to be `in_transaction`: of a `level` of
+    isolation, if no listener has begun it.
 
     Raises:
         WrongThread: If the pool's connections belong to another event loop.
@@ -46,6 +47,7 @@ class Checkout(AbstractContextManager[Executor]):
         in_transaction: bool = False,
         as_script: bool = False,
         pooler: bool = False,
+        level: str = "READ COMMITTED",
     ) -> None:
         self.pool = engine.pool
         self._engine = engine
@@ -53,6 +55,7 @@ class Checkout(AbstractContextManager[Executor]):
         self._in_transaction = in_transaction
         self._as_script = as_script
         self._pooler = pooler
+        self._level = level
         self._connected: Connected | None = None
         self._pooled: PoolProxiedConnection | None = None
         self._conn: Connection | None = None
@@ -76,7 +79,7 @@ class Checkout(AbstractContextManager[Executor]):
             if is_direct and (direct := self._direct_executor(pooled, driver)) is not None:
                 return direct
             conn = self._conn = Connection(self._engine, pooled)
-            block = _committed(conn, in_transaction=self._in_transaction)
+            block = _committed(conn, self._level, in_transaction=self._in_transaction)
             executor = block.__enter__()
             self._block = block
         except BaseException as error:
@@ -157,7 +160,7 @@ def cancel_calls(pool: Pool) -> None:
 
 
 @contextmanager
-def _committed(conn: Connection, *, in_transaction: bool) -> Iterator[Executor]:
+def _committed(conn: Connection, level: str, *, in_transaction: bool) -> Iterator[Executor]:
     """Commit the statements of a block: at its end, or each by itself."""
     with nothing_late(conn.connection.driver_connection):
         begun = is_begun(conn)
@@ -167,7 +170,7 @@ def _committed(conn: Connection, *, in_transaction: bool) -> Iterator[Executor]:
         in_transaction = in_transaction or (conn.dialect.driver == "asyncpg" and is_for_pooler(conn.connection))
         if not begun:
             # The host's engine may be in AUTOCOMMIT, or at an isolation level that hides later rows of others.
-            isolate(conn, "READ COMMITTED" if in_transaction else "AUTOCOMMIT")
+            isolate(conn, level if in_transaction else "AUTOCOMMIT")
         yield ConnectionExecutor(conn)
         if in_transaction:
             conn.commit()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from checkpoint_store.database.backend import Backend
@@ -22,9 +23,10 @@ class PinnedProvider(ConnectionProvider):
     # As with the caller's: it may be rolled back, and can do one thing at a time.
     is_callers = True
 
-    def __init__(self, pool: EngineProvider) -> None:
+    def __init__(self, pool: EngineProvider, level: str) -> None:
         super().__init__(pool.engine, pool.sql)
         self._pool = pool
+        self._level = level
         self._checkout = ExitStack()
         self._db: Executor | None = None
 
@@ -34,7 +36,12 @@ class PinnedProvider(ConnectionProvider):
             stack.enter_context(self._pool.long_slot)
             self._pool.check_connects()
             self._db = stack.enter_context(
-                Checkout(self.engine, self._pool.queue, in_transaction=True, pooler=self._pool.pooler)
+                Checkout(
+                    *(self.engine, self._pool.queue),
+                    in_transaction=True,
+                    pooler=self._pool.pooler,
+                    level=self._level,
+                )
             )
             self._checkout = stack.pop_all()
 
@@ -56,14 +63,31 @@ class PinnedProvider(ConnectionProvider):
         raise NotImplementedError
 
 
-def pinned(backend: Backend) -> tuple[Backend, PinnedProvider]:
+def pinned(backend: Backend, level: str = "READ COMMITTED") -> tuple[Backend, PinnedProvider]:
     """Return a backend like one on an engine, but on one connection of its pool, and its provider.
 
-    The provider's `begin` and `end` run as its operations do, by the backend's `call` or `call_blocking`.
+    The provider's `begin` and `end` run as its operations do, by the backend's `call` or `call_blocking`. `level` is
+    the transaction's isolation level.
     """
     backend.check_open()
     on_engine = backend.provider.primary if isinstance(backend.provider, ReplicaProvider) else backend.provider
-    provider = PinnedProvider(cast("EngineProvider", on_engine))
+    provider = PinnedProvider(cast("EngineProvider", on_engine), level)
     on_connection = backend.with_provider(provider)
     on_connection.observe(backend.observer)
     return on_connection, provider
+
+
+@asynccontextmanager
+async def one_transaction(backend: Backend, level: str = "READ COMMITTED") -> AsyncIterator[Backend]:
+    """Yield a backend like one on an engine, but in one transaction, which is committed unless there is an error.
+
+    In one that is REPEATABLE READ all operations see what was stored at the moment of the first.
+    """
+    on_connection, provider = pinned(backend, level)
+    await on_connection.call(provider.begin)
+    try:
+        yield on_connection
+    except BaseException as error:
+        await on_connection.call(provider.end, error)
+        raise
+    await on_connection.call(provider.end)

@@ -43,3 +43,44 @@ class Ancestor(NamedTuple):
     value_types: Sequence[str | None] | None
     value_blobs: Sequence[bytes | None] | None
     value_inlines: Sequence[str | None] | None
+
+
+class StoredPage(NamedTuple):
+    """A page of a thread, as `checkpoint_pages` has it."""
+
+    digest: bytes
+    page: bytes
+
+
+class StoredValue(NamedTuple):
+    """A channel's value of a thread, as `checkpoint_blobs` has it: a recipe as it is."""
+
+    checkpoint_ns: str
+    channel: str
+    version: str
+    type: str
+    blob: bytes | None
+
+
+class StoredCheckpoint(NamedTuple):
+    """A checkpoint of a thread, as `checkpoints` has it; JSON as text."""
+
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_checkpoint_id: str | None
+    type: str | None
+    checkpoint: str
+    metadata: str
+
+
+class StoredWrite(NamedTuple):
+    """A pending write of a thread, as `checkpoint_writes` has it."""
+
+    checkpoint_ns: str
+    checkpoint_id: str
+    task_id: str
+    idx: int
+    task_path: str
+    channel: str
+    type: str | None
+    blob: bytes

@@ -95,14 +95,14 @@ def _copied(table: sa.Table, rows: sa.FromClause, is_it: sa.ColumnElement[bool])
     """Insert those rows of a table, or of `_source`, that meet a condition."""
     changed = {"thread_id": ex.param("target_id")}
     if "metadata" in table.c:
-        changed["metadata"] = _renamed(rows.c.metadata)
+        changed["metadata"] = renamed(rows.c.metadata)
     columns = [column.name for column in table.columns]
     source = sa.select(*[changed[name] if name in changed else rows.c[name] for name in columns])
     copy = pg.insert(table).from_select(columns, source.select_from(rows).where(is_it))
     return copy.returning(ex.text_literal("")).cte(f"copied_{table.name}")
 
 
-def _renamed(metadata: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+def renamed(metadata: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     """Return the metadata; if it names the thread, as with older versions of LangGraph, it names the copy."""
     name = ex.text_literal("thread_id")
     path = sa.func.array_append(ex.text_literal("{}").cast(pg.ARRAY(sa.Text)), name)

@@ -26,6 +26,7 @@ from checkpoint_store.sql import (
     read,
     reencrypt,
     sizes,
+    thread_rows,
     write,
 )
 from checkpoint_store.sql import expressions as ex
@@ -62,6 +63,10 @@ class Statements:
         self.next_threads_of: Callable[[str], Statement] = cache(
             lambda name: Statement(pages.next_threads, tables, name)
         )
+        self.next_rows: Callable[[str], Statement] = cache(lambda name: Statement(thread_rows.next_rows, tables, name))
+        self.insert_rows: Callable[[str], Statement] = cache(
+            lambda name: Statement(thread_rows.insert_rows, tables, name)
+        )
         # For distributed tables, built once for each number of rows.
         self.put_some: Callable[[distributed_write.Shape], Statement] = cache(
             lambda shape: Statement(distributed_write.put_checkpoint, tables, shape)
@@ -97,6 +102,8 @@ class Statements:
     copy_rows = compiled(copy_thread.copy_rows)
     allow_any_size = compiled(copy_thread.allow_any_size)
     thread_epoch = compiled(copy_thread.thread_epoch)
+
+    count_rows = compiled(thread_rows.count_rows)
 
     lock_number = compiled(locks.lock_number)
     take_lock = compiled(locks.take_lock)
