@@ -37,19 +37,13 @@ class Interrupted(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, by default the one of the process's arguments; return the exit code."""
-    try:
-        from checkpoint_store.cli.commands import app
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
-            raise
-        _print_error(errors.NotInstalled('the command line needs an extra: pip install "checkpoint-store[cli]"'))
-        return FAILED
-
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal can't show is escaped.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        from checkpoint_store.cli.commands import app
+
         app(args=None if arguments is None else list(arguments), prog_name="checkpoint-store")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else FAILED if ended.code else DONE
@@ -60,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except errors.CheckpointStoreError as error:
         _print_error(error)
         return next((code for kind, code in _CODES.items() if isinstance(error, kind)), FAILED)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
+            raise
+        _print_error(errors.NotInstalled('the command line needs an extra: pip install "checkpoint-store[cli]"'))
+        return FAILED
     except Exception as error:
         message = _foreign_message(error)
         if message is None:

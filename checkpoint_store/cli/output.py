@@ -7,44 +7,74 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Protocol
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from checkpoint_store.cli.text import printable
-
-RIGHT = ">"
-"""The first character of the name of a column that is aligned to the right."""
+from checkpoint_store.cli.text import printable, shortened
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under the names of their columns; in a pipe no cell is cut."""
-    cells = [[printable(str(cell)) for cell in row] for row in rows]
-    names = [name.lstrip(RIGHT) for name in columns]
-    right = [name.startswith(RIGHT) for name in columns]
+class Column(NamedTuple):
+    """A column of a table."""
+
+    name: str
+    right: bool = False
+    """Whether its cells are aligned to the right."""
+    rank: int = 0
+    """When it is left out of a terminal that is too narrow: the highest rank first, 0 never."""
+    cut: bool = False
+    """Whether its cells are cut in the middle if that is not enough; others are never cut."""
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under the names of their columns, fitted to the terminal; in a pipe nothing is left out or cut."""
+    lines = [[column.name for column in columns], *[[printable(str(cell)) for cell in row] for row in rows]]
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
     console = Console()
-    if not console.is_terminal:
-        widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-        for row in [names, *cells]:
-            padded = [
-                cell.rjust(width) if at_right else cell.ljust(width)
-                for cell, width, at_right in zip(row, widths, right, strict=True)
-            ]
-            line("  ".join(padded).rstrip())
-        return
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name, at_right in zip(names, right, strict=True):
-        shown.add_column(Text(name), justify="right" if at_right else "left", overflow="fold")
-    for row in cells:
-        shown.add_row(*map(Text, row))
-    console.print(shown)
+    if console.is_terminal:
+        widths = _fitted(columns, widths, console.width)
+    for number, cells in enumerate(lines):
+        shown = [
+            _padded(shortened(cell, width), width, column.right)
+            for cell, width, column in zip(cells, widths, columns, strict=True)
+            if width
+        ]
+        line(_GAP.join(shown).rstrip(), "" if number else "bold")
+
+
+_GAP = "  "
+
+_LEAST = 37
+"""The characters that a cell has at least after it was cut: a UUID and the mark of the cut."""
+
+
+def _fitted(columns: Sequence[Column], widths: Sequence[int], most: int) -> list[int]:
+    """Return the widths with which a table fits into a line: 0 for a column that is left out."""
+    fitted = list(widths)
+
+    def excess() -> int:
+        shown = [width for width in fitted if width]
+        return sum(shown) + len(_GAP) * (len(shown) - 1) - most
+
+    for place in sorted(range(len(columns)), key=lambda place: columns[place].rank, reverse=True):
+        if columns[place].rank and excess() > 0:
+            fitted[place] = 0
+    for place, column in enumerate(columns):
+        if column.cut and excess() > 0:
+            fitted[place] = max(min(fitted[place], _LEAST), fitted[place] - excess())
+    return fitted
+
+
+def _padded(cell: str, width: int, right: bool) -> str:
+    padding = " " * (width - cell_len(cell))
+    return padding + cell if right else cell + padding
 
 
 def line(text: str = "", style: str = "") -> None:
@@ -63,17 +93,38 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr)  # noqa: T201
 
 
+class Advance(Protocol):
+    """The function that tells a progress bar how far the work is."""
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """Set the number of things that are done, and of all, which may change, if it is known."""
+
+
 @contextmanager
-def progress(title: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error, if that is a terminal; yields the function that sets the number."""
+def progress(title: str, unit: str) -> Iterator[Advance]:
+    """Show progress on standard error, if that is a terminal: a bar, and with a total the time that is left."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda _: None
+        yield lambda done, total=None: None  # noqa: ARG005
         return
-    columns = (TextColumn(title), BarColumn(), TextColumn("{task.completed:,}"), TextColumn(unit), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), _TimeColumn())
     with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task(title, total=None)
-        yield lambda done: shown.update(task, completed=done)
+        task = shown.add_task(title, total=None, count=f"0 {unit}")
+
+        def advance(done: int, total: int | None = None) -> None:
+            of = "" if total is None else f" of {total:,}"
+            shown.update(task, completed=done, total=total, count=f"{done:,}{of} {unit}")
+
+        yield advance
+
+
+class _TimeColumn(ProgressColumn):
+    """The time that is left where the total is known, otherwise the time that has passed."""
+
+    def render(self, task: Task) -> Text:
+        """Return the column's text."""
+        seconds, word = (task.elapsed, "") if task.total is None else (task.time_remaining, " left")
+        return Text("" if seconds is None else f"{timedelta(seconds=int(seconds))}{word}")
 
 
 def _as_json(value: object) -> Any:

@@ -8,6 +8,7 @@ import typer
 
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Url, on_backend
+from checkpoint_store.cli.output import Column
 from checkpoint_store.cli.text import counted, size
 from checkpoint_store.serde.keys import checked_thread_id
 
@@ -63,12 +64,18 @@ def _print_thread(stats: ThreadStats, limit: int, as_json: bool) -> None:
         return
     output.line(f"{stats.thread_id}: {counted(stats.checkpoints, 'checkpoint')}, {size(stats.bytes)}", "bold")
     output.table(
-        ["TABLE", ">ROWS", ">SIZE"],
+        [Column("TABLE"), Column("ROWS", right=True), Column("SIZE", right=True)],
         [(name, f"{table.rows:,}", size(table.bytes)) for name, table in stats.tables.items() if table.rows],
     )
     output.line()
     output.table(
-        ["GRAPH", "CHANNEL", ">VALUES", ">WRITES", ">SIZE"],
+        [
+            Column("GRAPH", cut=True),
+            Column("CHANNEL", cut=True),
+            Column("VALUES", right=True, rank=1),
+            Column("WRITES", right=True, rank=2),
+            Column("SIZE", right=True),
+        ],
         [
             (one.graph or "-", one.channel, f"{one.values:,}", f"{one.writes:,}", size(one.bytes))
             for one in stats.channels[:limit]
@@ -89,11 +96,11 @@ def _print_database(url: str, schema: str | None, limit: int, as_json: bool) -> 
         output.document({"tables": sizes, "largest_threads": threads})
         return
     output.table(
-        ["TABLE", ">ROWS (ABOUT)", ">ON DISK"],
+        [Column("TABLE"), Column("ROWS (ABOUT)", right=True), Column("ON DISK", right=True)],
         [(name, "-" if rows is None else f"{rows:,}", size(count)) for name, rows, count in tables],
     )
     output.line()
     output.table(
-        ["LARGEST THREADS", ">CHECKPOINTS", ">SIZE"],
+        [Column("LARGEST THREADS", cut=True), Column("CHECKPOINTS", right=True, rank=1), Column("SIZE", right=True)],
         [(name, f"{checkpoints:,}", size(count)) for name, checkpoints, count in largest],
     )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import accumulate
 
 from checkpoint_store.storage.checkpoint_time import time_of
 
@@ -24,6 +28,51 @@ def short_id(checkpoint_id: str | None) -> str:
     if checkpoint_id is None:
         return "-"
     return printable(checkpoint_id[:SHORT_ID] if time_of(checkpoint_id) else checkpoint_id)
+
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text that fills at most so many cells of a terminal, cut in the middle, and not in a UUID if it can."""
+    from rich.cells import get_character_cell_size  # errors are printed without it
+
+    cells = [0, *accumulate(map(get_character_cell_size, text))]
+    if cells[-1] <= width:
+        return text
+    within = {place for uuid in _UUID.finditer(text) for place in range(uuid.start() + 1, uuid.end())}
+    start, end = _cut(cells, width - 1, [place for place in range(len(cells)) if place not in within])
+    if cells[start] + cells[-1] - cells[end] < width // 2:
+        start, end = _cut(cells, width - 1, range(len(cells)))
+    return f"{text[:start]}…{text[end:]}"
+
+
+def _cut(cells: Sequence[int], width: int, places: Sequence[int]) -> tuple[int, int]:
+    """Return the two of some places that keep most of a text outside them, and about as much before as after it."""
+    found = []
+    for start in places[: bisect_right(places, width, key=cells.__getitem__)]:
+        before = cells[start]
+        end = places[bisect_left(places, cells[-1] - width + before, key=cells.__getitem__)]
+        after = cells[-1] - cells[end]
+        found.append((before + after, -abs(before - after), start, end))
+    return max(found)[2:]
+
+
+def age(time: datetime | None) -> str:
+    """Return how long ago a time is, in the largest unit that fits."""
+    if time is None:
+        return "-"
+    seconds = max(0, round((now() - time).total_seconds()))
+    unit, length = next(((unit, length) for unit, length in _AGES if seconds >= length), _AGES[-1])
+    return f"{seconds // length:,} {unit}"
+
+
+_AGES = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+def now() -> datetime:
+    """Return the present, by this machine's clock."""
+    return datetime.now(UTC)
 
 
 def size(count: int) -> str:

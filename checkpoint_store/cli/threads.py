@@ -9,6 +9,7 @@ import typer
 
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, on_backend
+from checkpoint_store.cli.output import Column
 from checkpoint_store.cli.stats import stored_stats
 from checkpoint_store.cli.text import counted, moment, short_id, size
 from checkpoint_store.errors import InvalidConfig, ThreadExists
@@ -159,5 +160,12 @@ def _print(found: list[ThreadSummary], count: bool) -> None:
         step, source = one.metadata.get("step", "-"), one.metadata.get("source", "-")
         row = (one.thread_id, short_id(one.checkpoint_id), moment(one.updated_at), step, source, one.checkpoints)
         rows.append(row if count else row[:-1])
-    columns = ["THREAD", "CHECKPOINT", "UPDATED (UTC)", ">STEP", "SOURCE", ">CHECKPOINTS"]
+    columns = [
+        Column("THREAD", cut=True),
+        Column("CHECKPOINT", rank=1),
+        Column("UPDATED (UTC)", rank=4),
+        Column("STEP", right=True, rank=2),
+        Column("SOURCE", rank=3),
+        Column("CHECKPOINTS", right=True),
+    ]
     output.table(columns if count else columns[:-1], rows)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from datetime import UTC, datetime, timedelta
 
-from checkpoint_store.cli.text import counted, moment, printable, short_id, size
+import pytest
+from rich.cells import cell_len
+
+from checkpoint_store.cli import text as texts
+from checkpoint_store.cli.text import counted, moment, printable, short_id, shortened, size
 from checkpoint_store.storage.checkpoint_time import time_of
+
+UUID = "0b8e6f0c-5a8e-4f2e-9d54-1b6c9a2d3e4f"
 
 
 @pytest.mark.parametrize(
@@ -33,3 +40,45 @@ def test_only_printable_characters_are_left() -> None:
     assert printable("plain, é🙂 [bold]") == "plain, é🙂 [bold]"
     assert printable("\x1b\x07\u202e\ud800\x9b\n") == "\\x1b\\x07\\u202e\\ud800\\x9b\\n"
     assert all(printable(chr(number)).isprintable() for number in range(0x3000))
+
+
+@pytest.mark.parametrize("width", range(10, 120))
+@pytest.mark.parametrize(
+    "text", [UUID, f"user:{UUID}", f"user:{UUID}:session:{UUID}", "a" * 100, "日本語のスレッド" * 7, "🙂" * 50]
+)
+def test_a_text_is_cut_in_the_middle(text: str, width: int) -> None:
+    """It fills what there is, begins and ends as before, and a UUID is cut only where hardly anything else is left."""
+    shown = shortened(text, width)
+
+    assert cell_len(shown) <= width
+    if cell_len(text) <= width:
+        assert shown == text
+        return
+    start, _, end = shown.partition("…")
+    assert text.startswith(start)
+    assert text.endswith(end)
+    assert cell_len(shown) >= width // 2
+    if UUID not in text:
+        assert abs(cell_len(start) - cell_len(end)) <= 2
+    elif width > len(UUID):
+        assert not re.search("[0-9a-f]-[0-9a-f]", shown.replace(UUID, ""))
+
+
+@pytest.mark.parametrize(
+    ("ago", "shown"),
+    [
+        (timedelta(seconds=-5), "0 s"),
+        (timedelta(seconds=59), "59 s"),
+        (timedelta(minutes=59, seconds=59), "59 min"),
+        (timedelta(hours=23), "23 h"),
+        (timedelta(days=3, hours=5), "3 d"),
+        (timedelta(days=1234), "1,234 d"),
+    ],
+)
+def test_an_age_is_in_the_largest_unit(ago: timedelta, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--older-than` takes it; a clock that is behind is not the reader's concern."""
+    now = datetime(2026, 3, 2, tzinfo=UTC)
+    monkeypatch.setattr(texts, "now", lambda: now)
+
+    assert texts.age(now - ago) == shown
+    assert texts.age(None) == "-"
