@@ -10,12 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from checkpoint_store.cli.text import printable, shortened
@@ -107,24 +106,10 @@ def progress(title: str, unit: str) -> Iterator[Advance]:
     if not console.is_terminal:
         yield lambda done, total=None: None  # noqa: ARG005
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), _TimeColumn())
-    with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task(title, total=None, count=f"0 {unit}")
+    from checkpoint_store.cli.progress import bar
 
-        def advance(done: int, total: int | None = None) -> None:
-            of = "" if total is None else f" of {total:,}"
-            shown.update(task, completed=done, total=total, count=f"{done:,}{of} {unit}")
-
+    with bar(console, title, unit) as advance:
         yield advance
-
-
-class _TimeColumn(ProgressColumn):
-    """The time that is left where the total is known, otherwise the time that has passed."""
-
-    def render(self, task: Task) -> Text:
-        """Return the column's text."""
-        seconds, word = (task.elapsed, "") if task.total is None else (task.time_remaining, " left")
-        return Text("" if seconds is None else f"{timedelta(seconds=int(seconds))}{word}")
 
 
 def _as_json(value: object) -> Any:

@@ -62,9 +62,9 @@ def test_the_help_of_a_command_imports_no_driver(command: str) -> None:
     assert [name for name in HEAVY if name in names] == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["threads", "--help"]], ids=" ".join)
-def test_help_is_quick(arguments: list[str]) -> None:
-    """Less than 0.3 seconds of CPU, at the best of five: other tests are run at the same time."""
+@pytest.mark.parametrize(("arguments", "most"), [(["--help"], 0.3), (["--version"], 0.3), (["threads", "--help"], 0.5)])
+def test_help_is_quick(arguments: list[str], most: float) -> None:
+    """In seconds of CPU, at the best of five: other tests are run at the same time."""
     spent = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -72,7 +72,7 @@ def test_help_is_quick(arguments: list[str]) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
-    assert min(spent) < 0.3
+    assert min(spent) < most
 
 
 def test_the_version_is_the_packages() -> None:
