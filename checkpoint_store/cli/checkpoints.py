@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from checkpoint_store.cli import output, values
-from checkpoint_store.cli.connection import Json, Schema, Thread, Url, on_backend
+from checkpoint_store.cli.connection import Json, Schema, Thread, Url, looking
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.text import moment, printable
 from checkpoint_store.errors import ThreadNotFound
@@ -49,7 +49,7 @@ def show(
       checkpoint-store show user-42
       checkpoint-store show user-42 1f0c4a3e-0000 --channel messages --full
     """
-    row = on_backend(url, schema, lambda backend: _find(backend, thread, namespace, checkpoint))
+    row = looking(url, schema, lambda backend: _find(backend, thread, namespace, checkpoint))
     shown = Checkpoint.of(row, channel)
     if as_json:
         output.document(shown.document())
@@ -79,7 +79,7 @@ def diff(
     async def read(backend: Backend) -> list[Row]:
         return [await _find(backend, thread, namespace, one) for one in (a, b)]
 
-    old, new = [Checkpoint.of(row, None) for row in on_backend(url, schema, read)]
+    old, new = [Checkpoint.of(row, None) for row in looking(url, schema, read)]
     if as_json:
         before, after = old.parts(), new.parts()
         changed = {

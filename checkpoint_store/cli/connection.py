@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from checkpoint_store.cli import Interrupted, output
-from checkpoint_store.errors import SET_UP, CheckpointStoreError, InvalidURL, NotSetUp
+from checkpoint_store.errors import SET_UP, AccessDenied, CheckpointStoreError, InvalidURL, NotSetUp
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from checkpoint_store.database.backend import Backend
     from checkpoint_store.options import SaverOptions
+    from checkpoint_store.storage.catalog import Catalog
 
 T = TypeVar("T")
 
@@ -64,6 +65,32 @@ def on_backend(
     return on_engine(url, schema, lambda engine: work(engine_backend(engine, options)), advice)
 
 
+def looking(url: str, schema: str | None, work: Callable[[Backend], Awaitable[T]]) -> T:
+    """Run an async function that only reads; as `on_backend`, but the tables may be older, or the stock saver's.
+
+    Statements then read a table that is missing as one without rows, and a column that is missing as its default. One
+    line on standard error says what an upgrade would add.
+    """
+    from checkpoint_store.storage.catalog import catalog
+    from checkpoint_store.storage.probes import are_distributed
+
+    async def look(backend: Backend) -> tuple[T, Catalog]:
+        found = await backend.run(catalog)
+        found.check()
+        if found.missing:
+            backend.provider.use(found.statements(distributed=await backend.run(are_distributed)))
+        try:
+            result = await work(backend)
+        except AccessDenied as error:
+            raise (found.access_denied() if found.unreadable else error) from error
+        return result, found
+
+    result, found = on_backend(url, schema, look)
+    if found.additions:
+        output.note(f"the tables {found.state}: `{_upgrade(schema)}` adds {found.additions}")
+    return result
+
+
 def on_engine(
     url: str, schema: str | None, work: Callable[[AsyncEngine], Awaitable[T]], advice: str = NOTHING_CHANGED
 ) -> T:
@@ -71,6 +98,7 @@ def on_engine(
     from sqlalchemy.ext.asyncio import create_async_engine
 
     from checkpoint_store.database.factory import engine_backend
+    from checkpoint_store.storage.catalog import catalog
     from checkpoint_store.url import engine_arguments, pool_options, pooler_options
 
     if not url:
@@ -81,9 +109,14 @@ def on_engine(
 
     async def run() -> T:
         engine = create_async_engine(address, **pool_options({"connect_args": connect_args}))
+        backend = engine_backend(engine, {"schema": schema})
         try:
-            with engine_backend(engine, {}).provider.translate_errors():
+            with backend.provider.translate_errors():
                 return await work(engine)
+        except NotSetUp:
+            if (found := await backend.run(catalog)).additions:
+                raise found.not_set_up() from None  # it says what the tables are, not which of them was missing
+            raise
         finally:
             await engine.dispose()
 
@@ -110,11 +143,14 @@ def advise_upgrade(schema: str | None) -> Iterator[None]:
     try:
         yield
     except NotSetUp as error:
-        option = "" if schema is None else f" --schema {shlex.quote(schema)}"
         wrong, advice, _ = str(error).partition(SET_UP)
         if not advice:
             raise
-        raise NotSetUp(f"{wrong}Run `checkpoint-store upgrade{option}`.") from error
+        raise NotSetUp(f"{wrong}Run `{_upgrade(schema)}`.") from error
+
+
+def _upgrade(schema: str | None) -> str:
+    return "checkpoint-store upgrade" + ("" if schema is None else f" --schema {shlex.quote(schema)}")
 
 
 def confirm(question: str) -> None:

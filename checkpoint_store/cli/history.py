@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from checkpoint_store.cli import output, values
-from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Thread, Url, on_backend
+from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Thread, Url, looking
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.text import counted, moment, printable, short_id, size
 from checkpoint_store.serde.keys import checked_thread_id
@@ -47,7 +47,7 @@ def history(
     checked_thread_id(thread, "THREAD")
     # One more than the limit, to know if there are more.
     read = limit + 1 if limit else UNLIMITED
-    rows = on_backend(url, schema, lambda backend: backend.run(history_rows, thread, read))
+    rows = looking(url, schema, lambda backend: backend.run(history_rows, thread, read))
     if not rows:
         raise not_found(thread)
     entries = [Entry.of(row) for row in rows[: limit or None]]

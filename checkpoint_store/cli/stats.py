@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Url, on_backend
+from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Url, looking
 from checkpoint_store.cli.output import Column
 from checkpoint_store.cli.text import counted, size
 from checkpoint_store.serde.keys import checked_thread_id
@@ -41,7 +41,7 @@ def stats(
         _print_database(url, schema, limit or UNLIMITED, as_json)
     else:
         checked_thread_id(thread, "THREAD")
-        stats = on_backend(url, schema, lambda backend: stored_stats(backend, thread))
+        stats = looking(url, schema, lambda backend: stored_stats(backend, thread))
         _print_thread(stats, limit or UNLIMITED, as_json)
 
 
@@ -89,7 +89,7 @@ def _print_database(url: str, schema: str | None, limit: int, as_json: bool) -> 
     async def read(backend: Backend) -> tuple[Any, Any]:
         return await backend.run(table_sizes), await backend.run(largest_threads, limit)
 
-    tables, largest = on_backend(url, schema, read)
+    tables, largest = looking(url, schema, read)
     if as_json:
         sizes = {name: {"rows": rows, "bytes_on_disk": count} for name, rows, count in tables}
         threads = [dict(zip(("thread_id", "checkpoints", "bytes"), row, strict=True)) for row in largest]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, on_backend
+from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, looking, on_backend
 from checkpoint_store.cli.output import Column
 from checkpoint_store.cli.stats import stored_stats
 from checkpoint_store.cli.text import counted, moment, short_id, size
@@ -62,7 +62,7 @@ def threads(
             found += cursor.advance(await backend.run(list_threads, cursor.conditions, cursor.binds))
         return found
 
-    found = on_backend(url, schema, read)
+    found = looking(url, schema, read)
     next_cursor = found[-1].cursor if found and len(found) == limit else None
     if as_json:
         output.document({"threads": found, "next_cursor": next_cursor})

@@ -124,6 +124,10 @@ class ConnectionProvider(ABC):
             self._sql, self.is_placed = placed_for(self.engine.dialect, db, self._sql), True
         return self._sql
 
+    def use(self, sql: Statements) -> None:
+        """Use other statements from now on, for tables of which it is known what they are."""
+        self._sql, self.is_placed = sql, True
+
     def take_lock(self, request: LockRequest) -> None:
         """Take a thread's lock until the caller's transaction ends."""
         pause = pause_of(self.engine.dialect)

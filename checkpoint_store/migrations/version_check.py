@@ -8,15 +8,15 @@ import logging
 from sqlalchemy import Connection, exc, func, select
 
 from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
-from checkpoint_store.errors import SET_UP, NotSetUp
 from checkpoint_store.migrations.alembic_config import config
 from checkpoint_store.migrations.error_translation import reason_of, translate_errors
 from checkpoint_store.migrations.placement import distribution_of
 from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE, access_denied
-from checkpoint_store.schema import HEAD, VERSION_TABLE, identifier
+from checkpoint_store.schema import HEAD, VERSION_TABLE
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor
 from checkpoint_store.sql.statements import Statements, statements_of
 from checkpoint_store.storage import probes
+from checkpoint_store.storage.catalog import catalog
 from checkpoint_store.storage.operation import Kind, operation
 
 log = logging.getLogger(__name__)
@@ -54,20 +54,23 @@ def check(conn: Connection, schema: str | None = None) -> None:
 
 def require_head(conn: Connection, schema: str | None) -> None:
     """Check the revision as `check` does."""
-    in_transaction = conn.in_transaction()
+    in_transaction, sql = conn.in_transaction(), statements_of(schema)
     try:
-        revisions = stored_revisions(conn, statements_of(schema))
+        revisions = stored_revisions(conn, sql)
+        _require_usable(revisions, ConnectionExecutor(conn), sql)
     except exc.DBAPIError as error:
         if diagnosis_of(error).state != INSUFFICIENT_PRIVILEGE:
             raise
         raise_from(access_denied(reason_of(error), schema, None if in_transaction else _role(conn)), error)
-    _require_usable(revisions, schema)
+    finally:
+        if not in_transaction:
+            conn.rollback()
 
 
 @operation(Kind.PROBE)
 def check_revisions(db: Executor, sql: Statements) -> None:
     """Check the revision as `check` does, as an operation."""
-    _require_usable(probes.revisions(db, sql), sql.tables.schema)
+    _require_usable(probes.revisions(db, sql), db, sql)
 
 
 def is_usable(revisions: set[str]) -> bool:
@@ -93,11 +96,9 @@ def stored_revisions(conn: Connection, sql: Statements) -> set[str]:
     return revisions
 
 
-def _require_usable(revisions: set[str], schema: str | None) -> None:
+def _require_usable(revisions: set[str], db: Executor, sql: Statements) -> None:
     if not is_usable(revisions):
-        place = "" if schema is None else f" in schema {identifier(schema)}"
-        state = f"are at revision {min(revisions)}" if revisions else "were never set up"
-        raise NotSetUp(f"the tables{place} {state}; this version needs {HEAD}. {SET_UP}")
+        raise catalog(db, sql).not_set_up()
 
 
 def _role(conn: Connection) -> str | None:

@@ -7,6 +7,7 @@ value is read for them: the length of a value that is stored out of line is part
 from __future__ import annotations
 
 from functools import reduce
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,7 +24,7 @@ def thread_tables(t: Tables) -> Any:
     return sa.union_all(
         *[
             sa.select(ex.text_literal(one.name), sa.func.count(), _total(_row_bytes(one))).where(ex.in_thread(one))
-            for one in t.metadata.sorted_tables
+            for one in sorted(t.all, key=attrgetter("name"))
         ]
     )
 
@@ -70,7 +71,7 @@ def largest_threads(t: Tables) -> sa.Select[Any]:
                 (sa.func.count() if table is t.checkpoints else ex.ZERO).label("checkpoints"),
                 _total(_row_bytes(table)).label("bytes"),
             ).group_by(table.c.thread_id)
-            for table in t.metadata.sorted_tables
+            for table in t.all
         ]
     ).subquery("parts")
     total = _total(parts.c.bytes).label("total")

@@ -11,6 +11,7 @@ from functools import cache, lru_cache, partial
 
 from checkpoint_store.schema import Tables, checked, qualified
 from checkpoint_store.sql import (
+    catalog,
     copy_thread,
     delete,
     delete_candidates,
@@ -168,6 +169,9 @@ class Statements:
 
     has_citus = compiled(distribution.has_citus)
     placement = compiled(distribution.placement)
+
+    relations = compiled(catalog.relations)
+    stock_version = compiled(catalog.stock_version)
 
     role = compiled(probes.role)
     adoption = compiled(probes.adoption)

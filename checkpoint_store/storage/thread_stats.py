@@ -78,6 +78,6 @@ def largest_threads(db: Executor, sql: Statements, limit: int) -> Sequence[Row]:
 @operation(Kind.READ)
 def table_sizes(db: Executor, sql: Statements) -> Sequence[Row]:
     """Return the tables' estimated numbers of rows and their bytes on disk, the largest first."""
-    names = {qualified(name, sql.tables.schema): name for name in (t.name for t in sql.tables.metadata.sorted_tables)}
+    names = {qualified(name, sql.tables.schema): name for name in (t.name for t in sql.tables.all)}
     rows = db.fetch(sql.table_sizes, {"names": list(names)})
     return sorted(((names[name], rows, size) for name, rows, size in rows), key=itemgetter(2), reverse=True)

@@ -15,6 +15,7 @@ from checkpoint_store.serde.keys import Key, Listing
 from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.storage import (
+    catalog,
     checkpoint_list,
     copy_thread,
     delete_thread,
@@ -34,6 +35,7 @@ from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.tools import batches, reencryption
 
 MODULES: list[ModuleType] = [
+    catalog,
     checkpoint_list,
     copy_thread,
     delete_thread,
@@ -79,6 +81,7 @@ READING: dict[str, tuple[Any, ...]] = {
     "list_threads": None,  # type: ignore[dict-item]
     "lock_number": ("t",),
     "log_position": (),
+    "catalog": (),
     "_look": ("count_plain", {}),
     "outlives_downgrade": (),
     "next_threads_of": ("checkpoints", ""),
