@@ -61,9 +61,10 @@ fuzz: $(INSTALLED) ## Throw odd input at every call, CASES=5000 at each test, an
 demo: $(INSTALLED) ## Kill an agent in the middle of a step, and watch another process finish its work
 	$(VENV)/bin/python examples/survive_kill.py
 
-docs: $(INSTALLED) ## Build the documentation into site/, warnings are errors
+docs: $(INSTALLED) ## Build the documentation into site/, and look at its pages in Chromium if there is one
 	$(INSTALL) '.[dev,docs]'
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+	$(VENV)/bin/python docs/theme/check.py site
 
 migration: $(INSTALLED) ## Write a revision from what changed in schema.py: make migration m="what it does"
 	@test -n "$$m" || { echo 'Say what the migration does: make migration m="what it does"'; exit 1; }

@@ -15,8 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SMOOTHED_OVER = 15
 """Neighbouring points of which the median is drawn."""
+
+INK = "#7A7A7A"
+"""The colour of text and lines, which reads on a light and on a dark background."""
 
 # Okabe and Ito's palette, which most colour-blind readers can tell apart; markers and dashes say the same again.
 STYLES: dict[str, dict[str, Any]] = {
@@ -26,8 +30,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "stock connection": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
     "stock pipeline": {"color": "#E69F00", "marker": "^", "linestyle": "--"},
     "stock pool": {"color": "#CC79A7", "marker": "v", "linestyle": "-."},
-    "in memory": {"color": "#555555", "marker": "x", "linestyle": ":"},
-    "bare asyncpg": {"color": "#000000", "marker": "+", "linestyle": ":"},
+    "in memory": {"color": INK, "marker": "x", "linestyle": ":"},
+    "bare asyncpg": {"color": "#8C6D1F", "marker": "+", "linestyle": ":"},
 }
 NAMED_IN_CAPTION = ("postgresql", "langgraph", "langgraph-checkpoint-postgres", "asyncpg", "psycopg", "python")
 
@@ -38,18 +42,19 @@ def main() -> None:
     """Draw the plots of the newest whole run, or of another one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
     parser.add_argument("json", type=Path, nargs="?", default=RESULTS / "latest.json")
-    parser.add_argument("--into", type=Path, metavar="DIRECTORY", help="default: where the JSON document is")
+    parser.add_argument("--into", type=Path, metavar="DIRECTORY", default=IMAGES)
     options = parser.parse_args()
-    for path in draw(json.loads(options.json.read_text()), options.into or options.json.parent):
+    for path in draw(json.loads(options.json.read_text()), options.into):
         print(path)
 
 
 def draw(document: Document, directory: Path) -> list[Path]:
-    """Write every plot that the document has figures for, as PNG and SVG. Returns the files."""
+    """Write every plot that the document has figures for, as SVG. Returns the files."""
     directory.mkdir(parents=True, exist_ok=True)
     mpl.rcParams.update(
         {
             "font.size": 10,
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
@@ -65,11 +70,9 @@ def draw(document: Document, directory: Path) -> list[Path]:
     for name, plot in {"growth": _growth, "throughput": _throughput, "ratios": _ratios}.items():
         if (figure := plot(document)) is None:
             continue
-        figure.supxlabel(_caption(document), fontsize=7, color="#555555")
-        for ending, metadata in (("png", {}), ("svg", {"Date": None})):
-            path = directory / f"{name}.{ending}"
-            figure.savefig(path, dpi=160, metadata=metadata)
-            written.append(path)
+        figure.supxlabel(_caption(document), fontsize=7, color=INK)
+        written.append(directory / f"{name}.svg")
+        figure.savefig(written[-1], metadata={"Date": None}, transparent=True)
     return written
 
 
@@ -140,7 +143,7 @@ def _ratios(document: Document) -> Figure | None:
                 ha="left" if right else "right",
                 fontsize=8,
             )
-    ax.axvline(1, color="black", linewidth=1)
+    ax.axvline(1, color=INK, linewidth=1)
     ax.set_xscale("log")
     ticks = [tick for tick in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if tick <= max(map(_most, bars.values())) * 1.6]
     low = min(min(bar.values()) for bar in bars.values())
