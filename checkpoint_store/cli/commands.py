@@ -40,6 +40,10 @@ COMMANDS = {
     "pages": {"pages": "Turn large values into shared pages, or back."},
     "encryption": {"reencrypt": "Encrypt everything that is stored with the newest key."},
     "import_from": {"import-from": "Copy threads of another saver's database."},
+    "export_to": {
+        "export": "Write a thread to a file, as it is stored.",
+        "import": "Store a thread from a file of `export`.",
+    },
     "demo": {"demo": "Kill an agent in a step; another goes on."},
 }
 """The commands of each module of this folder, with their summaries."""

@@ -25,6 +25,7 @@ class PinnedProvider(ConnectionProvider):
 
     def __init__(self, pool: EngineProvider, level: str) -> None:
         super().__init__(pool.engine, pool.sql)
+        self.is_placed = pool.is_placed
         self._pool = pool
         self._level = level
         self._checkout = ExitStack()
