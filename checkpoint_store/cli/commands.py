@@ -22,6 +22,7 @@ COMMANDS = {
         "sql": "Print the SQL that an upgrade would run.",
         "distribute": "Distribute the tables over the nodes of a Citus cluster.",
     },
+    "doctor": {"doctor": "Check everything that savers need, and say the way out."},
     "threads": {
         "threads": "List threads, the last used first.",
         "copy": "Copy a thread under another id.",

@@ -99,13 +99,13 @@ def on_engine(
 
     from checkpoint_store.database.factory import engine_backend
     from checkpoint_store.storage.catalog import catalog
-    from checkpoint_store.url import engine_arguments, pool_options, pooler_options
+    from checkpoint_store.url import connector, engine_arguments, pool_options, pooler_options
 
     if not url:
         raise InvalidURL("no database is named: give --url, or set CHECKPOINT_STORE_URL")
     address, connect_args = engine_arguments(url)
     # Few statements are executed twice here; without a cache it works through a transaction pooler too.
-    connect_args = {**pooler_options()["connect_args"], **connect_args}
+    connect_args = {**pooler_options()["connect_args"], **connect_args, "async_creator_fn": connector(url)}
 
     async def run() -> T:
         engine = create_async_engine(address, **pool_options({"connect_args": connect_args}))

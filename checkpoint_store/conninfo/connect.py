@@ -56,7 +56,8 @@ class Connector:
         *,
         generic_plans: bool = False,
     ) -> None:
-        self._hosts = hosts
+        self.hosts = hosts
+        """Names or socket directories, and ports where the URL has them."""
         self._target = target
         self._settings = {**KEEPALIVE, **settings}
         self._options = options
@@ -64,7 +65,7 @@ class Connector:
 
     async def __call__(self, **arguments: Any) -> Any:
         """Connect as `asyncpg.connect` does, with its arguments, its result and its errors."""
-        connection = await (self._connect_to_one(**arguments) if len(self._hosts) > 1 else self._connect(arguments))
+        connection = await (self._connect_to_one(**arguments) if len(self.hosts) > 1 else self._connect(arguments))
         self._keep_alive(connection._transport.get_extra_info("socket"))
         return connection
 
@@ -73,7 +74,7 @@ class Connector:
         targets = ("standby", "any") if self._target == "prefer-standby" else (self._target,)
         failure: BaseException | None = None
         for target in targets:
-            for host, port in self._hosts:
+            for host, port in self.hosts:
                 place = {"host": host, "port": port, "timeout": timeout, "target_session_attrs": target}
                 try:
                     return await self._connect({**arguments, **place})

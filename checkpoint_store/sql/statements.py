@@ -16,6 +16,7 @@ from checkpoint_store.sql import (
     delete,
     delete_candidates,
     delta_history,
+    diagnosis,
     distributed_threads,
     distributed_write,
     distribution,
@@ -172,6 +173,19 @@ class Statements:
 
     relations = compiled(catalog.relations)
     stock_version = compiled(catalog.stock_version)
+
+    limit_waits = compiled(diagnosis.limit_waits)
+    server = compiled(diagnosis.server)
+    schema_rights = compiled(diagnosis.schema_rights)
+    named_relations = compiled(diagnosis.named_relations)
+    elsewhere = compiled(diagnosis.elsewhere)
+    rules = compiled(diagnosis.rules)
+    indexes = compiled(diagnosis.indexes)
+    table_statistics = compiled(diagnosis.table_statistics)
+    connections = compiled(diagnosis.connections)
+    sessions = compiled(diagnosis.sessions)
+    oldest_checkpoint = compiled(diagnosis.end_of_checkpoints, newest=False)
+    newest_checkpoint = compiled(diagnosis.end_of_checkpoints, newest=True)
 
     role = compiled(probes.role)
     adoption = compiled(probes.adoption)

@@ -19,6 +19,7 @@ from checkpoint_store.cli.commands import app
 COMMANDS = [
     ["upgrade"],
     ["check"],
+    ["doctor"],
     ["threads", "--count"],
     ["history", "one"],
     ["show", "one"],
