@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from checkpoint_store.schema import PAGED, Tables, qualified
 from checkpoint_store.sql import expressions as ex
@@ -177,6 +178,65 @@ def threads_of_runs(t: Tables) -> sa.Executable:
     # The condition that it is not NULL is that of the partial index.
     is_theirs = sa.and_(_is_chosen(t), ex.run_id(t.checkpoints).is_not(None))
     return sa.select(c.thread_id, sa.func.count()).where(is_theirs).group_by(c.thread_id)
+
+
+def expired_threads(t: Tables) -> sa.Executable:
+    """Select those of some threads that have expired, as `storage.expiry.ExpiredThread` has them.
+
+    The first rule whose filter the metadata of a thread's newest root checkpoint contains decides. A thread that has a
+    checkpoint without a time in its id does not expire.
+
+    Binds: `thread_ids`, and parallel arrays, one row for each rule: `filters` (JSON text, or NULL for any thread), and
+    ids that no checkpoint of an expired thread (`idles`), or not its first one (`ages`) and no other one (`quiets`),
+    may reach.
+    """
+    c, w = t.checkpoints, t.checkpoint_writes
+    seen = _ages(c).subquery("seen")
+    root = c.alias("root")
+    is_root = sa.and_(ex.same_thread(root, seen), root.c.checkpoint_ns == ex.text_literal(""))
+    names = ("filter", "idle", "age", "quiet")
+    rules = sa.func.unnest(*[ex.array_param(f"{name}s") for name in names])
+    rule = rules.table_valued(*[sa.Column(name, sa.Text) for name in names], with_ordinality="place")
+    rule = rule.render_derived("rule")
+    is_for_it = sa.or_(rule.c.filter.is_(None), root.c.metadata.contains(sa.cast(rule.c.filter, pg.JSONB)))
+    first = sa.select(rule).where(is_for_it).order_by(rule.c.place).limit(ex.ONE).correlate(root).lateral("first")
+    is_too_old = sa.and_(seen.c.oldest < first.c.age, seen.c.newest < first.c.quiet)
+    written = sa.select(sa.func.count()).where(ex.same_thread(w, seen)).correlate(seen).scalar_subquery()
+    metadata = sa.cast(root.c.metadata, sa.Text)
+    return (
+        sa.select(seen.c.thread_id, seen.c.root_id, metadata, seen.c.count, seen.c.oldest, seen.c.newest, written)
+        .select_from(
+            seen.outerjoin(root, sa.and_(is_root, root.c.checkpoint_id == seen.c.root_id)).join(first, sa.true())
+        )
+        .where(seen.c.is_timed, sa.or_(seen.c.newest < first.c.idle, is_too_old))
+        .order_by(seen.c.thread_id)
+    )
+
+
+def _ages(c: sa.Table) -> sa.Select[Any]:
+    """Select some threads with their number of checkpoints, the oldest, the newest, and the newest root checkpoint."""
+    one = c.c.checkpoint_id.collate("C")
+    root_id = sa.func.max(c.c.checkpoint_id).filter(c.c.checkpoint_ns == ex.text_literal(""))
+    columns: dict[str, sa.ColumnElement[Any]] = {
+        "count": sa.func.count(),
+        "oldest": sa.func.min(one),
+        "newest": sa.func.max(one),
+        "root_id": root_id,
+        "is_timed": sa.func.bool_and(_has_time(one), type_=sa.Boolean),
+    }
+    found = sa.select(c.c.thread_id, *[column.label(name) for name, column in columns.items()])
+    return found.where(ex.in_threads(c)).group_by(c.c.thread_id)
+
+
+def _has_time(checkpoint_id: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Return whether an id has a time in it, as `checkpoint_time.is_older` asks; a regular expression takes ages."""
+    digits = [ex.text_literal(text) for text in ("0123456789abcdef", "")]
+    variant = sa.func.substr(checkpoint_id, ex.int_literal(20), ex.ONE, type_=sa.Text)
+    return sa.and_(
+        checkpoint_id.like(ex.text_literal("________-____-6___-____-____________")),
+        sa.func.translate(checkpoint_id, *digits, type_=sa.Text) == ex.text_literal("----"),
+        variant.in_([ex.text_literal(digit) for digit in "89ab"]),
+    )
 
 
 def candidates(t: Tables) -> sa.Executable:

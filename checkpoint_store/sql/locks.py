@@ -67,6 +67,17 @@ def take_lock_in_transaction(t: Tables) -> sa.Select[Any]:
     return sa.select(lock, sa.func.pg_try_advisory_xact_lock(lock), _level(t))
 
 
+def take_locks_in_transaction(_: Tables) -> sa.Select[Any]:
+    """Select those of some threads whose locks no other session has, and keep these until the end of the transaction.
+
+    Binds: `thread_ids`, and `table`, the qualified name of `checkpoints`.
+    """
+    thread_id = sa.func.unnest(ex.array_param("thread_ids")).column_valued("thread_id")
+    number = sa.func.hashtextextended(thread_id.collate("C"), _seed("run"), type_=sa.BigInteger)
+    given = sa.select(thread_id, number.label("number")).offset(ex.ZERO).subquery("given")
+    return sa.select(given.c.thread_id).where(sa.func.pg_try_advisory_xact_lock(given.c.number, type_=sa.Boolean))
+
+
 def has_lock(_: Tables) -> sa.Select[Any]:
     """Select whether this session has a lock. Binds: `number`."""
     lock, halves = ex.param("number", sa.BigInteger), 4_294_967_295

@@ -31,6 +31,14 @@ def first_id_of(moment: datetime) -> str:
     return f"{digits[:8]}-{digits[8:12]}-6{digits[12:]}-8000-000000000000"
 
 
+def first_id_within(age: timedelta) -> str:
+    """Return the least id that a checkpoint not older than an age may have."""
+    try:
+        return first_id_of(datetime.now(UTC) - age)
+    except OverflowError:
+        return first_id_of(_EPOCH)
+
+
 def is_older(checkpoint_id: str, than: str) -> bool:
     """Return whether a checkpoint is older than an id; one without a time is not."""
     return checkpoint_id < than and _UUID6.fullmatch(checkpoint_id) is not None

@@ -71,15 +71,15 @@ def find_threads(db: Executor, sql: Statements, rule: Rule, thread_ids: Sequence
 
 
 @operation(Kind.READ)
-def find_next_threads(db: Executor, sql: Statements, after: str, rule: Rule) -> tuple[str | None, Sequence[Row]]:
+def find_next_threads(db: Executor, sql: Statements, after: str, rule: Rule) -> tuple[str | None, int, Sequence[Row]]:
     """Look at the threads that follow one for checkpoints to delete.
 
     Returns:
-        Where to go on, and the ids and numbers of checkpoints of the threads that may have any.
+        Where to go on, the number of threads, and the ids and numbers of checkpoints of those that may have any.
     """
     keep = 0 if rule.deletes_threads else rule.keep
     rows = db.fetch(sql.next_threads, {"after": after, "limit": LOOK_THREADS, "keep": keep, "before": rule.before})
-    return next_after(rows), [row for row in rows if row[1] is not None]
+    return next_after(rows), len(rows), [row for row in rows if row[1] is not None]
 
 
 def next_after(rows: Sequence[Row]) -> str | None:
@@ -149,6 +149,13 @@ def delete_part(db: Executor, sql: Statements, remainder: Remainder, limit: int)
     report = _delete(db, sql, keys, reparented, keeps_blobs=True)
     # Not in place: the transaction may have to be repeated.
     return report, replace(remainder, parts=others, new_parents={**remainder.new_parents, **new_parents})
+
+
+def delete_whole_threads(db: Executor, sql: Statements, sizes: Mapping[str, int]) -> SweepReport:
+    """Delete all checkpoints of threads, under their removal locks, of those that have as many as is given."""
+    plans = plans_for(db, sql, Rule(deletes_threads=True), sorted(sizes), None) if sizes else []
+    keys, _ = keys_of([plan for plan in plans if len(plan) == sizes[plan.thread_id]])
+    return _delete(db, sql, keys, ())
 
 
 @operation(Kind.READ)

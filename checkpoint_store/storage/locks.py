@@ -58,6 +58,12 @@ def take_lock_in_transaction(db: Executor, sql: Statements, thread_id: str) -> i
     return number if taken else None
 
 
+def take_free_locks(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> list[str]:
+    """Take those of some threads' locks that no other session has until the transaction ends. Returns these threads."""
+    binds = {"thread_ids": list(thread_ids), "table": sql.checkpoints_name}
+    return [row[0] for row in db.fetch(sql.take_locks_in_transaction, binds)]
+
+
 @operation(Kind.PROBE)
 def has_lock(db: Executor, sql: Statements, number: int) -> bool:
     """Return whether the session has a lock."""

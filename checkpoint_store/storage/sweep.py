@@ -5,17 +5,24 @@ It is plain code for sync and async: both hand in `run`, which runs an operation
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
-from checkpoint_store.storage import delete_thread, deletion, leftovers, probes
+from checkpoint_store.errors import UnreadableValue
+from checkpoint_store.storage import delete_thread, deletion, expiry, leftovers, locks, probes
 from checkpoint_store.storage.checkpoint_time import first_id_of
 from checkpoint_store.storage.deletion_plan import Rule
+from checkpoint_store.storage.expiry import BeforeDelete, Expiration, ExpiredThread, Keep
 from checkpoint_store.storage.operation import Operation
 from checkpoint_store.storage.sweep_report import Progress, SweepReport
+from checkpoint_store.storage.thread_list import ThreadSummary
+
+log = logging.getLogger("checkpoint_store")
 
 BATCH_SIZE = 1_000
 """The number of checkpoints removed in one transaction: some 50 to 100 ms."""
@@ -30,27 +37,63 @@ _SETTLED = timedelta(days=1)
 Run = Callable[..., Any]
 """Runs an operation, given with its arguments, in a transaction of its own, and returns its result."""
 
+Finish = Callable[[Any], Any]
+"""Waits for what a caller's function returned, if that is to be awaited."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The arguments of a sweep: either a rule for checkpoints, or the expiry of whole threads."""
+
+    rule: Rule = field(default_factory=Rule)
+    expiration: Expiration | None = None
+    keep: Keep | None = None
+    before_delete: BeforeDelete | None = None
+    dry_run: bool = False
+    batch_size: int = BATCH_SIZE
+    on_progress: Progress | None = None
+    on_step: Callable[[int], None] | None = None
+    """Called before each transaction with the number of threads that were looked at; what it raises ends the sweep."""
+
 
 class _Removal:
     """The batches of one call: they are run, their reports added up.
 
     Args:
         run: Runs an operation in a transaction of its own.
-        on_progress: Called with the total after each batch that has removed something.
-        dry_run: Whether nothing is removed, only counted.
+        wanted: The arguments of a sweep.
     """
 
-    def __init__(self, run: Run, on_progress: Progress | None = None, *, dry_run: bool = False) -> None:
+    def __init__(self, run: Run, wanted: Sweep = Sweep()) -> None:
         self.total = SweepReport()
-        self._run = run
-        self._on_progress = on_progress
-        self._dry_run = dry_run
+        self._run_next = run
+        self._on_progress = wanted.on_progress
+        self._on_step = wanted.on_step
+        self._dry_run = wanted.dry_run
+        self._looked_at = 0
 
     def add(self, report: SweepReport) -> None:
         """Add the report of a batch to the total."""
         self.total = SweepReport(*map(sum, zip(self.total, report, strict=True)))
         if self._on_progress and any(report[1:]):
             self._on_progress(self.total)
+
+    def delete_expired(self, expiration: Expiration, wanted: Sweep, finish: Finish) -> None:
+        """Delete the threads that have expired, each completely, with the caller's functions about them."""
+        if wanted.before_delete and not self._dry_run:
+            self._run(locks.check_removal)
+        for found in self._looked_for(expiry.find_next_expired, expiration):
+            summaries = _summaries(found, wanted, finish)
+            threads = {one.thread_id: one for one in found if summaries is None or one.thread_id in summaries}
+            self._looked_at += len(found) - len(threads)
+            sizes = [(one.thread_id, one.checkpoints) for one in threads.values()]
+            for batch in self.batches(sizes, wanted.batch_size):
+                if self._dry_run:
+                    self.add(self._run(deletion.count_checkpoints, Rule(deletes_threads=True), batch))
+                    continue
+                if wanted.before_delete and summaries is not None:
+                    finish(wanted.before_delete([summaries[thread_id] for thread_id in batch]))
+                self.add(self._run(expiry.delete_expired, expiration, [threads[thread_id] for thread_id in batch]))
 
     def delete_by_rule(self, rule: Rule, batch_size: int) -> None:
         """Delete the checkpoints that a rule names from all threads."""
@@ -98,21 +141,30 @@ class _Removal:
         for thread_id, size in threads:
             if batch and (count + size > limit or len(batch) == _BATCH_THREADS or self._is_distributed):
                 yield batch
+                self._looked_at += len(batch)
                 batch, count = [], 0
             batch.append(thread_id)
             count += size
         if batch:
             yield batch
+            self._looked_at += len(batch)
 
     @cached_property
     def _is_distributed(self) -> bool:
         """Whether a transaction is about one thread: asked when there are several, in the statement before."""
         return bool(self._run(probes.are_distributed))
 
+    def _run(self, operation: Operation[..., Any], *args: Any) -> Any:
+        if self._on_step is not None:
+            self._on_step(self._looked_at)
+        return self._run_next(operation, *args)
+
     def _looked_for(self, find: Operation[..., Any], *args: Any) -> Iterator[Any]:
         after: str | None = ""
         while after is not None:
-            after, found = self._run(find, after, *args)
+            after, *count, found = self._run(find, after, *args)
+            # Those with something to delete are counted batch by batch.
+            self._looked_at += sum(count) - len(found) if count else 0
             yield found
 
     def _in_slices(
@@ -128,8 +180,24 @@ class _Removal:
                 self.add(self._run(count if self._dry_run else delete, part[first : first + _BATCH_THREADS]))
 
 
-def sweep(run: Run, rule: Rule, batch_size: int, dry_run: bool, on_progress: Progress | None) -> SweepReport:
-    """Delete what a rule names from all threads, or count it.
+def _summaries(found: Sequence[ExpiredThread], wanted: Sweep, finish: Finish) -> dict[str, ThreadSummary] | None:
+    """Return the threads to delete as the caller's functions take them; None for all if there are no such functions."""
+    if wanted.keep is None and wanted.before_delete is None:
+        return None
+    summaries: dict[str, ThreadSummary] = {}
+    for one in found:
+        try:
+            summary = one.summary()
+        except UnreadableValue as error:
+            log.warning("the sweep keeps a thread that has expired: %s", error)
+            continue
+        if wanted.keep is None or not finish(wanted.keep(summary)):
+            summaries[one.thread_id] = summary
+    return summaries
+
+
+def sweep(run: Run, wanted: Sweep, finish: Finish) -> SweepReport:
+    """Delete from all threads what a sweep is to delete, or count it.
 
     Old writes that belong to no checkpoint are removed too: a run has stored them in the background, after their
     checkpoint was removed. So are the rest of threads after somebody's own SQL has deleted their checkpoints or
@@ -137,14 +205,15 @@ def sweep(run: Run, rule: Rule, batch_size: int, dry_run: bool, on_progress: Pro
 
     Args:
         run: Runs an operation in a transaction of its own.
-        rule: The checkpoints to remove.
-        batch_size: The number of checkpoints removed in one transaction.
-        dry_run: Whether nothing is removed.
-        on_progress: Called after each transaction with what was removed so far.
+        wanted: The arguments.
+        finish: Waits for what a caller's function returned.
     """
-    removal = _Removal(run, on_progress, dry_run=dry_run)
-    removal.delete_by_rule(rule, batch_size)
-    removal.delete_orphaned_writes(rule if dry_run else None)
+    removal, rule = _Removal(run, wanted), wanted.rule
+    if wanted.expiration is None:
+        removal.delete_by_rule(rule, wanted.batch_size)
+    else:
+        removal.delete_expired(wanted.expiration, wanted, finish)
+    removal.delete_orphaned_writes(rule if wanted.dry_run and wanted.expiration is None else None)
     removal.delete_all_leftovers(rule.before)
     return removal.total
 

@@ -143,14 +143,7 @@ class ThreadCursor:
         steps, checkpoint_id, thread_id, many, *arrays = row
         stage = self._stages[0]
         found = [
-            ThreadSummary(
-                thread_id,
-                newest,
-                time_of(newest) if newest else None,
-                _metadata(thread_id, metadata),
-                count,
-                _cursor(stage, newest if stage == "newest" else None, thread_id),
-            )
+            summary_of(thread_id, newest, metadata, count, stage)
             for thread_id, newest, metadata, count in zip(*[array or () for array in arrays], strict=True)
         ]
         if len(found) == self._wanted:
@@ -209,6 +202,31 @@ def _threads_by_id(db: Executor, sql: Statements, conditions: frozenset[str], bi
     names = array_binds(("thread_id", "checkpoint_id"), [row for row in found if row[1] is not None])
     metadata = dict(map(tuple, db.fetch(sql.root_metadata, names))) if names["thread_ids"] else {}
     return [(thread_id, newest, metadata.get(thread_id)) for thread_id, newest in found]
+
+
+def summary_of(
+    thread_id: str, checkpoint_id: str | None, metadata: str | None, count: int | None, stage: str = "thread_id"
+) -> ThreadSummary:
+    """Return a thread's entry in a list.
+
+    Args:
+        thread_id: The thread.
+        checkpoint_id: The newest checkpoint of the root graph.
+        metadata: That checkpoint's metadata as JSON text.
+        count: The number of its checkpoints.
+        stage: The stage of the list in which it is found, by default that of a list by id.
+
+    Raises:
+        UnreadableValue: If the metadata is nested too deeply.
+    """
+    return ThreadSummary(
+        thread_id,
+        checkpoint_id,
+        time_of(checkpoint_id) if checkpoint_id else None,
+        _metadata(thread_id, metadata),
+        count,
+        _cursor(stage, checkpoint_id if stage == "newest" else None, thread_id),
+    )
 
 
 def _metadata(thread_id: str, text: str | None) -> dict[str, Any]:
