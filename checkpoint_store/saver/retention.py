@@ -21,6 +21,7 @@ from checkpoint_store.storage.expiry import BeforeDelete, Expiration, Expiry, Ke
 from checkpoint_store.storage.operation import Operation
 from checkpoint_store.storage.sweep import BATCH_SIZE, Run, Sweep
 from checkpoint_store.storage.sweep_report import Progress, SweepReport
+from checkpoint_store.storage.thread_list import ThreadSummary
 
 STRATEGIES = ("keep_latest", "delete")
 
@@ -168,8 +169,8 @@ class RetentionMixin(BasePostgresSaver):
         keep_last: int | None = None,
         spare_active: bool = False,
         expiry: Sequence[Expiry] | None = None,
-        keep: Keep | None = None,
-        before_delete: BeforeDelete | None = None,
+        keep: Callable[[ThreadSummary], bool] | None = None,
+        before_delete: Callable[[list[ThreadSummary]], None] | None = None,
         dry_run: bool = False,
         batch_size: int = BATCH_SIZE,
         on_progress: Progress | None = None,

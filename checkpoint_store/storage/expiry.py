@@ -19,7 +19,7 @@ from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.sweep_report import SweepReport
 from checkpoint_store.storage.thread_list import ThreadSummary, summary_of
 
-Keep = Callable[[ThreadSummary], object]
+Keep = Callable[[ThreadSummary], Awaitable[bool] | bool]
 """Returns whether a thread that has expired is kept; may be async for `asweep`."""
 
 BeforeDelete = Callable[[list[ThreadSummary]], Awaitable[None] | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from inspect import signature
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from checkpoint_store.storage import (
     copy_thread,
     delete_thread,
     deletion,
+    expiry,
     leftovers,
     locks,
     probes,
@@ -30,6 +32,7 @@ from checkpoint_store.storage import (
     write,
 )
 from checkpoint_store.storage.deletion_plan import Rule
+from checkpoint_store.storage.expiry import Expiration, Expiry
 from checkpoint_store.storage.operation import Kind, Operation
 from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.tools import batches, reencryption
@@ -40,6 +43,7 @@ MODULES: list[ModuleType] = [
     copy_thread,
     delete_thread,
     deletion,
+    expiry,
     leftovers,
     locks,
     probes,
@@ -66,6 +70,7 @@ READING: dict[str, tuple[Any, ...]] = {
     "drop_lock": (1,),
     "find_checkpoint": (KEY,),
     "find_leftovers": (["t"],),
+    "find_next_expired": ("", Expiration.of([Expiry(idle=timedelta(days=1))])),
     "find_next_leftovers": ("", None),
     "find_next_threads": ("", RULE),
     "find_orphaned_writes": ("", "1", RULE),

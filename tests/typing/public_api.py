@@ -51,6 +51,7 @@ from checkpoint_store import (
 )
 from checkpoint_store.embedded import EmbeddedPostgres
 from checkpoint_store.encryption import KeyRing, Reencryption, count_unencrypted, reencrypt
+from checkpoint_store.expiry import Expiry, Sweeper, SweepOptions
 from checkpoint_store.schema import Tables, checkpoints, metadata
 from checkpoint_store.transfer import TransferReport, acopy_threads, copy_threads
 from checkpoint_store.url import pooler_options
@@ -184,6 +185,15 @@ async def async_lifecycle(saver: AsyncPostgresSaver) -> None:
     assert_type((swept.threads, swept.checkpoints, swept.writes, swept.blobs, swept.pages, swept.bytes), Six)
     await saver.asweep(keep_last=1, batch_size=100, on_progress=lambda report: print(report.checkpoints))  # noqa: T201
     await saver.asweep(older_than=90)  # type: ignore[arg-type]
+    rules = [Expiry.never({"pinned": True}), Expiry(idle=timedelta(days=30), age=timedelta(days=365))]
+    await saver.asweep(expiry=rules, keep=is_kept, before_delete=archive)
+    await saver.asweep(expiry=tuple(rules), keep=lambda thread: thread.metadata == {}, before_delete=print)
+    await saver.asweep(expiry=[Expiry(idle=30)])  # type: ignore[arg-type]
+    async with Sweeper(saver, timedelta(hours=1), expiry=rules, before_delete=archive) as sweeper:
+        assert_type(sweeper, Sweeper)
+    Sweeper(saver, timedelta(hours=1), dry_run=True)  # type: ignore[call-arg]
+    options: SweepOptions = {"expiry": rules, "batch_size": 10}
+    Sweeper(saver, timedelta(hours=1), **options)
     await saver.aprune("1", keep="5")  # type: ignore[arg-type]
 
 
@@ -192,6 +202,18 @@ def sync_lifecycle(saver: PostgresSaver) -> None:
     assert_type(saver.delete_for_runs(["run"]), SweepReport)
     assert_type(saver.sweep(keep_last=3), SweepReport)
     saver.sweep(timedelta(days=90))  # type: ignore[call-arg]
+    saver.sweep(expiry=[Expiry(age=timedelta(days=365))], keep=lambda _: False, before_delete=print)
+    saver.sweep(expiry=[Expiry.never()], before_delete=archive)  # type: ignore[arg-type]
+    with Sweeper(saver, timedelta(hours=1), keep_last=3) as sweeper:
+        assert_type(sweeper, Sweeper)
+
+
+async def is_kept(thread: ThreadSummary) -> bool:
+    return thread.checkpoints == 1
+
+
+async def archive(threads: list[ThreadSummary]) -> None:
+    assert_type(threads[0].metadata, dict[str, Any])
 
 
 Six = tuple[int, int, int, int, int, int]
