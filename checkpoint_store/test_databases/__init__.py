@@ -1,0 +1,1 @@
+"""Databases of a test run: the process that creates and drops them, and the connection of the tests to it."""
