@@ -111,7 +111,7 @@ async def _find(backend: Backend, thread: str, namespace: str, checkpoint_id: st
     row = await backend.run(find_checkpoint, key)
     if row is not None:
         return Row._make(row)
-    if not await backend.run(history_rows, thread, 1):
+    if not (await backend.run(history_rows, thread, 1)).rows:
         raise not_found(thread)
     graph = f"in the namespace {namespace!r}" if namespace else "of the root graph"
     wanted = f"checkpoint {checkpoint_id!r}" if checkpoint_id else "checkpoint"

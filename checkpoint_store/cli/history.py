@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.cells import cell_len
 
 from checkpoint_store.cli import output, values
 from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Thread, Url, looking
 from checkpoint_store.cli.safe_decode import safe_decode
-from checkpoint_store.cli.text import counted, moment, printable, short_id, size
-from checkpoint_store.serde.keys import checked_thread_id
+from checkpoint_store.cli.tasks import Versions, described, triggers_of
+from checkpoint_store.cli.text import counted, moment, printable, short_id, shortened, size
+from checkpoint_store.errors import ThreadNotFound
+from checkpoint_store.serde.keys import checked_thread_id, plain_text
 from checkpoint_store.storage.checkpoint_time import time_of
+
+if TYPE_CHECKING:
+    from checkpoint_store.storage.read import History
 
 INTERRUPT, ERROR = "__interrupt__", "__error__"  # as in sql/history.py
 Key = tuple[str, str]
@@ -27,6 +34,10 @@ def history(
     limit: Annotated[
         int, typer.Option("--limit", "-n", metavar="N", min=0, help="How many checkpoints, the newest; 0 for all.")
     ] = 200,
+    before: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", show_default=False, help="Only ones older than this id, or how it begins."),
+    ] = None,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
@@ -34,35 +45,36 @@ def history(
     """Draw a thread's checkpoints as a tree.
 
     The oldest come first; forks branch off, subgraphs stand within the step that ran them. A line has the step, what
-    made it (input, loop, update, fork), how its id begins, its time in UTC, and how many bytes came with it: its new
-    values, as far as they share nothing with its parent's, and what its tasks wrote.
+    made it (input, loop, update, fork), the nodes that ran, how its id begins, its time in UTC, and how many bytes came
+    with it: its new values, as far as they share nothing with its parent's, and what its tasks wrote. The last line of
+    each branch has the nodes that come next. A terminal that is narrow gets no times, then no sizes.
 
     \b
     Example:
       checkpoint-store history user-42
+      checkpoint-store history user-42 --limit 20 --before 1f0c4a3e-0000
     """
-    from checkpoint_store.storage.read import history as history_rows
+    from checkpoint_store.storage.read import history as read_history
     from checkpoint_store.storage.refusals import not_found
 
     checked_thread_id(thread, "THREAD")
-    # One more than the limit, to know if there are more.
-    read = limit + 1 if limit else UNLIMITED
-    rows = looking(url, schema, lambda backend: backend.run(history_rows, thread, read))
-    if not rows:
-        raise not_found(thread)
-    entries = [Entry.of(row) for row in rows[: limit or None]]
-    complete = len(entries) == len(rows)
+    before = plain_text(before, "--before") if before else None
+    found = looking(url, schema, lambda backend: backend.run(read_history, thread, limit or UNLIMITED, before))
+    if not found.rows:
+        raise ThreadNotFound(f"thread {thread!r} has no checkpoint before {before!r}") if before else not_found(thread)
+    entries = entries_of(found)
+    rest = None if found.total == len(entries) else entries[-1].checkpoint_id
     if as_json:
         documents = [entry.document() for entry in entries]
-        output.document({"thread_id": thread, "checkpoints": documents, "complete": complete})
+        more = {"complete": rest is None, "total": found.total, "next_before": rest}
+        output.document({"thread_id": thread, "checkpoints": documents, **more})
         return
-    graphs = counted(len({entry.namespace for entry in entries}), "namespace")
-    added = size(sum(entry.added for entry in entries))
-    output.line(f"{thread}: {counted(len(entries), 'checkpoint')} in {graphs}, {added}", "bold")
-    for line in draw(entries):
+    output.line(_title_of(thread, before, entries, found.total), "bold")
+    cut = {(row.checkpoint_ns, row.checkpoint_id) for row in found.parents}
+    for line in draw(entries, cut=cut, continued=found.continued, ends=before is None, width=output.width()):
         output.line(line)
-    if not complete:
-        output.note(f"older ones are left out: --limit {limit * 10}, or --limit 0 for all")
+    if rest is not None:
+        output.note(f"older ones: --before {shlex.quote(rest)}, or --limit 0 for all")
 
 
 @dataclass(frozen=True)
@@ -79,14 +91,10 @@ class Entry:
     """The number of tasks with pending writes."""
     marks: Sequence[str]
     """LangGraph's channels for interrupts and errors among those writes."""
-
-    @classmethod
-    def of(cls, row: Sequence[Any]) -> Entry:
-        """Return the entry of a row of `statements.history`."""
-        namespace, checkpoint_id, parent_id, metadata, added, tasks, marks = row
-        decoded = safe_decode("json", metadata.encode())
-        known = decoded if isinstance(decoded, dict) else {}
-        return cls(namespace, checkpoint_id, parent_id, known, added, tasks, sorted(marks or ()))
+    ran: Sequence[str] = ()
+    """The nodes that ran in the step that made it, each as often as it ran."""
+    next: Sequence[str] = ()
+    """The nodes that come next; of the last one of a branch those that have not finished."""
 
     @property
     def key(self) -> Key:
@@ -97,6 +105,15 @@ class Entry:
     def parent(self) -> Key | None:
         """The namespace and id of its parent, if it has one."""
         return (self.namespace, self.parent_id) if self.parent_id else None
+
+    @property
+    def host(self) -> Key | None:
+        """Of a subgraph's checkpoint, the key of the one with the step that ran the subgraph."""
+        parents = self.metadata.get("parents")
+        if not self.namespace or not isinstance(parents, dict):
+            return None
+        outer = self.namespace.rpartition("|")[0]
+        return outer, str(parents.get(outer))
 
     @property
     def time(self) -> datetime | None:
@@ -111,11 +128,145 @@ class Entry:
             "parent_checkpoint_id": self.parent_id,
             "time": self.time,
             "metadata": values.as_json(self.metadata),
+            "ran": self.ran,
+            "next": self.next,
             "bytes_added": self.added,
             "tasks": self.tasks,
             "interrupted": INTERRUPT in self.marks,
             "failed": ERROR in self.marks,
         }
+
+
+def entries_of(found: History) -> list[Entry]:
+    """Return the entries of the checkpoints that were found, in their order."""
+    versions = {(row.checkpoint_ns, row.checkpoint_id): Versions.of(row) for row in [*found.rows, *found.parents]}
+    by_graph: dict[str, list[Versions]] = defaultdict(list)
+    for (namespace, _), one in versions.items():
+        by_graph[_graph(namespace)].append(one)
+    triggers = {graph: triggers_of(of_graph) for graph, of_graph in by_graph.items()}
+    parents = {(row.checkpoint_ns, row.parent_checkpoint_id) for row in found.rows} | found.continued
+    entries = []
+    for row in found.rows:
+        key = row.checkpoint_ns, row.checkpoint_id
+        decoded = safe_decode("json", row.metadata.encode())
+        metadata = decoded if isinstance(decoded, dict) else {}
+        finished = () if key in parents else row.finished or ()
+        ran: Sequence[str] = ()
+        if metadata.get("source") == "loop":
+            before = versions.get((row.checkpoint_ns, row.parent_checkpoint_id or ""))
+            ran = versions[key].ran_since(before)
+        following = versions[key].due(triggers[_graph(row.checkpoint_ns)], finished)
+        own = (*key, row.parent_checkpoint_id, metadata, row.added, row.tasks, sorted(row.marks or ()))
+        entries.append(Entry(*own, ran, following))
+    return entries
+
+
+def draw(
+    entries: Sequence[Entry],
+    *,
+    cut: Set[Key] = frozenset(),
+    continued: Set[Key] = frozenset(),
+    ends: bool = True,
+    width: int | None = None,
+) -> list[str]:
+    """Return the lines of a tree, with one for each checkpoint, whatever the parents are.
+
+    Args:
+        entries: The checkpoints.
+        cut: The parents that are stored, but not among them.
+        continued: Those of them that have children which are not among them.
+        ends: Whether there are no newer ones.
+        width: The cells that a line may fill; notes that don't fit get a line of their own.
+    """
+    newest = max((entry.checkpoint_id for entry in entries if ends and not entry.namespace), default=None)
+    parents = {entry.parent for entry in entries} | continued
+    known = {entry.key for entry in entries} | cut
+    rows: list[_Row] = []
+    for start, rest, entry in _Tree(entries).lines():
+        if isinstance(entry, str):
+            rows.append(_Row(rest, f"{start}{printable(entry)}"))
+            continue
+        step, source = entry.metadata.get("step", "?"), entry.metadata.get("source", "?")
+        is_last = entry.key not in parents
+        notes = {
+            "older ones go on before it": entry.parent in cut,
+            "its parent is not stored": entry.parent is not None and entry.parent not in known,
+            "newer ones go on after it": entry.key in continued,
+            "interrupt": INTERRUPT in entry.marks,
+            "error": ERROR in entry.marks,
+            f"next: {described(entry.next)}": is_last and entry.next,
+            f"waiting: writes of {counted(entry.tasks, 'task')}": is_last and entry.tasks,
+            "latest": entry.key == ("", newest),
+        }
+        rows.append(
+            _Row(
+                rest,
+                f"{start}{printable(f'{step!s:>2} {source!s:<6}')}",
+                printable(described(entry.ran)),
+                short_id(entry.checkpoint_id),
+                moment(entry.time, precise=True),
+                size(entry.added),
+                printable(", ".join(note for note, applies in notes.items() if applies)),
+            )
+        )
+    return _fitted(rows, width)
+
+
+class _Row(NamedTuple):
+    """A line in its parts, each of them safe to print."""
+
+    rest: str
+    """The branches before the lines below it."""
+    tree: str
+    ran: str = ""
+    checkpoint: str = ""
+    time: str = ""
+    added: str = ""
+    notes: str = ""
+
+
+_LEAST = 8
+"""The characters of the nodes' names that are left on the narrowest terminal."""
+
+
+def _fitted(rows: Sequence[_Row], most: int | None) -> list[str]:
+    """Return lines that fill at most so many cells: with shorter times, then without, then without sizes."""
+    columns = [[row[place] for row in rows if row.checkpoint] for place in range(1, 6)]
+    times = columns[3]
+    widths = [max(map(cell_len, cells), default=0) for cells in columns]
+
+    def excess() -> int:
+        shown = [width for width in widths if width]
+        return 0 if most is None else sum(shown) + 2 * (len(shown) - 1) - most
+
+    if excess() > 0:
+        columns[3] = [time[5:19] if len(time) > 1 else time for time in times]
+        widths[3] = max(map(len, columns[3]), default=0)
+    for place in (3, 4):
+        if excess() > 0:
+            widths[place] = 0
+    if excess() > 0:
+        widths[1] = min(widths[1], max(_LEAST, widths[1] - excess()))
+    cells = zip(*columns, strict=True)
+    lines: list[str] = []
+    for row in rows:
+        lines += _lines(row, next(cells), widths, most) if row.checkpoint else [row.tree]
+    return lines
+
+
+def _lines(row: _Row, cells: Sequence[str], widths: Sequence[int], most: int | None) -> list[str]:
+    """Return a checkpoint's line, and a second one for notes that don't fit."""
+    shown = []
+    for place, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        text = shortened(cell, width) if place == 1 else cell
+        padding = " " * (width - cell_len(text))
+        if width:
+            shown.append(padding + text if place > 2 else text + padding)
+    line = "  ".join(shown).rstrip()
+    if not row.notes:
+        return [line]
+    whole = f"{'  '.join(shown)}  {row.notes}"
+    return [whole] if most is None or cell_len(whole) <= most else [line, f"{row.rest}     {row.notes}"]
 
 
 class _Line(NamedTuple):
@@ -127,33 +278,6 @@ class _Line(NamedTuple):
     """The branches before the lines below it."""
     content: Entry | str
     """A checkpoint, or the title of a subgraph."""
-
-
-def draw(entries: Sequence[Entry]) -> list[str]:
-    """Return the lines of a tree, with one for each checkpoint, whatever the parents are."""
-    newest = max((entry.checkpoint_id for entry in entries if not entry.namespace), default=None)
-    parents = {entry.parent for entry in entries}
-    stored = {entry.key for entry in entries}
-    left, right = [], []
-    for start, _, entry in _Tree(entries).lines():
-        if isinstance(entry, str):
-            left.append(f"{start}{printable(entry)}")
-            right.append("")
-            continue
-        step, source = entry.metadata.get("step", "?"), entry.metadata.get("source", "?")
-        is_cut = entry.parent is not None and entry.parent not in stored
-        left.append(f"{start}{'(...) ' if is_cut else ''}{printable(f'{step!s:>2} {source!s:<6}')}")
-        notes = {
-            "its parent is not stored": is_cut,
-            "interrupt": INTERRUPT in entry.marks,
-            "error": ERROR in entry.marks,
-            f"waiting: writes of {counted(entry.tasks, 'task')}": entry.tasks and entry.key not in parents,
-            "latest": entry.key == ("", newest),
-        }
-        cells = (short_id(entry.checkpoint_id), f"{moment(entry.time, precise=True):>23}", f"{size(entry.added):>9}")
-        right.append("  ".join([*cells, ", ".join(note for note, applies in notes.items() if applies)]).rstrip())
-    width = max(map(len, left), default=0)
-    return [f"{one.ljust(width)}  {other}".rstrip() for one, other in zip(left, right, strict=True)]
 
 
 class _Tree:
@@ -169,7 +293,7 @@ class _Tree:
         for entry in self._entries:
             if entry.parent in stored and entry.parent != entry.key:
                 self._children[entry.parent].append(entry)
-            elif (host := _host(entry)) in stored and host != entry.key:
+            elif (host := entry.host) in stored and host != entry.key:
                 self._subgraphs[host][entry.namespace].append(entry)
             else:
                 self._roots[entry.namespace].append(entry)
@@ -215,13 +339,17 @@ class _Tree:
             yield _Line(rest + branch, rest + below, child)
 
 
-def _host(entry: Entry) -> Key | None:
-    """Return the key of the checkpoint with the step that ran a subgraph, of the subgraph's first checkpoint."""
-    parents = entry.metadata.get("parents")
-    if not entry.namespace or not isinstance(parents, dict):
-        return None
-    outer = entry.namespace.rpartition("|")[0]
-    return outer, str(parents.get(outer))
+def _title_of(thread: str, before: str | None, entries: Sequence[Entry], total: int) -> str:
+    """Return the first line: how many checkpoints there are, and how many of them are drawn."""
+    every = counted(total, "checkpoint") + (f" before {before}" if before else "")
+    drawn = every if total == len(entries) else f"the newest {len(entries):,} of {every}"
+    graphs = counted(len({entry.namespace for entry in entries}), "namespace")
+    return f"{thread}: {drawn} in {graphs}, {size(sum(entry.added for entry in entries))}"
+
+
+def _graph(namespace: str) -> str:
+    """Return a namespace without the ids of tasks: the same for each call of a subgraph."""
+    return "|".join(part.partition(":")[0] for part in namespace.split("|"))
 
 
 def _title(namespace: str) -> str:

@@ -76,6 +76,12 @@ def _padded(cell: str, width: int, right: bool) -> str:
     return padding + cell if right else cell + padding
 
 
+def width() -> int | None:
+    """Return the width of the terminal in cells; None in a pipe, where lines may be of any length."""
+    console = Console()
+    return console.width if console.is_terminal else None
+
+
 def line(text: str = "", style: str = "") -> None:
     """Print a line, without wrapping it."""
     Console().print(Text(printable(text), style=style), soft_wrap=True, highlight=False)

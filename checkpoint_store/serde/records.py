@@ -26,6 +26,34 @@ class Row(NamedTuple):
     sends: Sequence[bytes] | None
 
 
+class Summary(NamedTuple):
+    """A row of `sql.history`: a checkpoint without its values; arrays are None where nothing is stored."""
+
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_checkpoint_id: str | None
+    metadata: str
+    added: int
+    """The bytes of the checkpoint, of its pending writes, and of values and pages that its parent does not have."""
+    tasks: int
+    """The number of tasks that have stored writes."""
+    marks: Sequence[str] | None
+    """The channels of interrupts and errors to which they wrote."""
+    finished: Sequence[str] | None
+    """The paths of those that have finished."""
+    versions: str | None
+    """The versions of its channels, as JSON."""
+    seen: str | None
+    """The versions that each node has seen, as JSON."""
+    inline: Sequence[str] | None
+    """The channels with a value in the checkpoint itself."""
+    channels: Sequence[str] | None
+    """The channels with a stored value that the parent does not have, and those that wait for several tasks."""
+    types: Sequence[str] | None
+    blobs: Sequence[bytes | None] | None
+    """The values of those that trigger tasks, unless they are large."""
+
+
 class Ancestor(NamedTuple):
     """A row of `delta_history`; arrays are None where nothing is stored."""
 

@@ -5,27 +5,67 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from checkpoint_store.schema import PAGED, Tables
 from checkpoint_store.sql import expressions as ex
+from checkpoint_store.sql.read import TASKS
 
 INTERRUPT, ERROR = "__interrupt__", "__error__"
 """LangGraph's channels of interrupts and of failed tasks."""
 
 
-def summaries(t: Tables) -> sa.Select[Any]:
-    """Select the newest checkpoints of a thread in all its namespaces, with the bytes that each of them added.
+_CONTROL = (INTERRUPT, ERROR, "__error_source_node__", "__resume__")
+"""LangGraph's channels of what happened to a task (its CONTROL_WRITES); one that has written to others has finished."""
 
-    A row is a namespace, an id, its parent's id, the metadata as JSON text, the added bytes (of the checkpoint itself,
-    its pending writes, and values and pages that its parent does not have), the number of tasks that have stored
-    writes, and those of `INTERRUPT` and `ERROR` that they wrote to.
+LARGEST_SENDS = 256 * 1024
+"""The size up to which the value of a channel that triggers tasks is read, to know which."""
 
-    Binds: `thread_id`, `limit`.
+
+def newest_summaries(t: Tables, *, before: bool) -> sa.Select[Any]:
+    """Select the newest checkpoints of a thread in all its namespaces, or the newest with smaller ids than one.
+
+    Binds: `thread_id`, `limit`, and `before` if there is such an id; for the columns see `_summaries`.
     """
     c = t.checkpoints
-    found = sa.select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id).where(ex.in_thread(c))
+    found = sa.select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id).where(*_among(c, before=before))
     found = found.order_by(c.c.checkpoint_id.desc(), c.c.checkpoint_ns.desc()).limit(ex.param("limit", sa.Integer))
-    chosen = found.subquery("chosen")
+    return _summaries(t, found.subquery("chosen"))
+
+
+def summaries_at(t: Tables) -> sa.Select[Any]:
+    """Select some checkpoints of a thread, as `newest_summaries`. Binds: see `_keys`."""
+    c, keys = t.checkpoints, _keys()
+    found = sa.select(c.c.thread_id, c.c.checkpoint_ns, c.c.checkpoint_id).where(ex.in_thread(c))
+    is_one = sa.and_(c.c.checkpoint_ns == keys.c.checkpoint_ns, c.c.checkpoint_id == keys.c.checkpoint_id)
+    return _summaries(t, found.select_from(c.join(keys, is_one)).subquery("chosen"))
+
+
+def count_checkpoints(t: Tables, *, before: bool) -> sa.Select[Any]:
+    """Count the checkpoints of a thread, or those with smaller ids than one. Binds: `thread_id`, and `before`."""
+    return sa.select(sa.func.count()).select_from(t.checkpoints).where(*_among(t.checkpoints, before=before))
+
+
+def parents_of_newer(t: Tables) -> sa.Select[Any]:
+    """Select those of some checkpoints that have children with the id `before`, or a larger one. Binds: see `_keys`."""
+    c, keys = t.checkpoints, _keys()
+    is_parent = sa.and_(c.c.checkpoint_ns == keys.c.checkpoint_ns, c.c.parent_checkpoint_id == keys.c.checkpoint_id)
+    found = sa.select(c.c.checkpoint_ns, c.c.parent_checkpoint_id).distinct().select_from(c.join(keys, is_parent))
+    return found.where(ex.in_thread(c), c.c.checkpoint_id >= ex.param("before"))
+
+
+def _among(c: sa.FromClause, *, before: bool) -> list[sa.ColumnElement[bool]]:
+    return [ex.in_thread(c), *([c.c.checkpoint_id < ex.param("before")] if before else [])]
+
+
+def _keys() -> sa.TableValuedAlias:
+    """Return the keys of checkpoints. Binds: `thread_id`, and the arrays `checkpoint_nss` and `checkpoint_ids`."""
+    return ex.rows_of_binds(checkpoint_ns=sa.Text, checkpoint_id=sa.Text)
+
+
+def _summaries(t: Tables, chosen: sa.FromClause) -> sa.Select[Any]:
+    """Select checkpoints by their keys, without their values; the columns are those of `serde.records.Summary`."""
+    c = t.checkpoints
     before = c.alias("before")
     parent = (
         sa.select(ex.channel_versions(before).label("versions"))
@@ -36,6 +76,9 @@ def summaries(t: Tables) -> sa.Select[Any]:
     writes, values = _writes(t, c), _new_values(t, c, parent)
     own = sa.func.pg_column_size(c.c.checkpoint) + sa.func.pg_column_size(c.c.metadata)
     rows = chosen.join(c, ex.same_checkpoint(c, chosen)).outerjoin(parent, sa.true())
+    # What a static interrupt has seen is every channel, and triggers nothing.
+    seen = ex.members_of(c.c.checkpoint, "versions_seen").op("-", return_type=pg.JSONB())(ex.text_literal(INTERRUPT))
+    inline = ex.names_of(ex.members_of(c.c.checkpoint, "channel_values"))
     return (
         sa.select(
             c.c.checkpoint_ns,
@@ -44,7 +87,14 @@ def summaries(t: Tables) -> sa.Select[Any]:
             sa.cast(c.c.metadata, sa.Text).label("metadata"),
             sa.cast(own + values.c.bytes + writes.c.bytes, sa.BigInteger).label("added"),
             writes.c.tasks,
-            writes.c.said,
+            writes.c.marks,
+            writes.c.finished,
+            sa.cast(ex.members_of(c.c.checkpoint, "channel_versions"), sa.Text).label("versions"),
+            sa.cast(seen, sa.Text).label("seen"),
+            sa.select(sa.func.array_agg(inline.c.channel)).scalar_subquery().label("inline"),
+            values.c.channels,
+            values.c.types,
+            values.c.blobs,
         )
         .select_from(rows.join(writes, sa.true()).join(values, sa.true()))
         .order_by(c.c.checkpoint_id.desc(), c.c.checkpoint_ns.desc())
@@ -63,14 +113,15 @@ def ids_with_prefix(t: Tables) -> sa.Select[Any]:
 
 
 def _writes(t: Tables, c: sa.FromClause) -> sa.FromClause:
-    """Select the number of tasks that have stored writes at a checkpoint, their bytes, and their special channels."""
+    """Select the number of tasks that have stored writes at a checkpoint, their bytes, and what became of the tasks."""
     w = t.checkpoint_writes
-    is_special = w.c.channel.in_([ex.text_literal(INTERRUPT), ex.text_literal(ERROR)])
+    is_mark, is_control = (w.c.channel.in_([*map(ex.text_literal, names)]) for names in ((INTERRUPT, ERROR), _CONTROL))
     return (
         sa.select(
             sa.func.count(w.c.task_id.distinct()).label("tasks"),
             sa.func.coalesce(sa.func.sum(sa.func.pg_column_size(w.c.blob)), ex.ZERO).label("bytes"),
-            sa.func.array_agg(w.c.channel.distinct()).filter(is_special).label("said"),
+            sa.func.array_agg(w.c.channel.distinct()).filter(is_mark).label("marks"),
+            sa.func.array_agg(w.c.task_path.distinct()).filter(sa.not_(is_control)).label("finished"),
         )
         .where(ex.same_checkpoint(w, c))
         .correlate(c)
@@ -79,7 +130,10 @@ def _writes(t: Tables, c: sa.FromClause) -> sa.FromClause:
 
 
 def _new_values(t: Tables, c: sa.FromClause, parent: sa.FromClause) -> sa.FromClause:
-    """Select the bytes of the blobs and pages of a checkpoint that its parent does not have."""
+    """Select the bytes of the blobs and pages of a checkpoint that its parent does not have, and their channels.
+
+    Of channels that trigger tasks the values are selected too. A channel that waits for several tasks may be older.
+    """
     b, old, p = t.checkpoint_blobs, t.checkpoint_blobs.alias("old"), t.checkpoint_pages
     versions = ex.members_of(c.c.checkpoint, "channel_versions")
     current = sa.func.jsonb_each_text(versions).table_valued("key", "value").render_derived("current")
@@ -92,10 +146,20 @@ def _new_values(t: Tables, c: sa.FromClause, parent: sa.FromClause) -> sa.FromCl
     pages = found.correlate(b, parent, current).lateral("pages")
     is_current = sa.and_(ex.same_namespace(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)
     sizes = sa.func.coalesce(sa.func.pg_column_size(b.c.blob), ex.ZERO) + sa.func.coalesce(pages.c.bytes, ex.ZERO)
+    is_new = current.c.value.is_distinct_from(before)
+    joins, branches = (current.c.key.like(ex.text_literal(start)) for start in ("join:%", "branch:%"))
+    is_trigger = sa.or_(joins, branches, current.c.key == ex.text_literal(TASKS))
+    is_small = sa.func.length(b.c.blob) <= ex.int_literal(LARGEST_SENDS)
+    has_value = b.c.type != ex.text_literal("empty")
     return (
-        sa.select(sa.func.coalesce(sa.func.sum(sizes), ex.ZERO).label("bytes"))
+        sa.select(
+            sa.func.coalesce(sa.func.sum(sizes).filter(is_new), ex.ZERO).label("bytes"),
+            sa.func.array_agg(current.c.key).filter(has_value).label("channels"),
+            sa.func.array_agg(b.c.type).filter(has_value).label("types"),
+            sa.func.array_agg(sa.case((sa.and_(is_trigger, is_small), b.c.blob))).filter(has_value).label("blobs"),
+        )
         .select_from(current.join(b, is_current).outerjoin(pages, sa.true()))
-        .where(current.c.value.is_distinct_from(before))
+        .where(sa.or_(is_new, joins))
         .correlate(c, parent)
         .lateral("new_values")
     )

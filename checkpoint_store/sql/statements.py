@@ -97,7 +97,12 @@ class Statements:
 
     ancestors = compiled(delta_history.ancestors)
 
-    summaries = compiled(history.summaries)
+    summaries = compiled(history.newest_summaries, before=False)
+    summaries_before = compiled(history.newest_summaries, before=True)
+    summaries_at = compiled(history.summaries_at)
+    count_checkpoints_of = compiled(history.count_checkpoints, before=False)
+    count_checkpoints_before = compiled(history.count_checkpoints, before=True)
+    parents_of_newer = compiled(history.parents_of_newer)
     ids_with_prefix = compiled(history.ids_with_prefix)
 
     stored_threads = compiled(copy_thread.stored_threads)

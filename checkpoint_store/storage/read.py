@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Set
+from typing import Any, NamedTuple
 
 from checkpoint_store.errors import InvalidConfig, short_repr
 from checkpoint_store.schema import PAGED
 from checkpoint_store.serde.keys import Key
+from checkpoint_store.serde.records import Summary
+from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.compiled import Read
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.script import Constant, planned_for
@@ -73,10 +75,33 @@ def _made(row: Row, page_cache: PageCache) -> Row | None:
     return columns
 
 
-@operation(Kind.READ, thread_of=lambda thread_id, _: thread_id)
-def history(db: Executor, sql: Statements, thread_id: str, limit: int) -> Sequence[Row]:
-    """Return the newest checkpoints of a thread without their values; see `sql.history.summaries`."""
-    return db.fetch(sql.summaries, {"thread_id": thread_id, "limit": limit})
+class History(NamedTuple):
+    """The newest checkpoints of a thread, or the newest of those with smaller ids than one, without their values."""
+
+    rows: Sequence[Summary]
+    total: int
+    """How many there are without the limit."""
+    parents: Sequence[Summary]
+    """Those of their parents that are stored, but are not among them."""
+    continued: Set[tuple[str, str]]
+    """The namespaces and ids of those that have children beyond the id that bounds them."""
+
+
+@operation(Kind.READ, thread_of=lambda thread_id, *_: thread_id)
+def history(db: Executor, sql: Statements, thread_id: str, limit: int, before: str | None = None) -> History:
+    """Return the newest checkpoints of a thread; with `before`, of those with smaller ids than that."""
+    binds = {"thread_id": thread_id, "before": before}
+    newest, count = sql.summaries, sql.count_checkpoints_of
+    if before is not None:
+        newest, count = sql.summaries_before, sql.count_checkpoints_before
+    rows = [Summary(*row) for row in db.fetch(newest, {**binds, "limit": limit})]
+    keys = {(row.checkpoint_ns, row.checkpoint_id) for row in rows}
+    sought = {(row.checkpoint_ns, row.parent_checkpoint_id) for row in rows if row.parent_checkpoint_id} - keys
+    names = ("checkpoint_ns", "checkpoint_id")
+    parents = db.fetch(sql.summaries_at, {**binds, **array_binds(names, sought)}) if sought else []
+    newer = [] if before is None or not rows else db.fetch(sql.parents_of_newer, {**binds, **array_binds(names, keys)})
+    total = db.fetch(count, binds)[0][0] if len(rows) == limit else len(rows)
+    return History(rows, total, [Summary(*row) for row in parents], {(row[0], row[1]) for row in newer})
 
 
 @operation(Kind.READ, thread_of=lambda key: key.thread_id)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from checkpoint_store.cli.history import Entry, draw
+from checkpoint_store.cli.history import Entry, draw, entries_of
+from checkpoint_store.serde.records import Summary
+from checkpoint_store.storage.read import History
 
 
 def entry(name: str, parent: str | None = None, namespace: str = "", **options: Any) -> Entry:
@@ -18,10 +20,10 @@ def test_a_chain_goes_straight_down() -> None:
     entries = [entry("c3", "c2"), entry("c1", None), entry("c2", "c1", tasks=1), entry("c4", "c3", tasks=2)]
 
     assert draw(entries) == [
-        " 1 loop    c1                        -      100 B",
-        " 2 loop    c2                        -      100 B",
-        " 3 loop    c3                        -      100 B",
-        " 4 loop    c4                        -      100 B  waiting: writes of 2 tasks, latest",
+        " 1 loop    c1  -  100 B",
+        " 2 loop    c2  -  100 B",
+        " 3 loop    c3  -  100 B",
+        " 4 loop    c4  -  100 B  waiting: writes of 2 tasks, latest",
     ]
 
 
@@ -43,21 +45,21 @@ def test_forks_branch_off_and_subgraphs_stand_within() -> None:
         entry("t1", None, "z:22222222-3", metadata=at),
     ]
 
-    assert [line[:18].rstrip() for line in draw(entries)] == [
-        " 0 loop         c0",
-        " 1 loop         c1",
+    assert [line[:17].rstrip() for line in draw(entries)] == [
+        " 0 loop        c0",
+        " 1 loop        c1",
         "│ a (1)",
-        "│  1 loop       s1",
+        "│  1 loop      s1",
         "│ │ b (2)",
-        "│ │  1 loop     u1",
-        "│  2 loop       s2",
+        "│ │  1 loop    u1",
+        "│  2 loop      s2",
         "│ z (22222222)",
-        "│  1 loop       t1",
-        "├─ 2 loop       c2",
-        "│  3 loop       c3",
-        "└─ 2 loop       d2",
-        "  ├─ 3 loop     d3",
-        "  └─ 3 loop     e3",
+        "│  1 loop      t1",
+        "├─ 2 loop      c2",
+        "│  3 loop      c3",
+        "└─ 2 loop      d2",
+        "  ├─ 3 loop    d3",
+        "  └─ 3 loop    e3",
     ]
 
 
@@ -76,13 +78,23 @@ def test_marks_are_told() -> None:
 def test_hostile_rows_are_drawn_harmlessly() -> None:
     """Escapes in every place a row has, parents of every kind, metadata that is no object."""
     evil = "\x1b[2J\u202e1"
-    rows: list[list[Any]] = [
-        [evil, evil, evil, '{"step": "\\u001b[1m", "source": ["x"], "parents": 5}', 1, 1, [evil]],
-        ["", "a1", "a1", "[]", 1, 0, None],
-        [f"{evil}|{evil}:{evil}", "b1", None, f'{{"parents": {{"{"x" * 9}": []}}}}', 1, 0, None],
+    hostile = f'{{"{"x" * 9}": {{"__start__": [1]}}, "\\u001b[2J": 5, "__snapshot_bumps__": {{"a|b": []}}}}'
+    more = (
+        [evil, "~__pregel_push, x"],
+        hostile,
+        hostile,
+        [evil],
+        [evil, "join:a+b:c"],
+        ["msgpack"] * 2,
+        [b"\xc1", None],
+    )
+    rows = [
+        Summary(evil, evil, evil, '{"step": "\\u001b[1m", "source": ["x"], "parents": 5}', 1, 1, [evil], *more),
+        Summary("", "a1", "a1", "[]", 1, 0, None, None, "[]", "5", None, None, None, None),
+        Summary(f"{evil}|{evil}:{evil}", "b1", None, f'{{"parents": {{"{"x" * 9}": []}}}}', 1, 0, None, *more),
     ]
 
-    lines = draw([Entry.of(row) for row in rows])
+    lines = draw(entries_of(History(rows, 3, rows, set())))
 
     assert len(lines) == 5
     assert all(line.isprintable() for line in lines)
