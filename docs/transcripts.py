@@ -17,17 +17,19 @@ from datetime import UTC, datetime, timedelta
 from os import environ
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgpack
 import psycopg
 
 from checkpoint_store import PostgresSaver
-from checkpoint_store.cli import main
+from checkpoint_store.cli import main, text
 from checkpoint_store.embedded import EmbeddedPostgres
 
 PAGE = Path(__file__).parent / "reference" / "command-line.md"
 BLOCK = re.compile(r"^```console\n(.+?)^```$", re.DOTALL | re.MULTILINE)
 START = datetime(2026, 3, 2, 10, tzinfo=UTC)
+NOW = START + timedelta(days=1)
 
 HOSTILE = msgpack.packb({"order": msgpack.ExtType(0, msgpack.packb(["os", "system", "rm -rf / #\x1b[2J\x07"]))})
 """A map whose value asks LangGraph's serializer to call os.system(), with escapes for the terminal."""
@@ -154,7 +156,7 @@ def run(command: str) -> str:
     """Run a command and return what it prints; `; echo $?` after it prints its exit code."""
     words, echo, _ = command.partition("; echo $?")
     printed = io.StringIO()
-    with redirect_stdout(printed), redirect_stderr(printed):
+    with redirect_stdout(printed), redirect_stderr(printed), patch.object(text, "now", lambda: NOW):
         code = main(shlex.split(words)[1:])
     return printed.getvalue() + (f"{code}\n" if echo else "")
 

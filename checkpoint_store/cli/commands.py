@@ -70,8 +70,10 @@ class _OnDemand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], *others: Any, **extra: Any) -> Any:
         """Return the context of the command itself."""
+        from checkpoint_store.cli.output import hinting
+
         alone = typer.Typer(add_completion=False, **_OPTIONS)
-        alone.command(self.name)(function_of(str(self.name)))
+        alone.command(self.name)(hinting()(function_of(str(self.name))))
         return typer.main.get_command(alone).make_context(info_name, args, *others, **extra)
 
 

@@ -87,7 +87,7 @@ def looking(url: str, schema: str | None, work: Callable[[Backend], Awaitable[T]
 
     result, found = on_backend(url, schema, look)
     if found.additions:
-        output.note(f"the tables {found.state}: `{_upgrade(schema)}` adds {found.additions}")
+        output.hint(f"the tables {found.state}: `{_upgrade(schema)}` adds {found.additions}")
     return result
 
 

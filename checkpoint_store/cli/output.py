@@ -98,6 +98,23 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr)  # noqa: T201
 
 
+_hints: list[str] = []
+
+
+def hint(text: str) -> None:
+    """Have a line about what to do next printed after the result; of several only the last, which knows most."""
+    _hints[:] = [text]
+
+
+@contextmanager
+def hinting() -> Iterator[None]:
+    """Print the hint of a command that was done."""
+    _hints.clear()
+    yield
+    for text in _hints:
+        note(text)
+
+
 class Advance(Protocol):
     """The function that tells a progress bar how far the work is."""
 

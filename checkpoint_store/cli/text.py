@@ -10,7 +10,8 @@ from itertools import accumulate
 
 from checkpoint_store.storage.checkpoint_time import time_of
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+"""The units of sizes, in powers of a thousand."""
 
 SHORT_ID = 18
 """The characters of a version 6 UUID that are its time; the rest is the same in most ids of a thread."""
@@ -78,8 +79,8 @@ def now() -> datetime:
 def size(count: int) -> str:
     """Return a number of bytes in powers of a thousand."""
     amount = float(count)
-    for unit in _UNITS:
-        if amount < 999.95 or unit == _UNITS[-1]:
+    for unit in UNITS:
+        if amount < 999.95 or unit == UNITS[-1]:
             break
         amount /= 1000
     return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"

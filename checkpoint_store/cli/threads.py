@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from checkpoint_store.cli import output
+from checkpoint_store.cli import output, text
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, looking, on_backend
 from checkpoint_store.cli.output import Column
+from checkpoint_store.cli.retention import age_of
 from checkpoint_store.cli.stats import stored_stats
-from checkpoint_store.cli.text import counted, moment, short_id, size
-from checkpoint_store.errors import InvalidConfig, ThreadExists
+from checkpoint_store.cli.text import UNITS, age, counted, moment, short_id, size
+from checkpoint_store.errors import InvalidConfig, InvalidOption, ThreadExists
 from checkpoint_store.serde.keys import checked_thread_id, copy_of
 
 if TYPE_CHECKING:
     from checkpoint_store.database.backend import Backend
-    from checkpoint_store.storage.thread_list import ThreadSummary
+    from checkpoint_store.storage.thread_list import ThreadListRequest, ThreadSummary
     from checkpoint_store.storage.thread_stats import ThreadStats
 
 Cursor = Annotated[str | None, typer.Option(metavar="CURSOR", show_default=False, help="Go on where a list has ended.")]
@@ -26,6 +30,13 @@ Filter = Annotated[
     typer.Option("--filter", metavar="JSON", show_default=False, help="What the newest metadata must contain."),
 ]
 Prefix = Annotated[str | None, typer.Option(metavar="TEXT", show_default=False, help="What the ids begin with.")]
+OlderThan = Annotated[
+    str | None, typer.Option(metavar="AGE", show_default=False, help="Last used longer ago than this: 12h, 30d, 8w.")
+]
+LargerThan = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", show_default=False, help="Larger than this: 500kB, 10MB. Every thread is measured."),
+]
 
 
 def threads(
@@ -34,42 +45,44 @@ def threads(
     order: Annotated[str, typer.Option(metavar="ORDER", help='"newest" or "thread_id".')] = "newest",
     metadata_filter: Filter = None,
     prefix: Prefix = None,
+    older_than: OlderThan = None,
+    larger_than: LargerThan = None,
     count: Annotated[bool, typer.Option("--count", help="Count each thread's checkpoints.")] = False,
+    measure: Annotated[bool, typer.Option("--size/--no-size", help="Measure each thread, by reading its rows.")] = True,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
     """List threads, the last used first.
 
-    The cost depends on --limit, not on the number of threads.
+    The cost depends on --limit, not on the number of threads; but --larger-than reads the rows of thread after thread,
+    until enough are found, and --older-than with --order thread_id passes all of them.
 
     \b
     Example:
       checkpoint-store threads --limit 50 --count
+      checkpoint-store threads --older-than 30d --larger-than 10MB
       checkpoint-store threads --filter '{"user": "ada"}' --json
     """
-    from checkpoint_store.storage.thread_list import ThreadCursor, list_threads, listing_of
+    from checkpoint_store.storage.thread_list import listing_of
 
+    least = -1 if larger_than is None else bytes_of(larger_than)
     options: Any = {"cursor": cursor, "order": order, "metadata_filter": _metadata(metadata_filter), "prefix": prefix}
+    if older_than is not None:
+        options["older_than"] = text.now() - age_of(older_than)
     try:
-        request = listing_of(limit=limit or None, count=count, **options)
+        request = listing_of(limit=None if larger_than else limit or None, count=count, **options)
     except InvalidConfig as error:
         raise InvalidConfig(f"--{error}") from None
-
-    async def read(backend: Backend) -> list[ThreadSummary]:
-        cursor, found = ThreadCursor(request), []
-        while cursor.has_next:
-            found += cursor.advance(await backend.run(list_threads, cursor.conditions, cursor.binds))
-        return found
-
-    found = looking(url, schema, read)
-    next_cursor = found[-1].cursor if found and len(found) == limit else None
+    found = looking(url, schema, lambda backend: _read(backend, request, limit, least, measure=measure))
+    next_cursor = found[-1][0].cursor if found and len(found) == limit else None
     if as_json:
-        output.document({"threads": found, "next_cursor": next_cursor})
+        documents = [{**asdict(one), "bytes": size} for one, size in found]
+        output.document({"threads": documents, "next_cursor": next_cursor})
         return
-    _print(found, count)
+    _print(found, count=count, measured=measure or larger_than is not None)
     if next_cursor:
-        output.note(f"there may be more: --cursor {next_cursor}")
+        output.hint(f"there may be more: --cursor {next_cursor}")
 
 
 def copy(
@@ -142,11 +155,45 @@ def delete(
     on_backend(url, schema, work, advice, retry_timeout=RETRY_SECONDS)
 
 
-def _metadata(text: str | None) -> dict[str, Any] | None:
-    if text is None:
+async def _read(
+    backend: Backend, request: ThreadListRequest, limit: int, least: int, *, measure: bool
+) -> list[tuple[ThreadSummary, int | None]]:
+    """Return the threads of a list that are larger than so many bytes, with their bytes if they are measured."""
+    from checkpoint_store.storage.thread_list import ThreadCursor, list_threads, thread_sizes
+
+    cursor, passed = ThreadCursor(request), 0
+    found: list[tuple[ThreadSummary, int | None]] = []
+    with output.progress("measuring", "threads") if least >= 0 else nullcontext() as advance:
+        while cursor.has_next and (not limit or len(found) < limit):
+            listed = cursor.advance(await backend.run(list_threads, cursor.conditions, cursor.binds))
+            names = [one.thread_id for one in listed]
+            sizes = await backend.run(thread_sizes, names) if names and (measure or least >= 0) else {}
+            found += [(one, sizes.get(one.thread_id)) for one in listed if sizes.get(one.thread_id, 0) > least]
+            passed += len(listed)
+            if advance:
+                advance(passed)
+    return found[: limit or None]
+
+
+def bytes_of(wanted: str) -> int:
+    """Return the number of bytes that a text such as `10MB` names, or raise `InvalidOption`."""
+    parts = _SIZE.fullmatch(wanted.strip())
+    if parts is None:
+        raise InvalidOption(
+            f"--larger-than must be a number with a unit: {', '.join(UNITS)}, as in 10MB, not {wanted!r}"
+        )
+    power = [unit.lower() for unit in UNITS].index((parts[2] or "B").lower())
+    return int(float(parts[1]) * 1000.0**power)
+
+
+_SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d{{1,15}})?) ?({'|'.join(UNITS)})?", re.IGNORECASE)
+
+
+def _metadata(wanted: str | None) -> dict[str, Any] | None:
+    if wanted is None:
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(wanted)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -154,18 +201,32 @@ def _metadata(text: str | None) -> dict[str, Any] | None:
     return found
 
 
-def _print(found: list[ThreadSummary], count: bool) -> None:
-    rows = []
-    for one in found:
-        step, source = one.metadata.get("step", "-"), one.metadata.get("source", "-")
-        row = (one.thread_id, short_id(one.checkpoint_id), moment(one.updated_at), step, source, one.checkpoints)
-        rows.append(row if count else row[:-1])
-    columns = [
-        Column("THREAD", cut=True),
-        Column("CHECKPOINT", rank=1),
-        Column("UPDATED (UTC)", rank=4),
-        Column("STEP", right=True, rank=2),
-        Column("SOURCE", rank=3),
-        Column("CHECKPOINTS", right=True),
+def _print(found: list[tuple[ThreadSummary, int | None]], *, count: bool, measured: bool) -> None:
+    columns = {
+        "thread": Column("THREAD", cut=True),
+        "checkpoint": Column("CHECKPOINT", rank=2),
+        "updated": Column("UPDATED (UTC)", rank=5),
+        "age": Column("AGE", right=True),
+        "step": Column("STEP", right=True, rank=3),
+        "source": Column("SOURCE", rank=4),
+        "checkpoints": Column("CHECKPOINTS", right=True, rank=1),
+        "size": Column("SIZE", right=True, rank=1),
+    }
+    if not count:
+        del columns["checkpoints"]
+    if not measured:
+        del columns["size"]
+    rows = [
+        {
+            "thread": one.thread_id,
+            "checkpoint": short_id(one.checkpoint_id),
+            "updated": moment(one.updated_at),
+            "age": age(one.updated_at),
+            "step": one.metadata.get("step", "-"),
+            "source": one.metadata.get("source", "-"),
+            "checkpoints": f"{one.checkpoints or 0:,}",
+            "size": size(stored or 0),
+        }
+        for one, stored in found
     ]
-    output.table(columns if count else columns[:-1], rows)
+    output.table([*columns.values()], [[row[name] for name in columns] for row in rows])

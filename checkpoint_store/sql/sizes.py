@@ -66,17 +66,23 @@ def largest_threads(t: Tables) -> sa.Select[Any]:
     """Select the largest threads, with their numbers of checkpoints and bytes; reads all rows. Binds: `limit`."""
     parts = sa.union_all(
         *[
-            sa.select(
-                table.c.thread_id,
-                (sa.func.count() if table is t.checkpoints else ex.ZERO).label("checkpoints"),
-                _total(_row_bytes(table)).label("bytes"),
-            ).group_by(table.c.thread_id)
+            _thread_bytes(table, (sa.func.count() if table is t.checkpoints else ex.ZERO).label("checkpoints"))
             for table in t.all
         ]
     ).subquery("parts")
     total = _total(parts.c.bytes).label("total")
     found = sa.select(parts.c.thread_id, _total(parts.c.checkpoints), total).group_by(parts.c.thread_id)
     return found.order_by(total.desc(), parts.c.thread_id).limit(ex.param("limit", sa.Integer))
+
+
+def thread_sizes(t: Tables) -> sa.Select[Any]:
+    """Select some threads with their bytes. Binds: `thread_ids`."""
+    parts = sa.union_all(*[_thread_bytes(table).where(ex.among_threads(table)) for table in t.all]).subquery("parts")
+    return sa.select(parts.c.thread_id, _total(parts.c.bytes)).group_by(parts.c.thread_id)
+
+
+def _thread_bytes(table: sa.Table, *others: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    return sa.select(table.c.thread_id, _total(_row_bytes(table)).label("bytes"), *others).group_by(table.c.thread_id)
 
 
 def table_sizes(t: Tables) -> sa.Select[Any]:

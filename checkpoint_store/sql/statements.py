@@ -173,6 +173,7 @@ class Statements:
     thread_tables = compiled(sizes.thread_tables)
     thread_channels = compiled(sizes.thread_channels)
     largest_threads = compiled(sizes.largest_threads)
+    thread_sizes = compiled(sizes.thread_sizes)
     table_sizes = compiled(sizes.table_sizes)
 
     has_citus = compiled(distribution.has_citus)

@@ -19,7 +19,7 @@ from checkpoint_store.sql.arrays import array_binds
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.list_threads import MANY, MAX_STEPS
 from checkpoint_store.sql.statements import Statements
-from checkpoint_store.storage.checkpoint_time import time_of
+from checkpoint_store.storage.checkpoint_time import first_id_of, is_older, time_of
 from checkpoint_store.storage.operation import Kind, operation
 
 Order = Literal["newest", "thread_id"]
@@ -61,6 +61,8 @@ class ThreadListRequest(NamedTuple):
     prefix: str | None
     filter: str | None
     counts: bool
+    before: str | None
+    """The id that the newest checkpoint must be older than; threads whose id has no time are left out then."""
 
 
 def listing_of(
@@ -71,6 +73,7 @@ def listing_of(
     metadata_filter: dict[str, Any] | None,
     prefix: str | None,
     count: bool,
+    older_than: datetime | None = None,
 ) -> ThreadListRequest:
     """Return the arguments of a list of threads, checked.
 
@@ -88,6 +91,7 @@ def listing_of(
         None if prefix is None else plain_text(prefix, "prefix") or None,
         jsonb.filter_text(metadata_filter),
         flag(count, "count", InvalidConfig),
+        None if older_than is None else first_id_of(older_than),
     )
 
 
@@ -106,9 +110,10 @@ class ThreadCursor:
         self._listing = listing
         self._left = listing.limit
         stages = _STAGES[listing.order]
-        stage, *last = listing.start or (stages[0], None, None)
-        # No metadata contains anything where there is none.
-        self._stages = [one for one in stages[stages.index(stage) :] if one != "rootless" or listing.filter is None]
+        stage, *last = listing.start or (stages[0], listing.before, None if listing.before is None else "")
+        # Where there is no root checkpoint, there is no metadata that contains anything, and no time.
+        has_rootless = listing.filter is None and listing.before is None
+        self._stages = [one for one in stages[stages.index(stage) :] if one != "rootless" or has_rootless]
         self._last: tuple[str | None, str | None] = (last[0], last[1])
         self._passed: list[str] = []
         self._steps = min(MAX_STEPS, max(_FEWEST_STEPS, self._wanted * _STEPS_PER_THREAD))
@@ -122,7 +127,12 @@ class ThreadCursor:
     def conditions(self) -> frozenset[str]:
         """The next statement's conditions, its stage among them."""
         listing = self._listing
-        given = {"after": self._last[1], "prefix": listing.prefix, "filter": listing.filter, "count": listing.counts}
+        given = {
+            "after": self._last[1] is not None,
+            "prefix": listing.prefix,
+            "filter": listing.filter,
+            "count": listing.counts,
+        }
         return frozenset({self._stages[0], *[name for name, value in given.items() if value]})
 
     @property
@@ -157,13 +167,19 @@ class ThreadCursor:
             self._last = (checkpoint_id, thread_id)
             self._passed = [*self._passed, *(many or ())][-_MOST_PASSED:]
             self._steps = min(MAX_STEPS, self._steps * 2)
+        before = self._listing.before
+        if before is not None:
+            found = [one for one in found if one.checkpoint_id is not None and is_older(one.checkpoint_id, before)]
+        found = found[: self._left]
         if self._left is not None:
             self._left -= len(found)
         return found
 
     @property
     def _wanted(self) -> int:
-        return BATCH_THREADS if self._left is None else min(BATCH_THREADS, self._left)
+        # In the order of their ids most threads may be passed over.
+        passes = self._listing.before is not None and self._stages[:1] == ["thread_id"]
+        return BATCH_THREADS if self._left is None or passes else min(BATCH_THREADS, self._left)
 
 
 @operation(Kind.READ, may_lag=lambda *_: True)
@@ -172,6 +188,12 @@ def list_threads(db: Executor, sql: Statements, conditions: frozenset[str], bind
     if sql.are_distributed:
         return _of_all_shards(db, sql, conditions, binds)
     return db.fetch(sql.list_threads(conditions), binds)[0]
+
+
+@operation(Kind.READ)
+def thread_sizes(db: Executor, sql: Statements, thread_ids: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of some threads, as stored; reads their rows, but no large value."""
+    return dict(map(tuple, db.fetch(sql.thread_sizes, {"thread_ids": thread_ids})))
 
 
 def _of_all_shards(db: Executor, sql: Statements, conditions: frozenset[str], binds: dict[str, Any]) -> Row:

@@ -137,7 +137,7 @@ def test_threads_are_listed_page_by_page(run: Cli) -> None:
     """For people with the cursor of the next page on standard error, for programs in the document."""
     first = run("threads", "--limit", "3", "--count")
     assert (first.code, first.out.splitlines()[0].split()) == (
-        0, ["THREAD", "CHECKPOINT", "UPDATED", "(UTC)", "STEP", "SOURCE", "CHECKPOINTS"]
+        0, ["THREAD", "CHECKPOINT", "UPDATED", "(UTC)", "AGE", "STEP", "SOURCE", "CHECKPOINTS", "SIZE"]
     )  # fmt: skip
     assert [line.split()[0] for line in first.out.splitlines()[1:]] == ["ada-trip", "bob-chat", "mallory-inbox"]
     cursor = first.err.removeprefix("there may be more: --cursor ").strip()

@@ -82,6 +82,7 @@ READING: dict[str, tuple[Any, ...]] = {
     "is_adopted": (),
     "is_at_head": (),
     "largest_threads": (1,),
+    "thread_sizes": (["t"],),
     "list_checkpoints": (PageCache(), Listing("t", None, None, None, None, None), (None, 10)),
     "list_threads": None,  # type: ignore[dict-item]
     "lock_number": ("t",),
