@@ -9,7 +9,9 @@ import typer
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Url, looking
 from checkpoint_store.cli.output import Column
+from checkpoint_store.cli.prometheus import print_metrics
 from checkpoint_store.cli.text import counted, size
+from checkpoint_store.errors import InvalidOption
 from checkpoint_store.serde.keys import checked_thread_id
 
 if TYPE_CHECKING:
@@ -26,17 +28,29 @@ def stats(
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Print what is cheap to know as metrics, for a file or a cron job.")
+    ] = False,
+    threads: Annotated[
+        bool, typer.Option("--threads", help="With --prometheus, the sizes of the largest threads too.")
+    ] = False,
 ) -> None:
     """Show the sizes of tables, threads and channels.
 
     Of a thread its tables and channels; without one the tables and the largest threads, for which every row of the
-    tables is read, though no large value: on a large database this takes its time.
+    tables is read, though no large value: on a large database this takes its time. With --prometheus no table is read.
 
     \b
     Example:
       checkpoint-store stats
       checkpoint-store stats user-42
+      checkpoint-store stats --prometheus > checkpoint_store.prom
     """
+    if (prometheus and (thread is not None or as_json)) or (threads and not prometheus):
+        raise InvalidOption("--prometheus is for the whole database, without THREAD and --json; --threads goes with it")
+    if prometheus:
+        print_metrics(url, schema, (limit or UNLIMITED) if threads else None)
+        return
     if thread is None:
         _print_database(url, schema, limit or UNLIMITED, as_json)
     else:

@@ -7,9 +7,15 @@ from datetime import datetime
 from typing import NamedTuple
 
 from checkpoint_store.schema import STOCK_TABLE, VERSION_TABLE, qualified
-from checkpoint_store.sql.executor import Executor
+from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
+from checkpoint_store.storage.thread_stats import table_sizes
+
+LATEST_INDEX = "checkpoint_store_latest_idx"
+"""The index of checkpoints by age."""
+
+_DISK_PAGE = 8192
 
 
 class Server(NamedTuple):
@@ -118,6 +124,13 @@ class TableStatistics(NamedTuple):
     analyzed_at: datetime | None
     is_autovacuum_off: bool
 
+    @property
+    def dead_bytes(self) -> int:
+        """The bytes on disk that dead rows occupy."""
+        heap = dead_share(self.live, self.dead) * self.disk_pages
+        toast = dead_share(self.toast_live, self.toast_dead) * self.toast_disk_pages
+        return round((heap + toast) * _DISK_PAGE)
+
 
 class Connections(NamedTuple):
     """The numbers of connections to a server."""
@@ -215,11 +228,42 @@ def sessions(db: Executor, sql: Statements) -> list[Session]:
     return [one._replace(tables=[names[name] for name in one.tables or ()]) for one in found]
 
 
-@operation(Kind.READ)
-def ends_of_checkpoints(db: Executor, sql: Statements) -> list[str]:
-    """Return the first and the last checkpoint id of root graphs; none where there is no checkpoint."""
-    rows = [*db.fetch(sql.oldest_checkpoint, {}), *db.fetch(sql.newest_checkpoint, {})]
-    return [row[0] for row in rows]
+class Measurements(NamedTuple):
+    """Numbers for monitoring, which cost little on a database of any size."""
+
+    server: Server
+    connections: Connections
+    sizes: Sequence[Row]
+    """As `table_sizes` returns them."""
+    statistics: Sequence[TableStatistics]
+    indexes: Sequence[Index]
+    sessions: Sequence[Session]
+    ends: Sequence[str]
+    """The first and the last checkpoint id of root graphs, where their index is there and there are any."""
+
+
+@operation(Kind.READ, in_transaction=True)
+def measurements(db: Executor, sql: Statements, statement_seconds: float, lock_seconds: float) -> Measurements:
+    """Return numbers for monitoring; `LimitReached` is raised where a lock on a table keeps them back."""
+    limit_waits(db, sql, statement_seconds, lock_seconds)
+    found = indexes(db, sql)
+    ends: list[Row] = []
+    if any(index.name == LATEST_INDEX and index.is_valid for index in found):
+        ends = [*db.fetch(sql.oldest_checkpoint, {}), *db.fetch(sql.newest_checkpoint, {})]
+    return Measurements(
+        server(db, sql),
+        connections(db, sql),
+        table_sizes(db, sql),
+        table_statistics(db, sql),
+        found,
+        sessions(db, sql),
+        [row[0] for row in ends],
+    )
+
+
+def dead_share(live: int, dead: int) -> float:
+    """Return the share of rows that are dead."""
+    return dead / (live + dead) if dead else 0.0
 
 
 def _names(sql: Statements) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from checkpoint_store.cli.findings.finding import Finding, duration, listed, ok, warning
 from checkpoint_store.cli.text import counted, moment, size
 from checkpoint_store.schema import identifier, qualified
-from checkpoint_store.storage.diagnosis import Server, Session, TableStatistics
+from checkpoint_store.storage.diagnosis import Server, Session, TableStatistics, dead_share
 
 _MANY_ROWS = 10_000
 """Fewer dead rows than these are of no account."""
@@ -15,19 +15,6 @@ _DEAD_SHARE = 0.3
 """Autovacuum begins at 0.2: with more it does not keep up."""
 _IDLE_SECONDS = 5
 _OLD_SECONDS = 1800
-_DISK_PAGE = 8192
-
-
-def dead_share(live: int, dead: int) -> float:
-    """Return the share of rows that are dead."""
-    return dead / (live + dead) if dead else 0.0
-
-
-def dead_bytes(table: TableStatistics) -> int:
-    """Return the estimated bytes on disk that dead rows occupy."""
-    heap = dead_share(table.live, table.dead) * table.disk_pages
-    toast = dead_share(table.toast_live, table.toast_dead) * table.toast_disk_pages
-    return round((heap + toast) * _DISK_PAGE)
 
 
 def vacuum(schema: str | None, server: Server, tables: Sequence[TableStatistics]) -> Finding:
@@ -50,7 +37,7 @@ def vacuum(schema: str | None, server: Server, tables: Sequence[TableStatistics]
         return warning(
             "vacuum", found, *(f"ALTER TABLE {qualified(name, schema)} RESET (autovacuum_enabled);" for name in off)
         )
-    dead, wasted = sum(table.dead for table in tables), sum(map(dead_bytes, tables))
+    dead, wasted = sum(table.dead for table in tables), sum(table.dead_bytes for table in tables)
     last = max((table.vacuumed_at for table in tables if table.vacuumed_at), default=None)
     found = f"{dead:,} of {sum(table.live + table.dead for table in tables):,} rows are dead, about {size(wasted)}"
     found += f"; last vacuum {moment(last)} UTC" if last else "; no vacuum yet"
