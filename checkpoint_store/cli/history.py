@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -32,12 +33,18 @@ Key = tuple[str, str]
 def history(
     thread: Thread,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", metavar="N", min=0, help="How many checkpoints, the newest; 0 for all.")
-    ] = 200,
+        int | None,
+        typer.Option("--limit", "-n", metavar="N", min=0, show_default="200", help="How many, the newest; 0 for all."),
+    ] = None,
     before: Annotated[
         str | None,
         typer.Option(metavar="CHECKPOINT", show_default=False, help="Only ones older than this id, or how it begins."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Write a page for a browser, with the values."),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="In a page: long values completely.")] = False,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
@@ -53,12 +60,17 @@ def history(
     Example:
       checkpoint-store history user-42
       checkpoint-store history user-42 --limit 20 --before 1f0c4a3e-0000
+      checkpoint-store history user-42 --html user-42.html
     """
     from checkpoint_store.storage.read import history as read_history
     from checkpoint_store.storage.refusals import not_found
 
     checked_thread_id(thread, "THREAD")
     before = plain_text(before, "--before") if before else None
+    if html is not None:
+        _write_page(html, thread, limit or UNLIMITED, before, url, schema, full=full)
+        return
+    limit = 200 if limit is None else limit
     found = looking(url, schema, lambda backend: backend.run(read_history, thread, limit or UNLIMITED, before))
     if not found.rows:
         raise ThreadNotFound(f"thread {thread!r} has no checkpoint before {before!r}") if before else not_found(thread)
@@ -75,6 +87,15 @@ def history(
         output.line(line)
     if rest is not None:
         output.note(f"older ones: --before {shlex.quote(rest)}, or --limit 0 for all")
+
+
+def _write_page(
+    file: Path, thread: str, limit: int, before: str | None, url: str, schema: str | None, *, full: bool
+) -> None:
+    from checkpoint_store.cli.history_html.page import write
+
+    count = looking(url, schema, lambda backend: write(backend, thread, file, limit, before, full=full))
+    output.line(f"{file}: {counted(count, 'checkpoint')} with their values, {size(file.stat().st_size)}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,130 @@
+// The checkpoint that is selected: its place, what changed, what was written, its state; values as trees of text.
+
+const SHORT = 72; // characters of a value that is shown on one line
+const LONG = 1500; // characters of a string before the rest has to be asked for
+const FEW = 24; // items before the rest has to be asked for
+const FAMILIAR = /^(langchain_core|langgraph|builtins)\./;
+
+const open = new Set(); // the channels that were opened, from checkpoint to checkpoint
+
+function showDetail(index) {
+  const one = thread.checkpoints[index];
+  const detail = $("detail");
+  const { channels, absent } = stateOf(index);
+  detail.replaceChildren(
+    heading(one, index),
+    ...changed(index),
+    ...written(index),
+    ...stateSection(channels, absent, index),
+    ...section("Metadata", "", value(one.metadata, 0)),
+  );
+  detail.scrollTop = 0;
+}
+
+function heading(one, index) {
+  const facts = element("dl", "facts");
+  const fact = (name, ...content) => facts.append(element("dt", "", name), element("dd", "", ...content));
+  const jump = (at) => button(shown(thread.checkpoints[at].id), "jump id", () => select(rowOf[at], true));
+  fact("Ran", shown(described(one.ran) || "-"));
+  fact("Next", shown(described(one.next) || "-"));
+  fact("Time", one.time === null ? "-" : `${day(one.time)}, ${clock(one.time)} UTC`);
+  fact("Added", size(one.added));
+  fact("Id", element("span", "id", shown(one.id)));
+  if (one.parent >= 0) fact("Parent", jump(one.parent));
+  else if (one.parentId) fact("Parent", element("span", "id", shown(one.parentId)), one.isStored ? " (not in this page)" : " (not stored)");
+  if (one.ns) fact("Namespace", element("span", "id", shown(one.ns)));
+  if (one.ns && one.host >= 0) fact("Within", jump(one.host));
+  const title = element("h2", "", "Step ", shown(String(one.step ?? "?")), " ", element("span", "source", shown(String(one.source ?? ""))));
+  const back = button("‹ Tree", "back", closeDetail);
+  return element("header", "", back, element("div", "titles", title, ...flagsOf(one, index)), facts);
+}
+
+function section(title, note, ...content) {
+  return [element("h3", "", title, " ", element("span", "note", note)), ...content];
+}
+
+function changed(index) {
+  const one = thread.checkpoints[index];
+  const changes = changesOf(index);
+  const note = one.parent < 0 ? "no parent here to compare with: everything is new" : `${counted(changes.length, "channel")} against the parent`;
+  const entries = changes.filter(([name]) => !isOwn(name)).map(([name, before, after]) => {
+    const made = element("div", "change", element("h4", "", shown(name)));
+    made.append(before === undefined && one.parent < 0 ? value(after, 0) : difference(before, after, 0));
+    return made;
+  });
+  const own = changes.filter(([name]) => isOwn(name)).map(([name, before, after]) => [name, before === undefined ? "+" : after === undefined ? "−" : "±"]);
+  return section("Changed", note, ...entries, ...(own.length ? [ownChannels(own)] : []));
+}
+
+// Channels that LangGraph keeps for itself say little, and come last.
+const isOwn = (name) => name.startsWith("branch:to:") || name.startsWith("__");
+
+function ownChannels(named) {
+  const made = element("div", "own", element("span", "", "LangGraph's own"));
+  made.append(element("span", "", ...named.flatMap(([name, sign], at) => [at ? ", " : "", sign ? `${sign} ` : "", shown(name)])));
+  return made;
+}
+
+function written(index) {
+  const writes = thread.writes[index] ?? [];
+  if (!writes.length) return [];
+  const tasks = new Map();
+  for (const write of writes) {
+    if (!tasks.has(write.task)) tasks.set(write.task, []);
+    tasks.get(write.task).push(write);
+  }
+  const parts = [];
+  for (const [task, its] of tasks) {
+    const node = /^~__pregel_pull, ([^]*)$/.exec(its[0].path)?.[1];
+    parts.push(element("h4", "", node === undefined ? "task" : shown(node), " ", element("span", "id", shown(task))));
+    for (const write of its) parts.push(entry(`write ${write.channel}`, write.channel, write.node, write.bytes, Math.max(...writes.map((other) => other.bytes))));
+  }
+  return section("Writes", `${counted(writes.length, "write")} of ${counted(tasks.size, "task")} after this checkpoint`, ...parts);
+}
+
+function stateSection(channels, absent, index) {
+  const largest = Math.max(0, ...[...channels.values()].map(bytesOf));
+  const sorted = [...channels].sort(([a], [b]) => isOwn(a) - isOwn(b));
+  const entries = sorted.map(([name, one]) => entry(name, name, one, bytesOf(one), largest));
+  const own = absent.filter(isOwn).map((name) => [name, ""]);
+  const notes = absent.filter((name) => !isOwn(name)).map((name) => element("p", "absent", element("span", "channel", shown(name)), " ", absence(name, index)));
+  return section("State", counted(channels.size, "channel"), ...entries, ...notes, ...(own.length ? [ownChannels(own)] : []));
+}
+
+// Of a channel without a value here: the last one that has one, if it is a snapshot that writes continue.
+function absence(name, index) {
+  for (let at = thread.checkpoints[index].parent, before = index; at >= 0 && at < before; before = at, at = thread.checkpoints[at].parent) {
+    const found = thread.checkpoints[at].set.find(([channel, one]) => channel === name && resolve(one) !== undefined);
+    if (!found) continue;
+    const label = element("span", "", "no value here; the last is at step ", shown(String(thread.checkpoints[at].step ?? "?")));
+    return button(label, "jump", () => select(rowOf[at], true));
+  }
+  return "no value here";
+}
+
+// A channel with its size, and its value if it is short or has been opened.
+function entry(key, name, one, bytes, largest) {
+  const made = element("div", "entry");
+  const flat = flatten(one, SHORT);
+  const found = holds(one); // what is searched for is shown
+  const content = flat ? element("div", "inline", flat) : element("div", "content");
+  const isOpen = () => open.has(key) !== found;
+  const head = element("div", "head", element("span", "channel", shown(name)), element("span", "about", flat ? null : about(one)));
+  if (bytes) head.append(element("span", "added", bar(bytes, largest), element("span", "size", size(bytes))));
+  if (flat) {
+    made.append(head, content);
+    return made;
+  }
+  const toggle = button(head, "toggle", () => {
+    if (open.has(key)) open.delete(key);
+    else open.add(key);
+    update();
+  });
+  const update = () => {
+    toggle.setAttribute("aria-expanded", isOpen());
+    content.replaceChildren(...(isOpen() ? [value(one, 0)] : []));
+  };
+  update();
+  made.append(toggle, content);
+  return made;
+}
