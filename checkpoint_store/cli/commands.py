@@ -36,7 +36,7 @@ COMMANDS = {
     "stats": {"stats": "Show the sizes of tables, threads and channels."},
     "retention": {
         "prune": "Delete older checkpoints of threads.",
-        "sweep": "Delete old checkpoints of all threads.",
+        "sweep": "Delete old checkpoints of all threads, or threads that have expired.",
     },
     "pages": {"pages": "Turn large values into shared pages, or back."},
     "encryption": {"reencrypt": "Encrypt everything that is stored with the newest key."},

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, on_backend, on_engine
 from checkpoint_store.cli.stats import stored_stats
-from checkpoint_store.cli.text import counted, size
+from checkpoint_store.cli.text import counted, moment, size
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.serde.keys import checked_thread_id
 from checkpoint_store.storage.sweep_report import SweepReport
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from checkpoint_store.database.backend import Backend
+    from checkpoint_store.expiry import Expiry
     from checkpoint_store.saver.aio import AsyncPostgresSaver
+    from checkpoint_store.saver.retention import SweepOptions
+    from checkpoint_store.storage.thread_list import ThreadSummary
 
 OlderThan = Annotated[
     str | None, typer.Option(metavar="AGE", show_default=False, help="Delete what is older: 90m, 12h, 30d, 8w.")
 ]
 KeepLast = Annotated[
     int | None, typer.Option(metavar="N", min=1, show_default=False, help="How many to keep of each namespace.")
+]
+Idle = Annotated[
+    str | None,
+    typer.Option(metavar="AGE", show_default=False, help="Delete threads in which nothing is younger."),
+]
+Age = Annotated[
+    str | None,
+    typer.Option(metavar="AGE", show_default=False, help="Delete threads whose first checkpoint is older."),
+]
+Filter = Annotated[
+    str | None,
+    typer.Option(metavar="JSON", show_default=False, help="Only threads whose newest metadata contains this."),
+]
+Never = Annotated[
+    list[str] | None,
+    typer.Option(metavar="JSON", show_default=False, help="Never threads whose newest metadata contains this."),
 ]
 SpareActive = Annotated[bool, typer.Option("--spare-active", help="Leave threads alone that have anything younger.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="How many checkpoints to delete in one transaction.")]
@@ -55,59 +80,132 @@ def prune(
 
     on_backend(url, schema, check)
     advice = "each thread is pruned or as it was; the same command goes on"
-    report = _run_on_saver(url, schema, lambda saver: saver.aprune(threads, keep=keep), advice)
+    report, room = _run_on_saver(url, schema, lambda saver: saver.aprune(threads, keep=keep), advice)
     _print("removed", report, as_json)
+    if room:
+        output.note(room)
 
 
 def sweep(
     older_than: OlderThan = None,
     keep_last: KeepLast = None,
     spare_active: SpareActive = False,
+    idle: Idle = None,
+    age: Age = None,
+    filter: Filter = None,
+    never: Never = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; delete nothing.")] = False,
     batch_size: BatchSize = 1_000,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
-    """Delete old checkpoints of all threads.
+    """Delete old checkpoints of all threads, or threads that have expired.
 
     A checkpoint stays if either option asks for it: if it is younger, or among the newest. With --older-than alone a
-    thread is deleted altogether once everything in it is older. The database may be in use, also by another sweep.
+    thread is deleted altogether once everything in it is older. With --idle or --age a thread is deleted as a whole or
+    stays as it is. The database may be in use, also by another sweep.
 
     \b
     Example:
       checkpoint-store sweep --older-than 30d --dry-run
       checkpoint-store sweep --older-than 30d --keep-last 3
+      checkpoint-store sweep --idle 30d --age 365d --never '{"pinned": true}'
     """
+    expiring = idle is not None or age is not None
     if spare_active and older_than is None:
         raise InvalidOption("--spare-active needs --older-than, the age from which a thread is not active")
-    if older_than is None and keep_last is None:
-        raise InvalidOption("sweep needs --older-than or --keep-last, or both: without them everything stays")
-    age = None if older_than is None else age_of(older_than)
+    if expiring and (older_than is not None or keep_last is not None):
+        raise InvalidOption("--idle and --age delete whole threads: sweep with --older-than or --keep-last by itself")
+    if (filter is not None or never) and not expiring:
+        raise InvalidOption("--filter and --never need --idle or --age")
+    options: SweepOptions = {"batch_size": batch_size, "spare_active": spare_active}
+    if expiring:
+        options["expiry"] = _rules(idle, age, filter, never or ())
+    elif older_than is None and keep_last is None:
+        raise InvalidOption("sweep needs --older-than or --keep-last, --idle or --age: without them everything stays")
+    else:
+        options["older_than"] = None if older_than is None else age_of(older_than)
+        options["keep_last"] = keep_last
+    expired: list[ThreadSummary] = []
+    report, room = _run_on_saver(url, schema, lambda saver: _swept(saver, options, dry_run, expired), _ADVICE)
+    _print_sweep(report, expired if expiring and dry_run else None, dry_run, as_json)
+    if room and not dry_run:
+        output.note(room)
 
-    async def work(saver: AsyncPostgresSaver) -> SweepReport:
-        with output.progress("sweeping", "checkpoints") as advance:
-            return await saver.asweep(
-                older_than=age,
-                keep_last=keep_last,
-                spare_active=spare_active,
-                dry_run=dry_run,
-                batch_size=batch_size,
-                on_progress=lambda report: advance(report.checkpoints),
-            )
 
-    advice = "what was removed stays so, and every thread is complete; the same command goes on with the rest"
-    report = _run_on_saver(url, schema, work, advice)
-    _print("would remove" if dry_run else "removed", report, as_json)
+_ADVICE = "what was removed stays so, and every thread is complete; the same command goes on with the rest"
 
 
-def age_of(text: str) -> timedelta:
+async def _swept(
+    saver: AsyncPostgresSaver, options: SweepOptions, dry_run: bool, expired: list[ThreadSummary]
+) -> SweepReport:
+    """Sweep, and note for a dry run the threads that have expired."""
+    from checkpoint_store.saver.retention import sweep_of
+
+    def note(thread: ThreadSummary) -> bool:
+        expired.append(thread)
+        return False
+
+    if dry_run and "expiry" in options:
+        options = {**options, "keep": note}
+    async with _progress(saver) as on_step:
+        return await saver._asweep(sweep_of(**options, dry_run=dry_run, on_step=on_step))
+
+
+@asynccontextmanager
+async def _progress(saver: AsyncPostgresSaver) -> AsyncIterator[Callable[[int], None]]:
+    """Show how many threads were looked at, and of how many: these are counted meanwhile."""
+    import asyncio
+
+    from checkpoint_store.storage.deletion import count_threads
+
+    with output.progress("sweeping", "threads") as advance:
+        counting = asyncio.create_task(saver._backend.run(count_threads)) if sys.stderr.isatty() else None
+
+        def on_step(looked_at: int) -> None:
+            is_known = counting is not None and counting.done() and not counting.exception()
+            total = counting.result() if counting and is_known else 0
+            # After the last of them come the leftovers, of which nobody knows the number.
+            advance(looked_at, total if looked_at < total else None)
+
+        try:
+            yield on_step
+        finally:
+            if counting is not None:
+                counting.cancel()
+                await asyncio.gather(counting, return_exceptions=True)
+
+
+def _rules(idle: str | None, age: str | None, filter: str | None, never: Sequence[str]) -> list[Expiry]:
+    from checkpoint_store.expiry import Expiry
+
+    rule = Expiry(
+        idle=None if idle is None else age_of(idle, "--idle"),
+        age=None if age is None else age_of(age, "--age"),
+        filter=None if filter is None else _object(filter, "--filter"),
+    )
+    return [*[Expiry.never(_object(one, "--never")) for one in never], rule]
+
+
+def _object(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        example = """'{"plan": "trial"}'"""
+        raise InvalidOption(f"{option} must be a JSON object that the metadata contains, such as {example}")
+    return value
+
+
+def age_of(text: str, option: str = "--older-than") -> timedelta:
     """Return the duration that a text such as `30d` or `1d12h` names, or raise `InvalidOption`."""
     parts = _AGE.fullmatch(text.strip())
     age = timedelta(**{unit: int(count or 0) for unit, count in parts.groupdict().items()}) if parts else None
     if not age:
         wanted = "more than zero" if parts and parts[0] else "a number with a unit: s, m, h, d or w"
-        raise InvalidOption(f"--older-than must be {wanted}, as in 30d or 1d12h, not {text!r}")
+        raise InvalidOption(f"{option} must be {wanted}, as in 30d or 1d12h, not {text!r}")
     return age
 
 
@@ -119,10 +217,69 @@ _AGE = re.compile(
 
 def _run_on_saver(
     url: str, schema: str | None, work: Callable[[AsyncPostgresSaver], Awaitable[SweepReport]], advice: str
-) -> SweepReport:
+) -> tuple[SweepReport, str]:
+    """Run an async function on a saver. Returns its report, and a note about the room that was made, or nothing."""
     from checkpoint_store.saver.aio import AsyncPostgresSaver
 
-    return on_engine(url, schema, lambda engine: work(AsyncPostgresSaver(engine, schema=schema)), advice)
+    async def run(engine: AsyncEngine) -> tuple[SweepReport, str]:
+        saver = AsyncPostgresSaver(engine, schema=schema)
+        report = await work(saver)
+        return report, await _room(saver._backend, report)
+
+    return on_engine(url, schema, run, advice)
+
+
+async def _room(backend: Backend, report: SweepReport) -> str:
+    """Return how many bytes a vacuum makes room for, when it comes, and how files shrink."""
+    from checkpoint_store.storage.diagnosis import server, table_statistics
+    from checkpoint_store.storage.probes import are_distributed
+
+    removed = {
+        "checkpoints": report.checkpoints,
+        "checkpoint_writes": report.writes,
+        "checkpoint_blobs": report.blobs,
+        "checkpoint_pages": report.pages,
+    }
+    # Of tables that Citus has distributed, only the workers have statistics.
+    if sum(removed.values()) < _MANY_ROWS or await backend.run(are_distributed):
+        return ""
+    tables = {one.table: one for one in await backend.run(table_statistics)}
+    # The server counts late.
+    missing = {
+        name: tables[name].vacuum_at - max(tables[name].dead, count)
+        for name, count in removed.items()
+        if count and name in tables
+    }
+    is_off = not (await backend.run(server)).has_autovacuum
+    off = [name for name in missing if is_off or tables[name].is_autovacuum_off]
+    name, rows = max(missing.items(), key=itemgetter(1))
+    if off:
+        when = f"autovacuum is off for {' and '.join(off)}"
+    elif rows < 0:
+        when = "autovacuum is due"
+    else:
+        when = f"autovacuum comes to {name} after {counted(rows + 1, 'more dead row')}"
+    return f"VACUUM makes about {size(report.bytes)} reusable ({when}); files shrink only by VACUUM FULL or pg_repack"
+
+
+_MANY_ROWS = 1_000
+"""The number of rows from which on the room that they leave is worth a line."""
+
+
+def _print_sweep(report: SweepReport, expired: Sequence[ThreadSummary] | None, dry_run: bool, as_json: bool) -> None:
+    action = "would remove" if dry_run else "removed"
+    if as_json:
+        threads = {} if expired is None else {"expired": [one.thread_id for one in expired]}
+        output.document({**report._asdict(), **threads})
+        return
+    if expired:
+        columns = [
+            output.Column("THREAD", cut=True),
+            output.Column("UPDATED (UTC)"),
+            output.Column("CHECKPOINTS", right=True, rank=1),
+        ]
+        output.table(columns, [(one.thread_id, moment(one.updated_at), one.checkpoints) for one in expired])
+    _print(action, report, as_json)
 
 
 def _print(action: str, report: SweepReport, as_json: bool) -> None:

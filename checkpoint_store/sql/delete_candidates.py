@@ -44,6 +44,15 @@ def _total(namespace: sa.FromClause) -> sa.ColumnElement[int]:
     return sa.cast(sa.func.sum(namespace.c.count), sa.BigInteger)
 
 
+def thread_count(t: Tables) -> sa.Executable:
+    """Count the threads that have checkpoints. Binds: `after` and `limit`, see `_walk`."""
+    c = t.checkpoints
+    if ex.is_distributed(c):
+        threads = sa.select(c.c.thread_id).where(c.c.thread_id > ex.param("after")).group_by(c.c.thread_id).subquery()
+        return sa.select(sa.func.count()).select_from(threads)
+    return sa.select(sa.func.count(_walk(c).c.thread_id))
+
+
 def next_writers(t: Tables) -> sa.Executable:
     """Select the threads with pending writes that follow one. Binds: see `_walk`."""
     if ex.is_distributed(t.checkpoint_writes):

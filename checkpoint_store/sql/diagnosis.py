@@ -185,6 +185,7 @@ def table_statistics(_: Tables) -> sa.Select[Any]:
             sa.func.max(sa.func.greatest(*[_statistic(f"{each}_time", relation) for each in vacuums])),
             sa.func.max(sa.func.greatest(*[_statistic(f"{each}_time", relation) for each in analyzes])),
             sa.func.bool_or(sa.func.coalesce(is_off, ex.FALSE)),
+            _sum(_vacuum_at(relation)),
         )
         .select_from(ours)
         .join(relation, sa.and_(relation.c.oid == ours.c.oid, relation.c.relkind == ex.text_literal("r")))
@@ -192,6 +193,23 @@ def table_statistics(_: Tables) -> sa.Select[Any]:
         .group_by(ours.c.name)
         .order_by(ours.c.name)
     )
+
+
+def _vacuum_at(relation: sa.TableClause) -> sa.ColumnElement[Any]:
+    """Return the number of dead rows of a table beyond which autovacuum vacuums it."""
+
+    def option(name: str) -> sa.ColumnElement[Any]:
+        options = sa.func.pg_options_to_table(relation.c.reloptions)
+        each = options.table_valued(sa.column("option_name", sa.Text), sa.column("option_value", sa.Text))
+        own = sa.select(each.c.option_value).where(each.c.option_name == ex.text_literal(name)).correlate(relation)
+        return sa.cast(sa.func.coalesce(own.scalar_subquery(), _setting(name)), sa.Double)
+
+    threshold, factor, most = [
+        option(f"autovacuum_vacuum_{name}") for name in ("threshold", "scale_factor", "max_threshold")
+    ]
+    found = threshold + factor * sa.func.greatest(relation.c.reltuples, ex.ZERO)
+    # Servers before version 18 have no maximum, and -1 is none.
+    return sa.func.least(found, sa.case((most >= ex.ZERO, most)))
 
 
 def connections(_: Tables) -> sa.Select[Any]:

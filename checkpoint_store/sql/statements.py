@@ -145,6 +145,7 @@ class Statements:
     delete_threads = compiled(delete.delete_threads)
 
     next_threads = compiled(delete_candidates.next_threads)
+    thread_count = compiled(delete_candidates.thread_count)
     next_writers = compiled(delete_candidates.next_writers)
     orphaned_writes = compiled(delete_candidates.orphaned_writes)
     next_leftovers = compiled(delete_candidates.next_leftovers)

@@ -82,6 +82,13 @@ def find_next_threads(db: Executor, sql: Statements, after: str, rule: Rule) -> 
     return next_after(rows), len(rows), [row for row in rows if row[1] is not None]
 
 
+@operation(Kind.READ)
+def count_threads(db: Executor, sql: Statements) -> int:
+    """Return the number of threads that `find_next_threads` looks at."""
+    count: int = db.fetch(sql.thread_count, {"after": "", "limit": 2**31 - 1})[0][0]
+    return count
+
+
 def next_after(rows: Sequence[Row]) -> str | None:
     """Return the thread after which to look on; None if there are no more than these rows, one for each."""
     return rows[-1][0] if len(rows) >= LOOK_THREADS else None

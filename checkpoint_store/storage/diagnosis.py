@@ -123,6 +123,8 @@ class TableStatistics(NamedTuple):
     vacuumed_at: datetime | None
     analyzed_at: datetime | None
     is_autovacuum_off: bool
+    vacuum_at: int = 0
+    """The number of dead rows beyond which autovacuum comes."""
 
     @property
     def dead_bytes(self) -> int:
