@@ -12,7 +12,7 @@ from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.conninfo.transient_errors import transient_error_of
 from checkpoint_store.errors import MigrationError, MigrationLocked, Unavailable
 from checkpoint_store.migrations.lock_timeout import blocking_transactions
-from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE
+from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE, advice_on_ddl
 
 LOCK_NOT_AVAILABLE = "55P03"
 """The SQLSTATE of a lock that was waited for past `lock_timeout`."""
@@ -60,7 +60,9 @@ def raise_failed(
             conn.rollback()
         locked = f"{action} waits for transactions that are using the tables: {blocking or 'see pg_stat_activity'}."
         raise_from(MigrationLocked(f"{locked} What it had begun was rolled back.{END_THEM}"), error)
-    advice = hint if state == INSUFFICIENT_PRIVILEGE else ""
+    advice = ""
+    if state == INSUFFICIENT_PRIVILEGE:
+        advice = " ".join(filter(None, [hint, "" if in_transaction else advice_on_ddl(conn, schema)]))
     raise_from(MigrationError(f"{action} failed and was rolled back: {reason_of(error)}. {advice}".rstrip()), error)
 
 

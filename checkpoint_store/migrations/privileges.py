@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import sqlalchemy as sa
+
 from checkpoint_store.errors import AccessDenied
 from checkpoint_store.schema import VERSION_TABLE, Tables, identifier, qualified
 
@@ -34,3 +38,35 @@ def access_denied(message: str, schema: str | None, role: str | None) -> AccessD
     statements = grants(role or "app", schema).replace("\n", " ")
     stands_for = "" if role else ', where "app" stands for the one that lacks it (SELECT current_user)'
     return AccessDenied(f"{message}. A role that owns the tables can give the right{stands_for}: {statements}")
+
+
+def role_of(conn: sa.Connection) -> str | None:
+    """Return the role that a connection works as, after a statement that has failed was rolled back."""
+    with contextlib.suppress(sa.exc.SQLAlchemyError):
+        conn.rollback()
+        return str(conn.scalar(sa.select(sa.func.current_user())))
+    return None
+
+
+def advice_on_ddl(conn: sa.Connection, schema: str | None) -> str:
+    """Return the way out for a role that may not create the tables, or change them: the GRANT, or their owner.
+
+    The statement that has failed is rolled back before the server is asked; without an answer there is no advice.
+    """
+    name = sa.func.current_schema() if schema is None else sa.literal(schema)
+    exists = sa.func.to_regnamespace(sa.func.quote_ident(name)).is_not(None)
+    table = sa.func.to_regclass(qualified(Tables(schema).checkpoints.name, schema))
+    owner = sa.select(sa.func.pg_get_userbyid(_CLASSES.c.relowner)).where(_CLASSES.c.oid == table).scalar_subquery()
+    asked = sa.select(name, exists, owner, sa.func.current_user(), sa.func.current_database())
+    with contextlib.suppress(sa.exc.SQLAlchemyError):
+        conn.rollback()
+        place, is_there, owned_by, role, database = conn.execute(asked).one()
+        conn.rollback()
+        if owned_by not in (None, role):
+            return f"The tables belong to the role {identifier(owned_by)}, and this one is {identifier(role)}."
+        thing = f"SCHEMA {identifier(place)}" if is_there else f"DATABASE {identifier(database)}"
+        return f"To give the right to this role: GRANT CREATE ON {thing} TO {identifier(role)};"
+    return ""
+
+
+_CLASSES = sa.table("pg_class", sa.column("oid"), sa.column("relowner"), schema="pg_catalog")

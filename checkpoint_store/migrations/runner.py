@@ -184,7 +184,11 @@ def _run_alembic(
     except exc.DBAPIError as error:
         schema_too = "" if schema is None else f", and the schema {identifier(schema)} if it is missing"
         hint = (
-            f"Run `alembic upgrade head` before deploying, with a role that may create tables{schema_too}; "
-            "then setup() needs no such right."
+            ""
+            if direction == "downgrade"
+            else (
+                f"Run `alembic upgrade head` before deploying, with a role that may create tables{schema_too}; "
+                "then setup() needs no such right."
+            )
         )
         raise_failed(error, action, conn, schema, in_transaction=in_transaction, snapshots=True, hint=hint)

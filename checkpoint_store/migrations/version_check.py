@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 
-from sqlalchemy import Connection, exc, func, select
+from sqlalchemy import Connection, exc
 
 from checkpoint_store.conninfo.driver_errors import diagnosis_of, raise_from
 from checkpoint_store.migrations.alembic_config import config
 from checkpoint_store.migrations.error_translation import reason_of, translate_errors
 from checkpoint_store.migrations.placement import distribution_of
-from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE, access_denied
+from checkpoint_store.migrations.privileges import INSUFFICIENT_PRIVILEGE, access_denied, role_of
 from checkpoint_store.schema import HEAD, VERSION_TABLE
 from checkpoint_store.sql.executor import ConnectionExecutor, Executor
 from checkpoint_store.sql.statements import Statements, statements_of
@@ -61,7 +60,7 @@ def require_head(conn: Connection, schema: str | None) -> None:
     except exc.DBAPIError as error:
         if diagnosis_of(error).state != INSUFFICIENT_PRIVILEGE:
             raise
-        raise_from(access_denied(reason_of(error), schema, None if in_transaction else _role(conn)), error)
+        raise_from(access_denied(reason_of(error), schema, None if in_transaction else role_of(conn)), error)
     finally:
         if not in_transaction:
             conn.rollback()
@@ -99,11 +98,3 @@ def stored_revisions(conn: Connection, sql: Statements) -> set[str]:
 def _require_usable(revisions: set[str], db: Executor, sql: Statements) -> None:
     if not is_usable(revisions):
         raise catalog(db, sql).not_set_up()
-
-
-def _role(conn: Connection) -> str | None:
-    """Return the role that a connection works as, after a statement that has failed was rolled back."""
-    with contextlib.suppress(exc.SQLAlchemyError):
-        conn.rollback()
-        return str(conn.scalar(select(func.current_user())))
-    return None
