@@ -102,6 +102,8 @@ class NotEncrypted(UnreadableValue):
 class ThreadNotFound(CheckpointStoreError, LookupError):
     """Raised when a thread that is to be copied or shown is not stored; methods that may find nothing return None."""
 
+    _thread_id: str | None = None
+
 
 class ThreadExists(CheckpointStoreError, ValueError):
     """Raised instead of mixing two threads: delete the target first, choose another id, or pass `replace=True`."""

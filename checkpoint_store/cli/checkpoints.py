@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from difflib import unified_diff
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from checkpoint_store.cli import output, values
 from checkpoint_store.cli.connection import Json, Schema, Thread, Url, looking
+from checkpoint_store.cli.delta_channels import delta_channels, is_in_parts, rebuilt, unwrapped
 from checkpoint_store.cli.safe_decode import safe_decode
+from checkpoint_store.cli.shortened_diff import shortened
 from checkpoint_store.cli.text import moment, printable
 from checkpoint_store.errors import ThreadNotFound
 from checkpoint_store.serde.keys import Key, checked_thread_id, plain_text
-from checkpoint_store.serde.records import Row
+from checkpoint_store.serde.records import Ancestor, Row
 from checkpoint_store.storage.checkpoint_time import time_of
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 Namespace = Annotated[
     str, typer.Option("--namespace", metavar="NS", help='The graph: "" for the root graph, "node:task" for a subgraph.')
 ]
+Full = Annotated[bool, typer.Option("--full", help="Show values completely, however long they are.")]
 
 
 def show(
@@ -34,7 +39,7 @@ def show(
     channel: Annotated[
         list[str] | None, typer.Option(metavar="NAME", show_default=False, help="Only this channel; may be repeated.")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Show values completely, however long they are.")] = False,
+    full: Full = False,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
@@ -43,43 +48,55 @@ def show(
 
     Also its metadata, and what tasks have written after it. Nothing is imported and nothing is called, whatever a row
     contains: an object is shown as the call that its serializer would make. Encrypted and pickled values stay closed.
+    The value of a delta channel is put together from what earlier steps wrote: messages by their ids, lists at the end.
 
     \b
     Example:
       checkpoint-store show user-42
       checkpoint-store show user-42 1f0c4a3e-0000 --channel messages --full
     """
-    row = looking(url, schema, lambda backend: _find(backend, thread, namespace, checkpoint))
-    shown = Checkpoint.of(row, channel)
+    found = looking(url, schema, lambda backend: _find(backend, thread, namespace, checkpoint, channel))
     if as_json:
-        output.document(shown.document())
+        output.document(found.document())
         return
-    for line in [*shown.title(), *shown.lines(values.UNLIMITED if full else values.Limits())]:
+    limits = values.UNLIMITED if full else values.Limits()
+    for line in [*found.title(), *found.lines(limits), *found.notes()]:
         output.line(line)
 
 
 def diff(
     thread: Thread,
-    a: Annotated[str, typer.Argument(help="A checkpoint's id, or how it begins.", show_default=False)],
-    b: Annotated[str, typer.Argument(help="Another one's.", show_default=False)],
+    a: Annotated[
+        str | None,
+        typer.Argument(help="A checkpoint's id, or how it begins; the newest by default.", show_default=False),
+    ] = None,
+    b: Annotated[str | None, typer.Argument(help="Another one's; without it A's parent.", show_default=False)] = None,
     namespace: Namespace = "",
+    full: Full = False,
     url: Url = "",
     schema: Schema = None,
     as_json: Json = False,
 ) -> None:
     """Show what differs between two checkpoints.
 
-    Metadata, values and pending writes are compared. Values are read as plain data, as by `show`.
+    With two ids from A to B, with one from its parent to it, without any from the newest's parent to the newest.
+    Metadata, values and pending writes are compared; they are printed as by `show`.
 
     \b
     Example:
+      checkpoint-store diff user-42
       checkpoint-store diff user-42 1f0c4a3e-0000 1f0c4a40-0000
     """
 
-    async def read(backend: Backend) -> list[Row]:
-        return [await _find(backend, thread, namespace, one) for one in (a, b)]
+    async def read(backend: Backend) -> list[Checkpoint]:
+        one = await _find(backend, thread, namespace, a)
+        if b is not None:
+            return [one, await _find(backend, thread, namespace, b)]
+        if (parent := one.row.parent_checkpoint_id) is None:
+            raise ThreadNotFound(f"checkpoint {one.row.checkpoint_id!r} has no parent to compare it with: name two")
+        return [await _find(backend, thread, namespace, parent), one]
 
-    old, new = [Checkpoint.of(row, None) for row in looking(url, schema, read)]
+    old, new = looking(url, schema, read)
     if as_json:
         before, after = old.parts(), new.parts()
         changed = {
@@ -90,40 +107,46 @@ def diff(
         output.document({"a": old.row.checkpoint_id, "b": new.row.checkpoint_id, "changed": changed})
         return
     styles = {"+": "green", "-": "red", "@": "cyan"}
-    (a, before_lines), (b, after_lines) = [
-        (printable(one.row.checkpoint_id), one.lines(values.UNLIMITED)) for one in (old, new)
-    ]
-    for line in difflib.unified_diff(before_lines, after_lines, a, b, n=1, lineterm=""):
+    for line in differences(old, new, full=full):
         output.line(line, styles.get(line[0], ""))
 
 
-async def _find(backend: Backend, thread: str, namespace: str, checkpoint_id: str | None) -> Row:
-    """Return the row of a checkpoint, named by its id or the start of it; the newest by default."""
-    from checkpoint_store.storage.read import find_checkpoint
-    from checkpoint_store.storage.read import history as history_rows
+async def _find(
+    backend: Backend, thread: str, namespace: str, checkpoint_id: str | None, only: list[str] | None = None
+) -> Checkpoint:
+    """Return a checkpoint, named by its id or the start of it; the newest by default."""
+    from checkpoint_store.storage import read
     from checkpoint_store.storage.refusals import not_found
+    from checkpoint_store.storage.thread_rows import count_rows
 
     key = Key(
         checked_thread_id(thread, "THREAD"),
         plain_text(namespace, "--namespace"),
         plain_text(checkpoint_id, "CHECKPOINT") if checkpoint_id else None,
     )
-    row = await backend.run(find_checkpoint, key)
+    row = await backend.run(read.find_checkpoint, key)
     if row is not None:
-        return Row._make(row)
-    if not (await backend.run(history_rows, thread, 1)).rows:
+        found = Checkpoint.of(Row._make(row), only)
+        if channels := found.delta_channels:
+            ancestors = await backend.run(read.delta_history, key._replace(checkpoint_id=row[2]), channels)
+            found.rebuilt.update(rebuilt(map(Ancestor._make, ancestors), channels))
+        return found
+    if not any((await backend.run(count_rows, thread)).values()):
         raise not_found(thread)
     graph = f"in the namespace {namespace!r}" if namespace else "of the root graph"
     wanted = f"checkpoint {checkpoint_id!r}" if checkpoint_id else "checkpoint"
     raise ThreadNotFound(f"the thread {thread!r} has no {wanted} {graph}")
 
 
-class Checkpoint(NamedTuple):
+@dataclass(frozen=True)
+class Checkpoint:
     """A stored checkpoint with its values as plain data, and the channels of it to show."""
 
     row: Row
     checkpoint: dict[str, Any]
     only: list[str] | None
+    rebuilt: dict[str, Any] = field(default_factory=dict)
+    """The values of delta channels, which are stored with its ancestors."""
 
     @classmethod
     def of(cls, row: Row, only: list[str] | None) -> Checkpoint:
@@ -131,26 +154,37 @@ class Checkpoint(NamedTuple):
         document = safe_decode("json", row.checkpoint.encode())
         return cls(row, document if isinstance(document, dict) else {}, only)
 
-    @property
+    @cached_property
     def metadata(self) -> Any:
         """The decoded metadata."""
         return safe_decode("json", self.row.metadata.encode())
 
     @property
     def channels(self) -> dict[str, Any]:
-        """The decoded values by channel."""
+        """The values by channel."""
+        found = self.stored | self.rebuilt
+        return {name: found[name] for name in sorted(found)}
+
+    @cached_property
+    def stored(self) -> dict[str, Any]:
+        """The decoded values that are stored with it."""
         from checkpoint_store.sql.read import TASKS
 
         inline = self.checkpoint.get("channel_values")
         found = dict(inline) if isinstance(inline, dict) else {}
         for channel, kind, blob in _zip(self.row.blob_channels, self.row.blob_types, self.row.blobs):
-            found[channel] = safe_decode(kind, blob)
+            found[channel] = unwrapped(safe_decode(kind, blob))
         if self.row.send_types:
             # Before format 4 the sends of a step were stored with the parent; LangGraph reads them from this channel.
             found[TASKS] = [safe_decode(kind, blob) for kind, blob in _zip(self.row.send_types, self.row.sends)]
-        return {name: found[name] for name in sorted(found) if self.only is None or name in self.only}
+        return {name: value for name, value in found.items() if self.only is None or name in self.only}
 
     @property
+    def delta_channels(self) -> list[str]:
+        """The channels to rebuild from writes of its ancestors."""
+        return delta_channels(self.metadata, self.absent)
+
+    @cached_property
     def writes(self) -> list[tuple[str, str, Any]]:
         """Task, channel and decoded value of each pending write."""
         row = self.row
@@ -163,7 +197,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def absent(self) -> list[str]:
-        """The channels with a version here but no value: empty ones, and those rebuilt from earlier writes."""
+        """The channels with a version here but no value: empty ones, and delta channels that could not be rebuilt."""
         versions, known = self.checkpoint.get("channel_versions"), self.channels
         names = sorted(versions) if isinstance(versions, dict) else []
         return [name for name in names if name not in known and (self.only is None or name in self.only)]
@@ -178,17 +212,26 @@ class Checkpoint(NamedTuple):
             printable(f"parent {row.parent_checkpoint_id or '-'}"),
         ]
 
-    def lines(self, limits: values.Limits) -> list[str]:
-        """Return its metadata, values and writes as text."""
-        lines = [*values.lines(self.metadata, limits, "metadata: "), "channels:"]
+    def lines(self, limits: values.Limits, broken: Container[str] = ()) -> list[str]:
+        """Return its metadata, values and writes as text; `broken` names the `parts` that are never on one line."""
+
+        def part(name: str, title: str, value: Any) -> list[str]:
+            return values.lines(value, limits, f"{printable(title)}: ", broken=name in broken)
+
+        lines = [*part("metadata", "metadata", self.metadata), "channels:"]
         for name, value in self.channels.items():
-            lines += [f"  {line}" for line in values.lines(value, limits, f"{printable(name)}: ")]
+            lines += [f"  {line}" for line in part(f"channel {name}", name, value)]
         lines += [f"  {printable(name)}: (no value at this checkpoint)" for name in self.absent]
         if self.writes:
             lines.append("writes:")
         for task, name, value in self.writes:
-            lines += [f"  {line}" for line in values.lines(value, limits, f"{printable(f'{task}  {name}')}: ")]
+            lines += [f"  {line}" for line in part(f"write {task} {name}", f"{task}  {name}", value)]
         return lines
+
+    def notes(self) -> list[str]:
+        """Return a line about the channels that were rebuilt, if there are any."""
+        whole = [name for name, value in sorted(self.rebuilt.items()) if not is_in_parts(value)]
+        return [printable(f"put together from a snapshot and the writes since: {', '.join(whole)}")] if whole else []
 
     def document(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -202,6 +245,7 @@ class Checkpoint(NamedTuple):
             "metadata": values.as_json(self.metadata),
             "channels": {name: values.as_json(value) for name, value in self.channels.items()},
             "channels_without_value": self.absent,
+            "channels_rebuilt": sorted(self.rebuilt),
             "writes": [
                 {"task_id": task, "channel": name, "value": values.as_json(value)} for task, name, value in self.writes
             ],
@@ -212,6 +256,21 @@ class Checkpoint(NamedTuple):
         writes = {f"write {task} {name}": value for task, name, value in self.writes}
         channels = {f"channel {name}": value for name, value in self.channels.items()}
         return {"metadata": self.metadata, **channels, **writes}
+
+
+def differences(old: Checkpoint, new: Checkpoint, *, full: bool) -> list[str]:
+    """Return what differs between two checkpoints, as lines of a unified diff."""
+    ids, both = [printable(one.row.checkpoint_id) for one in (old, new)], (old.parts(), new.parts())
+    lines: list[str] = []
+    # What differs may be beyond the limits, or in what is left out where it is empty.
+    for limits in (values.UNLIMITED,) if full else (values.COMPLETE, values.UNLIMITED):
+        # What is on one line in one of them, and is not in the other, would seem to differ as a whole.
+        long = {name for parts in both for name, part in parts.items() if len(values.lines(part, limits, name)) > 1}
+        before, after = [one.lines(limits, long) for one in (old, new)]
+        lines = list(unified_diff(before, after, ids[0], ids[1], n=1, lineterm=""))
+        if lines or both[0] == both[1]:
+            break
+    return lines if full else [*lines[:2], *shortened(lines[2:], values.Limits())]
 
 
 def _zip(*arrays: Sequence[Any] | None) -> list[tuple[Any, ...]]:

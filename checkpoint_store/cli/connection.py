@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from checkpoint_store.cli import Interrupted, output
-from checkpoint_store.errors import SET_UP, AccessDenied, CheckpointStoreError, InvalidURL, NotSetUp
+from checkpoint_store.errors import SET_UP, AccessDenied, CheckpointStoreError, InvalidURL, NotSetUp, ThreadNotFound
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -60,9 +60,18 @@ def on_backend(
     A transient error is retried for `retry_timeout` seconds: a command that only reads fails at once.
     """
     from checkpoint_store.database.factory import engine_backend
+    from checkpoint_store.storage.refusals import with_similar
 
     options: SaverOptions[AsyncEngine] = {"schema": schema, "retry_timeout": retry_timeout}
-    return on_engine(url, schema, lambda engine: work(engine_backend(engine, options)), advice)
+
+    async def run(engine: AsyncEngine) -> T:
+        backend = engine_backend(engine, options)
+        try:
+            return await work(backend)
+        except ThreadNotFound as error:
+            raise await backend.run(with_similar, error) from None
+
+    return on_engine(url, schema, run, advice)
 
 
 def looking(url: str, schema: str | None, work: Callable[[Backend], Awaitable[T]]) -> T:

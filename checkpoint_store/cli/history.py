@@ -23,6 +23,7 @@ from checkpoint_store.serde.keys import checked_thread_id, plain_text
 from checkpoint_store.storage.checkpoint_time import time_of
 
 if TYPE_CHECKING:
+    from checkpoint_store.database.backend import Backend
     from checkpoint_store.storage.read import History
 
 INTERRUPT, ERROR = "__interrupt__", "__error__"  # as in sql/history.py
@@ -71,9 +72,14 @@ def history(
         _write_page(html, thread, limit or UNLIMITED, before, url, schema, full=full)
         return
     limit = 200 if limit is None else limit
-    found = looking(url, schema, lambda backend: backend.run(read_history, thread, limit or UNLIMITED, before))
-    if not found.rows:
+
+    async def read(backend: Backend) -> History:
+        found = await backend.run(read_history, thread, limit or UNLIMITED, before)
+        if found.rows:
+            return found
         raise ThreadNotFound(f"thread {thread!r} has no checkpoint before {before!r}") if before else not_found(thread)
+
+    found = looking(url, schema, read)
     entries = entries_of(found)
     rest = None if found.total == len(entries) else entries[-1].checkpoint_id
     if as_json:

@@ -33,12 +33,16 @@ class Limits:
     """Empty arguments are left out, and the modules of familiar classes."""
 
 
+COMPLETE = Limits(items=2**31, characters=2**31)
 UNLIMITED = Limits(items=2**31, characters=2**31, brief=False)
 
 
-def lines(value: Any, limits: Limits, name: str = "") -> list[str]:
-    """Return a value that `safe_decode` has returned, after its name, as lines of text that are safe for a terminal."""
-    return list(_lines(name, value, "", limits, 0))
+def lines(value: Any, limits: Limits, name: str = "", *, broken: bool = False) -> list[str]:
+    """Return a value that `safe_decode` has returned, after its name, as lines of text that are safe for a terminal.
+
+    With `broken` its parts have lines of their own even if it fits on one.
+    """
+    return list(_lines(name, value, "", limits, 0, broken=broken))
 
 
 def as_json(value: Any, depth: int = 0) -> Any:
@@ -69,13 +73,13 @@ def as_json(value: Any, depth: int = 0) -> Any:
     return {"$other": repr(value)}
 
 
-def _lines(start: str, value: Any, end: str, limits: Limits, depth: int) -> Iterator[str]:
+def _lines(start: str, value: Any, end: str, limits: Limits, depth: int, *, broken: bool = False) -> Iterator[str]:
     """Yield a value between two texts: on one line if it fits, else with its parts on lines of their own."""
     opening, parts, closing = _parts(value, limits)
     if parts is None or depth >= MAX_DEPTH:
         yield f"{start}{opening}{'...' if parts else ''}{closing}{end}"
         return
-    flat = _flat(value, limits, depth, limits.width - len(start) - len(end))
+    flat = None if broken else _flat(value, limits, depth, limits.width - len(start) - len(end))
     if flat is not None:
         yield f"{start}{flat}{end}"
         return

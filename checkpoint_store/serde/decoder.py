@@ -15,7 +15,7 @@ from checkpoint_store.errors import NotEncrypted, UnreadableValue, safe_str, sho
 from checkpoint_store.serde import encryption, jsonb, messages
 from checkpoint_store.serde.encoder import ValuedChannels
 from checkpoint_store.serde.keys import Key, Location, next_version
-from checkpoint_store.serde.records import Ancestor, Row
+from checkpoint_store.serde.records import Ancestor, Row, lineage
 
 LARGE_BYTES = 64 * 1024
 """Rows with more bytes of values are decoded in a worker thread, so that they don't hold up the event loop."""
@@ -86,13 +86,7 @@ class Decoder:
             UnreadableValue: If the serializer can't decode a value.
         """
         history: dict[str, DeltaChannelHistory] = {channel: {"writes": []} for channel in channels}
-        ancestors: dict[str, Ancestor] = {}
-        start = None
-        for row in rows:
-            # Twice only where parents form a cycle; then the first visit sought the most channels.
-            ancestors.setdefault(row.checkpoint_id, row)
-            start = row.checkpoint_id if row.first else start
-        while (ancestor := ancestors.pop(start, None) if start else None) is not None:
+        for ancestor in lineage(rows):
             location = Location(key.thread_id, key.checkpoint_ns, ancestor.checkpoint_id)
             if not ancestor.sound:
                 raise _wrong_shape(location)
@@ -101,7 +95,6 @@ class Decoder:
                 history[write[1]]["writes"].append(write)
             for channel, seed in self._seeds(ancestor, location):
                 history[channel]["seed"] = seed
-            start = ancestor.parent_checkpoint_id
         for entry in history.values():
             entry["writes"].reverse()
         return history

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -112,3 +112,16 @@ class StoredWrite(NamedTuple):
     channel: str
     type: str | None
     blob: bytes
+
+
+def lineage(rows: Iterable[Ancestor]) -> Iterator[Ancestor]:
+    """Yield ancestors from the parent to the oldest, each once, also where they form a cycle."""
+    ancestors: dict[str, Ancestor] = {}
+    start = None
+    for row in rows:
+        # Twice only where parents form a cycle; then the first visit sought the most channels.
+        ancestors.setdefault(row.checkpoint_id, row)
+        start = row.checkpoint_id if row.first else start
+    while (ancestor := ancestors.pop(start, None) if start else None) is not None:
+        yield ancestor
+        start = ancestor.parent_checkpoint_id

@@ -5,6 +5,13 @@ from __future__ import annotations
 from sqlalchemy import Table
 
 from checkpoint_store.errors import ThreadNotFound, short_repr
+from checkpoint_store.sql.arrays import thread_binds
+from checkpoint_store.sql.executor import Executor
+from checkpoint_store.sql.statements import Statements
+from checkpoint_store.storage.operation import Kind, operation
+
+_SUGGESTED, _LOOKED_AT = 3, 20
+"""How many ids an error names, and how many are looked at for them."""
 
 
 def refusal(thread_id: str, table: Table, outcome: str | None = None) -> str:
@@ -33,4 +40,26 @@ def refusal(thread_id: str, table: Table, outcome: str | None = None) -> str:
 
 def not_found(thread_id: str) -> ThreadNotFound:
     """Return the error for a thread that must be there and isn't."""
-    return ThreadNotFound(f"nothing is stored for the thread {short_repr(thread_id, 200)}")
+    error = ThreadNotFound(f"nothing is stored for the thread {short_repr(thread_id, 200)}")
+    error._thread_id = thread_id
+    return error
+
+
+@operation(Kind.READ)
+def with_similar(db: Executor, sql: Statements, error: ThreadNotFound) -> ThreadNotFound:
+    """Return the error of `not_found` with the ids of a few threads: those that begin so, or that it begins with.
+
+    For a person who may see all threads: an application's error must not name those of others.
+    """
+    wanted = error._thread_id
+    if wanted is None:
+        return error
+    # In the index's order, where ids that begin so need not come first.
+    after = {"after": wanted, "limit": _LOOKED_AT}
+    following = [row[0] for row in db.fetch(sql.next_threads_of("checkpoints"), after)]
+    starts = [wanted[:end] for end in range(1, len(wanted))]
+    shorter = sorted((row[0] for row in db.fetch(sql.checkpoint_counts, thread_binds(starts))), key=len, reverse=True)
+    similar = [one for one in following if one.startswith(wanted)] + shorter
+    if not similar:
+        return error
+    return ThreadNotFound(f"{error}; similar ids: {', '.join(short_repr(one, 200) for one in similar[:_SUGGESTED])}")
