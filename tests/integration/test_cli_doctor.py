@@ -257,7 +257,7 @@ def test_a_session_idle_in_a_transaction_is_named(doctor: Doctor, url: str, monk
             assert level == "warning"
             assert f'process {idle.info.backend_pid} of role "postgres" (application_name "stuck-deploy")' in found
             assert "locks checkpoints against everybody" in found
-            assert f"1 session wait for a lock of process {idle.info.backend_pid}" in found
+            assert f"1 session waits for a lock of process {idle.info.backend_pid}" in found
             assert report["revision"] == ("warning", "not checked: canceling statement due to lock timeout")
             execute(url, report.way_out("sessions").splitlines()[0])
         finally:

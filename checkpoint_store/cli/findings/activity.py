@@ -77,11 +77,9 @@ def sessions(server: Server, found: Sequence[Session]) -> Finding:
         return ok("sessions", "none holds locks on the tables idly, waits for one, or has an old transaction")
     parts = [_described(one) for one in in_the_way[:3]]
     if waiting:
-        by = sorted(blockers)
-        parts.append(
-            f"{counted(len(waiting), 'session')} wait for a lock"
-            + (f" of {listed([f'process {pid}' for pid in by])}" if by else "")
-        )
+        by = listed([f"process {pid}" for pid in sorted(blockers)])
+        verb = "waits" if len(waiting) == 1 else "wait"
+        parts.append(f"{counted(len(waiting), 'session')} {verb} for a lock" + (f" of {by}" if by else ""))
     if len(in_the_way) > 3:
         parts.append(f"and {len(in_the_way) - 3} more")
     way_out = [f"SELECT pg_terminate_backend({one.pid});" for one in in_the_way[:3]]

@@ -11,6 +11,7 @@ from asyncpg.exceptions import ClientConfigurationError, TargetServerAttributeNo
 
 from checkpoint_store.cli.findings.finding import Finding, duration, failure, ok, warning
 from checkpoint_store.conninfo.driver_errors import causes, diagnosis_of, driver_error, sqlstate_of
+from checkpoint_store.schema import identifier
 
 VERIFY = "sslmode=verify-full&sslrootcert=/path/to/ca.pem"
 """The parameters of a URL with which a certificate is verified."""
@@ -90,64 +91,79 @@ def pooler(opened: Opened) -> Finding:
     """Judge what stands between the client and the server."""
     if opened.pooling is Pooling.NONE:
         return ok("pooler", "none")
-    kind = {
+    kinds = {
         Pooling.TRANSACTIONS: "one that pools transactions, such as PgBouncer, stands before the server",
-        Pooling.UNCLEAR: "one that pools sessions, or transactions of others too, stands before the server",
-    }[opened.pooling]
+        Pooling.UNCLEAR: "one that pools sessions, or transactions and is busy, stands before the server",
+    }
     advice = (
-        'If it pools transactions, savers need pooler="transaction" (engines of yours: url.pooler_options()), or '
-        "PgBouncer 1.21 with max_prepared_statements. Thread locks and large migrations need a URL of the server"
+        "Thread locks, and migrations of large tables, need a URL of the server itself. A pooler of transactions that "
+        "does not carry prepared statements (PgBouncer 1.21 can, by max_prepared_statements) needs the saver's option"
     )
-    return ok("pooler", f"{kind}. {advice}")
+    return ok("pooler", f"{kinds[opened.pooling]}. {advice}", 'pooler="transaction"')
 
 
-def failed(error: Exception, shown_url: str) -> Finding:
-    """Return the finding about a connection that could not be made; it is named for the step that failed."""
-    cause, state = driver_error(error), sqlstate_of(driver_error(error))
+def failed(error: Exception, shown_url: str, role: str, database: str) -> Finding:
+    """Return the finding about a connection that could not be made; it is named for the step that failed.
+
+    Args:
+        error: The driver's or the system's.
+        shown_url: The URL as it may be shown.
+        role: The role that the URL names, for lines to paste.
+        database: The database that it names.
+    """
+    cause = driver_error(error)
     diagnosis = diagnosis_of(error)
     said = diagnosis.message or diagnosis.name or type(cause).__name__
-    step, advice, *way_out = _step(error, state)
+    step, advice, *way_out = _by_class(error) or _by_answer(sqlstate_of(cause), role, database)
     return failure(step, f"{shown_url}: {said}. {advice}", *way_out)
 
 
-def _step(error: Exception, state: str) -> tuple[str, ...]:
-    """Return the step of connecting that an error comes from, advice, and lines to paste."""
+def _by_class(error: Exception) -> tuple[str, ...]:
+    """Return the step of connecting that an error without an answer comes from, with advice and lines to paste."""
     kinds = tuple(causes(driver_error(error)))
-    if any(isinstance(each, ssl.SSLError) or "rejected SSL" in str(each) for each in kinds):
+    text = " ".join(map(str, kinds))
+    if any(isinstance(each, ssl.SSLError) for each in kinds) or "rejected SSL" in text or "certificate" in text:
         return "tls", "The encrypted connection failed: sslmode and sslrootcert in the URL must suit the server", VERIFY
-    if any(isinstance(each, socket.gaierror) for each in kinds):
-        return "name resolution", "No address is known for the host: correct it in the URL, or look at DNS"
-    if any(isinstance(each, TargetServerAttributeNotMatched) for each in kinds):
-        return "connect", "The hosts answer, but none is of the kind that target_session_attrs asks for"
-    if any(isinstance(each, ClientConfigurationError) for each in kinds):
-        return "url", "Correct the URL"
-    for prefix, step in _ANSWERS.items():
-        if state.startswith(prefix):
+    for kind, step in (
+        (
+            socket.gaierror,
+            ("name resolution", "No address is known for the host: correct it in the URL, or look at DNS"),
+        ),
+        (
+            TargetServerAttributeNotMatched,
+            ("connect", "The hosts answer, but target_session_attrs asks for another kind"),
+        ),
+        (ClientConfigurationError, ("url", "Correct the URL")),
+        (TimeoutError, ("connect", "Nothing answered in time: a firewall drops the packets, or host or port is wrong")),
+        (OSError, ("connect", "No server listens there: is it running, and are host and port right?")),
+    ):
+        if any(isinstance(each, kind) for each in kinds):
             return step
-    if any(isinstance(each, TimeoutError) for each in kinds):
-        return "connect", "Nothing answered in time: a firewall drops the packets, or host or port is wrong"
-    if state:
-        return "login", "The server, or a pooler before it, answered and refused"
-    return "connect", "No server listens there: is it running, and are host and port right?"
+    return ()
 
 
-_ANSWERS: dict[str, tuple[str, ...]] = {
-    "28": ("login", "The server refused the login: user, password and pg_hba.conf must agree"),
-    "3D000": (
-        "database",
-        "The server runs and took the login, but has no such database",
-        "checkpoint-store doctor --url .../postgres",
-        "CREATE DATABASE app ENCODING 'UTF8' TEMPLATE template0;",
-    ),
-    "42501": ("database", "The role may not connect to the database", "GRANT CONNECT ON DATABASE app TO app;"),
-    **dict.fromkeys(
-        ("22023", "42601", "42704"), ("url", "The server does not take a parameter of the URL: correct it")
-    ),
-    "53300": (
-        "login",
-        "All of the server's connections are taken: make pools smaller, end sessions, or raise max_connections",
-        "SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3;",
-    ),
-    "57P03": ("login", "The server is starting, stopping or recovering: try again, and look into its log"),
-}
-"""Steps by the SQLSTATE, or its beginning, that the server has answered with."""
+def _by_answer(state: str, role: str, database: str) -> tuple[str, ...]:
+    """Return the same of an error that the server, or a pooler, has answered with."""
+    place, of_url = identifier(database), ("url", "The server does not take a parameter of the URL: correct it")
+    steps: dict[str, tuple[str, ...]] = {
+        "28": ("login", "The server refused the login: user, password and pg_hba.conf must agree"),
+        "3D000": (
+            *(
+                "database",
+                "The server runs and took the login, but has no such database: correct the URL, or make it by",
+            ),
+            f"CREATE DATABASE {place} ENCODING 'UTF8' TEMPLATE template0;",
+        ),
+        "42501": (
+            *("database", "The role may not connect to the database"),
+            f"GRANT CONNECT ON DATABASE {place} TO {identifier(role)};",
+        ),
+        **dict.fromkeys(("22023", "42601", "42704"), of_url),
+        "53300": (
+            *("login", "All connections are taken: make pools smaller, end sessions, or raise max_connections"),
+            "SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3;",
+        ),
+        "57P03": ("login", "The server is starting, stopping or recovering: try again, and look into its log"),
+    }
+    found = next((step for prefix, step in steps.items() if state.startswith(prefix)), None)
+    return found or ("login", "The server, or a pooler before it, has answered and refused")

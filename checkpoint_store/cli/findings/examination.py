@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -60,7 +60,9 @@ def examine(url: str, schema: str | None) -> list[Finding]:
         try:
             await conn.start()
         except FOREIGN as error:
-            return [connection.failed(error, shown)]
+            parts = urlsplit(url)
+            role, database = parts.username or "app", parts.path.removeprefix("/") or parts.username or "app"
+            return [connection.failed(error, shown, unquote(role), database)]
         try:
             opened = await _opened(conn, url, shown, seconds[0])
             return await conn.run_sync(lambda within: _Examination(within, schema, opened).findings())

@@ -35,9 +35,9 @@ class Unknown:
     reason: str
 
 
-def ok(check: str, found: str) -> Finding:
-    """Return a finding that needs no action."""
-    return Finding(check, Level.OK, found)
+def ok(check: str, found: str, *way_out: str) -> Finding:
+    """Return a finding that needs no action; the lines to paste are for those who want more."""
+    return Finding(check, Level.OK, found, "\n".join(way_out))
 
 
 def warning(check: str, found: str, *way_out: str) -> Finding:

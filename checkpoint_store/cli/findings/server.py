@@ -69,8 +69,8 @@ def connections(server: Server, counted: Connections, opened: Opened) -> Finding
             free, limit, way_out = most - used, f"; the limit of {name}, {most}, is the narrowest", statement
     free = max(free, 0)
     found = (
-        f"{counted.all} of {usable} in use, {counted.of_database} by this database{limit}. Free for "
-        f"{free // OF_A_PROCESS} more processes of {OF_A_PROCESS} (a pool of {POOL_SIZE}, and one for thread locks)"
+        f"{counted.all} of {usable} in use, {counted.of_database} by this database{limit}. A process takes up to "
+        f"{OF_A_PROCESS} (a pool of {POOL_SIZE}, one for thread locks): there is room for {free // OF_A_PROCESS} more"
     )
     if opened.pooling is not Pooling.NONE:
         found += ". They are the pooler's here: its own limits hold for clients"
@@ -95,10 +95,9 @@ def plan_cache_mode(server: Server) -> Finding:
         found = f"{mode} ({source}): the server plans each statement anew, which takes longer than to run it"
         return warning("plan_cache_mode", found, f"ALTER ROLE {identifier(server.role)} RESET plan_cache_mode;")
     if mode == "auto" and not server.has_citus:
-        mode += (
-            "; from_conn_string sets force_generic_plan by itself, an engine of your own is faster with it: "
-            'connect_args={"server_settings": {"plan_cache_mode": "force_generic_plan"}}'
-        )
+        found = f"{mode}; from_conn_string sets force_generic_plan by itself, an engine of your own is faster with"
+        way_out = 'connect_args={"server_settings": {"plan_cache_mode": "force_generic_plan"}}'
+        return ok("plan_cache_mode", found, way_out)
     return ok("plan_cache_mode", mode)
 
 

@@ -142,7 +142,7 @@ def test_processes_are_counted_by_the_pool_of_a_saver() -> None:
     """Eight connections, and one for locks: 87 free ones are enough for nine processes."""
     found = server.connections(SERVER, Connections(10, 5, 5), OPENED).found
     assert "10 of 97 in use" in found
-    assert "Free for 9 more processes of 9" in found
+    assert "A process takes up to 9 (a pool of 8, one for thread locks): there is room for 9 more" in found
     behind = server.connections(SERVER, Connections(10, 5, 5), OPENED._replace(pooling=Pooling.TRANSACTIONS))
     assert "They are the pooler's here" in behind.found
 
@@ -197,7 +197,7 @@ def test_a_pooler_says_the_option() -> None:
     for pooling in (Pooling.TRANSACTIONS, Pooling.UNCLEAR):
         found = connection.pooler(OPENED._replace(pooling=pooling))
         assert found.level is Level.OK
-        assert 'pooler="transaction"' in found.found
+        assert found.way_out == 'pooler="transaction"'
 
 
 def statistics(**facts: Any) -> list[TableStatistics]:
