@@ -13,7 +13,7 @@ _MANY_ROWS = 10_000
 """Fewer dead rows than these are of no account."""
 _DEAD_SHARE = 0.3
 """Autovacuum begins at 0.2: with more it does not keep up."""
-_IDLE_SECONDS = 5
+_IDLE_SECONDS = 30
 _OLD_SECONDS = 1800
 
 
@@ -98,9 +98,9 @@ def _is_old(one: Session) -> bool:
 
 
 def _described(one: Session) -> str:
-    age = "" if one.transaction_seconds is None else f", in a transaction for {duration(one.transaction_seconds)}"
+    age = "" if one.transaction_seconds is None else f", its transaction is {duration(one.transaction_seconds)} old"
     locks = f", locks {listed(list(one.tables))}" if one.tables else ", keeps vacuum from removing dead rows"
     excludes = " against everybody" if one.excludes else ""
     who = f"process {one.pid} of role {identifier(one.role or '?')}"
     application = f" (application_name {identifier(one.application)})" if one.application else ""
-    return f"{who}{application} is {one.state or 'hidden'}{age}{locks}{excludes}"
+    return f"{who}{application}: {one.state or 'state unknown'}{age}{locks}{excludes}"
