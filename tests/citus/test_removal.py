@@ -16,8 +16,9 @@ from psycopg import sql
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from checkpoint_store import AsyncPostgresSaver, PostgresSaver
+from checkpoint_store import AsyncPostgresSaver, PostgresSaver, ThreadSummary
 from checkpoint_store.errors import Refused, ThreadExists, UnusableConnection
+from checkpoint_store.expiry import Expiry
 from checkpoint_store.serde import pages
 from checkpoint_store.storage import delete_thread, deletion, sweep
 from checkpoint_store.storage.sweep_report import SweepReport
@@ -30,6 +31,17 @@ __all__ = ["psycopg_engine", "tape", "test_runs_come_to_the_same_end_whatever_is
 
 OLD = timedelta(days=53, minutes=17)
 """The random threads begin 60 days ago."""
+
+EXPIRY = [
+    Expiry.never({"run_id": "run-3"}),
+    Expiry(idle=timedelta(days=1), filter={"step": 1}),
+    Expiry(age=OLD, quiet=timedelta(seconds=1)),
+]
+
+
+def is_kept(thread: ThreadSummary) -> bool:
+    return thread.checkpoints == 3
+
 
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("copy_thread", ("t1", "copy"), {}),
@@ -47,6 +59,8 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("delete_thread", ("t7",), {}),
     ("prune", (["t8"],), {}),
     ("prune", (["t9", "nothing", "copy"],), {"strategy": "delete"}),
+    ("sweep", (), {"expiry": EXPIRY, "keep": is_kept, "dry_run": True}),
+    ("sweep", (), {"expiry": EXPIRY, "keep": is_kept}),
     ("sweep", (), {"older_than": timedelta(), "dry_run": True}),
     ("sweep", (), {"older_than": timedelta(), "batch_size": 3}),
 ]

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from checkpoint_store import PostgresSaver
+from checkpoint_store.expiry import Expiry
 from checkpoint_store.serde import pages
 from checkpoint_store.storage.sweep_report import SweepReport
 from tests.conftest import SERVER, database
@@ -28,6 +29,7 @@ SWEEP = """
 import sys
 from datetime import timedelta
 from checkpoint_store import PostgresSaver
+from checkpoint_store.expiry import Expiry
 
 with PostgresSaver.from_conn_string(sys.argv[1]) as saver:
     saver.sweep(**eval(sys.argv[2]), on_progress=lambda report: print(report.checkpoints, flush=True))
@@ -86,7 +88,12 @@ def test_a_sweep_that_was_killed_is_finished_by_another(
     server_url, name = os.environ[SERVER], urlsplit(url).path.removeprefix("/")
     for _ in range(kills):
         days = timedelta(days=chance.randint(1, 50), minutes=17)
-        rule: dict[str, Any] = chance.choice([{"keep_last": chance.randint(1, 4)}, {"older_than": days}])
+        rules: list[dict[str, Any]] = [
+            {"keep_last": chance.randint(1, 4)},
+            {"older_than": days},
+            {"expiry": [Expiry(age=days, quiet=timedelta(microseconds=1))]},
+        ]
+        rule = chance.choice(rules)
         options = {**rule, "batch_size": chance.choice([1, 2, 5, 50])}
         with database(server_url, name) as calm, database(server_url, name) as disturbed:
             batches: list[SweepReport] = []

@@ -256,10 +256,12 @@ TO_DELETE = {
     "namespace_lasts": [2],
     "checkpoint_ids": ["000003", "002003"],
 }
+EXPIRING = {"filters": ['{"step": 1}', "{}"], "idles": ["1", "2"], "ages": ["1", "2"], "quiets": ["1", "2"]}
 PLACES = {"after_channel": "", "after_version": "", "upto_channel": "messages", "upto_version": "9"}
 REMOVING: dict[str, tuple[Statement, dict[str, Any]]] = {
     "threads of runs": (SQL.threads_of_runs, {"run_ids": ["run-7"]}),
     "candidates": (SQL.candidates, {"thread_ids": ["thread-3"], "run_ids": ["run-7"]}),
+    "expired threads": (SQL.expired_threads, {"thread_ids": ["thread-3", "thread-4"], **EXPIRING}),
     "delete checkpoints": (SQL.delete_checkpoints, TO_DELETE),
     "parents": (SQL.parents, TO_DELETE),
     "children": (SQL.children, TO_DELETE),
