@@ -199,42 +199,55 @@ def expired_threads(t: Tables) -> sa.Executable:
     ids that no checkpoint of an expired thread (`idles`), or not its first one (`ages`) and no other one (`quiets`),
     may reach.
     """
-    c, w = t.checkpoints, t.checkpoint_writes
-    seen = _ages(c).subquery("seen")
-    root = c.alias("root")
-    is_root = sa.and_(ex.same_thread(root, seen), root.c.checkpoint_ns == ex.text_literal(""))
-    names = ("filter", "idle", "age", "quiet")
-    rules = sa.func.unnest(*[ex.array_param(f"{name}s") for name in names])
-    rule = rules.table_valued(*[sa.Column(name, sa.Text) for name in names], with_ordinality="place")
-    rule = rule.render_derived("rule")
-    is_for_it = sa.or_(rule.c.filter.is_(None), root.c.metadata.contains(sa.cast(rule.c.filter, pg.JSONB)))
-    first = sa.select(rule).where(is_for_it).order_by(rule.c.place).limit(ex.ONE).correlate(root).lateral("first")
-    is_too_old = sa.and_(seen.c.oldest < first.c.age, seen.c.newest < first.c.quiet)
-    written = sa.select(sa.func.count()).where(ex.same_thread(w, seen)).correlate(seen).scalar_subquery()
-    metadata = sa.cast(root.c.metadata, sa.Text)
-    return (
-        sa.select(seen.c.thread_id, seen.c.root_id, metadata, seen.c.count, seen.c.oldest, seen.c.newest, written)
-        .select_from(
-            seen.outerjoin(root, sa.and_(is_root, root.c.checkpoint_id == seen.c.root_id)).join(first, sa.true())
-        )
-        .where(seen.c.is_timed, sa.or_(seen.c.newest < first.c.idle, is_too_old))
-        .order_by(seen.c.thread_id)
+    c, w, root = t.checkpoints, t.checkpoint_writes, t.checkpoints.alias("root")
+    given = ex.few_rows_of_binds("", thread_id=sa.Text)
+    roots = sa.select(root.c.checkpoint_id, root.c.metadata).order_by(root.c.checkpoint_id.desc()).limit(ex.ONE)
+    roots = roots.where(ex.same_thread(root, given), root.c.checkpoint_ns == ex.text_literal(""))
+    newest = roots.correlate(given).lateral("newest")
+    rule = _first_rule(newest).lateral("rule")
+    seen = _ages(c, given, newest, rule).lateral("seen")
+    written = sa.select(sa.func.count()).where(ex.same_thread(w, given)).correlate(given).scalar_subquery()
+    is_too_old = sa.and_(seen.c.oldest < rule.c.age, seen.c.newest < rule.c.quiet)
+    found = sa.select(
+        given.c.thread_id,
+        newest.c.checkpoint_id,
+        sa.cast(newest.c.metadata, sa.Text),
+        seen.c.count,
+        seen.c.oldest,
+        seen.c.newest,
+        written,
     )
+    rows = given.outerjoin(newest, sa.true()).join(rule, sa.true()).join(seen, sa.true())
+    is_expired = sa.and_(seen.c.is_timed, sa.or_(seen.c.newest < rule.c.idle, is_too_old))
+    return found.select_from(rows).where(is_expired).order_by(given.c.thread_id)
 
 
-def _ages(c: sa.Table) -> sa.Select[Any]:
-    """Select some threads with their number of checkpoints, the oldest, the newest, and the newest root checkpoint."""
-    one = c.c.checkpoint_id.collate("C")
-    root_id = sa.func.max(c.c.checkpoint_id).filter(c.c.checkpoint_ns == ex.text_literal(""))
+def _first_rule(newest: sa.FromClause) -> sa.Select[Any]:
+    """Select the first rule whose filter the metadata of a thread's newest root checkpoint contains."""
+    names = ("filter", "idle", "age", "quiet")
+    rows = sa.func.unnest(*[ex.array_param(f"{name}s") for name in names])
+    rule = rows.table_valued(*[sa.Column(name, sa.Text) for name in names], with_ordinality="place")
+    rule = rule.render_derived("rules")
+    contained = newest.c.metadata.contains(sa.cast(rule.c.filter, pg.JSONB))
+    found = sa.select(rule).where(sa.or_(rule.c.filter.is_(None), contained))
+    return found.order_by(rule.c.place).limit(ex.ONE).correlate(newest)
+
+
+def _ages(c: sa.Table, given: sa.FromClause, newest: sa.FromClause, rule: sa.FromClause) -> sa.Select[Any]:
+    """Select the number of a thread's checkpoints, the oldest, the newest, and whether all have a time in their ids.
+
+    Nothing is read of a thread whose newest root checkpoint alone shows that it has not expired.
+    """
+    one, root_id = c.c.checkpoint_id.collate("C"), newest.c.checkpoint_id
+    may_be = sa.or_(root_id.is_(None), root_id.collate("C") < sa.func.greatest(rule.c.idle, rule.c.quiet))
     columns: dict[str, sa.ColumnElement[Any]] = {
         "count": sa.func.count(),
         "oldest": sa.func.min(one),
         "newest": sa.func.max(one),
-        "root_id": root_id,
         "is_timed": sa.func.bool_and(_has_time(one), type_=sa.Boolean),
     }
-    found = sa.select(c.c.thread_id, *[column.label(name) for name, column in columns.items()])
-    return found.where(ex.in_threads(c)).group_by(c.c.thread_id)
+    found = sa.select(*[column.label(name) for name, column in columns.items()])
+    return found.where(ex.same_thread(c, given), may_be).correlate(given, newest, rule)
 
 
 def _has_time(checkpoint_id: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:

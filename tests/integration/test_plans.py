@@ -293,6 +293,21 @@ async def test_removing_a_run_or_from_a_short_thread_never_scans_a_table(filled:
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("filled", [1], indirect=True)
+@pytest.mark.parametrize("rule", [{"idles": ["000500"]}, {"filters": ['{"step": 0}']}])
+async def test_a_thread_in_use_is_known_by_one_row_not_to_have_expired(
+    filled: AsyncEngine, mode: str, rule: dict[str, list[str]]
+) -> None:
+    """So is one that no rule matches; the other 9,999 checkpoints are not read."""
+    no_rule: dict[str, list[str | None]] = {"filters": [None], "idles": ["1"], "ages": [None], "quiets": ["0"]}
+    binds = {"thread_ids": ["thread-0"], **no_rule, **rule}
+    async with filled.connect() as conn:
+        nodes = await conn.run_sync(explain, SQL.expired_threads, binds, mode, "ANALYZE, ")
+
+    assert sum(rows_of(node) for node in nodes if "Relation Name" in node) == 1
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 @pytest.mark.parametrize("analyzed", [False, True])
 async def test_the_pages_that_a_put_needs_are_looked_up_by_key(url: str, analyzed: bool, mode: str) -> None:
     """Those that it does not send, a few of the 10,000 of its thread; not even a plan for 5,000 would read all."""
