@@ -120,15 +120,31 @@ def outcome(printed: str) -> str:
     return str(found[-1]).strip() if found else printed
 
 
-MODES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "pytest-asyncio, strict": ((), FIXTURE_LOOPS, "@pytest.mark.asyncio"),
-    "pytest-asyncio, auto": ((), f"{FIXTURE_LOOPS}asyncio_mode = auto", ""),
-    "a loop for a module": ((), FIXTURE_LOOPS, "@pytest.mark.asyncio(loop_scope='module')"),
-    "a loop for all": ((), f"{FIXTURE_LOOPS}asyncio_default_test_loop_scope = session", "@pytest.mark.asyncio"),
-    "anyio": (("-p", "no:asyncio"), "", "@pytest.mark.anyio\n@pytest.mark.parametrize('anyio_backend', ['asyncio'])"),
-    "xdist": (("-n", "2"), FIXTURE_LOOPS, "@pytest.mark.asyncio"),
+SCOPED = """
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("time", [1, 2])
+async def test_on_the_modules_loop(checkpoint_store_saver, time):
+    await talk(checkpoint_store_saver)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize("time", [1, 2])
+async def test_on_the_sessions_loop(checkpoint_store_saver, time):
+    await talk(checkpoint_store_saver)
+"""
+
+MODES: dict[str, tuple[tuple[str, ...], str, str, str]] = {
+    "strict": ((), FIXTURE_LOOPS, "@pytest.mark.asyncio", SCOPED),
+    "auto": ((), f"{FIXTURE_LOOPS}asyncio_mode = auto", "", SCOPED),
+    "anyio": (
+        ("-p", "no:asyncio"),
+        "",
+        "@pytest.mark.anyio\n@pytest.mark.parametrize('anyio_backend', ['asyncio'])",
+        "",
+    ),
+    "xdist": (("-n", "2"), FIXTURE_LOOPS, "@pytest.mark.asyncio", ""),
 }
-"""Arguments, settings, and the marks of a test."""
+"""Arguments, settings, the marks of a test, and more tests."""
 
 ASYNC_TESTS = """
 {mark}
@@ -151,10 +167,10 @@ def test_runs_loops_itself(checkpoint_store_saver):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_fixtures_work_with_every_plugin_for_async_tests(project: Project, mode: str) -> None:
     """A database for each test, an engine on whatever loop the plugin has, and nothing left over."""
-    arguments, settings, mark = MODES[mode]
-    project.write(ASYNC_TESTS.format(mark=mark), settings)
+    arguments, settings, mark, more = MODES[mode]
+    project.write(ASYNC_TESTS.format(mark=mark) + more, settings)
 
-    assert outcome(project.run(*arguments)) == "3 passed"
+    assert outcome(project.run(*arguments)) == ("7 passed" if more else "3 passed")
     assert project.left() == []
 
 
@@ -232,6 +248,61 @@ def test_what_a_test_leaves_open_fails_it(project: Project) -> None:
     assert "idle in transaction; last statement: SELECT 1" in printed
     assert "await engine.dispose()" in printed
     assert project.left() == []
+
+
+MISTAKES = """
+import psycopg
+import pytest_asyncio
+from fastapi.testclient import TestClient
+from fastapi import FastAPI
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from checkpoint_store import AsyncPostgresSaver
+
+
+@pytest.fixture(scope="module")
+def wide_saver(checkpoint_store_session_url):
+    url = make_url(checkpoint_store_session_url).set(drivername="postgresql+asyncpg")
+    return AsyncPostgresSaver(create_async_engine(url))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("time", [1, 2])
+async def test_an_engine_that_is_wider_than_the_loop(wide_saver, time):
+    await wide_saver.aget({"configurable": {"thread_id": "1"}})
+
+
+@pytest.mark.asyncio
+async def test_client_in_an_async_test(checkpoint_store_saver):
+    app = FastAPI()
+
+    @app.get("/")
+    async def get() -> None:
+        await checkpoint_store_saver.aget({"configurable": {"thread_id": "1"}})
+
+    await checkpoint_store_saver.aget({"configurable": {"thread_id": "1"}})
+    TestClient(app).get("/")
+
+
+def test_a_template_that_is_in_use(checkpoint_store_template, request):
+    with psycopg.connect(checkpoint_store_template):
+        request.getfixturevalue("checkpoint_store_url")
+"""
+
+
+def test_mistakes_have_the_messages_that_the_page_explains(project: Project) -> None:
+    """In its last table."""
+    (project.folder / "test_mistakes.py").write_text("import pytest\n" + MISTAKES)
+    (project.folder / "pytest.ini").write_text(f"[pytest]\n{FIXTURE_LOOPS}")
+
+    printed = project.run("-rA", "--tb=line")
+
+    assert outcome(printed).startswith("3 failed, 1 passed"), printed
+    page = (REPOSITORY / "docs/how-to/test-your-agents.md").read_text()
+    for said in ("an event loop that has ended", "belongs to another event loop", "is being accessed by other users"):
+        assert said in printed
+        assert said in page
 
 
 @pytest.mark.parametrize(
