@@ -92,6 +92,7 @@ NO_CODE = {"mermaid", "text", ""}
 ELSEWHERE = {
     "README.md": "tests/packaging/test_readme.py",
     "docs/tutorial.md": "tests/packaging/test_tutorial.py",
+    "docs/how-to/agent-server.md": "tests/hosts/test_agent_server.py",
     "docs/how-to/host-alembic.md": "tests/hosts/test_recipes.py",
     "docs/how-to/in-your-host.md": "tests/hosts/test_in_your_host.py",
     "docs/how-to/test-your-agents.md": "tests/packaging/test_testing_page.py",
