@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, on_backend, on_engine
 from checkpoint_store.cli.stats import stored_stats
 from checkpoint_store.cli.text import counted, moment, size
-from checkpoint_store.errors import InvalidOption
+from checkpoint_store.errors import CheckpointStoreError, InvalidOption
 from checkpoint_store.serde.keys import checked_thread_id
 from checkpoint_store.storage.sweep_report import SweepReport
 
@@ -224,7 +223,10 @@ def _run_on_saver(
     async def run(engine: AsyncEngine) -> tuple[SweepReport, str]:
         saver = AsyncPostgresSaver(engine, schema=schema)
         report = await work(saver)
-        return report, await _room(saver._backend, report)
+        try:
+            return report, await _room(saver._backend, report)
+        except CheckpointStoreError:
+            return report, ""  # the work is done all the same
 
     return on_engine(url, schema, run, advice)
 
@@ -243,22 +245,18 @@ async def _room(backend: Backend, report: SweepReport) -> str:
     # Of tables that Citus has distributed, only the workers have statistics.
     if sum(removed.values()) < _MANY_ROWS or await backend.run(are_distributed):
         return ""
-    tables = {one.table: one for one in await backend.run(table_statistics)}
-    # The server counts late.
-    missing = {
-        name: tables[name].vacuum_at - max(tables[name].dead, count)
-        for name, count in removed.items()
-        if count and name in tables
-    }
-    is_off = not (await backend.run(server)).has_autovacuum
-    off = [name for name in missing if is_off or tables[name].is_autovacuum_off]
-    name, rows = max(missing.items(), key=itemgetter(1))
+    tables = [one for one in await backend.run(table_statistics) if removed.get(one.table)]
+    has_autovacuum = (await backend.run(server)).has_autovacuum
+    off = [one.table for one in tables if one.is_autovacuum_off or not has_autovacuum]
+    # The server counts dead rows late.
+    missing = {one.table: one.vacuum_at - max(one.dead, removed[one.table]) for one in tables}
+    last = max(missing, key=missing.__getitem__, default=None)
     if off:
         when = f"autovacuum is off for {' and '.join(off)}"
-    elif rows < 0:
+    elif last is None or missing[last] < 0:
         when = "autovacuum is due"
     else:
-        when = f"autovacuum comes to {name} after {counted(rows + 1, 'more dead row')}"
+        when = f"autovacuum comes to {last} after {counted(missing[last] + 1, 'more dead row')}"
     return f"VACUUM makes about {size(report.bytes)} reusable ({when}); files shrink only by VACUUM FULL or pg_repack"
 
 

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
+from sqlalchemy import create_engine
 
-from checkpoint_store import PostgresSaver, SweepReport
+from checkpoint_store import PostgresSaver, SweepReport, partitioning
 from checkpoint_store.cli import main, retention
 from tests.integration.histories import id_at
 
@@ -152,6 +153,25 @@ def test_after_much_was_deleted_one_line_says_how_the_room_is_used(
     for number in range(100):
         store(sync_saver, f"t{number:02}", 50)
     assert swept("sweep", "--idle", "30d") == "autovacuum is off for checkpoints"
+
+
+def test_the_room_in_partitions_is_that_of_their_table(
+    run: Cli, url: str, sync_saver: PostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them has a threshold of its own, and autovacuum comes to each."""
+    monkeypatch.setattr(retention, "_MANY_ROWS", 10)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as conn:
+        partitioning.partition(conn, partitions=4)
+    engine.dispose()
+    for number in range(300):
+        store(sync_saver, f"t{number:03}", 50, kept=number >= 30)
+
+    found = re.fullmatch(LINE, run("sweep", "--idle", "30d", "--never", '{"kept": true}').err)
+    assert found is not None
+    # 50 rows of each, beyond which they must be; nothing was analyzed yet.
+    assert found[1] == "autovacuum comes to checkpoints after 171 more dead rows"
+    assert re.fullmatch(LINE, run("sweep", "--idle", "30d").err)[1] == "autovacuum is due"  # type: ignore[index]
 
 
 def test_a_bar_shows_how_many_threads_there_are_and_the_time_left(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
