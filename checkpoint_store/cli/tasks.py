@@ -35,6 +35,8 @@ class Versions:
     seen: Mapping[str, Mapping[str, Any]]
     values: Mapping[str, Any]
     """The values of channels that trigger nodes; that of any other channel is None."""
+    started: Set[str] = frozenset()
+    """The nodes of which tasks have stored writes."""
 
     @classmethod
     def of(cls, row: Summary) -> Versions:
@@ -48,7 +50,8 @@ class Versions:
         for channel, kind, blob in zip(row.channels or (), row.types or (), row.blobs or (), strict=True):
             is_trigger = channel == _SENDS or channel.startswith((_BRANCH, _JOIN))
             values[channel] = safe_decode(kind, blob) if is_trigger else None
-        return cls(_object(row.versions), nodes, values)
+        paths = {path for path in [*(row.begun or ()), *(row.finished or ())] if path.startswith(_PULLED)}
+        return cls(_object(row.versions), nodes, values, {path.removeprefix(_PULLED) for path in paths})
 
     def triggers(self) -> Iterator[tuple[str, str]]:
         """Yield the channels that have triggered a node, and the node."""
@@ -71,13 +74,14 @@ class Versions:
             triggers: Which channels trigger which nodes, beside those with the names that a StateGraph gives them.
             finished: The paths of tasks.
         """
-        done = set(finished)
+        # A Send's path may end with a number that says whether a task has called it.
+        done = {path[: len(_PUSHED) + 10] if path.startswith(_PUSHED) else path for path in finished}
         sends = [node for place, node in enumerate(self.sends) if f"{_PUSHED}{place:010}" not in done]
         pulled = {
             node
             for channel, version in self.current.items()
             if self._is_available(channel)
-            for node in triggers.get(channel) or _named(channel)
+            for node in triggers.get(channel) or self._named(channel)
             if _is_newer(version, self.seen.get(node, {}).get(channel))
         }
         return [*sends, *sorted(node for node in pulled if f"{_PULLED}{node}" not in done)]
@@ -88,9 +92,17 @@ class Versions:
             seen = [(version, node) for node, one in self.seen.items() for version in one.values()]
             newest = max((_order(version) for version, _ in seen), default=None)
             return sorted({node for version, node in seen if _order(version) == newest})
-        sends = parent.sends
-        changed = {node for node, seen in self.seen.items() if seen != parent.seen.get(node)}
-        return [*sends, *sorted(changed - set(sends))]
+        # A task that a Send or another task has started has seen nothing.
+        pulled = [node for node, seen in self.seen.items() if seen and seen != parent.seen.get(node)]
+        return [*parent.sends, *sorted(pulled)]
+
+    def _named(self, channel: str) -> Set[str]:
+        """Return the node that a channel of a StateGraph triggers by its name; of a workflow the one that has begun."""
+        if channel.startswith(_BRANCH):
+            return {channel.removeprefix(_BRANCH)}
+        if channel.startswith(_JOIN):
+            return {channel.rpartition(":")[2]}
+        return self.started or {_START} if channel == _START else frozenset()
 
     def _is_available(self, channel: str) -> bool:
         if channel not in self.values:
@@ -133,15 +145,6 @@ def _without_bumps(node: str, seen: Mapping[str, Any], marks: Mapping[str, Any])
             yield channel, version
         elif f"{node}:{channel}" in marks:
             yield channel, marks[f"{node}:{channel}"]
-
-
-def _named(channel: str) -> Set[str]:
-    """Return the node that a channel of a StateGraph triggers by its name."""
-    if channel.startswith(_BRANCH):
-        return {channel.removeprefix(_BRANCH)}
-    if channel.startswith(_JOIN):
-        return {channel.rpartition(":")[2]}
-    return {_START} if channel == _START else set()
 
 
 def _names(value: Any) -> list[str]:

@@ -39,6 +39,8 @@ class Summary(NamedTuple):
     """The number of tasks that have stored writes."""
     marks: Sequence[str] | None
     """The channels of interrupts and errors to which they wrote."""
+    begun: Sequence[str] | None
+    """The paths of those that were interrupted, have failed, or were resumed."""
     finished: Sequence[str] | None
     """The paths of those that have finished."""
     versions: str | None

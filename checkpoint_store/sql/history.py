@@ -70,6 +70,7 @@ def _summaries(t: Tables, chosen: sa.FromClause) -> sa.Select[Any]:
     parent = (
         sa.select(ex.channel_versions(before).label("versions"))
         .where(ex.same_namespace(before, c), before.c.checkpoint_id == c.c.parent_checkpoint_id)
+        .offset(ex.ZERO)  # so that a long one is fetched from its TOAST once, not for every channel
         .correlate(c)
         .lateral("parent")
     )
@@ -88,6 +89,7 @@ def _summaries(t: Tables, chosen: sa.FromClause) -> sa.Select[Any]:
             sa.cast(own + values.c.bytes + writes.c.bytes, sa.BigInteger).label("added"),
             writes.c.tasks,
             writes.c.marks,
+            writes.c.begun,
             writes.c.finished,
             sa.cast(ex.members_of(c.c.checkpoint, "channel_versions"), sa.Text).label("versions"),
             sa.cast(seen, sa.Text).label("seen"),
@@ -121,6 +123,7 @@ def _writes(t: Tables, c: sa.FromClause) -> sa.FromClause:
             sa.func.count(w.c.task_id.distinct()).label("tasks"),
             sa.func.coalesce(sa.func.sum(sa.func.pg_column_size(w.c.blob)), ex.ZERO).label("bytes"),
             sa.func.array_agg(w.c.channel.distinct()).filter(is_mark).label("marks"),
+            sa.func.array_agg(w.c.task_path.distinct()).filter(is_control).label("begun"),
             sa.func.array_agg(w.c.task_path.distinct()).filter(sa.not_(is_control)).label("finished"),
         )
         .where(ex.same_checkpoint(w, c))
@@ -132,34 +135,40 @@ def _writes(t: Tables, c: sa.FromClause) -> sa.FromClause:
 def _new_values(t: Tables, c: sa.FromClause, parent: sa.FromClause) -> sa.FromClause:
     """Select the bytes of the blobs and pages of a checkpoint that its parent does not have, and their channels.
 
-    Of channels that trigger tasks the values are selected too. A channel that waits for several tasks may be older.
+    Of channels that trigger tasks the values are selected too. Those may be the parent's: in a fork, or in a channel
+    that waits for several tasks.
     """
     b, old, p = t.checkpoint_blobs, t.checkpoint_blobs.alias("old"), t.checkpoint_pages
     versions = ex.members_of(c.c.checkpoint, "channel_versions")
     current = sa.func.jsonb_each_text(versions).table_valued("key", "value").render_derived("current")
     before = ex.member_text(parent.c.versions, current.c.key)
-    is_old = sa.and_(ex.same_namespace(old, b), old.c.channel == b.c.channel, old.c.version == before)
-    known = ex.digests_of(old).where(is_old, old.c.type == ex.text_literal(PAGED)).correlate(b, parent, current)
-    fresh = ex.digests_in(b).except_(known)
-    found = sa.select(sa.func.sum(sa.func.pg_column_size(p.c.page)).label("bytes"))
-    found = found.where(b.c.type == ex.text_literal(PAGED), ex.same_thread(p, b), p.c.digest.in_(fresh))
-    pages = found.correlate(b, parent, current).lateral("pages")
     is_current = sa.and_(ex.same_namespace(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)
-    sizes = sa.func.coalesce(sa.func.pg_column_size(b.c.blob), ex.ZERO) + sa.func.coalesce(pages.c.bytes, ex.ZERO)
+    # With the limit the primary key is looked up for each channel. Otherwise all blobs of the thread would be hashed,
+    # for every checkpoint.
+    new = sa.select(b).where(is_current).limit(ex.ONE).correlate(c, current).lateral("new")
+    is_paged = new.c.type == ex.text_literal(PAGED)
+    is_old = sa.and_(ex.same_namespace(old, new), old.c.channel == new.c.channel, old.c.version == before)
+    known = ex.digests_of(old).where(is_old, old.c.type == ex.text_literal(PAGED)).correlate(new, parent, current)
+    fresh = ex.digests_in(new).except_(known)
+    found = sa.select(sa.func.sum(sa.func.pg_column_size(p.c.page)).label("bytes"))
+    found = found.where(is_paged, ex.same_thread(p, new), p.c.digest.in_(fresh))
+    pages = found.correlate(new, parent, current).lateral("pages")
+    sizes = sa.func.coalesce(sa.func.pg_column_size(new.c.blob), ex.ZERO) + sa.func.coalesce(pages.c.bytes, ex.ZERO)
     is_new = current.c.value.is_distinct_from(before)
     joins, branches = (current.c.key.like(ex.text_literal(start)) for start in ("join:%", "branch:%"))
     is_trigger = sa.or_(joins, branches, current.c.key == ex.text_literal(TASKS))
-    is_small = sa.func.length(b.c.blob) <= ex.int_literal(LARGEST_SENDS)
-    has_value = b.c.type != ex.text_literal("empty")
+    is_small = sa.func.length(new.c.blob) <= ex.int_literal(LARGEST_SENDS)
+    has_value = new.c.type != ex.text_literal("empty")
+    source = ex.member_text(c.c.metadata, ex.text_literal("source"))
     return (
         sa.select(
             sa.func.coalesce(sa.func.sum(sizes).filter(is_new), ex.ZERO).label("bytes"),
             sa.func.array_agg(current.c.key).filter(has_value).label("channels"),
-            sa.func.array_agg(b.c.type).filter(has_value).label("types"),
-            sa.func.array_agg(sa.case((sa.and_(is_trigger, is_small), b.c.blob))).filter(has_value).label("blobs"),
+            sa.func.array_agg(new.c.type).filter(has_value).label("types"),
+            sa.func.array_agg(sa.case((sa.and_(is_trigger, is_small), new.c.blob))).filter(has_value).label("blobs"),
         )
-        .select_from(current.join(b, is_current).outerjoin(pages, sa.true()))
-        .where(sa.or_(is_new, joins))
+        .select_from(current.join(new, sa.true()).outerjoin(pages, sa.true()))
+        .where(sa.or_(is_new, joins, source.is_distinct_from(ex.text_literal("loop"))))
         .correlate(c, parent)
         .lateral("new_values")
     )

@@ -80,6 +80,7 @@ def test_hostile_rows_are_drawn_harmlessly() -> None:
     evil = "\x1b[2J\u202e1"
     hostile = f'{{"{"x" * 9}": {{"__start__": [1]}}, "\\u001b[2J": 5, "__snapshot_bumps__": {{"a|b": []}}}}'
     more = (
+        [evil],
         [evil, "~__pregel_push, x"],
         hostile,
         hostile,
@@ -90,7 +91,7 @@ def test_hostile_rows_are_drawn_harmlessly() -> None:
     )
     rows = [
         Summary(evil, evil, evil, '{"step": "\\u001b[1m", "source": ["x"], "parents": 5}', 1, 1, [evil], *more),
-        Summary("", "a1", "a1", "[]", 1, 0, None, None, "[]", "5", None, None, None, None),
+        Summary("", "a1", "a1", "[]", 1, 0, None, None, None, "[]", "5", None, None, None, None),
         Summary(f"{evil}|{evil}:{evil}", "b1", None, f'{{"parents": {{"{"x" * 9}": []}}}}', 1, 0, None, *more),
     ]
 
