@@ -15,7 +15,7 @@
     │   └── NotEncrypted                  a stored value in clear, with `require_encryption`
     ├── ThreadNotFound (LookupError)      a thread, or a checkpoint of it, that is not stored
     ├── ThreadExists (ValueError)         a thread that is stored where a copy was to be made
-    ├── TransferError                     a thread that can't be copied from another saver; nothing of it was stored
+    ├── TransferError                     a thread that can't be copied from another saver, or imported from a file
     ├── WrongThread (RuntimeError)        a call from a thread, event loop or process that it must not come from
     ├── WrongTransaction (RuntimeError)   a caller's transaction that is aborted, read-only, over, or isolated otherwise
     ├── Refused                           a row that a constraint, trigger or policy of the database refused or hid
@@ -110,7 +110,10 @@ class ThreadExists(CheckpointStoreError, ValueError):
 
 
 class TransferError(CheckpointStoreError):
-    """Raised when a thread can't be copied from another saver; names it. Those copied before it are stored."""
+    """Raised when a thread can't be copied from another saver, which it names, or imported from a file.
+
+    Threads copied before it are stored.
+    """
 
 
 class WrongThread(CheckpointStoreError, RuntimeError):

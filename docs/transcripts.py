@@ -12,10 +12,11 @@ import io
 import re
 import shlex
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
 from os import environ
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -26,7 +27,7 @@ from checkpoint_store import PostgresSaver
 from checkpoint_store.cli import main, text
 from checkpoint_store.embedded import EmbeddedPostgres
 
-PAGE = Path(__file__).parent / "reference" / "command-line.md"
+PAGE = Path(__file__).resolve().parent / "reference" / "command-line.md"
 BLOCK = re.compile(r"^```console\n(.+?)^```$", re.DOTALL | re.MULTILINE)
 START = datetime(2026, 3, 2, 10, tzinfo=UTC)
 NOW = START + timedelta(days=1)
@@ -175,7 +176,8 @@ def rewritten(page: str) -> str:
                 filled = True
         return f"```console\n{''.join(lines)}```"
 
-    return BLOCK.sub(transcript, page)
+    with TemporaryDirectory() as folder, chdir(folder):  # for the files that commands write
+        return BLOCK.sub(transcript, page)
 
 
 if __name__ == "__main__":

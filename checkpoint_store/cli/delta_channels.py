@@ -17,7 +17,9 @@ _PARTS, _SNAPSHOT = "DeltaChannel", "langgraph._DeltaSnapshot"
 _OVERWRITE, _OVERWRITE_MARK = "langgraph.types.Overwrite", "__overwrite__"
 _MESSAGES, _REMOVAL, _ALL = "langchain_core.messages.", ".RemoveMessage", "__remove_all__"
 _MESSAGE_KINDS = frozenset({"user", "human", "assistant", "ai", "tool", "system", "function", "remove"})
-_NOTHING = object()
+
+NOTHING = object()
+"""The value of a channel before the first write."""
 
 
 def delta_channels(metadata: Any, without_value: Iterable[str]) -> list[str]:
@@ -56,26 +58,26 @@ def rebuilt(rows: Iterable[Ancestor], channels: Sequence[str]) -> dict[str, Any]
             # A blob wins over what is inline: that is only the mark of a snapshot then.
             seeds[channel] = safe_decode("json", (inline or "").encode()) if kind is None else safe_decode(kind, blob)
     return {
-        channel: _combined(unwrapped(seeds.get(channel, _NOTHING)), written[::-1])
+        channel: combined(unwrapped(seeds.get(channel, NOTHING)), written[::-1])
         for channel, written in writes.items()
         if written or channel in seeds
     }
 
 
-def _combined(base: Any, writes: Sequence[Any]) -> Any:
-    """Return a value with writes applied to it, or both side by side."""
+def combined(base: Any, writes: Sequence[Any]) -> Any:
+    """Return a value with writes applied to it, the oldest first, or both side by side; `NOTHING` before all."""
     for place in range(len(writes) - 1, -1, -1):
         is_overwrite, value = _overwrite(writes[place])
         if is_overwrite:
             base, writes = value, writes[place + 1 :]
             break
     if not writes:
-        return [] if base is _NOTHING else base
+        return [] if base is NOTHING else base
     items = [item for write in writes for item in (write if isinstance(write, list) else [write])]
-    state = [] if base is _NOTHING or base is None else base
+    state = [] if base is NOTHING or base is None else base
     are_lists = isinstance(state, list) and all(isinstance(write, list) or _is_message(write) for write in writes)
     if not are_lists:
-        parts = [] if base is _NOTHING else [("snapshot", base)]
+        parts = [] if base is NOTHING else [("snapshot", base)]
         return Call(_PARTS, [], [*parts, ("writes", list(writes))])
     if any(map(_is_message, [*state, *items])):
         return _merged(state, items)
@@ -95,13 +97,13 @@ def _merged(state: list[Any], messages: list[Any]) -> list[Any]:
             found.append(message)
         elif _is_removal(message):
             if name in places:
-                found[places.pop(name)] = _NOTHING
+                found[places.pop(name)] = NOTHING
         elif name in places:
             found[places[name]] = message
         else:
             places[name] = len(found)
             found.append(message)
-    return [message for message in found if message is not _NOTHING]
+    return [message for message in found if message is not NOTHING]
 
 
 def _overwrite(write: Any) -> tuple[bool, Any]:
@@ -115,7 +117,7 @@ def _overwrite(write: Any) -> tuple[bool, Any]:
         value = write["value"]
     else:
         return False, None
-    return True, _NOTHING if value is None else value
+    return True, NOTHING if value is None else value
 
 
 def _is_message(value: Any) -> bool:

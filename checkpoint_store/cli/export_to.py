@@ -117,11 +117,11 @@ def _written(name: str) -> Iterator[Callable[[bytes], object]]:
     is_replaced = name != STANDARD and (path.is_file() or not path.exists())
     target = path.with_name(f"{path.name}.part") if is_replaced else path
     with _file_errors(name, "written"):
-        opened = sys.stdout.buffer if name == STANDARD else target.open("wb")
+        opened = sys.stdout if name == STANDARD else target.open("w", encoding="ascii")
 
     def write(line: bytes) -> None:
         with _file_errors(name, "written"):
-            opened.write(line)
+            opened.write(line.decode())
 
     try:
         yield write

@@ -42,14 +42,14 @@ Cli = Callable[..., Done]
 
 
 @pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Cli:
+def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Runs a command in this process, on `url`."""
     monkeypatch.setenv("CHECKPOINT_STORE_URL", url)
 
     def run(*arguments: str) -> Done:
-        capsysbinary.readouterr()
+        capsys.readouterr()
         code = main(arguments)
-        return Done(code, *[text.decode() for text in capsysbinary.readouterr()])
+        return Done(code, *capsys.readouterr())
 
     return run
 

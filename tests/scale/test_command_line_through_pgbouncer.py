@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -26,6 +27,8 @@ COMMANDS = [
     ["diff", "one", "{id}", "{id}"],
     ["stats"],
     ["stats", "one"],
+    ["export", "one", "{file}"],
+    ["import", "{file}", "--as", "three", "--replace"],
     ["copy", "one", "two", "--replace"],
     ["prune", "one", "two"],
     ["sweep", "--older-than", "30d"],
@@ -58,7 +61,7 @@ def test_no_command_is_left_out() -> None:
 
 
 def test_every_command_works_through_it_again_and_again(
-    url: str, pooled_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    url: str, pooled_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """A statement that one command prepared on a connection of the server's is not in the next one's way."""
     monkeypatch.setenv("CHECKPOINT_STORE_URL", pooled_url)
@@ -70,7 +73,7 @@ def test_every_command_works_through_it_again_and_again(
         for command in COMMANDS:
             # As in a process of its own: asyncpg numbers its statements.
             monkeypatch.setattr(asyncpg.connection, "_uid", 0)
-            code = main([argument.format(id=checkpoint_id) for argument in command])
+            code = main([argument.format(id=checkpoint_id, file=tmp_path / "one.jsonl") for argument in command])
             assert (code, capsys.readouterr().err) == (0, ""), command
 
     with psycopg.connect(url) as conn:
