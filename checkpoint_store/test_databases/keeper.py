@@ -51,6 +51,9 @@ SESSIONS = """
     FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend' ORDER BY pid
 """
 
+_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""What the server, or the way to it, can fail with; a client that is gone is an OSError too."""
+
 
 class Keeper:
     """Creation and removal of the databases of one server.
@@ -78,9 +81,7 @@ class Keeper:
                 ready()
                 await self._wait(directory / LOCK)
         finally:
-            for url in made:
-                await self._drop(admin, url)
-            await admin.close()
+            await self._drop_all(admin, made)
 
     async def _migrate(self) -> None:
         url, arguments = engine_arguments(self._template)
@@ -99,9 +100,22 @@ class Keeper:
             await asyncio.sleep(0.02)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer a client's requests; when it has left, drop its databases."""
+        """Answer a client until it has left."""
         self._clients.add(writer)
         self._is_idle.clear()
+        try:
+            await self._answer_all(reader, writer)
+        except _ERRORS as error:
+            send(writer, {"error": str(error)})
+        finally:
+            self._clients.remove(writer)
+            if not self._clients:
+                self._is_idle.set()
+            send(writer, {"is_last": not self._clients})
+            writer.close()
+
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer a client's requests; when it leaves or is gone, drop its databases."""
         made: set[str] = set()
         admin = await self._connect()
         try:
@@ -109,29 +123,20 @@ class Keeper:
                 ((what, url),) = json.loads(line).items()
                 if what == "leave":
                     break
-                answer = await self._answer(admin, made, what, url)
-                writer.write(json.dumps(answer).encode() + b"\n")
-        except ConnectionError:
-            pass
+                admin = await self._connect() if admin.is_closed() else admin
+                send(writer, await self._answer(admin, made, what, url))
         finally:
-            for url in made:
-                await self._drop(admin, url)
-            await admin.close()
-            self._clients.remove(writer)
-            if not self._clients:
-                self._is_idle.set()
-            writer.write(json.dumps({"is_last": not self._clients}).encode() + b"\n")
-            writer.close()
+            await self._drop_all(admin, made)
 
     async def _answer(self, admin: Any, made: set[str], what: str, url: str | None) -> dict[str, Any]:
         try:
             if what == "drop" and url is not None:
-                made.remove(url)
                 left = await self._sessions(admin, url)
                 await self._drop(admin, url)
+                made.remove(url)
                 return {"left": left}
             return {"url": await self._create(admin, made, url or self._template)}
-        except (asyncpg.PostgresError, OSError) as error:
+        except _ERRORS as error:
             return {"error": str(error)}
 
     async def _connect(self) -> Any:
@@ -156,6 +161,18 @@ class Keeper:
 
     async def _drop(self, admin: Any, url: str) -> None:
         await admin.execute(f'DROP DATABASE IF EXISTS "{name_of(url)}" WITH (FORCE)')
+
+    async def _drop_all(self, admin: Any, made: set[str]) -> None:
+        """Drop databases, and close the connection."""
+        admin = await self._connect() if admin.is_closed() else admin
+        for url in made:
+            await self._drop(admin, url)
+        await admin.close()
+
+
+def send(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    """Send an answer, unless the client is gone."""
+    writer.write(json.dumps(answer).encode() + b"\n")
 
 
 def name_of(url: str) -> str:

@@ -358,6 +358,24 @@ def test_workers_share_a_server_and_one_that_crashes_is_replaced(project: Projec
     wait_for(lambda: project.left() == [])
 
 
+def test_a_server_that_ends_sessions_does_not_end_the_run(project: Project) -> None:
+    """As a restart does: the next test has a database again, and nothing is left."""
+    project.write("""
+        import psycopg
+
+        def test_ends_all_sessions(checkpoint_store_url):
+            with psycopg.connect(checkpoint_store_url) as conn:
+                others = "FROM pg_stat_activity WHERE pid != pg_backend_pid() AND backend_type = 'client backend'"
+                assert conn.execute(f"SELECT count(pg_terminate_backend(pid)) {others}").fetchone() > (1,)
+
+        def test_that_comes_next(checkpoint_store_url):
+            psycopg.connect(checkpoint_store_url).close()
+    """)
+
+    assert outcome(project.run(embedded=True)) == "2 passed"
+    assert project.left() == []
+
+
 def test_a_url_can_be_given_in_three_ways(project: Project) -> None:
     """The command line before the environment before the ini file."""
     project.write(
