@@ -160,9 +160,17 @@ def test_a_history_is_a_tree(run: Cli) -> None:
 
     assert lines[0].startswith("ada-trip: 9 checkpoints in 2 namespaces, ")
     assert [line.split("1f11")[0].rstrip() for line in lines[1:]] == [
-        "-1 input", " 0 loop", " 1 loop", "│ hotel (8f968eed)", "│ -1 input", "│  0 loop", "├─ 2 loop", "│  3 loop",
-        "└─ 2 loop", "   3 loop",
-    ]  # fmt: skip
+        "-1 input",
+        " 0 loop      __start__",
+        " 1 loop      search",
+        "│ hotel (8f968eed)",
+        "│ -1 input",
+        "│  0 loop    __start__",
+        "├─ 2 loop    hotel",
+        "│  3 loop    report",
+        "└─ 2 loop    hotel",
+        "   3 loop    report",
+    ]
     assert lines[3].endswith("interrupt")
     assert lines[-1].endswith("waiting: writes of 1 task, latest")
     assert all(re.search(r"1f11[\w-]{14}  2026-03-02 10:16:4\d\.000 +\d[\d.]* k?B", line) for line in lines[1:4])
@@ -245,13 +253,13 @@ def test_sizes_lead_to_the_large_thread_and_its_channel(run: Cli) -> None:
     assert document["tables"]["checkpoints"]["bytes_on_disk"] > 8000
     lines = run("stats", "bob-chat").out.splitlines()
     assert lines[0].startswith("bob-chat: 40 checkpoints, ")
-    assert lines[-2].split()[:4] == ["-", "messages", "40", "0"]
+    assert lines[-3].split()[:4] == ["-", "messages", "40", "0"]
     assert json.loads(run("stats", "bob-chat", "--json").out)["channels"][0]["channel"] == "messages"
 
 
 def test_a_copy_a_replaced_copy_and_their_deletion(run: Cli, filled: str) -> None:
     """A target that has something is refused in one line; deleting asks, and a no is no."""
-    assert run("copy", "ada-trip", "b").out == "copied ada-trip to b: 19 rows\n"
+    assert run("copy", "ada-trip", "b").out == "copied ada-trip to b: 20 rows\n"
     refused = run("copy", "bob-chat", "b")
     assert refused.code == 1
     assert re.fullmatch(r"error: something is stored for the thread 'b': .* --replace\n", refused.err)
