@@ -153,6 +153,14 @@ def test_celery_with_forked_processes_and_a_loop_for_each_task(folder: Path, url
     assert done.stdout.splitlines() == [replies, replies], done.stderr + (folder / "log").read_text()
 
 
+def test_twenty_greenlets(folder: Path) -> None:
+    """Each runs the agent on a thread of its own."""
+    pytest.importorskip("gevent")  # no wheel for the newest Python
+    done = subprocess.run([sys.executable, "greenlets.py"], cwd=folder, capture_output=True, text=True, check=False)
+
+    assert done.stdout == "{'That was message 1.'}\n", done.stderr
+
+
 NOTEBOOK = """
 import sys
 
