@@ -80,6 +80,8 @@ def looks(ids: list[str]) -> list[tuple[str, ...]]:
         ("show", "t"),
         ("show", "t", ids[2]),
         ("diff", "t", ids[1], ids[0]),
+        ("diff", "t"),
+        ("export", "t"),
     ]
 
 
@@ -141,7 +143,8 @@ def test_every_version_of_the_stock_saver_is_looked_at(run: Cli, empty_url: str,
     document = '{"v": 1, "id": "1", "channel_versions": {"a": "1"}, "channel_values": {"b": 2}}'
     with psycopg.connect(empty_url) as conn:
         if version >= 1:
-            conn.execute("INSERT INTO checkpoints VALUES ('t', '', '1', NULL, NULL, %s, '{\"step\": 3}')", [document])
+            conn.execute("INSERT INTO checkpoints VALUES ('t', '', '0', NULL, NULL, '{}', '{}')")
+            conn.execute("INSERT INTO checkpoints VALUES ('t', '', '1', '0', NULL, %s, '{\"step\": 3}')", [document])
         if version >= 2:
             conn.execute("INSERT INTO checkpoint_blobs VALUES ('t', '', 'a', '1', 'msgpack', '\\xa161')")
         if version >= 3:
