@@ -44,6 +44,7 @@ class Sweeper:
 
     Raises:
         InvalidOption: If an option can't be used.
+        WrongThread: At the beginning of a plain `with`, on the event loop's own thread.
     """
 
     def __init__(self, saver: RetentionMixin, every: timedelta, **options: Unpack[SweepOptions]) -> None:
@@ -79,6 +80,7 @@ class Sweeper:
         await asyncio.wait([task])
 
     def __enter__(self) -> Self:
+        self._saver._backend.check_sync()  # on the saver's loop the end of the block would wait for ever
         self._stopping.clear()
         self._thread = threading.Thread(target=self._sweep_blocking, name="checkpoint-store-sweeper", daemon=True)
         self._thread.start()

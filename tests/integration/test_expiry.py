@@ -17,7 +17,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import AsyncPostgresSaver, PostgresSaver, SweepReport, ThreadSummary
-from checkpoint_store.errors import InvalidConfig, InvalidOption, Refused, WrongTransaction
+from checkpoint_store.errors import InvalidConfig, InvalidOption, Refused, WrongThread, WrongTransaction
 from checkpoint_store.expiry import Expiry, Sweeper
 from checkpoint_store.serde import pages
 from checkpoint_store.storage import deletion, expiry
@@ -511,6 +511,21 @@ async def test_a_sweeper_does_not_wait_for_ever(saver: AsyncPostgresSaver, monke
     await eventually(lambda: len(ended) == 2)
     assert time.monotonic() - began < 20
     assert await threads_of(saver) == {"t"}
+
+
+async def test_a_sweeper_of_sync_code_is_refused_on_the_savers_loop(engine: AsyncEngine) -> None:
+    """Whose thread the end of the block would block; from another thread an async saver is as good."""
+    saver = AsyncPostgresSaver(engine)
+    await store(saver, "t", 50)
+    with pytest.raises(WrongThread), Sweeper(saver, SOON, expiry=IDLE):
+        pass
+
+    def sweep() -> None:
+        with Sweeper(saver, SOON, expiry=IDLE):
+            while [*saver.list_threads()]:
+                time.sleep(0.025)
+
+    await asyncio.wait_for(asyncio.to_thread(sweep), 20)
 
 
 def test_a_sweeper_of_sync_code_works_in_a_thread_and_stops(sync_saver: PostgresSaver) -> None:
