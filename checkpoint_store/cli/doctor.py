@@ -66,7 +66,7 @@ def _print(finding: Finding) -> None:
     options = {"break_long_words": False, "break_on_hyphens": False}
     for line in textwrap.wrap(text, _WIDTH, subsequent_indent=" " * 9, **options):  # type: ignore[arg-type]
         output.line(line, _STYLES[finding.level.value])
-    for statement in filter(None, finding.way_out.split("\n")):
+    for statement in finding.way_out:
         for line in broken(printable(statement), _WIDTH - 13):
             output.line(" " * 13 + line, "bold")
 

@@ -37,7 +37,7 @@ class Report:
         return self.findings[check]["level"], self.findings[check]["found"]
 
     def way_out(self, check: str) -> str:
-        return str(self.findings[check]["way_out"])
+        return "\n".join(self.findings[check]["way_out"])
 
     @property
     def levels(self) -> dict[str, str]:
@@ -410,3 +410,24 @@ def test_the_host_that_answered_is_named(doctor: Doctor, url: str, certificate: 
         report = doctor(f"postgresql://postgres@{hosts}{urlsplit(url).path}?sslmode=require")
 
     assert f"127.0.0.1:{proxy.port} (host 2 of 2) answered" in report["url"][1]
+
+
+def test_names_of_others_can_not_pass_for_lines_to_paste(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An index, a trigger or an application has whatever name somebody gave it."""
+    name = 'x\nDROP TABLE checkpoints; \x1b[2J"'
+    with psycopg.connect(url, autocommit=True) as conn:
+        index = sql.Identifier(name)
+        conn.execute(sql.SQL("CREATE INDEX {} ON checkpoints (thread_id)").format(index))
+        conn.execute(
+            "UPDATE pg_index SET indisvalid = false FROM pg_class c WHERE c.oid = indexrelid AND relname LIKE 'x%'"
+        )
+        conn.execute("CREATE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+        trigger = "CREATE TRIGGER {} BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION same()"
+        conn.execute(sql.SQL(trigger).format(index))
+
+    assert main(["doctor", "--url", url]) == 0
+
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert not [line for line in printed.splitlines() if line.strip().startswith("DROP")]
+    assert r'REINDEX INDEX CONCURRENTLY "public"."x\nDROP TABLE' in " ".join(printed.split())

@@ -40,4 +40,4 @@ def test_a_standby_only_reads(pair: Pair, capsys: pytest.CaptureFixture[str]) ->
 
     assert code == 0
     assert {check for check, one in found.items() if one["level"] != "ok"} == {"primary"}
-    assert found["primary"]["way_out"] == "target_session_attrs=read-write"
+    assert found["primary"]["way_out"] == ["target_session_attrs=read-write"]

@@ -41,6 +41,7 @@ def vacuum(schema: str | None, server: Server, tables: Sequence[TableStatistics]
     last = max((table.vacuumed_at for table in tables if table.vacuumed_at), default=None)
     found = f"{dead:,} of {sum(table.live + table.dead for table in tables):,} rows are dead, about {size(wasted)}"
     found += f"; last vacuum {moment(last)} UTC" if last else "; no vacuum yet"
+    found += ". Rows of distributed tables are counted by the workers alone" * server.has_citus
     if many := [table for table in tables if _has_many_dead(table)]:
         names = [table.table for table in many]
         places = ", ".join(qualified(name, schema) for name in names)

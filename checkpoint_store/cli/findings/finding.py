@@ -24,8 +24,8 @@ class Finding:
     level: Level
     found: str
     """A sentence or two, without a stored value or a password."""
-    way_out: str = ""
-    """Lines to paste: SQL, a command, or parameters of a URL."""
+    way_out: tuple[str, ...] = ()
+    """Lines to paste: SQL, commands, or parameters of a URL."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Unknown:
 
 def ok(check: str, found: str, *way_out: str) -> Finding:
     """Return a finding that needs no action; the lines to paste are for those who want more."""
-    return Finding(check, Level.OK, found, "\n".join(way_out))
+    return Finding(check, Level.OK, found, way_out)
 
 
 def warning(check: str, found: str, *way_out: str) -> Finding:
     """Return a finding that needs action some day."""
-    return Finding(check, Level.WARNING, found, "\n".join(way_out))
+    return Finding(check, Level.WARNING, found, way_out)
 
 
 def failure(check: str, found: str, *way_out: str) -> Finding:
     """Return a finding that needs action now."""
-    return Finding(check, Level.FAILURE, found, "\n".join(way_out))
+    return Finding(check, Level.FAILURE, found, way_out)
 
 
 def listed(names: list[str], limit: int = 6) -> str:

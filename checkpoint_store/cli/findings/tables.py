@@ -114,12 +114,12 @@ def _grants_on(
         create = "may" if rights.may_create else "may not"
         kind = ", a superuser," if server.is_superuser else ""
         return ok("grants", f"role {role}{kind} reads and writes all tables, and {create} create tables")
-    way_out = f"{grant_statements(server.role, schema)}"
+    way_out = [f"{grant};" for grant in grant_statements(server.role, schema).removesuffix(";").split(";\n")]
     by = f"As {listed(owners)}, who owns the tables"
     if all(len(missing[right]) == len(tables) for right in ("INSERT", "UPDATE", "DELETE")) and not missing["SELECT"]:
-        return warning("grants", f"role {role} only reads: a service with it can't store. {by}", way_out)
+        return warning("grants", f"role {role} only reads: a service with it can't store. {by}", *way_out)
     words = "; ".join(f"{right} on {listed(names)}" for right, names in lacks.items())
-    return failure("grants", f"role {role} lacks {words}. {by}", way_out)
+    return failure("grants", f"role {role} lacks {words}. {by}", *way_out)
 
 
 def rules(relations: Sequence[Relation], found: Sequence[Rule]) -> Finding:
