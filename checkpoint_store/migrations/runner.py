@@ -21,6 +21,7 @@ from checkpoint_store.migrations.lock import LOCK_SECONDS, Pause, migration_lock
 from checkpoint_store.migrations.lock_timeout import LockTimeout
 from checkpoint_store.migrations.version_check import is_usable, stored_revisions
 from checkpoint_store.schema import identifier
+from checkpoint_store.sql.executor import is_in_transaction
 from checkpoint_store.sql.statements import Statements
 
 log = logging.getLogger(__name__)
@@ -173,11 +174,13 @@ def _run_alembic(
     from alembic import command
 
     in_transaction = conn.in_transaction()
+    # Rolled back to it, a caller's transaction can ask who was in the way. In AUTOCOMMIT there is none on the server.
+    has_savepoint = in_transaction and is_in_transaction(conn.connection.driver_connection)
     alembic_config = config(schema)
     alembic_config.attributes.update({"connection": conn, LOCK_TIMEOUT: timeout})
     action = f"migration to {revision!r}"
     try:
-        with without_translate_map(conn):
+        with without_translate_map(conn), conn.begin_nested() if has_savepoint else contextlib.nullcontext():
             getattr(command, direction)(alembic_config, revision)
     except CommandError as error:
         raise MigrationError(f"{action} can't be run: {error}") from error
@@ -191,4 +194,10 @@ def _run_alembic(
                 "then setup() needs no such right."
             )
         )
-        raise_failed(error, action, conn, schema, in_transaction=in_transaction, snapshots=True, hint=hint)
+        raise_failed(
+            *(error, action, conn, schema),
+            in_transaction=in_transaction,
+            to_savepoint=has_savepoint,
+            snapshots=True,
+            hint=hint,
+        )

@@ -156,8 +156,12 @@ async def test_who_keeps_a_table_from_being_altered_is_named_and_the_deadline_ke
 
         engine = create_async_engine("postgresql+asyncpg://", connect_args={"dsn": empty_url})
         async with engine.connect() as callers:
-            with pytest.raises(errors.MigrationLocked, match="using the tables"):
+            with pytest.raises(errors.MigrationLocked, match="nightly report"):
                 await AsyncPostgresSaver(callers).setup(timeout=0.1)
+            await callers.execute(text("CREATE TABLE of_host (a text)"))  # a transaction of the caller's
+            with pytest.raises(errors.MigrationLocked, match=r"nightly report.*idle in transaction.*rolled back"):
+                await callers.run_sync(lambda sync: migrations.upgrade(sync, timeout=0.1))
+            assert (await callers.execute(text("SELECT count(*) FROM of_host"))).scalar_one() == 0
         async with engine.connect() as plain:
             with pytest.raises(errors.MigrationLocked, match="nightly report"):
                 await plain.run_sync(lambda sync: migrations.upgrade(sync, timeout=0.1))
