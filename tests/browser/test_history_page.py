@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from checkpoint_store import PostgresSaver
 from tests.browser.conftest import PHONE, Open
-from tests.browser.threads import HOSTILE, attack, marathon, travel
+from tests.browser.threads import HOSTILE, attack, marathon, take_notes, travel
 
 Write = Callable[..., Path]
 
@@ -80,7 +80,7 @@ def test_search_finds_ids_nodes_and_values_where_they_came_in(show: Open, trip: 
     page, heard = show(trip)
     page.keyboard.press("/")
     page.keyboard.type("cais do sodre")
-    expect(page.locator("#found")).to_have_text("4 checkpoints")
+    expect(page.locator("#found")).to_have_text("5 checkpoints")
     page.keyboard.press("Enter")
     expect(page.locator("#detail mark").first).to_have_text(re.compile("cais do sodre", re.IGNORECASE))
     page.locator("#query").fill("nowhere to be found")
@@ -192,3 +192,16 @@ def test_the_page_could_not_run_or_load_anything_if_it_tried(show: Open, trip: P
     assert tried.pop("canary", None) is None
     assert tried["html"]
     assert tried["fetch"]
+
+
+def test_a_delta_channel_is_put_together(show: Open, write: Write, url: str) -> None:
+    """A checkpoint without its value has what was written since the last snapshot."""
+    with PostgresSaver.from_conn_string(url) as saver:
+        take_notes(saver)
+    page, heard = show(write("notes"))
+    page.keyboard.press("ArrowUp")
+    expect(page.locator("#detail")).to_contain_text("6 items as before")
+    expect(page.locator("#detail")).to_contain_text('"line 2"')
+    expect(page.locator("#detail")).to_contain_text("put together of what was written")
+    expect(page.locator("#detail")).to_contain_text('["a title", "line 7", "line 6"')
+    assert heard == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import time
 import uuid
 from typing import Annotated, Any, TypedDict
 
@@ -10,6 +11,7 @@ import msgpack
 import psycopg
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, Send, interrupt
@@ -88,16 +90,26 @@ def book(state: Trip) -> dict[str, Any]:
     return {"messages": [AIMessage(text, id="ai-booked")], "itinerary": itinerary}
 
 
-def trip_graph(saver: PostgresSaver) -> Any:
+def slowly(node: Any, pause: float) -> Any:
+    """Return a node that takes its time."""
+
+    def run(state: Any) -> Any:
+        time.sleep(pause * (1 + len(node.__name__) % 3))
+        return node(state)
+
+    return run
+
+
+def trip_graph(saver: PostgresSaver, pause: float) -> Any:
     """Return the agency's graph: two searches side by side, each a subgraph; a question; a booking."""
     search = StateGraph(Search)
-    search.add_node("look", look)
-    search.add_node("choose", choose)
+    search.add_node("look", slowly(look, pause))
+    search.add_node("choose", slowly(choose, pause))
     search.add_edge(START, "look")
     search.add_edge("look", "choose")
     graph = StateGraph(Trip)
     for node in (plan, compare, approve, book):
-        graph.add_node(node.__name__, node)
+        graph.add_node(node.__name__, slowly(node, pause))
     graph.add_node("search", search.compile())
     graph.add_edge(START, "plan")
     graph.add_conditional_edges("plan", lambda _: [Send("search", {"kind": kind}) for kind in OFFERS], ["search"])
@@ -108,18 +120,39 @@ def trip_graph(saver: PostgresSaver) -> Any:
     return graph.compile(checkpointer=saver)
 
 
-def travel(saver: PostgresSaver, thread_id: str = "trip-to-lisbon") -> None:
-    """Store a trip: a plan, a question, the answer no, then from the same question yes, and a correction by hand."""
-    graph = trip_graph(saver)
+def travel(saver: PostgresSaver, thread_id: str = "trip-to-lisbon", pause: float = 0) -> None:
+    """Store a trip: a plan, a question, the answer no, then yes in its place, and a correction by hand.
+
+    `pause` is about how many seconds a node takes.
+    """
+    graph = trip_graph(saver, pause)
     config: RunnableConfig = {"configurable": {"thread_id": thread_id}, "metadata": {"user": "ada"}}
     graph.invoke(
         {"messages": [HumanMessage("Three nights in Lisbon in March, please, for 600 EUR.", id="human-1")]}, config
     )
     asked = graph.get_state(config).config
     graph.invoke(Command(resume="no"), config)
-    graph.invoke(Command(resume="yes"), asked)
+    graph.invoke(None, graph.update_state(asked, {"approved": True}, as_node="approve"))
     graph.update_state(config, {"itinerary": {"city": "Lisbon", "total": 541, "invoice": "sent"}}, as_node="book")
     graph.invoke({"messages": [HumanMessage("And a table for two on Friday?", id="human-2")]}, config)
+
+
+class Notes(TypedDict):
+    """A state of delta channels, of which most checkpoints have only what their step added."""
+
+    lines: Annotated[list[str], DeltaChannel(lambda kept, new: sum(new, kept), list, snapshot_frequency=3)]
+    left: int
+
+
+def take_notes(saver: PostgresSaver, thread_id: str = "notes") -> None:
+    """Store seven lines in a delta channel."""
+    graph = StateGraph(Notes)
+    graph.add_node("write", lambda state: {"lines": [f"line {state['left']}"], "left": state["left"] - 1})
+    graph.add_edge(START, "write")
+    graph.add_conditional_edges("write", lambda state: "write" if state["left"] else END)
+    graph.compile(checkpointer=saver).invoke(
+        {"left": 7, "lines": ["a title"]}, {"configurable": {"thread_id": thread_id}}
+    )
 
 
 HOSTILE = (

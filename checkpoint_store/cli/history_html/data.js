@@ -16,13 +16,15 @@ function load() {
     }
     element.remove();
   }
+  // As LangGraph applies them: by the paths of their tasks, in which their rows are in order.
+  for (const writes of thread.writes) writes?.sort((a, b) => (a.path < b.path ? -1 : a.path > b.path ? 1 : 0));
 }
 
 // The value that a text of nodes.py stands for: a scalar or a tagged list. A stored value that is missing is undefined.
 function resolve(value) {
   for (;;) {
     if (!Array.isArray(value)) return value;
-    if (value[0] === "v") value = values[value[1]]?.node;
+    if (value[0] === "v") value = peeled(value);
     else if (typeof value[0] === "number") value = nodes[value[0]];
     else return value;
   }
@@ -71,10 +73,16 @@ function same(one, other) {
 }
 
 function peeled(value) {
-  return Array.isArray(value) && value[0] === "v" ? values[value[1]]?.node : value;
+  return Array.isArray(value) && value[0] === "v" ? values[value[1]]?.node ?? value[2] : value;
 }
 
-// The channels of a checkpoint that have a value, by name; those without one apart.
+// The value of a snapshot of a delta channel, and any other as it is.
+function unwrapped(value) {
+  const found = resolve(value);
+  return kindOf(found) === "c" && found[1] === "langgraph._DeltaSnapshot" ? found[3] : value;
+}
+
+// The channels of a checkpoint that have a value, by name, those that were rebuilt, and those without a value.
 function stateOf(index) {
   const found = new Map();
   const gone = new Set();
@@ -85,14 +93,44 @@ function stateOf(index) {
     if (one.parent < 0 || one.parent >= at) break;
   }
   const absent = [];
+  const rebuilt = new Set();
   for (const [name, value] of found) {
-    if (peeled(value) === undefined) {
+    found.set(name, unwrapped(value));
+    if (peeled(value) !== undefined) continue;
+    if (isDelta(name, index)) {
+      found.set(name, deltaOf(name, index));
+      rebuilt.add(name);
+    } else {
       found.delete(name);
       absent.push(name);
     }
   }
   const sorted = [...found].sort((a, b) => (a[0] < b[0] ? -1 : 1));
-  return { channels: new Map(sorted), absent: absent.sort() };
+  return { channels: new Map(sorted), rebuilt, absent: absent.sort() };
+}
+
+// Whether a channel is a delta channel, of which a checkpoint without a value has what was written since the last one.
+function isDelta(name, index) {
+  const metadata = resolve(thread.checkpoints[index].metadata);
+  const counters = pairsOf(metadata).find(([key]) => key === "counters_since_delta_snapshot");
+  const found = counters && resolve(counters[1]);
+  return kindOf(found) === "d" && pairsOf(found).some(([key]) => key === name);
+}
+
+const writesTo = (name, index) => (thread.writes[index] ?? []).filter((write) => write.channel === name).map((write) => write.node);
+
+// The value of a delta channel: lists one after the other, and of anything else the snapshot and the writes since.
+function deltaOf(name, index) {
+  let [at, snapshot, written] = [index, undefined, []];
+  while (snapshot === undefined && thread.checkpoints[at].parent >= 0 && thread.checkpoints[at].parent < at) {
+    at = thread.checkpoints[at].parent;
+    written = [...writesTo(name, at), ...written];
+    snapshot = thread.checkpoints[at].set.find(([channel, one]) => channel === name && resolve(one) !== undefined)?.[1];
+  }
+  const base = unwrapped(snapshot);
+  const parts = base === undefined ? written : [base, ...written];
+  if (parts.every((part) => kindOf(resolve(part)) === "l")) return ["l", ...parts.flatMap((part) => itemsOf(resolve(part)))];
+  return ["d", ...(base === undefined ? [] : ["snapshot", base]), "writes since", ["l", ...written]];
 }
 
 // The channels that differ from the parent's, as [name, before, after]; undefined where there is none.

@@ -10,12 +10,12 @@ const open = new Set(); // the channels that were opened, from checkpoint to che
 function showDetail(index) {
   const one = thread.checkpoints[index];
   const detail = $("detail");
-  const { channels, absent } = stateOf(index);
+  const state = stateOf(index);
   detail.replaceChildren(
     heading(one, index),
     ...changed(index),
     ...written(index),
-    ...stateSection(channels, absent, index),
+    ...stateSection(state),
     ...section("Metadata", "", value(one.metadata, 0)),
   );
   detail.scrollTop = 0;
@@ -82,39 +82,30 @@ function written(index) {
   return section("Writes", `${counted(writes.length, "write")} of ${counted(tasks.size, "task")} after this checkpoint`, ...parts);
 }
 
-function stateSection(channels, absent, index) {
+function stateSection({ channels, rebuilt, absent }) {
   const largest = Math.max(0, ...[...channels.values()].map(bytesOf));
   const sorted = [...channels].sort(([a], [b]) => isOwn(a) - isOwn(b));
-  const entries = sorted.map(([name, one]) => entry(name, name, one, bytesOf(one), largest));
+  const entries = sorted.map(([name, one]) => entry(name, name, one, bytesOf(one), largest, rebuilt.has(name) ? "put together of what was written" : ""));
   const own = absent.filter(isOwn).map((name) => [name, ""]);
-  const notes = absent.filter((name) => !isOwn(name)).map((name) => element("p", "absent", element("span", "channel", shown(name)), " ", absence(name, index)));
+  const notes = absent.filter((name) => !isOwn(name)).map((name) => element("p", "absent", element("span", "channel", shown(name)), " ", "no value here"));
   return section("State", counted(channels.size, "channel"), ...entries, ...notes, ...(own.length ? [ownChannels(own)] : []));
 }
 
-// Of a channel without a value here: the last one that has one, if it is a snapshot that writes continue.
-function absence(name, index) {
-  for (let at = thread.checkpoints[index].parent, before = index; at >= 0 && at < before; before = at, at = thread.checkpoints[at].parent) {
-    const found = thread.checkpoints[at].set.find(([channel, one]) => channel === name && resolve(one) !== undefined);
-    if (!found) continue;
-    const label = element("span", "", "no value here; the last is at step ", shown(String(thread.checkpoints[at].step ?? "?")));
-    return button(label, "jump", () => select(rowOf[at], true));
-  }
-  return "no value here";
-}
-
 // A channel with its size, and its value if it is short or has been opened.
-function entry(key, name, one, bytes, largest) {
+function entry(key, name, one, bytes, largest, note = "") {
   const made = element("div", "entry");
   const flat = flatten(one, SHORT);
   const found = holds(one); // what is searched for is shown
-  const content = flat ? element("div", "inline", flat) : element("div", "content");
-  const isOpen = () => open.has(key) !== found;
-  const head = element("div", "head", element("span", "channel", shown(name)), element("span", "about", flat ? null : about(one)));
-  if (bytes) head.append(element("span", "added", bar(bytes, largest), element("span", "size", size(bytes))));
+  const sizes = bytes ? element("span", "added", bar(bytes, largest), element("span", "size", size(bytes))) : null;
   if (flat) {
-    made.append(head, content);
+    made.classList.add("short");
+    const about = note ? element("span", "about", " ", note) : null;
+    made.append(element("span", "channel", shown(name)), element("span", "", flat, about), sizes ?? "");
     return made;
   }
+  const content = element("div", "content");
+  const isOpen = () => open.has(key) !== found;
+  const head = element("div", "head", element("span", "channel", shown(name)), element("span", "about", about(one), note && ", ", note), sizes);
   const toggle = button(head, "toggle", () => {
     if (open.has(key)) open.delete(key);
     else open.add(key);

@@ -110,7 +110,10 @@ class Document:
             number = self._numbers.setdefault((row.checkpoint_ns, name, _version(version)), len(self._numbers))
             found[name] = f'["v",{number}]'
         for name, value in (inline if isinstance(inline, dict) else {}).items():
-            found[name] = self._nodes.value(value, Place((row.checkpoint_ns, name)))
+            text = self._nodes.value(value, Place((row.checkpoint_ns, name)))
+            # Of a delta channel this may be the mark of a snapshot, which is stored under the version.
+            is_mark = value is True and name in found
+            found[name] = f"{found[name][:-1]},{text}]" if is_mark else text
         return found
 
 

@@ -76,13 +76,14 @@ function flatten(one, room) {
 // A value as an element: on a line, as a block of text, or as a list of its parts that opens.
 function value(one, depth) {
   const found = resolve(one);
-  const flat = flatten(found, SHORT);
+  const flat = kindOf(found) === "c" && found[1].startsWith(MESSAGES) ? undefined : flatten(found, SHORT);
   if (flat) return flat;
   const kind = kindOf(found);
   if (kind === "string") return block(found, 0);
   if (kind === "t") return block(found[1], found[2]);
   const plain = scalar(found);
   if (plain) return plain;
+  if (kind === "c" && found[1].startsWith(MESSAGES)) return message(found, depth);
   const { parts } = partsOf(found);
   const isOpen = depth < 2 || (depth < 5 && parts.length <= 8) || holds(one);
   const head = element("span", "kind", about(found));
@@ -99,6 +100,21 @@ function value(one, depth) {
   fill();
   made.append(toggle, list);
   return made;
+}
+
+const MESSAGES = "langchain_core.messages.";
+
+// A message: who speaks, what is said, and what else there is.
+function message(found, depth) {
+  const parts = partsOf(found).parts.filter(([key]) => key !== "type");
+  const take = (wanted) => {
+    const at = parts.findIndex(([key, item]) => key === wanted && kindOf(resolve(item)) === "string");
+    return at < 0 ? undefined : resolve(parts.splice(at, 1)[0][1]);
+  };
+  const [content, id] = [take("content"), take("id")];
+  const head = element("div", "kind", shown(shortName(found[1])), id === undefined ? "" : element("span", "id", shown(id)));
+  const rest = element("div", "", ...items(parts, depth));
+  return element("div", "message", head, content === undefined ? "" : block(content, 0), rest);
 }
 
 // The parts of a container; of many the first and, since lists grow at their end, the last.
