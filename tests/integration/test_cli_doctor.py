@@ -431,3 +431,26 @@ def test_names_of_others_can_not_pass_for_lines_to_paste(url: str, capsys: pytes
     assert "\x1b" not in printed
     assert not [line for line in printed.splitlines() if line.strip().startswith("DROP")]
     assert r'REINDEX INDEX CONCURRENTLY "public"."x\nDROP TABLE' in " ".join(printed.split())
+
+
+def test_no_table_is_read(url: str) -> None:
+    """However large they are: the server counts scans of each, and of the indexes; metrics take two ends of one."""
+    rows = "SELECT 't' || n, '', n::text, NULL, NULL, '{}'::jsonb, '{}'::jsonb FROM generate_series(1, 5000) n"
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(f"INSERT INTO checkpoints {rows}".encode())
+        conn.execute("ANALYZE")
+
+        def scans() -> Any:
+            others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            while conn.execute(others).fetchone() is not None:
+                pass  # a session counts its scans by its end
+            conn.execute("SELECT pg_stat_force_next_flush()")
+            query = "SELECT sum(seq_scan)::int, sum(idx_scan)::int FROM pg_stat_user_tables WHERE relname <> %s"
+            return conn.execute(query, ("checkpoint_store_version",)).fetchone()
+
+        before = scans()
+        assert main(["doctor", "--url", url]) == 0
+        assert scans() == before
+
+        assert main(["stats", "--prometheus", "--url", url]) == 0
+        assert scans() == (before[0], before[1] + 2)
