@@ -11,7 +11,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.tx
 PLAIN := tests/faults tests/scale $(addprefix tests/integration/test_,backend.py bind.py host_engine.py pipeline.py pool.py loops.py sync_engine.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help check types fix hooks test test-slow test-plain test-matrix coverage faults capabilities fuzz demo docs migration lock wheel bench bench-quick
+.PHONY: help check types fix hooks test test-slow test-plain test-matrix coverage faults capabilities nightly fuzz demo docs migration lock wheel bench bench-quick
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ faults: $(INSTALLED) ## Inject faults under load: a table of what was tried, ack
 
 capabilities: $(INSTALLED) ## Try everything the library can on one server, partitions, a replica, PgBouncer and Citus: a table
 	$(VENV)/bin/python -m tests.scale
+
+nightly: $(INSTALLED) ## Our savers in the tests of LangGraph, Deep Agents, Aegra and the Agent Server; ARGS="aegra" for one
+	$(VENV)/bin/python -m tests.hosts_nightly $(ARGS)
 
 test-matrix: $(INSTALLED) ## The tests on old and new servers, SQLAlchemy, LangGraph, Python; ARGS="--slice oldest newest" is CI's part
 	$(VENV)/bin/python tests/matrix.py $(ARGS)

@@ -35,7 +35,7 @@ def applies(requirement: Requirement, version: str) -> bool:
 
 def test_there_are_workflows_supported_pythons_and_locked_packages() -> None:
     """The patterns above still find them."""
-    assert [workflow.name for workflow in WORKFLOWS] == ["ci.yml", "publish.yml"]
+    assert [workflow.name for workflow in WORKFLOWS] == ["ci.yml", "nightly.yml", "publish.yml"]
     assert SUPPORTED[0] == PROJECT["requires-python"].removeprefix(">=")
     assert len(LOCKED) > 50
 
