@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import psycopg
 import pytest
 
 from checkpoint_store.cli import main
@@ -24,6 +25,21 @@ def test_a_pooler_of_transactions_is_recognised(pooled_url: str, capsys: pytest.
     assert (code, found["pooler"]["level"]) == (0, "ok")
     assert found["pooler"]["found"].startswith("one that pools transactions, such as PgBouncer")
     assert "They are the pooler's here" in found["connections"]["found"]
+    with psycopg.connect(pooled_url) as conn:
+        left = conn.execute(
+            "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'checkpoint_store%'", prepare=False
+        )
+        assert left.fetchone() == (0,)
+
+
+def test_a_pooler_that_carries_statements_needs_no_option(
+    carrying_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a statement that one session of the server's knows is known to another."""
+    code, found = findings(carrying_url, capsys)
+
+    assert (code, found["pooler"]["way_out"]) == (0, [])
+    assert "carries prepared statements" in found["pooler"]["found"]
 
 
 def test_a_pooler_of_sessions_is_seen_too(session_url: str, capsys: pytest.CaptureFixture[str]) -> None:

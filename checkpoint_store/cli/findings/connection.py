@@ -25,6 +25,8 @@ class Pooling(Enum):
     NONE = "none"
     TRANSACTIONS = "transactions"
     """Two connections had the same session of the server's, one after the other."""
+    CARRYING = "carrying"
+    """Likewise, and prepared statements are carried from one session to another."""
     UNCLEAR = "unclear"
     """They had two sessions: it pools sessions, or others had kept it busy."""
 
@@ -91,15 +93,15 @@ def pooler(opened: Opened) -> Finding:
     """Judge what stands between the client and the server."""
     if opened.pooling is Pooling.NONE:
         return ok("pooler", "none")
-    kinds = {
-        Pooling.TRANSACTIONS: "one that pools transactions, such as PgBouncer, stands before the server",
-        Pooling.UNCLEAR: "one that pools sessions, or transactions and is busy, stands before the server",
-    }
-    advice = (
-        "Thread locks, and migrations of large tables, need a URL of the server itself. A pooler of transactions that "
-        "does not carry prepared statements (PgBouncer 1.21 can, by max_prepared_statements) needs the saver's option"
-    )
-    return ok("pooler", f"{kinds[opened.pooling]}. {advice}", 'pooler="transaction"')
+    direct = "Thread locks, and migrations of large tables, need a URL of the server itself"
+    if opened.pooling is Pooling.CARRYING:
+        found = "one that pools transactions and carries prepared statements, such as PgBouncer 1.21 or newer"
+        return ok("pooler", f"{found}. {direct}")
+    if opened.pooling is Pooling.TRANSACTIONS:
+        found = "one that pools transactions, such as PgBouncer, and loses prepared statements: savers need an option"
+        return ok("pooler", f"{found}. {direct}", 'pooler="transaction"')
+    found = "one that pools sessions, or transactions and is busy; if it is transactions, savers need an option"
+    return ok("pooler", f"{found}. {direct}", 'pooler="transaction"')
 
 
 def failed(error: Exception, shown_url: str, role: str, database: str) -> Finding:

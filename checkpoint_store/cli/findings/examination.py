@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
+from uuid import uuid4
 
+from asyncpg.exceptions import InvalidSQLStatementNameError
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -23,6 +25,7 @@ from checkpoint_store.database.error_translation import FOREIGN
 from checkpoint_store.database.pool import is_pooled
 from checkpoint_store.errors import NotSetUp
 from checkpoint_store.migrations.version_check import is_usable
+from checkpoint_store.schema import identifier
 from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import statements_of
 from checkpoint_store.storage import diagnosis
@@ -127,19 +130,32 @@ async def _pooling(conn: AsyncConnection) -> Pooling:
     """Return whether a pooler stands before the server, and of which kind."""
     if not await conn.run_sync(is_pooled):
         return Pooling.NONE
-    sessions = [await conn.run_sync(_session_id)]
     try:
-        # The first one is idle: a pooler of transactions lends the same session to the second.
-        async with conn.engine.connect() as second:
-            sessions.append(await second.run_sync(_session_id))
+        return await _pooling_of(conn)
+    except InvalidSQLStatementNameError:
+        return Pooling.TRANSACTIONS
     except FOREIGN:
         return Pooling.UNCLEAR
-    return Pooling.TRANSACTIONS if sessions[0] == sessions[1] else Pooling.UNCLEAR
 
 
-def _session_id(conn: Connection) -> int:
-    with conn.begin():
-        return int(ConnectionExecutor(conn).fetch(statements_of(None).session_id, {})[0][0])
+async def _pooling_of(conn: AsyncConnection) -> Pooling:
+    question, name = statements_of(None).session_id, f"checkpoint_store_{uuid4().hex}"
+    first: Any = (await conn.get_raw_connection()).driver_connection
+    statement = await first.prepare(question.sql(conn.dialect), name=name)
+    session = await statement.fetchval()
+    async with conn.engine.connect() as second:
+        # The first is idle: a pooler of transactions lends its session to the second, in whose transaction it stays. So
+        # the first gets another one next, which knows the statement only if the pooler carries it there.
+        held = await second.run_sync(lambda within: ConnectionExecutor(within).fetch(question, {})[0][0])
+        if held != session:
+            return Pooling.UNCLEAR
+        try:
+            await statement.fetchval(timeout=1)
+        except InvalidSQLStatementNameError:
+            driver: Any = (await second.get_raw_connection()).driver_connection
+            await driver.execute(f"DEALLOCATE {identifier(name)}")
+            return Pooling.TRANSACTIONS
+    return Pooling.CARRYING
 
 
 class _Examination:
