@@ -210,7 +210,7 @@ def _print(found: list[tuple[ThreadSummary, int | None]], *, count: bool, measur
         "step": Column("STEP", right=True, rank=3),
         "source": Column("SOURCE", rank=4),
         "checkpoints": Column("CHECKPOINTS", right=True, rank=1),
-        "size": Column("SIZE", right=True, rank=1),
+        "size": Column("SIZE", right=True),
     }
     if not count:
         del columns["checkpoints"]
