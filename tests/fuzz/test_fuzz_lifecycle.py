@@ -16,6 +16,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
 
 from checkpoint_store import PostgresSaver, transfer
+from checkpoint_store.expiry import Expiry
 from tests.fuzz.archive import CHECKPOINTS, RUNS, THREADS, Archive, Key, fill, of_thread
 from tests.fuzz.odd import Evil, anything, mostly, outcome, some, storable, texts
 
@@ -149,6 +150,52 @@ def test_any_sweep(sync_saver: PostgresSaver, archive: Archive, fuzz: Any) -> No
         gone = set() if options.get("dry_run") is True else {*CHECKPOINTS} - left
         assert archive.checkpoints() == {*CHECKPOINTS} - gone
         assert archive.changed() == {thread_id for thread_id, _ in gone}
+        archive.restore()
+        return ending
+
+    assert min(fuzz.endings["done"], fuzz.endings["refused"]) > 3
+
+
+def expired(thread_id: str, rules: list[dict[str, Any]]) -> bool:
+    """Whether a thread has expired, by the book: by the first rule that is for it."""
+    keys = of_thread(thread_id)
+    metadata = {"step": len(keys) - 1, "run_id": CHECKPOINTS[keys[-1]].run_id}
+    for rule in rules:
+        if all(metadata.get(name) == value for name, value in (rule.get("filter") or {}).items()):
+            idle, age, quiet = rule.get("idle"), rule.get("age"), rule.get("quiet", timedelta(hours=1))
+            is_idle = idle is not None and not is_younger(keys[-1], idle)
+            is_old = age is not None and not is_younger(keys[0], age) and not is_younger(keys[-1], quiet)
+            return is_idle or is_old
+    return False
+
+
+def test_any_expiry(sync_saver: PostgresSaver, archive: Archive, fuzz: Any) -> None:
+    """The threads go that have expired by the first rule for them and are not kept; the others stay as they are."""
+    spans = st.timedeltas(timedelta(minutes=1), timedelta(days=90))
+    sought = st.fixed_dictionaries({}, optional={"step": st.integers(0, 2), "run_id": st.sampled_from(RUNS)})
+    sound = {"age": spans | none, "quiet": spans, "filter": none | sought}
+    odd = dict.fromkeys(("idle", "age", "quiet"), mostly(none | st.timedeltas()))
+    given = mostly(st.fixed_dictionaries({"idle": spans}, optional=sound), st.fixed_dictionaries({}, optional=odd))
+    options = {"dry_run": flags, "batch_size": mostly(numbers), "spare_active": st.just(False)}
+
+    @fuzz(st.lists(given, min_size=1, max_size=3), st.fixed_dictionaries({}, optional=options), st.sets(threads))
+    def _(rules: list[dict[str, Any]], options: dict[str, Any], kept: set[str]) -> str:
+        hooked: list[str] = []
+        ending, report = outcome(
+            lambda: sync_saver.sweep(
+                expiry=[Expiry(**one) for one in rules],
+                keep=lambda thread: thread.thread_id in kept,
+                before_delete=lambda threads: hooked.extend(one.thread_id for one in threads),
+                **options,
+            ),
+            *("Expiry()", "idle", "age", "quiet", *options),
+        )
+        gone = {one for one in THREADS if ending == "done" and expired(one, rules)} - kept
+        assert report is None or report.threads == len(gone)
+        gone = set() if options.get("dry_run") is True else gone
+        assert sorted(hooked) == sorted(gone)
+        assert archive.changed() == gone
+        assert {thread_id for thread_id, _ in archive.checkpoints()} == {*THREADS} - gone
         archive.restore()
         return ending
 
