@@ -1,7 +1,7 @@
 """Values of LangGraph's delta channels, which store what each step adds: put together as plain data, by no reducer.
 
-Which reducer a channel has is known to the graph only. Messages are merged as LangGraph merges them, by their ids, and
-other lists are appended; of anything else the parts are shown as they are.
+Which reducer a channel has is known to the graph only. Messages are merged as LangGraph merges them, by their ids, the
+files of deepagents by their names, and other lists are appended; of anything else the parts are shown as they are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _PARTS, _SNAPSHOT = "DeltaChannel", "langgraph._DeltaSnapshot"
 _OVERWRITE, _OVERWRITE_MARK = "langgraph.types.Overwrite", "__overwrite__"
 _MESSAGES, _REMOVAL, _ALL = "langchain_core.messages.", ".RemoveMessage", "__remove_all__"
 _MESSAGE_KINDS = frozenset({"user", "human", "assistant", "ai", "tool", "system", "function", "remove"})
+_FILE = {"content", "modified_at"}
 
 NOTHING = object()
 """The value of a channel before the first write."""
@@ -75,10 +76,14 @@ def combined(base: Any, writes: Sequence[Any]) -> Any:
         return [] if base is NOTHING else base
     items = [item for write in writes for item in (write if isinstance(write, list) else [write])]
     state = [] if base is NOTHING or base is None else base
+    if base is NOTHING or isinstance(base, dict):
+        parts = [*([] if base is NOTHING else [base]), *writes]
+        if all(map(_are_files, parts)):
+            return _joined(parts)
     are_lists = isinstance(state, list) and all(isinstance(write, list) or _is_message(write) for write in writes)
     if not are_lists:
-        parts = [] if base is NOTHING else [("snapshot", base)]
-        return Call(_PARTS, [], [*parts, ("writes", list(writes))])
+        before = [] if base is NOTHING else [("snapshot", base)]
+        return Call(_PARTS, [], [*before, ("writes", list(writes))])
     if any(map(_is_message, [*state, *items])):
         return _merged(state, items)
     return [*state, *items]
@@ -104,6 +109,24 @@ def _merged(state: list[Any], messages: list[Any]) -> list[Any]:
             places[name] = len(found)
             found.append(message)
     return [message for message in found if message is not NOTHING]
+
+
+def _are_files(part: Any) -> bool:
+    """Return whether this is a write of files in deepagents' state, where None deletes one."""
+    if not isinstance(part, dict):
+        return False
+    return all(file is None or (isinstance(file, dict) and file.keys() >= _FILE) for file in part.values())
+
+
+def _joined(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    files: dict[str, Any] = {}
+    for part in parts:
+        for name, file in part.items():
+            if file is None:
+                files.pop(name, None)
+            else:
+                files[name] = file
+    return files
 
 
 def _overwrite(write: Any) -> tuple[bool, Any]:

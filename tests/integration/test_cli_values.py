@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import add
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict
@@ -153,6 +153,37 @@ def test_lists_are_appended_and_other_kinds_shown_in_parts(run: Cli, sync_saver:
     out = run("show", "thread").out
     assert "  files: DeltaChannel(\n    snapshot={" in out
     assert out.splitlines()[-1] == "put together from a snapshot and the writes since: rare"
+
+
+def keep(files: dict[str, Any], changed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """As deepagents does."""
+    merged = {name: file for part in (files or {}, *changed) for name, file in part.items()}
+    return {name: file for name, file in merged.items() if file is not None}
+
+
+class Files(TypedDict):
+    files: Annotated[dict[str, Any], DeltaChannel(keep, dict, snapshot_frequency=3)]
+    step: int
+
+
+def test_files_of_an_agent_are_put_together_by_their_names(run: Cli, sync_saver: PostgresSaver) -> None:
+    """Written, written again, deleted."""
+
+    def write(state: Files) -> dict[str, Any]:
+        step = state["step"]
+        file = {"content": f"step {step}", "created_at": "x", "modified_at": "y"}
+        return {"files": {f"/{step % 3}": file, f"/{(step + 1) % 3}": None}, "step": step + 1}
+
+    graph = StateGraph(Files).add_node("write", write).add_edge(START, "write")
+    graph.add_conditional_edges("write", lambda state: "write" if state["step"] < 9 else END)
+    compiled = graph.compile(checkpointer=sync_saver)
+    compiled.invoke({"files": {}, "step": 0}, THREAD)
+    rebuilt = 0
+    for state in compiled.get_state_history(THREAD):
+        found = shown(run, state.config)
+        rebuilt += "files" in found["channels_rebuilt"]
+        assert found["channels"].get("files", {}) == state.values.get("files", {})
+    assert rebuilt > 4
 
 
 def test_a_checkpoint_is_compared_with_its_parent(run: Cli, sync_saver: PostgresSaver) -> None:
