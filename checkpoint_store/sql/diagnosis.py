@@ -235,21 +235,7 @@ def sessions(_: Tables) -> sa.Select[Any]:
         *("pg_stat_activity", "pid", "datname", "usename", "application_name", "state"),
         *("xact_start", "state_change", "backend_xmin"),
     )
-    lock = _catalog("pg_locks", "pid", "relation", "database", "mode", "granted")
-    database = _catalog("pg_database", "oid", "datname")
-    ours = _ours()
-    locks = (
-        sa.select(
-            lock.c.pid,
-            sa.func.array_agg(ours.c.name.distinct()).label("names"),
-            sa.func.bool_or(sa.not_(lock.c.granted)).label("waits"),
-            sa.func.bool_or(lock.c.mode == ex.text_literal("AccessExclusiveLock")).label("excludes"),
-        )
-        .join_from(lock, ours, ours.c.oid == lock.c.relation)
-        .join(database, sa.and_(database.c.oid == lock.c.database, database.c.datname == sa.func.current_database()))
-        .group_by(lock.c.pid)
-        .subquery("locks")
-    )
+    locks = _locks()
     waits = sa.func.coalesce(locks.c.waits, ex.FALSE)
     age = _seconds_since(activity.c.xact_start)
     return (
@@ -303,6 +289,25 @@ def _ours() -> sa.Subquery:
     own = sa.select(oid, name.c.name, ex.FALSE.label("is_partition")).cte("own")
     parts = sa.select(child.c.inhrelid, own.c.name, ex.TRUE).where(child.c.inhparent == own.c.oid)
     return sa.union_all(sa.select(own).where(own.c.oid.is_not(None)), parts).subquery("ours")
+
+
+def _locks() -> sa.Subquery:
+    """Return the sessions that have locks on our tables, or wait for one. Binds: `names`."""
+    lock = _catalog("pg_locks", "pid", "relation", "database", "mode", "granted")
+    database = _catalog("pg_database", "oid", "datname")
+    ours = _ours()
+    return (
+        sa.select(
+            lock.c.pid,
+            sa.func.array_agg(ours.c.name.distinct()).label("names"),
+            sa.func.bool_or(sa.not_(lock.c.granted)).label("waits"),
+            sa.func.bool_or(lock.c.mode == ex.text_literal("AccessExclusiveLock")).label("excludes"),
+        )
+        .join_from(lock, ours, ours.c.oid == lock.c.relation)
+        .join(database, sa.and_(database.c.oid == lock.c.database, database.c.datname == sa.func.current_database()))
+        .group_by(lock.c.pid)
+        .subquery("locks")
+    )
 
 
 def _is_table(relation: sa.TableClause) -> sa.ColumnElement[bool]:

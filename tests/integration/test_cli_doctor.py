@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,7 +69,7 @@ def execute(url: str, *statements: str) -> None:
 @pytest.fixture
 def role(server_url: str) -> Iterator[str]:
     """A role that may log in, and nothing else; its name needs quotes."""
-    name = "Re ader"
+    name = f"Re ader {uuid.uuid4().hex}"
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
         yield name
@@ -163,7 +164,7 @@ def test_a_missing_schema_says_how_to_make_it(doctor: Doctor, empty_url: str, ro
         report = doctor(restricted, "--schema", "agents")
 
     assert (report.code, report.levels) == (1, {"revision": "failure", "grants": "failure"})
-    assert report.way_out("grants") == 'CREATE SCHEMA "agents" AUTHORIZATION "Re ader";'
+    assert report.way_out("grants") == f'CREATE SCHEMA "agents" AUTHORIZATION "{role}";'
 
 
 def test_a_role_without_rights_gets_the_grants_to_paste(doctor: Doctor, url: str, role: str) -> None:
