@@ -13,6 +13,9 @@ from checkpoint_store import PostgresSaver
 from tests.browser.conftest import PHONE, Open
 from tests.browser.threads import HOSTILE, attack, marathon, take_notes, travel
 
+# A browser beside the other workers of a test run may have little of the machine.
+pytestmark = pytest.mark.timeout(900)
+
 Write = Callable[..., Path]
 
 

@@ -74,21 +74,33 @@ function written(index) {
     tasks.get(write.task).push(write);
   }
   const parts = [];
+  const largest = writes.reduce((most, write) => Math.max(most, write.bytes), 0);
   for (const [task, its] of tasks) {
     const node = /^~__pregel_pull, ([^]*)$/.exec(its[0].path)?.[1];
-    parts.push(element("h4", "", node === undefined ? "task" : shown(node), " ", element("span", "id", shown(task))));
-    for (const write of its) parts.push(entry(`write ${write.channel}`, write.channel, write.node, write.bytes, Math.max(...writes.map((other) => other.bytes))));
+    parts.push(() => element("h4", "", node === undefined ? "task" : shown(node), " ", element("span", "id", shown(task))));
+    const own = its.filter((write) => write.channel.startsWith("branch:to:"));
+    for (const write of its) if (!own.includes(write)) parts.push(() => entry(`write ${write.channel}`, write.channel, write.node, write.bytes, largest));
+    if (own.length) parts.push(() => ownChannels(own.map((write) => [write.channel, ""])));
   }
-  return section("Writes", `${counted(writes.length, "write")} of ${counted(tasks.size, "task")} after this checkpoint`, ...parts);
+  return section("Writes", `${counted(writes.length, "write")} of ${counted(tasks.size, "task")} after this checkpoint`, ...some(parts));
+}
+
+// The first of many elements, made as they are asked for.
+function some(makers, from = 0) {
+  const to = Math.min(makers.length, from + 200);
+  const made = makers.slice(from, to).map((make) => make());
+  if (to === makers.length) return made;
+  const more = button(`${(makers.length - to).toLocaleString("en")} more`, "more", () => more.replaceWith(...some(makers, to)));
+  return [...made, more];
 }
 
 function stateSection({ channels, rebuilt, absent }) {
-  const largest = Math.max(0, ...[...channels.values()].map(bytesOf));
+  const largest = [...channels.values()].reduce((most, one) => Math.max(most, bytesOf(one)), 0);
   const sorted = [...channels].sort(([a], [b]) => isOwn(a) - isOwn(b));
-  const entries = sorted.map(([name, one]) => entry(name, name, one, bytesOf(one), largest, rebuilt.has(name) ? "put together of what was written" : ""));
+  const entries = sorted.map(([name, one]) => () => entry(name, name, one, bytesOf(one), largest, rebuilt.has(name) ? "put together of what was written" : ""));
   const own = absent.filter(isOwn).map((name) => [name, ""]);
   const notes = absent.filter((name) => !isOwn(name)).map((name) => element("p", "absent", element("span", "channel", shown(name)), " ", "no value here"));
-  return section("State", counted(channels.size, "channel"), ...entries, ...notes, ...(own.length ? [ownChannels(own)] : []));
+  return section("State", counted(channels.size, "channel"), ...some(entries), ...notes, ...(own.length ? [ownChannels(own)] : []));
 }
 
 // A channel with its size, and its value if it is short or has been opened.

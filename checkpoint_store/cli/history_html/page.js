@@ -18,6 +18,7 @@ function select(row, reveal = false) {
   cancelAnimationFrame(pending);
   pending = requestAnimationFrame(() => {
     showDetail(rows[row].checkpoint);
+    if (query) $("detail").querySelector("mark")?.scrollIntoView({ block: "center" });
     drawMarks();
   });
 }
@@ -147,8 +148,10 @@ function begin() {
   thread.checkpoints.forEach((one, index) => {
     if (!one.ns && (newest < 0 || one.id > thread.checkpoints[newest].id)) newest = index;
   });
+  thread.parents = new Set(thread.checkpoints.map((one) => one.parent));
   thread.latest = thread.ends ? newest : -1;
   plant();
+  digits = thread.checkpoints.reduce((most, one) => Math.min(6, Math.max(most, String(one.step).length)), 2);
   lanes = rows.reduce((most, row) => Math.max(most, row.lane + 1), 1);
   describe();
   measure();

@@ -11,11 +11,13 @@ let selected = -1; // a row
 let hits = null; // a Uint8Array by checkpoint, while there is a search
 let lanes = 1;
 let heaviest = 0;
+let digits = 2; // of a step
 
 function measure() {
   height = parseFloat(getComputedStyle($("tree")).getPropertyValue("--row"));
   $("rows").style.height = `${rows.length * height}px`;
   $("rows").style.setProperty("--lanes", `${lanes * LANE + EDGE}px`);
+  $("rows").style.setProperty("--steps", `${digits}ch`);
   redraw();
 }
 
@@ -94,12 +96,12 @@ function nameOf(one) {
 }
 
 function flagsOf(one, index) {
-  const flags = [];
+  const flags = index === thread.latest ? [element("span", "flag latest", "latest")] : [];
   if (one.source === "fork" || (one.source === "update" && one.ran.length)) flags.push(element("span", "flag", shown(one.source)));
   if (one.parentId && one.parent < 0) flags.push(element("span", "flag", one.isStored ? "continued" : "parent not stored"));
   if (one.marks.includes("__interrupt__")) flags.push(element("span", "flag interrupt", "interrupt"));
   if (one.marks.includes("__error__")) flags.push(element("span", "flag error", "error"));
-  if (index === thread.latest) flags.push(element("span", "flag latest", "latest"));
+  if (one.tasks && !one.marks.length && thread.ends && !thread.parents.has(index)) flags.push(element("span", "flag", "waiting"));
   return flags;
 }
 

@@ -27,7 +27,7 @@ function attachments() {
       if (seen[index]) continue;
       seen[index] = 1;
       order.push(index);
-      waiting.push(...children[index], ...inside[index]);
+      for (const below of [children[index], inside[index]]) for (const one of below) waiting.push(one);
     }
   };
   roots.forEach(walk);
@@ -106,7 +106,7 @@ function grow(first, found, newest) {
       parts.push({ lane: side, passing: passing(), dashed, index: one, join: "fork" });
     }
     if (straight >= 0) parts.push({ lane: row.lane, passing: row.passing, dashed: row.dashed, index: straight, join: "line" });
-    waiting.push(...parts.reverse());
+    for (const part of parts.reverse()) waiting.push(part);
   }
 }
 
