@@ -55,6 +55,12 @@ async def talk(saver):
 """
 
 
+WARNINGS = """\
+filterwarnings =
+    error
+    ignore:'asyncio.iscoroutinefunction':DeprecationWarning:langsmith
+"""
+
 FIXTURE_LOOPS = "asyncio_default_fixture_loop_scope = function\n"
 """The setting without which pytest-asyncio warns."""
 
@@ -71,7 +77,7 @@ class Project:
         """Write a module of tests, and pytest's settings; warnings are errors."""
         agent = AGENT if "talk(" in tests else ""
         (self.folder / "test_agent.py").write_text(NOTED + agent + textwrap.dedent(tests))
-        (self.folder / "pytest.ini").write_text(f"[pytest]\nfilterwarnings = error\n{settings}")
+        (self.folder / "pytest.ini").write_text(f"[pytest]\n{WARNINGS}{settings}")
 
     def start(self, *arguments: str, embedded: bool = False) -> subprocess.Popen[str]:
         """Start pytest; on the server under test, or on one of its own."""
