@@ -64,12 +64,13 @@ def engine_arguments(conn_string: str) -> tuple[URL, dict[str, Any]]:
     login, at, hosts = parts.netloc.rpartition("@")
     netloc, host, port = parts.netloc, None, None
     if "," not in hosts:
-        host, port = parts.hostname, parts.port
+        # SQLAlchemy passes both on, over those of the DSN: so decoded as by libpq, and a directory in its own case.
+        host, port = _place(hosts)[0] or None, parts.port
     elif "[" in hosts:
         netloc = login + at
         kept.append(("host", hosts))  # where asyncpg, which splits the URL too, takes them as well
     dsn = urlunsplit(("postgresql", netloc, parts.path, urlencode(kept), ""))
-    url = URL.create("postgresql+asyncpg", host=host, port=port, database=parts.path.removeprefix("/") or None)
+    url = URL.create("postgresql+asyncpg", host=host, port=port, database=unquote(parts.path.removeprefix("/")) or None)
     return url, {"dsn": dsn, **arguments}
 
 

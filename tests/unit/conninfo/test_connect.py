@@ -20,7 +20,7 @@ from checkpoint_store.url import connector, engine_arguments
 )
 def test_hosts_come_in_the_order_of_the_url(place: str, hosts: list[tuple[str, int | None]]) -> None:
     """In every spelling that asyncpg reads."""
-    assert list(connector(f"postgresql://{place}")._hosts) == hosts
+    assert list(connector(f"postgresql://{place}").hosts) == hosts
 
 
 async def test_an_ipv6_address_behind_other_hosts_is_one_of_them() -> None:

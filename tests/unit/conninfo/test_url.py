@@ -23,6 +23,8 @@ def test_every_spelling_of_postgresql_becomes_a_dsn_for_asyncpg(scheme: str) -> 
 
 def test_the_engines_own_url_has_no_password() -> None:
     """What an engine prints of itself, in logs and traces, can't leak the password."""
+    url, _ = engine_arguments("postgresql://%2FVar%2Frun:5433/my%20app")
+    assert (url.host, url.port, url.database) == ("/Var/run", 5433, "my app")
     url, _ = engine_arguments("postgresql://me:secret@host/app")
 
     assert "secret" not in url.render_as_string(hide_password=False)
