@@ -182,13 +182,16 @@ def test_the_fixtures_work_with_every_plugin_for_async_tests(project: Project, m
 
 def test_sync_twins_see_the_same_database(project: Project) -> None:
     """Without any plugin for async tests."""
-    project.write("""
+    project.write(
+        """
         def test_twins(checkpoint_store_sync_saver, checkpoint_store_sync_engine, checkpoint_store_saver):
             asyncio.run(talk(checkpoint_store_saver))
             assert len(agent(checkpoint_store_sync_saver).get_state(THREAD).values["messages"]) == 2
             with checkpoint_store_sync_engine.connect() as conn:
                 assert conn.exec_driver_sql("SELECT count(*) FROM checkpoints").scalar() == 3
-    """)
+    """,
+        settings="",
+    )
 
     assert outcome(project.run("-p", "no:asyncio", "-p", "no:anyio")) == "1 passed"
     assert project.left() == []
