@@ -74,7 +74,11 @@ class _OnDemand(TyperCommand):
 
         alone = typer.Typer(add_completion=False, **_OPTIONS)
         alone.command(self.name)(hinting()(function_of(str(self.name))))
-        return typer.main.get_command(alone).make_context(info_name, args, *others, **extra)
+        command: Any = typer.main.get_command(alone)
+        for argument in command.params:
+            if argument.param_type_name == "argument":
+                argument.metavar = argument.metavar or argument.name.upper()
+        return command.make_context(info_name, args, *others, **extra)
 
 
 def _print_version(wanted: bool) -> None:
@@ -103,4 +107,4 @@ def _main(
 
 for summaries in COMMANDS.values():
     for name, summary in summaries.items():
-        app.command(name, cls=_OnDemand, help=summary)(lambda: None)
+        app.command(name, cls=_OnDemand, help=summary, short_help=summary)(lambda: None)

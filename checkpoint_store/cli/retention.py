@@ -56,7 +56,7 @@ BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="How many check
 
 
 def prune(
-    threads: Annotated[list[str], typer.Argument(metavar="THREAD...", help="Their ids.", show_default=False)],
+    threads: Annotated[list[str], typer.Argument(metavar="THREAD", help="Their ids.", show_default=False)],
     keep: Annotated[int, typer.Option(metavar="N", min=1, help="How many to keep of each namespace.")] = 1,
     url: Url = "",
     schema: Schema = None,

@@ -104,7 +104,7 @@ def copy(
     from checkpoint_store.database.retry import RETRY_SECONDS
     from checkpoint_store.storage.copy_thread import copy_thread as copy_thread_rows
 
-    pair = copy_of(source, target)
+    pair = copy_of(checked_thread_id(source, "SOURCE"), checked_thread_id(target, "TARGET"))
     try:
         rows = on_backend(
             *(url, schema, lambda backend: backend.run(copy_thread_rows, pair, replace, {})),
@@ -118,7 +118,7 @@ def copy(
 
 
 def delete(
-    threads: Annotated[list[str], typer.Argument(metavar="THREAD...", help="Their ids.", show_default=False)],
+    threads: Annotated[list[str], typer.Argument(metavar="THREAD", help="Their ids.", show_default=False)],
     yes: Yes = False,
     url: Url = "",
     schema: Schema = None,

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import Connection, exc
 
@@ -23,6 +23,9 @@ from checkpoint_store.migrations.version_check import is_usable, stored_revision
 from checkpoint_store.schema import identifier
 from checkpoint_store.sql.executor import is_in_transaction
 from checkpoint_store.sql.statements import Statements
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ def offline_sql(schema: str | None = None, *, revision: str = "head") -> str:
 
     alembic_config = config(schema)
     alembic_config.output_buffer = io.StringIO()
-    with process_lock():
+    with process_lock(), _naming_revisions(alembic_config, f"SQL to {revision!r}"):
         command.upgrade(alembic_config, revision, sql=True)
     return alembic_config.output_buffer.getvalue()
 
@@ -169,8 +172,6 @@ def _migrate(
 def _run_alembic(
     direction: Direction, conn: Connection, schema: str | None, revision: str, timeout: LockTimeout
 ) -> None:
-    from alembic.util import CommandError
-
     from alembic import command
 
     in_transaction = conn.in_transaction()
@@ -180,10 +181,12 @@ def _run_alembic(
     alembic_config.attributes.update({"connection": conn, LOCK_TIMEOUT: timeout})
     action = f"migration to {revision!r}"
     try:
-        with without_translate_map(conn), conn.begin_nested() if has_savepoint else contextlib.nullcontext():
+        with (
+            _naming_revisions(alembic_config, action),
+            without_translate_map(conn),
+            conn.begin_nested() if has_savepoint else contextlib.nullcontext(),
+        ):
             getattr(command, direction)(alembic_config, revision)
-    except CommandError as error:
-        raise MigrationError(f"{action} can't be run: {error}") from error
     except exc.DBAPIError as error:
         schema_too = "" if schema is None else f", and the schema {identifier(schema)} if it is missing"
         hint = (
@@ -201,3 +204,17 @@ def _run_alembic(
             snapshots=True,
             hint=hint,
         )
+
+
+@contextlib.contextmanager
+def _naming_revisions(alembic_config: Config, action: str) -> Iterator[None]:
+    """Raise `MigrationError` where Alembic refuses; for a revision that does not exist it names those that do."""
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    try:
+        yield
+    except CommandError as error:
+        names = [script.revision for script in ScriptDirectory.from_config(alembic_config).walk_revisions()]
+        known = f". Revisions are {', '.join(reversed(names))}" if "locate revision" in str(error) else ""
+        raise MigrationError(f"{action} can't be run: {error}{known}") from error

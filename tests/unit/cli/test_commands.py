@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from checkpoint_store import __version__
+from checkpoint_store.cli import FAILED, MISUSED, main
 from checkpoint_store.cli.commands import COMMANDS, function_of
 from checkpoint_store.migrations.lock import LOCK_SECONDS
 from checkpoint_store.storage.sweep import BATCH_SIZE
@@ -128,3 +129,30 @@ def test_completion_prints_a_script_for_each_shell(shell: str) -> None:
 def test_a_default_is_the_librarys(command: str, option: str, default: Any) -> None:
     """It is written down twice, because the help imports nothing of the library."""
     assert inspect.signature(function_of(command)).parameters[option].default == default
+
+
+def test_what_is_missing_is_named_as_in_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """In capitals, which tell it from what is typed as it stands."""
+    assert main(["copy", "user-42"]) == MISUSED
+    error = capsys.readouterr().err
+
+    assert "copy [OPTIONS] " in error
+    assert re.search(r"SOURCE\W+TARGET", error)
+    assert error.rstrip().endswith("Missing argument 'TARGET'.")
+
+
+def test_a_command_that_is_mistyped_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    """From the list of names, without their modules."""
+    assert main(["thread"]) == MISUSED
+
+    assert "threads" in capsys.readouterr().err
+
+
+def test_a_revision_that_does_not_exist_is_answered_with_those_that_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """The oldest first."""
+    assert main(["sql", "cs99"]) == FAILED
+
+    assert capsys.readouterr().err.endswith(
+        "Can't locate revision identified by 'cs99'. Revisions are cs01_baseline, cs02_pages, cs03_lifecycle, "
+        "cs04_subgraphs\n"
+    )
