@@ -140,7 +140,9 @@ def _new_values(t: Tables, c: sa.FromClause, parent: sa.FromClause) -> sa.FromCl
     """
     b, old, p = t.checkpoint_blobs, t.checkpoint_blobs.alias("old"), t.checkpoint_pages
     versions = ex.members_of(c.c.checkpoint, "channel_versions")
-    current = sa.func.jsonb_each_text(versions).table_valued("key", "value").render_derived("current")
+    pairs = sa.func.jsonb_each_text(versions).table_valued("key", "value").render_derived()
+    # A SELECT of its own, as in `read`, for a distributed PostgreSQL.
+    current = sa.select(pairs.c.key, pairs.c.value).correlate(c).subquery("current")
     before = ex.member_text(parent.c.versions, current.c.key)
     is_current = sa.and_(ex.same_namespace(b, c), b.c.channel == current.c.key, b.c.version == current.c.value)
     # With the limit the primary key is looked up for each channel. Otherwise all blobs of the thread would be hashed,
