@@ -124,8 +124,8 @@ def run(host: Host, python: Path, checkout: Path, *, saver: str, url: str, resul
     options = ("-q", "-p", "no:cacheprovider", "--timeout", "120", "--reruns", "2", f"--junitxml={results}")
     command = [python, "-m", "pytest", *host.arguments, *options, "-o", "asyncio_default_fixture_loop_scope=function"]
     if host.app:
-        with served(host.app, python, checkout, variables) as place:
-            subprocess.run(command, cwd=folder, env={**variables, "SERVER_URL": place}, timeout=LIMIT, check=False)
+        with served(host.app, python, checkout, variables) as settings:
+            subprocess.run(command, cwd=folder, env={**variables, **settings}, timeout=LIMIT, check=False)
     else:
         subprocess.run(command, cwd=folder, env=variables, timeout=LIMIT, check=False)
     return outcomes(results)
@@ -142,9 +142,9 @@ def outcomes(results: Path) -> dict[str, str]:
 
 
 @contextmanager
-def served(app: str, python: Path, checkout: Path, variables: dict[str, str]) -> Iterator[str]:
-    """Serve an application of Aegra's on a database of its own, and yield its address."""
-    port = 2731
+def served(app: str, python: Path, checkout: Path, variables: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Serve an application of Aegra's on a database of its own, and yield its settings, which its tests read too."""
+    port, place = 2731, "http://127.0.0.1:2731"
     with fresh_database(variables["CHECKPOINT_STORE_URL"]) as url:
         settings = {
             "DATABASE_URL": url,
@@ -152,14 +152,15 @@ def served(app: str, python: Path, checkout: Path, variables: dict[str, str]) ->
             "AUTH_TYPE": "noop",
             "REDIS_BROKER_ENABLED": "false",
             "PORT": str(port),
+            "SERVER_URL": place,
         }
         server = [python, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
-        with running(server, checkout, {**variables, **settings}, f"http://127.0.0.1:{port}/health") as place:
-            yield place.removesuffix("/health")
+        with running(server, checkout, {**variables, **settings}, f"{place}/health"):
+            yield settings
 
 
 @contextmanager
-def running(command: list[str | Path], folder: Path, variables: dict[str, str], ready: str) -> Iterator[str]:
+def running(command: list[str | Path], folder: Path, variables: dict[str, str], ready: str) -> Iterator[None]:
     """Run a server until the block ends; it is entered when the URL `ready` answers."""
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
@@ -169,7 +170,7 @@ def running(command: list[str | Path], folder: Path, variables: dict[str, str], 
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{command[2]} did not start: see {log.name}")
                 time.sleep(0.5)
-            yield ready
+            yield
         finally:
             process.terminate()
             process.wait(60)
