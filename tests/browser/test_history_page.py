@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from checkpoint_store import PostgresSaver
 from tests.browser.conftest import PHONE, Open
-from tests.browser.threads import HOSTILE, attack, marathon, take_notes, travel
+from tests.browser.threads import HOSTILE, attack, marathon, take_notes, tangle, travel
 
 # A browser beside the other workers of a test run may have little of the machine.
 pytestmark = pytest.mark.timeout(900)
@@ -207,4 +207,16 @@ def test_a_delta_channel_is_put_together(show: Open, write: Write, url: str) -> 
     expect(page.locator("#detail")).to_contain_text('"line 2"')
     expect(page.locator("#detail")).to_contain_text("put together of what was written")
     expect(page.locator("#detail")).to_contain_text('["a title", "line 7", "line 6"')
+    assert heard == []
+
+
+def test_each_checkpoint_is_drawn_once_whatever_the_parents_are(show: Open, write: Write, url: str) -> None:
+    """Cycles are cut, hundreds of forks of one checkpoint stand one below the other."""
+    count = tangle(url)
+    page, heard = show(write("tangle"))
+    drawn = page.evaluate("rows.filter(row => row.title === undefined).map(row => row.checkpoint)")
+    assert sorted(drawn) == list(range(count))
+    assert page.evaluate("rows.filter(row => row.title !== undefined).map(row => row.title)") == ["n:1", "n:1|k:2", "q"]
+    for key in ("g", "l", "l", "h", "G", "h", "k", "PageUp"):
+        page.keyboard.press(key)
     assert heard == []

@@ -299,3 +299,22 @@ def copy(conn: psycopg.Connection[Any], table: str, rows: list[tuple[Any, ...]])
     with conn.cursor().copy(f"COPY {table} FROM STDIN") as target:
         for row in rows:
             target.write_row(row)
+
+
+def tangle(url: str, thread_id: str = "tangle") -> int:
+    """Store checkpoints whose parents form cycles, or are not there, and return how many."""
+    inside = {"parents": {"": "n"}}
+    rows: list[tuple[str, str, str | None, dict[str, Any]]] = [
+        *[("", one, parent, {}) for one, parent in (("a", "b"), ("b", "a"), ("s", "s"), ("m", None), ("n", "m"))],
+        *[("", one, parent, {}) for one, parent in (("c1", "c3"), ("c2", "c1"), ("c3", "c2"), ("lost", "nowhere"))],
+        *[("", f"fork {number:03}", "m", {}) for number in range(300)],
+        ("n:1", "x", None, inside),
+        ("n:1", "y", "x", inside),
+        ("n:1|k:2", "p", None, {"parents": {"": "n", "n:1": "y"}}),
+        ("q", "w", None, {"parents": {"": "nowhere"}}),
+    ]
+    with psycopg.connect(url) as conn:
+        columns = "(thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)"
+        found = [(thread_id, *keys, Jsonb({"channel_values": {"a": 1}}), Jsonb(data)) for *keys, data in rows]
+        copy(conn, f"checkpoints {columns}", found)
+    return len(rows)
