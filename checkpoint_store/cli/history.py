@@ -101,7 +101,7 @@ def _write_page(
     from checkpoint_store.cli.history_html.page import write
 
     count = looking(url, schema, lambda backend: write(backend, thread, file, limit, before, full=full))
-    output.line(f"{file}: {counted(count, 'checkpoint')} with their values, {size(file.stat().st_size)}")
+    output.line(f"{file}: {counted(count, 'checkpoint')}, values included, {size(file.stat().st_size)}")
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,12 @@ def largest_threads(t: Tables) -> sa.Select[Any]:
     """Select the largest threads, with their numbers of checkpoints and bytes; reads all rows. Binds: `limit`."""
     parts = sa.union_all(
         *[
-            _thread_bytes(table, (sa.func.count() if table is t.checkpoints else ex.ZERO).label("checkpoints"))
+            _thread_bytes(table, (sa.func.count() if table is t.checkpoints else ex.ZERO).label("rows"))
             for table in t.all
         ]
     ).subquery("parts")
     total = _total(parts.c.bytes).label("total")
-    found = sa.select(parts.c.thread_id, _total(parts.c.checkpoints), total).group_by(parts.c.thread_id)
+    found = sa.select(parts.c.thread_id, _total(parts.c.rows), total).group_by(parts.c.thread_id)
     return found.order_by(total.desc(), parts.c.thread_id).limit(ex.param("limit", sa.Integer))
 
 
