@@ -79,7 +79,10 @@ def history(
             return found
         raise ThreadNotFound(f"thread {thread!r} has no checkpoint before {before!r}") if before else not_found(thread)
 
-    found = looking(url, schema, read)
+    _print(thread, before, looking(url, schema, read), as_json=as_json)
+
+
+def _print(thread: str, before: str | None, found: History, *, as_json: bool) -> None:
     entries = entries_of(found)
     rest = None if found.total == len(entries) else entries[-1].checkpoint_id
     if as_json:
@@ -92,7 +95,7 @@ def history(
     for line in draw(entries, cut=cut, continued=found.continued, ends=before is None, width=output.width()):
         output.line(line)
     if rest is not None:
-        output.note(f"older ones: --before {shlex.quote(rest)}, or --limit 0 for all")
+        output.hint(f"older ones: --before {shlex.quote(rest)}, or --limit 0 for all")
 
 
 def _write_page(
