@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from time import sleep
 
 import pytest
 from rich.cells import cell_len
@@ -81,3 +83,24 @@ def test_a_table_without_rows_has_its_names(capsys: pytest.CaptureFixture[str]) 
     output.table(COLUMNS, [])
 
     assert capsys.readouterr().out.split() == ["THREAD", "CHECKPOINT", "UPDATED", "(UTC)", "STEP", "SIZE"]
+
+
+def test_progress_has_a_total_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once the total is known; it is removed at the end, and a pipe gets nothing."""
+    with output.progress("sweeping", "checkpoints") as advance:
+        advance(1, 2)
+    assert capsys.readouterr().err == ""
+
+    monkeypatch.setattr(
+        output, "Console", partial(Console, force_terminal=True, color_system=None, width=100, height=50)
+    )
+    with output.progress("sweeping", "checkpoints") as advance:
+        advance(1)
+        advance(3_000, 10_000)
+        sleep(0.3)  # it is drawn ten times a second
+    shown = capsys.readouterr().err
+
+    assert "sweeping" in shown
+    assert "3,000 of 10,000 checkpoints" in shown
