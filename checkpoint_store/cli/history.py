@@ -18,7 +18,7 @@ from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Thread, Url
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.tasks import Versions, described, triggers_of
 from checkpoint_store.cli.text import counted, moment, printable, short_id, shortened, size
-from checkpoint_store.errors import ThreadNotFound
+from checkpoint_store.errors import InvalidOption, ThreadNotFound
 from checkpoint_store.serde.keys import checked_thread_id, plain_text
 from checkpoint_store.storage.checkpoint_time import time_of
 
@@ -68,6 +68,8 @@ def history(
 
     checked_thread_id(thread, "THREAD")
     before = plain_text(before, "--before") if before else None
+    if (full and html is None) or (as_json and html is not None):
+        raise InvalidOption("--full goes with --html FILE, and --json without it")
     if html is not None:
         _write_page(html, thread, limit or UNLIMITED, before, url, schema, full=full)
         return

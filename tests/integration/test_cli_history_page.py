@@ -84,6 +84,13 @@ def test_where_no_file_can_be_written_the_error_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [["--full"], ["--json", "--html", "t.html"]])
+def test_options_that_would_have_no_effect_are_refused(history: History, options: list[str], capsys: Any) -> None:
+    """Nobody believes that a value is whole, or waits for JSON."""
+    assert history("t", *options) == 2
+    assert "--full goes with --html FILE, and --json without it" in capsys.readouterr().err
+
+
 def test_a_page_of_some_checkpoints_says_of_how_many(url: str, history: History, tmp_path: Path) -> None:
     """The newest, and those before one; the first of them has a parent that is stored, but not there."""
     with PostgresSaver.from_conn_string(url) as saver:
