@@ -66,6 +66,7 @@ READING: dict[str, tuple[Any, ...]] = {
     "count_checkpoints": (RULE, ["t"]),
     "count_leftovers": (["t"],),
     "count_orphaned_writes": ([],),
+    "count_threads": (),
     "delta_history": (KEY, ["a"]),
     "drop_lock": (1,),
     "find_checkpoint": (KEY,),
