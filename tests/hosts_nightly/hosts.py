@@ -82,21 +82,13 @@ HOSTS = {
 
 
 def environment(folder: Path, packages: tuple[str, ...]) -> Path:
-    """Make an environment with this library and the packages, unless it is there, and return its Python."""
+    """Make an environment if it is missing, install the packages and this library as it is, and return its Python."""
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-        tools = (
-            "pytest",
-            "pytest-asyncio",
-            "pytest-rerunfailures",
-            "pytest-timeout",
-            "pytest-xdist",
-            "psycopg[binary]",
-        )
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", f"{REPOSITORY}[psycopg]", *tools, *packages], check=True
-        )
+    tools = ("pytest", "pytest-asyncio", "pytest-rerunfailures", "pytest-timeout", "pytest-xdist", "psycopg[binary]")
+    install = [python, "-m", "pip", "install", "--quiet", *tools, *packages, "--editable", f"{REPOSITORY}[psycopg]"]
+    subprocess.run(install, check=True)
     return python
 
 
