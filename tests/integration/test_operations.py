@@ -13,8 +13,10 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from checkpoint_store.database.replication_lag import ReplicationLag
 from checkpoint_store.migrations import version_check
 from checkpoint_store.serde.keys import Key, Listing
+from checkpoint_store.serde.records import StoredWrite
 from checkpoint_store.sql.executor import ConnectionExecutor
 from checkpoint_store.sql.statements import statements_of
+from checkpoint_store.sql.thread_rows import first_key
 from checkpoint_store.storage import (
     catalog,
     checkpoint_list,
@@ -26,8 +28,10 @@ from checkpoint_store.storage import (
     locks,
     probes,
     read,
+    refusals,
     shared_pages,
     thread_list,
+    thread_rows,
     thread_stats,
     write,
 )
@@ -38,6 +42,8 @@ from checkpoint_store.storage.page_cache import PageCache
 from checkpoint_store.tools import batches, reencryption
 
 MODULES: list[ModuleType] = [
+    refusals,
+    thread_rows,
     catalog,
     checkpoint_list,
     copy_thread,
@@ -66,6 +72,7 @@ READING: dict[str, tuple[Any, ...]] = {
     "count_checkpoints": (RULE, ["t"]),
     "count_leftovers": (["t"],),
     "count_orphaned_writes": ([],),
+    "count_rows": ("t",),
     "count_threads": (),
     "delta_history": (KEY, ["a"]),
     "drop_lock": (1,),
@@ -91,7 +98,9 @@ READING: dict[str, tuple[Any, ...]] = {
     "catalog": (),
     "_look": ("count_plain", {}),
     "outlives_downgrade": (),
+    "next_rows": ("t", StoredWrite, first_key(StoredWrite)),
     "next_threads_of": ("checkpoints", ""),
+    "with_similar": (refusals.not_found("t"),),
     "next_blobs": ("msgpack", ("", "", "", ""), 10),
     "replayed_position": (),
     "revisions": (),
