@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from checkpoint_store.cli import output
+from checkpoint_store.cli import files, output
 from checkpoint_store.cli.connection import NOTHING_CHANGED, Json, Schema, Thread, Url, looking, on_backend
 from checkpoint_store.cli.text import counted
-from checkpoint_store.errors import InvalidOption, ThreadExists
+from checkpoint_store.errors import ThreadExists
 from checkpoint_store.serde.keys import checked_thread_id
 
 if TYPE_CHECKING:
     from checkpoint_store.database.backend import Backend
     from checkpoint_store.tools.thread_export import ThreadRows
 
-STANDARD = "-"
-"""The name of standard output and standard input, as a file."""
-
 
 def export(
     thread: Thread,
-    file: Annotated[str, typer.Argument(help='The file; "-" for standard output.')] = STANDARD,
+    file: Annotated[str, typer.Argument(help='The file; "-" for standard output.')] = files.STANDARD,
     no_values: Annotated[
         bool, typer.Option("--no-values", help="Leave out values, keeping their types, sizes and digests.")
     ] = False,
@@ -47,15 +40,15 @@ def export(
       checkpoint-store export user-42 --no-values | gzip > report.jsonl.gz
     """
     checked_thread_id(thread, "THREAD")
-    with _written(file) as write:
+    with files.written(file) as write:
 
         async def work(backend: Backend) -> ThreadRows:
             from checkpoint_store.tools.thread_export import export_thread
 
-            return await export_thread(backend, thread, write, values=not no_values)
+            return await export_thread(backend, thread, lambda line: write(line.decode()), values=not no_values)
 
         done = looking(url, schema, work)
-    if file != STANDARD:
+    if file != files.STANDARD:
         output.line(f"exported {_described(done)}")
 
 
@@ -82,7 +75,7 @@ def import_(
       gunzip -c report.jsonl.gz | checkpoint-store import - --as report
     """
     target = None if as_ is None else checked_thread_id(as_, "--as")
-    with _opened(file) as opened:
+    with files.read(file) as opened:
 
         async def work(backend: Backend) -> ThreadRows:
             from checkpoint_store.tools.thread_export import import_thread
@@ -107,53 +100,3 @@ def _described(done: ThreadRows) -> str:
     counts = {"checkpoint": done.checkpoints, "value": done.values, "page": done.pages, "write": done.writes}
     without = "" if done.with_values else ", without values"
     return f"{done.thread_id}: {', '.join(counted(count, noun) for noun, count in counts.items())}{without}"
-
-
-@contextmanager
-def _written(name: str) -> Iterator[Callable[[bytes], object]]:
-    """Yield a function that writes to a file: there is a new one at the end, or after an error none."""
-    path = Path(name)
-    # A device or a pipe can't be replaced.
-    is_replaced = name != STANDARD and (path.is_file() or not path.exists())
-    target = path.with_name(f"{path.name}.part") if is_replaced else path
-    with _file_errors(name, "written"):
-        opened = sys.stdout if name == STANDARD else target.open("w", encoding="ascii")
-
-    def write(line: bytes) -> None:
-        with _file_errors(name, "written"):
-            opened.write(line.decode())
-
-    try:
-        yield write
-        with _file_errors(name, "written"):
-            opened.flush()
-            if name != STANDARD:
-                opened.close()
-            if is_replaced:
-                target.replace(path)
-    except BaseException:
-        if name != STANDARD:
-            with suppress(OSError):
-                opened.close()
-        if is_replaced:
-            target.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _opened(name: str) -> Iterator[BinaryIO]:
-    if name == STANDARD:
-        yield sys.stdin.buffer
-        return
-    with ExitStack() as stack:
-        with _file_errors(name, "read"):
-            opened = stack.enter_context(Path(name).open("rb"))
-        yield opened
-
-
-@contextmanager
-def _file_errors(name: str, done: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InvalidOption(f"FILE {name!r} can't be {done}: {error.strerror or type(error).__name__}") from None

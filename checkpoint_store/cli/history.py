@@ -15,6 +15,7 @@ from rich.cells import cell_len
 
 from checkpoint_store.cli import output, values
 from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Thread, Url, looking
+from checkpoint_store.cli.files import STANDARD
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.tasks import Versions, described, triggers_of
 from checkpoint_store.cli.text import counted, moment, printable, short_id, shortened, size
@@ -42,7 +43,7 @@ def history(
         typer.Option(metavar="CHECKPOINT", show_default=False, help="Only ones older than this id, or how it begins."),
     ] = None,
     html: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", show_default=False, help="Write a page for a browser, with the values."),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="In a page: long values completely.")] = False,
@@ -101,12 +102,13 @@ def _print(thread: str, before: str | None, found: History, *, as_json: bool) ->
 
 
 def _write_page(
-    file: Path, thread: str, limit: int, before: str | None, url: str, schema: str | None, *, full: bool
+    file: str, thread: str, limit: int, before: str | None, url: str, schema: str | None, *, full: bool
 ) -> None:
     from checkpoint_store.cli.history_html.page import write
 
     count = looking(url, schema, lambda backend: write(backend, thread, file, limit, before, full=full))
-    output.line(f"{file}: {counted(count, 'checkpoint')}, values included, {size(file.stat().st_size)}")
+    if file != STANDARD:
+        output.line(f"{file}: {counted(count, 'checkpoint')}, values included, {size(Path(file).stat().st_size)}")
 
 
 @dataclass(frozen=True)

@@ -356,3 +356,20 @@ def test_a_long_thread_takes_bounded_memory(url: str, tmp_path: Path) -> None:
             "SELECT thread_id, count(*), sum(length(blob)) FROM checkpoint_blobs GROUP BY thread_id"
         ).fetchall()
     assert sorted(found) == [("copy", 10_000, 192_000_000), ("t", 10_000, 192_000_000)]
+
+
+def test_a_reader_that_leaves_early_is_no_error(url: str) -> None:
+    """As in `checkpoint-store export t | head -1`; a full disk is, and is not taken for the server's."""
+    fill(url, steps=200)
+    export = [sys.executable, "-m", "checkpoint_store", "export", "t"]
+    environment = {**os.environ, "CHECKPOINT_STORE_URL": url, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(export, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 1)
+    process.stderr.close()
+
+    done = subprocess.run([*export, "/dev/full"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: FILE '/dev/full' can't be written: No space left on device\n")

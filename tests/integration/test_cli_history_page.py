@@ -76,7 +76,7 @@ def test_where_no_file_can_be_written_the_error_says_so(
     with PostgresSaver.from_conn_string(url) as saver:
         chat(saver, 1)
     assert history("t", "--html", tmp_path) == 2
-    assert "must name a file" in capsys.readouterr().err
+    assert "can't be written: Is a directory" in capsys.readouterr().err
     assert history("t", "--html", tmp_path / "nowhere" / "t.html") == 2
     assert "No such file or directory" in capsys.readouterr().err
     assert history("nobody", "--html", tmp_path / "t.html") == 1
