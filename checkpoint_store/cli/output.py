@@ -11,13 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from checkpoint_store.cli.text import printable, shortened
+
+if TYPE_CHECKING:
+    from checkpoint_store.cli.progress import Advance
 
 
 class Column(NamedTuple):
@@ -113,13 +116,6 @@ def hinting() -> Iterator[None]:
     yield
     for text in _hints:
         note(text)
-
-
-class Advance(Protocol):
-    """The function that tells a progress bar how far the work is."""
-
-    def __call__(self, done: int, total: int | None = None) -> None:
-        """Set the number of things that are done, and of all, which may change, if it is known."""
 
 
 @contextmanager

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from checkpoint_store.cli.output import Advance
+
+class Advance(Protocol):
+    """The function that tells a progress bar how far the work is."""
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """Set the number of things that are done, and of all, which may change, if it is known."""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
-from checkpoint_store.cli.history import Entry, Key
+from checkpoint_store.cli.entries import Entry, Key
 from checkpoint_store.cli.history_html.nodes import Nodes, Place, as_text
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.schema import PAGED

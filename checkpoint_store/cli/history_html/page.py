@@ -12,8 +12,8 @@ from importlib.resources import files
 from typing import Any
 
 from checkpoint_store import __version__
+from checkpoint_store.cli.entries import entries_of
 from checkpoint_store.cli.files import Write, written
-from checkpoint_store.cli.history import entries_of
 from checkpoint_store.cli.history_html.document import Document
 from checkpoint_store.cli.history_html.nodes import as_text
 from checkpoint_store.database.backend import Backend

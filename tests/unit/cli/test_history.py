@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from checkpoint_store.cli.history import Entry, draw, entries_of
+from checkpoint_store.cli.entries import Entry, entries_of
+from checkpoint_store.cli.history_tree import draw
 from checkpoint_store.serde.records import Summary
 from checkpoint_store.storage.read import History
 
