@@ -28,6 +28,9 @@ VERSION_TABLE = "checkpoint_store_version"
 HEAD = "cs04_subgraphs"
 """The revision that this version of the library works on, as `alembic heads` prints it (a test compares them)."""
 
+LATEST_INDEX = "checkpoint_store_latest_idx"
+"""The index of root graphs' checkpoints by age, for lists of the threads that were last used."""
+
 STOCK_TABLE = "checkpoint_migrations"
 """The table in which the stock saver notes its migrations."""
 
@@ -126,7 +129,7 @@ class Tables:
         # root graphs only, since a subgraph's checkpoints come with theirs. The condition is a LIKE, which no lookup of
         # one thread has: for its newest the server might walk through the checkpoints of all threads here.
         is_root = c.checkpoint_ns.like(sa.literal_column("''"))
-        sa.Index("checkpoint_store_latest_idx", c.checkpoint_id, c.thread_id, postgresql_where=is_root)
+        sa.Index(LATEST_INDEX, c.checkpoint_id, c.thread_id, postgresql_where=is_root)
         # The others, for lists of all checkpoints. A thread without subgraphs has none of them.
         of_subgraph = [c.checkpoint_id, c.thread_id, c.checkpoint_ns]
         sa.Index("checkpoint_store_subgraphs_idx", *of_subgraph, postgresql_where=sa.not_(is_root))

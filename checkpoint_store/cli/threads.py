@@ -21,7 +21,7 @@ from checkpoint_store.serde.keys import checked_thread_id, copy_of
 
 if TYPE_CHECKING:
     from checkpoint_store.database.backend import Backend
-    from checkpoint_store.storage.thread_list import ThreadListRequest, ThreadSummary
+    from checkpoint_store.storage.thread_list import Order, ThreadListRequest, ThreadSummary
     from checkpoint_store.storage.thread_stats import ThreadStats
 
 Cursor = Annotated[str | None, typer.Option(metavar="CURSOR", show_default=False, help="Go on where a list has ended.")]
@@ -56,7 +56,8 @@ def threads(
     """List threads, the last used first.
 
     The cost depends on --limit, not on the number of threads; but --larger-than reads the rows of thread after thread,
-    until enough are found, and --older-than with --order thread_id passes all of them.
+    until enough are found, and --older-than with --order thread_id passes all of them. Where the tables lack the index
+    of an upgrade, options that pass over threads list them by their ids, and a note says so.
 
     \b
     Example:
@@ -67,14 +68,22 @@ def threads(
     from checkpoint_store.storage.thread_list import listing_of
 
     least = -1 if larger_than is None else bytes_of(larger_than)
-    options: Any = {"cursor": cursor, "order": order, "metadata_filter": _metadata(metadata_filter), "prefix": prefix}
+    options: Any = {"metadata_filter": _metadata(metadata_filter), "prefix": prefix, "count": count}
     if older_than is not None:
         options["older_than"] = text.now() - age_of(older_than)
-    try:
-        request = listing_of(limit=None if larger_than else limit or None, count=count, **options)
-    except InvalidConfig as error:
-        raise InvalidConfig(f"--{error}") from None
-    found = looking(url, schema, lambda backend: _read(backend, request, limit, least, measure=measure))
+
+    def request(order: Any, cursor: str | None = None) -> ThreadListRequest:
+        try:
+            return listing_of(order=order, cursor=cursor, limit=None if larger_than else limit or None, **options)
+        except InvalidConfig as error:
+            raise InvalidConfig(f"--{error}") from None
+
+    async def read(backend: Backend) -> list[tuple[ThreadSummary, int | None]]:
+        by = await _order(backend, request(order), is_long=larger_than is not None or not 0 < limit <= _FEW)
+        return await _read(backend, request(by, cursor), limit, least, measure=measure)
+
+    request(order)  # what makes no sense is refused before connecting
+    found = looking(url, schema, read)
     next_cursor = found[-1][0].cursor if found and len(found) == limit else None
     if as_json:
         documents = [{**asdict(one), "bytes": size} for one, size in found]
@@ -153,6 +162,21 @@ def delete(
 
     advice = "threads that were named as deleted are deleted, the others are as they were"
     on_backend(url, schema, work, advice, retry_timeout=RETRY_SECONDS)
+
+
+async def _order(backend: Backend, request: ThreadListRequest, *, is_long: bool) -> Order:
+    """Return the order of a list: by id where the newest threads would be sought by sorting the table many times."""
+    from checkpoint_store.storage.catalog import catalog
+
+    passes = is_long or request.before is not None or request.prefix is not None or request.filter is not None
+    if request.order != "newest" or not passes or (await backend.run(catalog)).has_latest_index:
+        return request.order
+    output.note("listed by --order thread_id: to find the newest first, an index is needed that an upgrade adds")
+    return "thread_id"
+
+
+_FEW = 100
+"""The threads that are found with few sorts of the table where it lacks the index."""
 
 
 async def _read(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from checkpoint_store.errors import SET_UP, AccessDenied, NotSetUp
-from checkpoint_store.schema import HEAD, STOCK_TABLE, VERSION_TABLE, Tables, identifier, qualified
+from checkpoint_store.schema import HEAD, LATEST_INDEX, STOCK_TABLE, VERSION_TABLE, Tables, identifier, qualified
 from checkpoint_store.sql.catalog import complete
 from checkpoint_store.sql.distribution import DistributedTables
 from checkpoint_store.sql.executor import Executor
@@ -51,6 +51,11 @@ class Catalog:
             return ""
         *first, last = parts
         return f"{', '.join(first)} and {last}" if first else last
+
+    @property
+    def has_latest_index(self) -> bool:
+        """Whether there is the index by which threads are listed, the last used first."""
+        return LATEST_INDEX in self.columns
 
     @property
     def state(self) -> str:

@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from checkpoint_store.schema import STOCK_TABLE, VERSION_TABLE, qualified
+from checkpoint_store.schema import LATEST_INDEX, STOCK_TABLE, VERSION_TABLE, qualified
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
 from checkpoint_store.storage.thread_stats import table_sizes
-
-LATEST_INDEX = "checkpoint_store_latest_idx"
-"""The index of checkpoints by age."""
 
 _DISK_PAGE = 8192
 

@@ -16,6 +16,7 @@ from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 from langgraph.checkpoint.postgres.base import MIGRATIONS as STOCK_MIGRATIONS
 from langgraph.graph import START, MessagesState, StateGraph
 from psycopg import sql
+from sqlalchemy import Engine, event
 
 from checkpoint_store import PostgresSaver
 from checkpoint_store.cli import main, text
@@ -133,6 +134,50 @@ def test_a_stock_database_is_looked_at_as_it_is(
     assert {done.err for done in again} == {""}
     assert [done.out for place, done in enumerate(looked) if place != 2] == [
         done.out for place, done in enumerate(again) if place != 2
+    ]
+
+
+def test_threads_without_the_index_are_sought_by_id(run: Cli, empty_url: str, request: pytest.FixtureRequest) -> None:
+    """A filter that few threads pass does not sort the table for every batch; a note says so, and `--cursor` goes on."""
+    migrate(empty_url, NEWEST)
+    statements: list[str] = []
+
+    def note_statement(_: object, __: object, statement: str, *___: object) -> None:
+        statements.append(statement)
+
+    with psycopg.connect(empty_url) as conn:
+        conn.execute(
+            "INSERT INTO checkpoints SELECT 't' || lpad((i % 300)::text, 3, '0'), '', "
+            "lpad(i::text, 8, '0'), NULL, NULL, '{}', jsonb_build_object('even', i % 2 = 0) "
+            "FROM generate_series(1, 9000) i"
+        )
+    event.listen(Engine, "before_cursor_execute", note_statement)
+    request.addfinalizer(lambda: event.remove(Engine, "before_cursor_execute", note_statement))
+    note = "listed by --order thread_id: to find the newest first, an index is needed that an upgrade adds\n"
+
+    def threads(*options: str) -> dict[str, Any]:
+        statements.clear()
+        done = run(empty_url, "threads", "--json", *options)
+        assert done.code == 0, done.err
+        is_by_age = any("checkpoint_id DESC, checkpoints.thread_id DESC" in one for one in statements)
+        assert is_by_age != done.err.startswith(note), (options, done.err, statements)
+        found: dict[str, Any] = json.loads(done.out)
+        return found
+
+    assert threads("--older-than", "1d") == {"threads": [], "next_cursor": None}
+    for options in (["--prefix", "u"], ["--filter", '{"odd": 1}']):
+        assert threads(*options) == {"threads": [], "next_cursor": None}
+    assert len(threads("--limit", "0")["threads"]) == 300
+    first = threads("--filter", '{"even": true}', "--limit", "100")
+    rest = threads("--filter", '{"even": true}', "--limit", "100", "--cursor", first["next_cursor"])
+    names = [one["thread_id"] for one in first["threads"] + rest["threads"]]
+    assert names == [f"t{number:03}" for number in range(0, 300, 2)]
+
+    few = threads("--limit", "3")
+    assert [one["thread_id"] for one in few["threads"]] == ["t000", "t299", "t298"]
+    assert [one["thread_id"] for one in threads("--limit", "2", "--cursor", few["next_cursor"])["threads"]] == [
+        "t297",
+        "t296",
     ]
 
 
