@@ -138,7 +138,7 @@ def test_a_stock_database_is_looked_at_as_it_is(
 
 
 def test_threads_without_the_index_are_sought_by_id(run: Cli, empty_url: str, request: pytest.FixtureRequest) -> None:
-    """A filter that few threads pass does not sort the table for every batch; a note says so, and `--cursor` goes on."""
+    """A filter that few threads pass does not sort the table for each batch; a note says so, and `--cursor` goes on."""
     migrate(empty_url, NEWEST)
     statements: list[str] = []
 
