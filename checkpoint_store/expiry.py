@@ -35,19 +35,21 @@ class Sweeper:
             ...  # the service
 
     With a plain `with` it sweeps in a thread of its own. A sweep that fails is logged, and the next one does its work.
-    At the end of the block a sweep stops after the batch that is under way. Several processes may sweep at once.
+    At the end of the block a sweep ends before its next transaction. Several processes may sweep at once.
 
     Args:
-        saver: A saver on an engine.
+        saver: A saver on an engine; one that is bound to a connection or session would share it with the block.
         every: The time from the end of a sweep to the next, give or take a tenth.
         options: Those of `asweep`, or of `sweep` with a plain `with`.
 
     Raises:
-        InvalidOption: If an option can't be used.
+        InvalidOption: If an argument can't be used.
         WrongThread: At the beginning of a plain `with`, on the event loop's own thread.
     """
 
     def __init__(self, saver: RetentionMixin, every: timedelta, **options: Unpack[SweepOptions]) -> None:
+        if not isinstance(saver, RetentionMixin) or saver._backend.provider.is_callers:
+            raise InvalidOption("saver must be an AsyncPostgresSaver or PostgresSaver on an engine, not a bound one")
         if not isinstance(every, timedelta) or every <= timedelta(0):
             raise InvalidOption(f"every must be a timedelta, more than 0, not {short_repr(every)}")
         sweep_of(**options)

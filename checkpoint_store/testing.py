@@ -43,7 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def _checkpoint_store_databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
     """The databases of this process, on one server for all processes of the run."""
-    from checkpoint_store.test_databases.client import SERVER, Databases
+    try:
+        from checkpoint_store.test_databases.client import SERVER, Databases
+    except ModuleNotFoundError as error:
+        if error.name != "fcntl":
+            raise
+        pytest.fail("the fixtures of checkpoint_store need Linux or macOS; on Windows use them in WSL", pytrace=False)
 
     config = request.config
     url = config.getoption("checkpoint_store_test_url") or os.environ.get(SERVER)
@@ -109,7 +114,12 @@ def checkpoint_store_sync_engine(checkpoint_store_url: str) -> Iterator[Engine]:
     """A sync engine of psycopg's on the test's database."""
     from sqlalchemy import create_engine, make_url
 
-    engine = create_engine(make_url(checkpoint_store_url).set(drivername="postgresql+psycopg"))
+    from checkpoint_store.errors import NotInstalled
+
+    try:
+        engine = create_engine(make_url(checkpoint_store_url).set(drivername="postgresql+psycopg"))
+    except ModuleNotFoundError:
+        raise NotInstalled('the sync fixtures need an extra: pip install "checkpoint-store[testing]"') from None
     yield engine
     engine.dispose()
 

@@ -163,10 +163,11 @@ class Keeper:
         await admin.execute(f'DROP DATABASE IF EXISTS "{name_of(url)}" WITH (FORCE)')
 
     async def _drop_all(self, admin: Any, made: set[str]) -> None:
-        """Drop databases, and close the connection."""
+        """Drop databases, all that can be dropped, and close the connection."""
         admin = await self._connect() if admin.is_closed() else admin
         for url in made:
-            await self._drop(admin, url)
+            with suppress(*_ERRORS):
+                await self._drop(admin, url)
         await admin.close()
 
 

@@ -464,7 +464,7 @@ async def test_a_sweeper_logs_an_error_and_goes_on(saver: AsyncPostgresSaver, ca
 
 
 async def test_a_sweeper_stops_between_two_batches(saver: AsyncPostgresSaver) -> None:
-    """The batch that is under way is deleted, the others stay; a hook is waited for."""
+    """A hook that is under way is waited for; its threads stay, as those of later batches do."""
     for number in range(4):
         await store(saver, f"t{number}", 50)
     called, ended = asyncio.Event(), []
@@ -511,6 +511,14 @@ async def test_a_sweeper_does_not_wait_for_ever(saver: AsyncPostgresSaver, monke
     await eventually(lambda: len(ended) == 2)
     assert time.monotonic() - began < 20
     assert await threads_of(saver) == {"t"}
+
+
+async def test_a_sweeper_needs_a_saver_on_an_engine(engine: AsyncEngine) -> None:
+    """A bound one would use the block's session at the same time as the block, and delete in its transaction."""
+    async with engine.connect() as conn:
+        for saver in (AsyncPostgresSaver(conn), AsyncPostgresSaver(engine).bind(conn), engine):
+            with pytest.raises(InvalidOption, match="on an engine, not a bound one"):
+                Sweeper(saver, SOON, expiry=IDLE)  # type: ignore[arg-type]
 
 
 async def test_a_sweeper_of_sync_code_is_refused_on_the_savers_loop(engine: AsyncEngine) -> None:

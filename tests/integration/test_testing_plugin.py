@@ -401,6 +401,63 @@ def test_a_url_can_be_given_in_three_ways(project: Project) -> None:
     assert project.left() == []
 
 
+def test_what_is_not_installed_is_named_with_the_way_out(project: Project) -> None:
+    """The driver of the sync fixtures, and on Windows the module that locks files; async fixtures need neither."""
+    project.write("""
+        import sys
+
+        @pytest.fixture(autouse=True)
+        def missing(noted, monkeypatch):
+            for name in [each for each in sys.modules if each.startswith("psycopg")]:
+                monkeypatch.delitem(sys.modules, name)
+            monkeypatch.setitem(sys.modules, "psycopg", None)
+
+        def test_async(checkpoint_store_engine):
+            pass
+
+        def test_sync(checkpoint_store_sync_engine):
+            pass
+    """)
+    printed = project.run()
+    assert outcome(printed) == "1 passed, 1 error"
+    assert 'NotInstalled: the sync fixtures need an extra: pip install "checkpoint-store[testing]"' in printed
+
+    project.write("""
+        import sys
+
+        sys.modules["fcntl"] = None
+
+        def test_on_windows():
+            pass
+    """)
+    printed = project.run()
+    assert outcome(printed) == "1 error"
+    assert "need Linux or macOS; on Windows use them in WSL" in printed
+    assert project.left() == []
+
+
+def test_a_database_that_cant_be_dropped_is_the_only_one_left(project: Project) -> None:
+    """As one that a prepared transaction keeps, or here that is a template of the server's."""
+    project.write("""
+        import psycopg
+
+        def test_keeps_one(checkpoint_store_session_url, checkpoint_store_url):
+            name = checkpoint_store_session_url.partition("?")[0].rpartition("/")[2]
+            with psycopg.connect(checkpoint_store_url, autocommit=True) as conn:
+                conn.execute(f'ALTER DATABASE "{name}" IS_TEMPLATE true')
+            with open(os.environ["NOTES"], "a") as notes:
+                print(checkpoint_store_session_url, file=notes)
+            os._exit(1)
+    """)
+    project.run()
+    kept = (project.folder / "notes").read_text().split()[-1].partition("?")[0].rpartition("/")[2]
+
+    wait_for(lambda: project.left() == [kept])
+    with psycopg.connect(project.server_url, autocommit=True) as conn:
+        conn.execute(f'ALTER DATABASE "{kept}" IS_TEMPLATE false')  # type: ignore[call-overload]
+        conn.execute(f'DROP DATABASE "{kept}"')  # type: ignore[call-overload]
+
+
 def test_the_plugin_costs_nothing_where_it_is_not_used(project: Project) -> None:
     """Every run of pytest loads it where the package is installed: it imports our errors, and starts nothing."""
     script = """
