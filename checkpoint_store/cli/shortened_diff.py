@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from checkpoint_store.cli.text import common
 from checkpoint_store.cli.values import Limits
 
 _BEFORE = 40
@@ -32,7 +33,7 @@ def shortened(lines: Sequence[str], limits: Limits) -> Iterator[str]:
 def _shortened(line: str, others: Sequence[str], most: int) -> str:
     if len(line) <= most:
         return line
-    same = max((_common(line[1:], other[1:]) for other in others), default=0)
+    same = max((common(line[1:], other[1:]) for other in others), default=0)
     begin = max(same - _BEFORE, 0)
     start = ""
     if begin > _BEFORE * 2:
@@ -40,9 +41,3 @@ def _shortened(line: str, others: Sequence[str], most: int) -> str:
         line = line[begin:]
     rest = len(line) - most
     return start + (line if rest <= 0 else f"{line[:most]}... {rest:,} characters more (--full)")
-
-
-def _common(one: str, other: str) -> int:
-    """Return the number of characters that two texts have in common at their beginning."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))

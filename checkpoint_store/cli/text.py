@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
+from typing import Any
 
 from checkpoint_store.storage.checkpoint_time import time_of
 
@@ -57,6 +58,21 @@ def _cut(cells: Sequence[int], width: int, places: Sequence[int]) -> tuple[int, 
         after = cells[-1] - cells[end]
         found.append((before + after, -abs(before - after), start, end))
     return max(found)[2:]
+
+
+def common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return the number of items that two texts, lists or views of bytes have in common at their beginning."""
+    same, most = 0, min(len(one), len(other))
+    if one[:most] == other[:most]:
+        return most
+    # By halves, which are compared at once.
+    while most - same > 1:
+        middle = (same + most) // 2
+        if one[same:middle] == other[same:middle]:
+            same = middle
+        else:
+            most = middle
+    return same
 
 
 def age(time: datetime | None) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import msgpack  # type: ignore[import-untyped]
 
 from checkpoint_store.cli.safe_decode import Call, Mapping, Sealed, safe_decode
+from checkpoint_store.cli.text import common
 from checkpoint_store.cli.values import MAX_DEPTH
 
 MAX_CHARACTERS = 64 * 1024
@@ -153,7 +154,7 @@ class Nodes:
         digest = _digest("L" + whole)
         if digest not in self._numbers:
             number, before = self._lists.get(place, (0, []))
-            kept = _same(before, items)
+            kept = common(before, items)
             start = ['["L"', str(number), str(kept)] if kept >= _LONG else ['["l"']
             self._add(digest, ",".join([*start, *items[kept if kept >= _LONG else 0 :]]) + "]")
         self._lists[place] = self._numbers[digest], items
@@ -200,13 +201,6 @@ def _digest(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=16).digest()
 
 
-def _same(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return how many first items two lists share."""
-    if one == other[: len(one)]:
-        return len(one)
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
 # https://github.com/msgpack/msgpack/blob/master/spec.md: an array's header is one byte, or one with two or four more.
 _HEADER_BYTES = {0xDC: 3, 0xDD: 5}
 
@@ -240,13 +234,4 @@ def _common(one: bytes, other: bytes) -> int:
     start, ours = _start_of_items(one), _start_of_items(other)
     if start is None or start != ours:
         return 0
-    same, most = start, min(len(one), len(other))
-    if memoryview(one)[start:most] == memoryview(other)[start:most]:
-        return most
-    while most - same > 1:
-        middle = (same + most) // 2
-        if memoryview(one)[same:middle] == memoryview(other)[same:middle]:
-            same = middle
-        else:
-            most = middle
-    return same
+    return start + common(memoryview(one)[start:], memoryview(other)[start:])

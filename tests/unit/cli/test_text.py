@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from checkpoint_store.cli import text as texts
-from checkpoint_store.cli.text import counted, moment, printable, short_id, shortened, size
+from checkpoint_store.cli.shortened_diff import MAX_LINES
+from checkpoint_store.cli.shortened_diff import shortened as shortened_diff
+from checkpoint_store.cli.text import common, counted, moment, printable, short_id, shortened, size
+from checkpoint_store.cli.values import Limits
 from checkpoint_store.storage.checkpoint_time import time_of
 
 UUID = "0b8e6f0c-5a8e-4f2e-9d54-1b6c9a2d3e4f"
@@ -82,3 +88,21 @@ def test_an_age_is_in_the_largest_unit(ago: timedelta, shown: str, monkeypatch: 
 
     assert texts.age(now - ago) == shown
     assert texts.age(None) == "-"
+
+
+@given(st.text("ab"), st.text("ab"), st.text("ab"))
+def test_a_common_beginning_is_that_of_a_plain_comparison(start: str, one: str, other: str) -> None:
+    """Of texts, of lists and of views of bytes."""
+    pair = (start + one, start + other)
+    expected = max(n for n in range(len(min(pair, key=len)) + 1) if pair[0][:n] == pair[1][:n])
+    assert common(*pair) == common(*map(list, pair)) == expected
+    assert common(*[memoryview(text.encode()) for text in pair]) == expected
+
+
+def test_long_lines_of_a_diff_are_compared_quickly() -> None:
+    """Each removed line with each added one, where all begin alike: character by character that would take minutes."""
+    begin = time.process_time()
+    lines = [f"{sign}{'x' * 200_000}{sign}{number}" for sign in "-+" for number in range(MAX_LINES)]
+    shown = list(shortened_diff(lines, Limits()))
+    assert time.process_time() - begin < 30
+    assert {line[-20:] for line in shown[:2]} == {f"{'x' * 18}-0", f"{'x' * 18}-1"}
