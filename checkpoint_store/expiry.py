@@ -96,17 +96,18 @@ class Sweeper:
             self._thread.join()
 
     async def _sweep_awaiting(self) -> None:
+        task = asyncio.current_task()
         for seconds in self._waits():
             try:
                 await asyncio.wait_for(self._woken.wait(), seconds)
             except TimeoutError:
-                with self._logging():
+                with self._logging(task):
                     _log(await self._saver._asweep(sweep_of(**self._options, on_step=self._check)))
 
     def _sweep_blocking(self) -> None:
         for seconds in self._waits():
             if not self._stopping.wait(seconds):
-                with self._logging():
+                with self._logging(None):
                     _log(self._saver._sweep(sweep_of(**self._options, on_step=self._check)))
 
     def _waits(self) -> Iterator[float]:
@@ -120,12 +121,17 @@ class Sweeper:
             raise _Stopped
 
     @contextmanager
-    def _logging(self) -> Iterator[None]:
+    def _logging(self, task: asyncio.Task[None] | None) -> Iterator[None]:
+        """Log what a sweep raises, in a task or else in a thread, unless the task is to end."""
         try:
             yield
         except _Stopped:
             log.debug("a sweep was stopped")
-        except Exception:
+        except BaseException as error:
+            # A function of the caller's may let out the CancelledError of another task, which it has awaited.
+            fails = isinstance(error, (Exception, asyncio.CancelledError))
+            if task is not None and (task.cancelling() or not fails):
+                raise
             log.warning("a sweep failed; the next one does its work", exc_info=True)
 
 

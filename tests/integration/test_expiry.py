@@ -463,6 +463,39 @@ async def test_a_sweeper_logs_an_error_and_goes_on(saver: AsyncPostgresSaver, ca
     assert "the archive is away" in caplog.text
 
 
+async def test_a_sweeper_goes_on_after_another_tasks_cancellation(
+    saver: AsyncPostgresSaver, sync_saver: PostgresSaver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which the hook has awaited; in a thread after SystemExit too, which ends a thread in silence."""
+    await store(saver, "t", 50)
+    failures = [True]
+
+    async def before_delete(_: list[ThreadSummary]) -> None:
+        if failures:
+            failures.pop()
+            other = asyncio.ensure_future(asyncio.sleep(10))
+            other.cancel()
+            await other
+
+    async def is_gone() -> bool:
+        return await threads_of(saver) == set()
+
+    async with Sweeper(saver, SOON, expiry=IDLE, before_delete=before_delete):
+        await eventually(is_gone)
+    assert "a sweep failed" in caplog.text
+
+    await store(saver, "t", 50)
+    exits = [True]
+
+    def exit_once(_: list[ThreadSummary]) -> None:
+        if exits:
+            exits.pop()
+            raise SystemExit
+
+    with Sweeper(sync_saver, SOON, expiry=IDLE, before_delete=exit_once):
+        await eventually(is_gone)
+
+
 async def test_a_sweeper_stops_between_two_batches(saver: AsyncPostgresSaver) -> None:
     """A hook that is under way is waited for; its threads stay, as those of later batches do."""
     for number in range(4):
