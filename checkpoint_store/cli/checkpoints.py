@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from checkpoint_store.cli import output, values
-from checkpoint_store.cli.connection import Json, Schema, Thread, Url, looking
+from checkpoint_store.cli.connection import Json, Schema, Thread, Url, checkpoint_named, looking
 from checkpoint_store.cli.delta_channels import delta_channels, is_in_parts, rebuilt, unwrapped
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.shortened_diff import shortened
@@ -122,7 +122,7 @@ async def _find(
     key = Key(
         checked_thread_id(thread, "THREAD"),
         plain_text(namespace, "--namespace"),
-        plain_text(checkpoint_id, "CHECKPOINT") if checkpoint_id else None,
+        checkpoint_named(checkpoint_id, "CHECKPOINT"),
     )
     row = await backend.run(read.find_checkpoint, key)
     if row is not None:

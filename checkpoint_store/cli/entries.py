@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from checkpoint_store.cli import values
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.tasks import Versions, triggers_of
+from checkpoint_store.errors import ThreadNotFound
 from checkpoint_store.storage.checkpoint_time import time_of
 
 if TYPE_CHECKING:
+    from checkpoint_store.database.backend import Backend
     from checkpoint_store.storage.read import History
 
 INTERRUPT, ERROR = "__interrupt__", "__error__"  # as in sql/history.py
@@ -79,6 +81,20 @@ class Entry:
             "interrupted": INTERRUPT in self.marks,
             "failed": ERROR in self.marks,
         }
+
+
+async def read_history(backend: Backend, thread: str, limit: int, before: str | None) -> History:
+    """Return the newest checkpoints of a thread, at least one, or raise `ThreadNotFound`."""
+    from checkpoint_store.storage.read import history
+    from checkpoint_store.storage.refusals import not_found
+    from checkpoint_store.storage.thread_rows import count_rows
+
+    found = await backend.run(history, thread, limit, before)
+    if found.rows:
+        return found
+    if not any((await backend.run(count_rows, thread)).values()):
+        raise not_found(thread)
+    raise ThreadNotFound(f"the thread {thread!r} has no checkpoint" + (f" before {before!r}" if before else ""))
 
 
 def entries_of(found: History) -> list[Entry]:

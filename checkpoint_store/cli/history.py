@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Thread, Url, looking
-from checkpoint_store.cli.entries import Entry, entries_of
+from checkpoint_store.cli.connection import Json, Schema, Thread, Url, checkpoint_named, looking, most
+from checkpoint_store.cli.entries import Entry, entries_of, read_history
 from checkpoint_store.cli.files import STANDARD
 from checkpoint_store.cli.history_tree import draw
 from checkpoint_store.cli.text import counted, size
-from checkpoint_store.errors import InvalidOption, ThreadNotFound
-from checkpoint_store.serde.keys import checked_thread_id, plain_text
+from checkpoint_store.errors import InvalidOption
+from checkpoint_store.serde.keys import checked_thread_id
 
 if TYPE_CHECKING:
-    from checkpoint_store.database.backend import Backend
     from checkpoint_store.storage.read import History
 
 
@@ -27,7 +26,14 @@ def history(
     thread: Thread,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-n", metavar="N", min=0, show_default="200", help="How many, the newest; 0 for all."),
+        typer.Option(
+            "--limit",
+            "-n",
+            metavar="N",
+            min=0,
+            show_default="200",
+            help="How many, the newest; 0 for all.",
+        ),
     ] = None,
     before: Annotated[
         str | None,
@@ -47,7 +53,8 @@ def history(
     The oldest come first; forks branch off, subgraphs stand within the step that ran them. A line has the step, what
     made it (input, loop, update, fork), the nodes that ran, how its id begins, its time in UTC, and how many bytes came
     with it: its new values, as far as they share nothing with its parent's, and what its tasks wrote. The last line of
-    each branch has the nodes that come next. A terminal that is narrow gets no times, then no sizes.
+    each branch has the nodes that come next. A terminal that is narrow gets no times, then no sizes. A page for a browser
+    has all checkpoints, unless --limit says otherwise.
 
     \b
     Example:
@@ -55,25 +62,16 @@ def history(
       checkpoint-store history user-42 --limit 20 --before 1f0c4a3e-0000
       checkpoint-store history user-42 --html user-42.html
     """
-    from checkpoint_store.storage.read import history as read_history
-    from checkpoint_store.storage.refusals import not_found
-
     checked_thread_id(thread, "THREAD")
-    before = plain_text(before, "--before") if before else None
+    before = checkpoint_named(before, "--before")
     if (full and html is None) or (as_json and html is not None):
         raise InvalidOption("--full goes with --html FILE, and --json without it")
     if html is not None:
-        _write_page(html, thread, limit or UNLIMITED, before, url, schema, full=full)
+        _write_page(html, thread, most(limit or 0), before, url, schema, full=full)
         return
-    limit = 200 if limit is None else limit
-
-    async def read(backend: Backend) -> History:
-        found = await backend.run(read_history, thread, limit or UNLIMITED, before)
-        if found.rows:
-            return found
-        raise ThreadNotFound(f"thread {thread!r} has no checkpoint before {before!r}") if before else not_found(thread)
-
-    _print(thread, before, looking(url, schema, read), as_json=as_json)
+    drawn = most(200 if limit is None else limit)
+    found = looking(url, schema, lambda backend: read_history(backend, thread, drawn, before))
+    _print(thread, before, found, as_json=as_json)
 
 
 def _print(thread: str, before: str | None, found: History, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import UNLIMITED, Json, Schema, Url, looking
+from checkpoint_store.cli.connection import Json, Schema, Url, looking, most
 from checkpoint_store.cli.output import Column
 from checkpoint_store.cli.prometheus import print_metrics
 from checkpoint_store.cli.text import counted, size
@@ -49,14 +49,14 @@ def stats(
     if (prometheus and (thread is not None or as_json)) or (threads and not prometheus):
         raise InvalidOption("--prometheus is for the whole database, without THREAD and --json; --threads goes with it")
     if prometheus:
-        print_metrics(url, schema, (limit or UNLIMITED) if threads else None)
+        print_metrics(url, schema, most(limit) if threads else None)
         return
     if thread is None:
-        _print_database(url, schema, limit or UNLIMITED, as_json)
+        _print_database(url, schema, most(limit), as_json)
     else:
         checked_thread_id(thread, "THREAD")
         stats = looking(url, schema, lambda backend: stored_stats(backend, thread))
-        _print_thread(stats, limit or UNLIMITED, as_json)
+        _print_thread(stats, most(limit), as_json)
 
 
 async def stored_stats(backend: Backend, thread: str) -> ThreadStats:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from contextlib import nullcontext
-from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from checkpoint_store.cli import output, text
+from checkpoint_store.cli import output, text, values
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, looking, on_backend
 from checkpoint_store.cli.output import Column
 from checkpoint_store.cli.retention import age_of
+from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.stats import stored_stats
 from checkpoint_store.cli.text import UNITS, age, counted, moment, short_id, size
 from checkpoint_store.errors import InvalidConfig, InvalidOption, ThreadExists
@@ -70,7 +71,7 @@ def threads(
     least = -1 if larger_than is None else bytes_of(larger_than)
     options: Any = {"metadata_filter": _metadata(metadata_filter), "prefix": prefix, "count": count}
     if older_than is not None:
-        options["older_than"] = text.now() - age_of(older_than)
+        options["older_than"] = _time_before(age_of(older_than))
 
     def request(order: Any, cursor: str | None = None) -> ThreadListRequest:
         try:
@@ -86,7 +87,7 @@ def threads(
     found = looking(url, schema, read)
     next_cursor = found[-1][0].cursor if found and len(found) == limit else None
     if as_json:
-        documents = [{**asdict(one), "bytes": size} for one, size in found]
+        documents = [{**vars(one), "metadata": values.as_json(one.metadata), "bytes": stored} for one, stored in found]
         output.document({"threads": documents, "next_cursor": next_cursor})
         return
     _print(found, count=count, measured=measure or larger_than is not None)
@@ -175,6 +176,13 @@ async def _order(backend: Backend, request: ThreadListRequest, *, is_long: bool)
     return "thread_id"
 
 
+def _time_before(age: timedelta) -> datetime:
+    try:
+        return text.now() - age
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)  # no thread is that old
+
+
 _FEW = 100
 """The threads that are found with few sorts of the table where it lacks the index."""
 
@@ -185,7 +193,7 @@ async def _read(
     """Return the threads of a list that are larger than so many bytes, with their bytes if they are measured."""
     from checkpoint_store.storage.thread_list import ThreadCursor, list_threads, thread_sizes
 
-    cursor, passed = ThreadCursor(request), 0
+    cursor, passed = ThreadCursor(request, metadata_of=_metadata_of), 0
     found: list[tuple[ThreadSummary, int | None]] = []
     with output.progress("measuring", "threads") if least >= 0 else nullcontext() as advance:
         while cursor.has_next and (not limit or len(found) < limit):
@@ -223,6 +231,12 @@ def _metadata(wanted: str | None) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise InvalidConfig('--filter must be a JSON object, such as {"user": "ada"}')
     return found
+
+
+def _metadata_of(_: str, stored: str | None) -> dict[str, Any]:
+    """Return metadata as plain data: none if Python can't hold it, since one thread must not keep others off a list."""
+    found = safe_decode("json", stored.encode()) if stored else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _print(found: list[tuple[ThreadSummary, int | None]], *, count: bool, measured: bool) -> None:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, cast
@@ -23,6 +23,9 @@ from checkpoint_store.storage.checkpoint_time import first_id_of, is_older, time
 from checkpoint_store.storage.operation import Kind, operation
 
 Order = Literal["newest", "thread_id"]
+
+MetadataOf = Callable[[str, str | None], dict[str, Any]]
+"""Returns the metadata of a thread, by its id, from JSON text."""
 
 BATCH_THREADS = 128
 """The largest number of threads that a statement returns."""
@@ -104,10 +107,12 @@ class ThreadCursor:
 
     Args:
         listing: The list's arguments.
+        metadata_of: Returns the metadata of a thread's JSON text; by default it raises if Python can't hold it.
     """
 
-    def __init__(self, listing: ThreadListRequest) -> None:
+    def __init__(self, listing: ThreadListRequest, *, metadata_of: MetadataOf | None = None) -> None:
         self._listing = listing
+        self._metadata_of = metadata_of
         self._left = listing.limit
         stages = _STAGES[listing.order]
         stage, *last = listing.start or (stages[0], listing.before, None if listing.before is None else "")
@@ -153,7 +158,7 @@ class ThreadCursor:
         steps, checkpoint_id, thread_id, many, *arrays = row
         stage = self._stages[0]
         found = [
-            summary_of(thread_id, newest, metadata, count, stage)
+            summary_of(thread_id, newest, metadata, count, stage, metadata_of=self._metadata_of)
             for thread_id, newest, metadata, count in zip(*[array or () for array in arrays], strict=True)
         ]
         if len(found) == self._wanted:
@@ -227,7 +232,13 @@ def _threads_by_id(db: Executor, sql: Statements, conditions: frozenset[str], bi
 
 
 def summary_of(
-    thread_id: str, checkpoint_id: str | None, metadata: str | None, count: int | None, stage: str = "thread_id"
+    thread_id: str,
+    checkpoint_id: str | None,
+    metadata: str | None,
+    count: int | None,
+    stage: str = "thread_id",
+    *,
+    metadata_of: MetadataOf | None = None,
 ) -> ThreadSummary:
     """Return a thread's entry in a list.
 
@@ -237,6 +248,7 @@ def summary_of(
         metadata: That checkpoint's metadata as JSON text.
         count: The number of its checkpoints.
         stage: The stage of the list in which it is found, by default that of a list by id.
+        metadata_of: As of `ThreadCursor`.
 
     Raises:
         UnreadableValue: If the metadata is nested too deeply.
@@ -245,7 +257,7 @@ def summary_of(
         thread_id,
         checkpoint_id,
         time_of(checkpoint_id) if checkpoint_id else None,
-        _metadata(thread_id, metadata),
+        (metadata_of or _metadata)(thread_id, metadata),
         count,
         _cursor(stage, checkpoint_id if stage == "newest" else None, thread_id),
     )

@@ -269,7 +269,21 @@ def test_nothing_before_the_oldest(run: Run, url: str, chat: list[str], capsys: 
     """The thread is there, and that is said."""
     assert run("history", "t", "--before", chat[-2]).splitlines()[0].startswith("t: 1 checkpoint before ")
     assert main(["history", "t", "--before", chat[-1]]) == 1
-    assert capsys.readouterr().err == f"error: thread 't' has no checkpoint before '{chat[-1]}'\n"
+    said = f"error: the thread 't' has no checkpoint before '{chat[-1]}'\n"
+    assert capsys.readouterr().err == said
+    assert main(["history", "t", "--before", chat[-1], "--html", "page.html"]) == 1
+    assert capsys.readouterr().err == said
+    assert main(["history", "t2", "--before", chat[-1]]) == 1
+    assert capsys.readouterr().err == "error: nothing is stored for the thread 't2'; similar ids: 't'\n"
+
+
+def test_an_empty_id_is_refused(run: Run, chat: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable of a shell that is not set must not stand for the newest; a number of any size stands for all."""
+    for arguments in (["history", "t", "--before", ""], ["show", "t", ""], ["diff", "t", chat[0], ""]):
+        assert main(arguments) == 2
+        assert "is empty; it must be the id of a checkpoint, or how it begins" in capsys.readouterr().err
+    assert run("history", "t", "-n", str(2**40)) == run("history", "t", "-n", "0")
+    assert run("stats", "-n", str(2**40)) == run("stats", "-n", "0")
 
 
 def test_a_parent_that_is_gone_is_told_from_one_that_is_cut(run: Run, url: str, chat: list[str]) -> None:

@@ -204,3 +204,22 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
     """With an example."""
     with pytest.raises(InvalidOption, match="as in 10MB"):
         bytes_of(text)
+
+
+def test_metadata_that_python_cannot_hold_keeps_no_other_thread_off_the_list(
+    threads: Threads, sync_saver: PostgresSaver, url: str
+) -> None:
+    """Nor does metadata that is nested deeply; an age before all times finds nothing."""
+    for thread in ("large", "deep", "plain"):
+        store(sync_saver, thread, first_id_of(datetime.now(UTC)))
+    with psycopg.connect(url) as conn:
+        update = "UPDATE checkpoints SET metadata = %s::jsonb WHERE thread_id = %s"
+        conn.execute(update, (f'{{"step": {"7" * 5000}}}', "large"))
+        conn.execute(update, (f'{{"step": {"[" * 900}{"]" * 900}}}', "deep"))
+
+    assert threads().code == 0
+    listed = {one["thread_id"]: one["metadata"] for one in json.loads(threads("--json").out)["threads"]}
+    assert listed.keys() == {"large", "deep", "plain"}
+    assert listed["large"] == {}
+    assert listed["plain"]["source"] == "loop"
+    assert ids(threads("--json", "--older-than", "99999999w99999999d")) == []

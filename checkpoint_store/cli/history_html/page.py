@@ -12,14 +12,12 @@ from importlib.resources import files
 from typing import Any
 
 from checkpoint_store import __version__
-from checkpoint_store.cli.entries import entries_of
+from checkpoint_store.cli.entries import entries_of, read_history
 from checkpoint_store.cli.files import Write, written
 from checkpoint_store.cli.history_html.document import Document
 from checkpoint_store.cli.history_html.nodes import as_text
 from checkpoint_store.database.backend import Backend
 from checkpoint_store.serde.records import StoredCheckpoint, StoredPage, StoredValue, StoredWrite
-from checkpoint_store.storage.read import history as read_history
-from checkpoint_store.storage.refusals import not_found
 from checkpoint_store.tools.thread_rows import one_moment, rows_of
 
 _SCRIPTS = ("data.js", "tree.js", "text.js", "values.js", "detail.js", "rows.js", "search.js", "page.js")
@@ -36,9 +34,7 @@ async def write(backend: Backend, thread_id: str, file: str, limit: int, before:
         InvalidOption: If the file can't be written.
     """
     async with one_moment(backend) as then:
-        found = await then.run(read_history, thread_id, limit, before)
-        if not found.rows:
-            raise not_found(thread_id)
+        found = await read_history(then, thread_id, limit, before)
         entries = sorted(entries_of(found), key=lambda entry: entry.key)
         with written(file) as write_text:
             page = Page(
