@@ -53,8 +53,8 @@ def history(
     The oldest come first; forks branch off, subgraphs stand within the step that ran them. A line has the step, what
     made it (input, loop, update, fork), the nodes that ran, how its id begins, its time in UTC, and how many bytes came
     with it: its new values, as far as they share nothing with its parent's, and what its tasks wrote. The last line of
-    each branch has the nodes that come next. A terminal that is narrow gets no times, then no sizes. A page for a browser
-    has all checkpoints, unless --limit says otherwise.
+    each branch has the nodes that come next. A terminal that is narrow gets no times, then no sizes. A page for a
+    browser has all checkpoints, unless --limit says otherwise.
 
     \b
     Example:

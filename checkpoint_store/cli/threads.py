@@ -89,10 +89,8 @@ def threads(
     if as_json:
         documents = [{**vars(one), "metadata": values.as_json(one.metadata), "bytes": stored} for one, stored in found]
         output.document({"threads": documents, "next_cursor": next_cursor})
-        return
-    _print(found, count=count, measured=measure or larger_than is not None)
-    if next_cursor:
-        output.hint(f"there may be more: --cursor {next_cursor}")
+    else:
+        _print(found, next_cursor, count=count, measured=measure or larger_than is not None)
 
 
 def copy(
@@ -239,7 +237,9 @@ def _metadata_of(_: str, stored: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _print(found: list[tuple[ThreadSummary, int | None]], *, count: bool, measured: bool) -> None:
+def _print(
+    found: list[tuple[ThreadSummary, int | None]], next_cursor: str | None, *, count: bool, measured: bool
+) -> None:
     columns = {
         "thread": Column("THREAD", cut=True),
         "checkpoint": Column("CHECKPOINT", rank=2),
@@ -268,3 +268,5 @@ def _print(found: list[tuple[ThreadSummary, int | None]], *, count: bool, measur
         for one, stored in found
     ]
     output.table([*columns.values()], [[row[name] for name in columns] for row in rows])
+    if next_cursor:
+        output.hint(f"there may be more: --cursor {next_cursor}")
