@@ -122,9 +122,12 @@ def elsewhere(_: Tables) -> sa.Select[Any]:
 
 
 def rules(_: Tables) -> sa.CompoundSelect[Any]:
-    """Select the triggers and policies on our tables; a row is a `storage.diagnosis.Rule`. Binds: `names`."""
+    """Select what may hide, change or refuse rows; a row is a `storage.diagnosis.Rule`. Binds: `names`."""
     trigger = _catalog("pg_trigger", "tgrelid", "tgname", "tgisinternal", "tgenabled")
     policy = _catalog("pg_policy", "polrelid", "polname")
+    rewrite = _catalog("pg_rewrite", "ev_class", "rulename", "ev_type", "ev_enabled")
+    constraint = _catalog("pg_constraint", "conrelid", "conname", "contype", "conparentid", "conislocal")
+    column = _catalog("pg_attribute", "attrelid", "attname", "attnum", "attnotnull", "atthasdef", "attidentity")
     ours = _ours()
     triggers = sa.select(ours.c.name, ex.text_literal("trigger"), sa.cast(trigger.c.tgname, sa.Text)).where(
         trigger.c.tgrelid == ours.c.oid,
@@ -134,7 +137,27 @@ def rules(_: Tables) -> sa.CompoundSelect[Any]:
     policies = sa.select(ours.c.name, ex.text_literal("policy"), sa.cast(policy.c.polname, sa.Text)).where(
         policy.c.polrelid == ours.c.oid
     )
-    return sa.union(triggers, policies).order_by(sa.literal_column("1, 2, 3"))
+    # A view's own rule is for SELECT, '1'.
+    rewrites = sa.select(ours.c.name, ex.text_literal("rule"), sa.cast(rewrite.c.rulename, sa.Text)).where(
+        rewrite.c.ev_class == ours.c.oid,
+        rewrite.c.ev_type != ex.text_literal("1"),
+        rewrite.c.ev_enabled != ex.text_literal("D"),
+    )
+    kinds = [ex.text_literal(kind) for kind in "cf"]
+    constraints = sa.select(ours.c.name, ex.text_literal("constraint"), sa.cast(constraint.c.conname, sa.Text)).where(
+        constraint.c.conrelid == ours.c.oid,
+        sa.cast(constraint.c.contype, sa.Text).in_(kinds),
+        constraint.c.conparentid == ex.ZERO,
+        constraint.c.conislocal,
+    )
+    columns = sa.select(ours.c.name, ex.text_literal("column"), sa.cast(column.c.attname, sa.Text)).where(
+        column.c.attrelid == ours.c.oid,
+        column.c.attnum > ex.ZERO,
+        column.c.attnotnull,
+        sa.not_(column.c.atthasdef),
+        column.c.attidentity == ex.text_literal(""),
+    )
+    return sa.union(triggers, policies, rewrites, constraints, columns).order_by(sa.literal_column("1, 2, 3"))
 
 
 def indexes(_: Tables) -> sa.Select[Any]:

@@ -83,11 +83,11 @@ class Elsewhere(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A trigger or policy on one of our tables."""
+    """What may hide, change or refuse rows of one of our tables."""
 
     table: str
     kind: str
-    """`trigger` or `policy`."""
+    """`trigger`, `policy`, `rule`, `constraint` (CHECK or FOREIGN KEY), or `column` (NOT NULL without a default)."""
     name: str
 
 
@@ -193,7 +193,7 @@ def elsewhere(db: Executor, sql: Statements, schemas: Sequence[str]) -> Elsewher
 
 @operation(Kind.PROBE)
 def rules(db: Executor, sql: Statements) -> list[Rule]:
-    """Return the triggers and policies on our tables."""
+    """Return what may hide, change or refuse rows of our tables."""
     names = _names(sql)
     return [Rule(names[name], *rest) for name, *rest in db.fetch(sql.rules, {"names": list(names)})]
 

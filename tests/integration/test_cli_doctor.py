@@ -23,6 +23,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from checkpoint_store.cli import main
+from checkpoint_store.schema import HEAD
 
 INDEXES = ("checkpoint_store_latest_idx", "checkpoint_store_run_idx", "checkpoint_store_subgraphs_idx")
 
@@ -226,14 +227,56 @@ def test_missing_and_invalid_indexes_are_made_by_what_it_prints(doctor: Doctor, 
 
 
 def test_a_primary_key_that_is_missing_is_a_failure(doctor: Doctor, url: str) -> None:
-    """Upserts need it; the statement to paste makes it."""
+    """Upserts need it; the statement to paste makes it. Other indexes, or none, make no difference."""
     execute(url, "ALTER TABLE checkpoint_writes DROP CONSTRAINT checkpoint_writes_pkey")
     execute(url, "CREATE INDEX others ON checkpoint_writes (thread_id)")
+    execute(url, "ALTER TABLE checkpoint_blobs DROP CONSTRAINT checkpoint_blobs_pkey")
     report = doctor(url)
     assert (report.code, report.levels) == (1, {"indexes": "failure"})
 
     execute(url, report.way_out("indexes"))
     assert doctor(url).levels == {}
+
+
+@pytest.mark.parametrize(
+    ("damage", "missing"),
+    [
+        ("ALTER TABLE checkpoint_writes DROP COLUMN task_path", "checkpoint_writes.task_path"),
+        ("ALTER TABLE checkpoint_pages RENAME TO pages", "checkpoint_pages"),
+    ],
+)
+def test_tables_that_are_not_those_of_their_revision_are_a_failure(
+    doctor: Doctor, url: str, damage: str, missing: str
+) -> None:
+    """As after half a restore: an upgrade would find nothing to do."""
+    execute(url, damage)
+    report = doctor(url)
+    assert (report.code, report.levels) == (1, {"tables": "failure"})
+    assert f"says {HEAD}: {missing}. Savers can't store" in report["tables"][1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "level", "words"),
+    [
+        ("CREATE RULE r AS ON INSERT TO checkpoints DO INSTEAD NOTHING", "warning", "rules may change or drop rows: r"),
+        ("ALTER TABLE checkpoints ADD CHECK (thread_id <> '')", "warning", "constraints may refuse rows: checkpoints_"),
+        (
+            "CREATE TABLE u (id text PRIMARY KEY); ALTER TABLE checkpoints ADD FOREIGN KEY (thread_id) REFERENCES u",
+            *("warning", "constraints may refuse rows: checkpoints_thread_id_fkey on checkpoints"),
+        ),
+        (
+            "ALTER TABLE checkpoint_writes ADD tenant text NOT NULL",
+            *("failure", "have no default, so rows are refused: checkpoint_writes.tenant"),
+        ),
+    ],
+    ids=["rule", "check", "foreign key", "column"],
+)
+def test_what_may_refuse_rows_is_named(doctor: Doctor, url: str, rule: str, level: str, words: str) -> None:
+    """Beside triggers and policies: rules, constraints and columns that others have added."""
+    execute(url, rule)
+    report = doctor(url)
+    assert report.levels == {"rules": level}
+    assert words in report["rules"][1]
 
 
 def test_a_session_idle_in_a_transaction_is_named(doctor: Doctor, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +364,10 @@ def test_a_url_that_is_none_is_misuse(capsys: pytest.CaptureFixture[str]) -> Non
     """As for every command."""
     assert main(["doctor", "--url", "mysql://app:s3cret@db/app"]) == 2
     assert "hidden" not in capsys.readouterr().err
+    assert main(["doctor", "--url", "postgresql://app:s3cret[@db/app"]) == 2
+    said = capsys.readouterr().err
+    assert "can't be parsed" in said
+    assert "s3cret" not in said
 
 
 class TlsProxy:

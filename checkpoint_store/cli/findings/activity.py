@@ -67,7 +67,7 @@ def sessions(server: Server, found: Sequence[Session]) -> Finding:
     """Judge sessions that hold locks on our tables without doing anything, wait for locks, or keep vacuum off."""
     waiting = [one for one in found if one.waits]
     blockers = {pid for one in waiting for pid in one.blocked_by or ()}
-    in_the_way = [one for one in found if one.pid in blockers or _is_idle_holder(one) or _is_old(one)]
+    in_the_way = [one for one in found if one.pid in blockers or _is_idle_holder(one) or _is_old(one) or _excludes(one)]
     hidden = [one for one in found if one.state is None and one.role != server.role]
     if not (waiting or in_the_way):
         if hidden:
@@ -92,6 +92,10 @@ def sessions(server: Server, found: Sequence[Session]) -> Finding:
 def _is_idle_holder(one: Session) -> bool:
     is_idle = (one.state or "").startswith("idle in transaction")
     return is_idle and bool(one.tables) and (one.state_seconds or 0) > _IDLE_SECONDS
+
+
+def _excludes(one: Session) -> bool:
+    return one.excludes and not one.waits
 
 
 def _is_old(one: Session) -> bool:

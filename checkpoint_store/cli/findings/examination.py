@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 from uuid import uuid4
 
 from asyncpg.exceptions import InvalidSQLStatementNameError
@@ -20,7 +20,7 @@ from checkpoint_store.cli.findings import activity, connection, server, tables
 from checkpoint_store.cli.findings.connection import Opened, Pooling
 from checkpoint_store.cli.findings.finding import Finding, Unknown, failure, ok, warning
 from checkpoint_store.conninfo.driver_errors import diagnosis_of
-from checkpoint_store.conninfo.url import connector, masked
+from checkpoint_store.conninfo.url import connector, masked, parse
 from checkpoint_store.database.error_translation import FOREIGN
 from checkpoint_store.database.pool import is_pooled
 from checkpoint_store.errors import NotSetUp
@@ -63,7 +63,7 @@ def examine(url: str, schema: str | None) -> list[Finding]:
         try:
             await conn.start()
         except FOREIGN as error:
-            parts = urlsplit(url)
+            parts, _ = parse(url)
             role, database = parts.username or "app", parts.path.removeprefix("/") or parts.username or "app"
             return [connection.failed(error, shown, unquote(role), database)]
         try:
@@ -77,7 +77,7 @@ def examine(url: str, schema: str | None) -> list[Finding]:
 
 def shown_url(url: str) -> str:
     """Return a URL without user and password, and without values of parameters that may be secret."""
-    parameters = parse_qsl(urlsplit(url).query) if "://" in url else []
+    parameters = parse_qsl(url.partition("?")[2].partition("#")[0]) if "://" in url else []
     texts = [f"{name}={value if name in _SHOWN else '...'}" for name, value in parameters]
     return masked(url) + ("?" + "&".join(texts) if texts else "")
 
@@ -186,10 +186,11 @@ class _Examination:
             _judged("primary", server.writable, found),
             _judged("encoding", server.encoding, found),
             _judged("revision", tables.revision, schema, catalog, is_at_head, relations, elsewhere),
+            *tables.damage(catalog),
             _judged("grants", tables.grants, schema, found, rights, relations),
             _judged("rules", tables.rules, relations, rules),
             _judged("schemas", tables.duplicates, relations, elsewhere),
-            _judged("indexes", tables.indexes, schema, is_at_head, indexes),
+            _judged("indexes", tables.indexes, schema, is_at_head, relations, indexes),
             *self._distribution(found, is_at_head=is_at_head),
             _judged("vacuum", activity.vacuum, schema, found, vacuum),
             _judged("sessions", activity.sessions, found, sessions),

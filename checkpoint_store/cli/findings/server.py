@@ -38,7 +38,7 @@ def writable(server: Server) -> Finding:
     if server.is_read_only:
         found = "a primary, but default_transaction_read_only is on for this role or database: savers can't store"
         role, database = identifier(server.role), identifier(server.database)
-        return warning(
+        return failure(
             *("primary", found, f"ALTER ROLE {role} RESET default_transaction_read_only;"),
             f"ALTER DATABASE {database} RESET default_transaction_read_only;",
         )

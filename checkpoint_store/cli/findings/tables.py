@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from checkpoint_store.cli.findings.finding import Finding, failure, listed, ok, warning
+from checkpoint_store.cli.findings.finding import Finding, Unknown, failure, listed, ok, warning
 from checkpoint_store.cli.text import counted
 from checkpoint_store.migrations.privileges import grants as grant_statements
 from checkpoint_store.schema import HEAD, VERSION_TABLE, Tables, identifier, qualified
@@ -59,6 +59,14 @@ def revision(
     adds = f", adding {catalog.additions}" if catalog.additions else ""
     found = f"the tables {place} {catalog.state}; this version needs {HEAD}. An upgrade is done in place{adds}"
     return failure("revision", found, upgrade)
+
+
+def damage(catalog: Catalog | Unknown) -> list[Finding]:
+    """Return the finding about tables and columns that are missing, though the tables are noted as being at head."""
+    if isinstance(catalog, Unknown) or catalog.revision != HEAD or not catalog.missing:
+        return []
+    found = f"missing, though {VERSION_TABLE} says {HEAD}: {listed(catalog.missing)}. Savers can't store"
+    return [failure("tables", f"{found}; restore all tables from one backup")]
 
 
 def duplicates(relations: Sequence[Relation], elsewhere: Elsewhere) -> Finding:
@@ -123,31 +131,37 @@ def _grants_on(
 
 
 def rules(relations: Sequence[Relation], found: Sequence[Rule]) -> Finding:
-    """Judge triggers and policies, which may hide or change rows."""
+    """Judge what may hide, change or refuse rows: triggers, policies, rules, constraints and columns of others."""
     active = {one.name for one in of_ours(relations) if one.has_row_security}
-    triggers = [f"{rule.name} on {rule.table}" for rule in found if rule.kind == "trigger"]
+    by_kind: dict[str, list[str]] = {}
+    for rule in found:
+        by_kind.setdefault(rule.kind, []).append(f"{rule.name} on {rule.table}")
     policies = [f"{rule.name} on {rule.table}" for rule in found if rule.kind == "policy" and rule.table in active]
+    columns = [f"{rule.table}.{rule.name}" for rule in found if _is_foreign_column(rule)]
     bare = sorted(active - {rule.table for rule in found if rule.kind == "policy"})
     parts = []
     if bare:
         parts.append(f"row security without a policy hides all rows of {listed(bare)} from this role")
     if policies:
         parts.append(f"policies may hide rows from this role: {listed(policies)}")
-    if triggers:
-        parts.append(f"triggers may change or drop rows: {listed(triggers)}")
+    if columns:
+        parts.append(f"columns of others must not be NULL and have no default, so rows are refused: {listed(columns)}")
+    for kind, effect in (("trigger", "change or drop"), ("rule", "change or drop"), ("constraint", "refuse")):
+        if named := by_kind.get(kind):
+            parts += [f"{kind}s may {effect} rows: {listed(named)}"]
     if not parts:
-        return ok("rules", "no trigger or policy holds for this role")
+        return ok("rules", "no trigger, policy, rule or constraint holds for this role")
     way_out = "SELECT * FROM pg_policies WHERE tablename LIKE 'checkpoint%';" if active else ""
-    judged = failure if bare else warning
+    judged = failure if bare or columns else warning
     return judged("rules", ". ".join(parts) + ". See that they let pass what savers store", *filter(None, [way_out]))
 
 
-def indexes(schema: str | None, is_at_head: bool, found: Sequence[Index]) -> Finding:
+def indexes(schema: str | None, is_at_head: bool, relations: Sequence[Relation], found: Sequence[Index]) -> Finding:
     """Judge whether all indexes are there and valid."""
-    if not found:
+    if not (ours := of_ours(relations)):
         return ok("indexes", "no tables yet")
     tables, own = Tables(schema), [index for index in found if not index.is_partition]
-    keyless = sorted({index.table for index in own} - {index.table for index in own if index.is_primary})
+    keyless = sorted({one.name for one in ours} - {index.table for index in own if index.is_primary})
     if keyless:
         way_out = [_primary_key(tables, name) for name in keyless]
         return failure("indexes", f"no primary key on {listed(keyless)}: savers can't store there", *way_out)
@@ -170,6 +184,11 @@ def indexes(schema: str | None, is_at_head: bool, found: Sequence[Index]) -> Fin
     return ok(
         "indexes", f"{counted(len(found), 'index')}, all valid" + (f", {listed(building)} being built" * bool(building))
     )
+
+
+def _is_foreign_column(rule: Rule) -> bool:
+    ours = next((one for one in Tables().all if one.name == rule.table), None)
+    return rule.kind == "column" and ours is not None and rule.name not in ours.columns
 
 
 def _repair(index: Index) -> str:

@@ -97,21 +97,24 @@ def test_versions_13_to_18_are_supported(number: int, level: Level) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "words", "way_out"),
+    ("facts", "level", "words", "way_out"),
     [
-        ({"is_standby": True}, "a standby", "target_session_attrs=read-write"),
+        ({"is_standby": True}, Level.WARNING, "a standby", "target_session_attrs=read-write"),
         (
             {"is_read_only": True},
+            Level.FAILURE,
             "default_transaction_read_only is on",
             'ALTER ROLE "app" RESET default_transaction_read_only;',
         ),
     ],
 )
-def test_a_server_that_only_reads_is_a_warning(facts: dict[str, Any], words: str, way_out: str) -> None:
-    """Since one may want to look at just that server."""
+def test_a_standby_is_a_warning_and_a_primary_that_only_reads_a_failure(
+    facts: dict[str, Any], level: Level, words: str, way_out: str
+) -> None:
+    """Since one may want to look at just that standby."""
     found = server.writable(SERVER._replace(**facts))
 
-    assert found.level is Level.WARNING
+    assert found.level is level
     assert words in found.found
     assert found.way_out[0] == way_out
 
@@ -237,6 +240,7 @@ def test_vacuum_that_is_off_is_a_warning() -> None:
         ({"state": "idle in transaction", "state_seconds": 60.0}, Level.WARNING),
         ({"state": "idle in transaction", "state_seconds": 60.0, "tables": []}, Level.OK),
         ({"transaction_seconds": 4000.0, "tables": []}, Level.WARNING),
+        ({"state": "idle in transaction", "state_seconds": 1.0, "excludes": True}, Level.WARNING),
         ({"waits": True, "blocked_by": [9]}, Level.WARNING),
         ({"state": None, "role": "other"}, Level.WARNING),
     ],
@@ -256,23 +260,28 @@ def test_a_name_of_an_application_is_quoted() -> None:
     )
 
 
+CHECKPOINTS = Relation("public", "checkpoints", "app", True, False, True, True, True, True)
+
+
 def test_what_reindexing_left_over_is_dropped() -> None:
     """Other invalid indexes are built again; one that is being built is left alone."""
     key = Index("checkpoints", False, "public", "checkpoints_pkey", True, True, False)
     left = Index("checkpoints", False, "public", "checkpoint_store_run_idx_ccnew1", False, False, False)
     building = left._replace(name="fresh", is_being_built=True)
-    found = tables.indexes(None, False, [key, left, left._replace(name="broken"), building])
+    found = tables.indexes(None, False, [CHECKPOINTS], [key, left, left._replace(name="broken"), building])
     assert found.way_out == (
         'DROP INDEX CONCURRENTLY "public"."checkpoint_store_run_idx_ccnew1";',
         'REINDEX INDEX CONCURRENTLY "public"."broken";',
     )
-    assert tables.indexes(None, False, [key, building]).level is Level.OK
+    assert tables.indexes(None, False, [CHECKPOINTS], [key, building]).level is Level.OK
 
 
 def test_an_index_of_partitions_is_not_made_online() -> None:
     """PostgreSQL does not take CONCURRENTLY there."""
     key = Index("checkpoints", False, "public", "checkpoints_pkey", True, True, False)
-    found = tables.indexes("agents", True, [key, key._replace(is_partition=True, name="checkpoints_p0_pkey")])
+    found = tables.indexes(
+        "agents", True, [CHECKPOINTS], [key, key._replace(is_partition=True, name="checkpoints_p0_pkey")]
+    )
     assert found.way_out[0].startswith('CREATE INDEX checkpoint_store_latest_idx ON "agents".checkpoints')
 
 
@@ -286,9 +295,8 @@ def test_a_role_may_lack_use_of_the_schema() -> None:
 
 def test_rules_that_do_not_hold_are_not_named() -> None:
     """A policy on a table whose row security is off."""
-    found = Relation("public", "checkpoints", "app", True, False, True, True, True, True)
-    assert tables.rules([found], [Rule("checkpoints", "policy", "p")]).level is Level.OK
-    active = found._replace(has_row_security=True)
+    assert tables.rules([CHECKPOINTS], [Rule("checkpoints", "policy", "p")]).level is Level.OK
+    active = CHECKPOINTS._replace(has_row_security=True)
     assert tables.rules([active], [Rule("checkpoints", "policy", "p")]).level is Level.WARNING
     assert tables.rules([active], []).level is Level.FAILURE
 

@@ -85,6 +85,7 @@ def test_values_travel_as_parameters_only(dialect: Dialect) -> None:
     own |= {"number", "null", "transaction_isolation", "{channel_values}", "+", "removal", "graph", "run", "advisory"}
     own |= {"citus", "n", "server_encoding", "UTF8", HEAD, "pg_class", "pg_restore", "psql", "idle", "^pg_[0-9]+_sync_"}
     own |= {"citus.max_intermediate_result_size", "-1"}
+    own |= {"1", "D", "c", "f", "trigger", "policy", "rule", "constraint", "column"}
     own |= {"SELECT", "lock_timeout", "statement_timeout", "versions_seen", "source", "loop"}
     own |= {"__error_source_node__", "__resume__", "branch:%", "join:%"}
     own |= SERVER
