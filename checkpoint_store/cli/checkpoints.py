@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from checkpoint_store.cli import output, values
-from checkpoint_store.cli.connection import Json, Schema, Thread, Url, checkpoint_named, looking
+from checkpoint_store.cli.arguments import checkpoint_named
+from checkpoint_store.cli.connection import Json, Schema, Thread, Url, looking
 from checkpoint_store.cli.delta_channels import delta_channels, is_in_parts, rebuilt, unwrapped
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.shortened_diff import shortened

@@ -15,12 +15,10 @@ from checkpoint_store.errors import (
     SET_UP,
     AccessDenied,
     CheckpointStoreError,
-    InvalidConfig,
     InvalidURL,
     NotSetUp,
     ThreadNotFound,
 )
-from checkpoint_store.serde.keys import plain_text
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -51,25 +49,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 
 NOTHING_CHANGED = "nothing was changed"
-
-_EVERYTHING = 2**31 - 1
-"""The LIMIT of a statement that is to read everything."""
-
-
-def most(limit: int) -> int:
-    """Return the LIMIT of a statement for the number of an option, of which 0 stands for all."""
-    return min(limit or _EVERYTHING, _EVERYTHING)
-
-
-def checkpoint_named(text: str | None, name: str) -> str | None:
-    """Return the id of a checkpoint, or how it begins, if there is one.
-
-    Raises:
-        InvalidConfig: If it is empty, as an unset variable of a shell is, or can't be one.
-    """
-    if text == "":
-        raise InvalidConfig(f"{name} is empty; it must be the id of a checkpoint, or how it begins")
-    return None if text is None else plain_text(text, name)
 
 
 def on_backend(

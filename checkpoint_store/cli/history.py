@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import Json, Schema, Thread, Url, checkpoint_named, looking, most
+from checkpoint_store.cli.arguments import checkpoint_named, most
+from checkpoint_store.cli.connection import Json, Schema, Thread, Url, looking
 from checkpoint_store.cli.entries import Entry, entries_of, read_history
 from checkpoint_store.cli.files import STANDARD
 from checkpoint_store.cli.history_tree import draw

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from checkpoint_store.cli import output
+from checkpoint_store.cli.arguments import age_of, object_of
 from checkpoint_store.cli.connection import Json, Schema, Url, on_backend, on_engine
 from checkpoint_store.cli.stats import stored_stats
 from checkpoint_store.cli.text import counted, moment, size
@@ -80,7 +78,7 @@ def prune(
     on_backend(url, schema, check)
     advice = "each thread is pruned or as it was; the same command goes on"
     report, room = _run_on_saver(url, schema, lambda saver: saver.aprune(threads, keep=keep), advice)
-    _print("removed", report, as_json)
+    _print(report, as_json)
     if room:
         output.note(room)
 
@@ -128,7 +126,7 @@ def sweep(
         options["keep_last"] = keep_last
     expired: list[ThreadSummary] = []
     report, room = _run_on_saver(url, schema, lambda saver: _swept(saver, options, dry_run, expired), _ADVICE)
-    _print_sweep(report, expired if expiring and dry_run else None, dry_run, as_json)
+    _print(report, as_json, dry_run=dry_run, expired=expired if expiring and dry_run else None)
     if room and not dry_run:
         output.note(room)
 
@@ -182,36 +180,9 @@ def _rules(idle: str | None, age: str | None, filter: str | None, never: Sequenc
     rule = Expiry(
         idle=None if idle is None else age_of(idle, "--idle"),
         age=None if age is None else age_of(age, "--age"),
-        filter=None if filter is None else _object(filter, "--filter"),
+        filter=None if filter is None else object_of(filter, "--filter"),
     )
-    return [*[Expiry.never(_object(one, "--never")) for one in never], rule]
-
-
-def _object(text: str, option: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        example = """'{"plan": "trial"}'"""
-        raise InvalidOption(f"{option} must be a JSON object that the metadata contains, such as {example}")
-    return value
-
-
-def age_of(text: str, option: str = "--older-than") -> timedelta:
-    """Return the duration that a text such as `30d` or `1d12h` names, or raise `InvalidOption`."""
-    parts = _AGE.fullmatch(text.strip())
-    age = timedelta(**{unit: int(count or 0) for unit, count in parts.groupdict().items()}) if parts else None
-    if not age:
-        wanted = "more than zero" if parts and parts[0] else "a number with a unit: s, m, h, d or w"
-        raise InvalidOption(f"{option} must be {wanted}, as in 30d or 1d12h, not {text!r}")
-    return age
-
-
-# Eight digits of every unit are within the bounds of a timedelta.
-_AGE = re.compile(
-    "".join(rf"(?:(?P<{unit}>\d{{1,8}}){unit[0]})?" for unit in ("weeks", "days", "hours", "minutes", "seconds"))
-)
+    return [*[Expiry.never(object_of(one, "--never")) for one in never], rule]
 
 
 def _run_on_saver(
@@ -264,8 +235,10 @@ _MANY_ROWS = 1_000
 """The number of rows from which on the room that they leave is worth a line."""
 
 
-def _print_sweep(report: SweepReport, expired: Sequence[ThreadSummary] | None, dry_run: bool, as_json: bool) -> None:
-    action = "would remove" if dry_run else "removed"
+def _print(
+    report: SweepReport, as_json: bool, *, dry_run: bool = False, expired: Sequence[ThreadSummary] | None = None
+) -> None:
+    """Print what was removed, and of a dry run by age the threads that have expired."""
     if as_json:
         threads = {} if expired is None else {"expired": [one.thread_id for one in expired]}
         output.document({**report._asdict(), **threads})
@@ -276,15 +249,9 @@ def _print_sweep(report: SweepReport, expired: Sequence[ThreadSummary] | None, d
             output.Column("UPDATED (UTC)"),
             output.Column("CHECKPOINTS", right=True, rank=1),
         ]
-        output.table(columns, [(one.thread_id, moment(one.updated_at), one.checkpoints) for one in expired])
-    _print(action, report, as_json)
-
-
-def _print(action: str, report: SweepReport, as_json: bool) -> None:
-    if as_json:
-        output.document(report._asdict())
-        return
+        rows = [(one.thread_id, moment(one.updated_at), f"{one.checkpoints or 0:,}") for one in expired]
+        output.table(columns, rows)
     counts = [(report.writes, "pending write"), (report.blobs, "value"), (report.pages, "page")]
     rest = ", ".join(counted(count, noun) for count, noun in counts)
     of = f"{counted(report.checkpoints, 'checkpoint')} of {counted(report.threads, 'thread')}"
-    output.line(f"{action} {of}, {rest}: {size(report.bytes)}")
+    output.line(f"{'would remove' if dry_run else 'removed'} {of}, {rest}: {size(report.bytes)}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import Json, Schema, Url, looking, most
+from checkpoint_store.cli.arguments import most
+from checkpoint_store.cli.connection import Json, Schema, Url, looking
 from checkpoint_store.cli.output import Column
 from checkpoint_store.cli.prometheus import print_metrics
 from checkpoint_store.cli.text import counted, size

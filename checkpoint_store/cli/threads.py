@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from checkpoint_store.cli import output, text, values
+from checkpoint_store.cli.arguments import age_of, bytes_of, object_of
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, looking, on_backend
 from checkpoint_store.cli.output import Column
-from checkpoint_store.cli.retention import age_of
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.stats import stored_stats
-from checkpoint_store.cli.text import UNITS, age, counted, moment, short_id, size
-from checkpoint_store.errors import InvalidConfig, InvalidOption, ThreadExists
+from checkpoint_store.cli.text import age, counted, moment, short_id, size
+from checkpoint_store.errors import InvalidConfig, ThreadExists
 from checkpoint_store.serde.keys import checked_thread_id, copy_of
 
 if TYPE_CHECKING:
@@ -69,9 +67,7 @@ def threads(
     from checkpoint_store.storage.thread_list import listing_of
 
     least = -1 if larger_than is None else bytes_of(larger_than)
-    options: Any = {"metadata_filter": _metadata(metadata_filter), "prefix": prefix, "count": count}
-    if older_than is not None:
-        options["older_than"] = _time_before(age_of(older_than))
+    options = _conditions(metadata_filter, older_than) | {"prefix": prefix, "count": count}
 
     def request(order: Any, cursor: str | None = None) -> ThreadListRequest:
         try:
@@ -174,11 +170,17 @@ async def _order(backend: Backend, request: ThreadListRequest, *, is_long: bool)
     return "thread_id"
 
 
-def _time_before(age: timedelta) -> datetime:
-    try:
-        return text.now() - age
-    except OverflowError:
-        return datetime.min.replace(tzinfo=UTC)  # no thread is that old
+def _conditions(metadata_filter: str | None, older_than: str | None) -> dict[str, Any]:
+    """Return the conditions of a list that options contain as text."""
+    found: dict[str, Any] = {
+        "metadata_filter": None if metadata_filter is None else object_of(metadata_filter, "--filter")
+    }
+    if older_than is not None:
+        try:
+            found["older_than"] = text.now() - age_of(older_than)
+        except OverflowError:
+            found["older_than"] = datetime.min.replace(tzinfo=UTC)  # no thread is that old
+    return found
 
 
 _FEW = 100
@@ -203,32 +205,6 @@ async def _read(
             if advance:
                 advance(passed)
     return found[: limit or None]
-
-
-def bytes_of(wanted: str) -> int:
-    """Return the number of bytes that a text such as `10MB` names, or raise `InvalidOption`."""
-    parts = _SIZE.fullmatch(wanted.strip())
-    if parts is None:
-        raise InvalidOption(
-            f"--larger-than must be a number with a unit: {', '.join(UNITS)}, as in 10MB, not {wanted!r}"
-        )
-    power = [unit.lower() for unit in UNITS].index((parts[2] or "B").lower())
-    return int(float(parts[1]) * 1000.0**power)
-
-
-_SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d{{1,15}})?) ?({'|'.join(UNITS)})?", re.IGNORECASE)
-
-
-def _metadata(wanted: str | None) -> dict[str, Any] | None:
-    if wanted is None:
-        return None
-    try:
-        found = json.loads(wanted)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InvalidConfig('--filter must be a JSON object, such as {"user": "ada"}')
-    return found
 
 
 def _metadata_of(_: str, stored: str | None) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 
 from checkpoint_store import PostgresSaver
 from checkpoint_store.cli import main
+from checkpoint_store.cli.arguments import bytes_of
 from checkpoint_store.cli.text import size
-from checkpoint_store.cli.threads import bytes_of
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.storage.checkpoint_time import first_id_of
 

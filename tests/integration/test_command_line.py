@@ -32,7 +32,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from checkpoint_store import PostgresSaver, cli, schema
 from checkpoint_store.cli import connection, main
-from checkpoint_store.cli.retention import age_of
+from checkpoint_store.cli.arguments import age_of
 from checkpoint_store.encryption import KeyRing
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.serde import pages
