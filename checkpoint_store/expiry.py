@@ -111,10 +111,10 @@ class Sweeper:
                     _log(self._saver._sweep(sweep_of(**self._options, on_step=self._check)))
 
     def _waits(self) -> Iterator[float]:
-        """Return the seconds to wait before each sweep, until the block ends."""
+        """Return the seconds to wait before each sweep, until the block ends; a thread can wait some 292 years."""
         yield random.random() * min(self._every, _FIRST_WAIT).total_seconds()
         while not self._stopping.is_set():
-            yield random.uniform(0.9, 1.1) * self._every.total_seconds()
+            yield min(random.uniform(0.9, 1.1) * self._every.total_seconds(), threading.TIMEOUT_MAX)
 
     def _check(self, _: int) -> None:
         if self._stopping.is_set():
