@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,7 +55,9 @@ def _checkpoint_store_databases(request: pytest.FixtureRequest) -> Iterator[Data
     url = config.getoption("checkpoint_store_test_url") or os.environ.get(SERVER)
     # In a worker of pytest-xdist's, the id that all of them have in common.
     run = getattr(config, "workerinput", {}).get("testrunuid")
-    with Databases(url or config.getini("checkpoint_store_test_url") or None, run) as databases:
+    with _without_traceback():
+        made = Databases(url or config.getini("checkpoint_store_test_url") or None, run)
+    with made as databases:
         yield databases
 
 
@@ -69,7 +72,8 @@ def checkpoint_store_template(_checkpoint_store_databases: Databases) -> str:
             migrate(checkpoint_store_template)
             return checkpoint_store_template
     """
-    return _checkpoint_store_databases.create()
+    with _without_traceback():
+        return _checkpoint_store_databases.create()
 
 
 @pytest.fixture(scope="session")
@@ -134,11 +138,25 @@ def checkpoint_store_sync_saver(checkpoint_store_sync_engine: Engine) -> Iterato
     saver.close()
 
 
+@contextmanager
+def _without_traceback() -> Iterator[None]:
+    """Fail by the message alone: a traceback would show arguments, and with them the URL's password."""
+    from checkpoint_store.errors import Unavailable
+
+    try:
+        yield
+    except Unavailable as error:
+        pytest.fail(f"Unavailable: {error}", pytrace=False)
+
+
 def _database(databases: Databases, template: str) -> Iterator[str]:
     """Create a database, yield its URL and drop it; fail if a session is left in it."""
-    url = databases.create(template)
+    with _without_traceback():
+        url = databases.create(template)
     yield url
-    if left := databases.drop(url):
+    with _without_traceback():
+        left = databases.drop(url)
+    if left:
         count = f"{len(left)} session is" if len(left) == 1 else f"{len(left)} sessions are"
         name = url.partition("?")[0].rpartition("/")[2]
         pytest.fail(_LEFT.format(count=count, name=name, sessions="\n  ".join(left)), pytrace=False)

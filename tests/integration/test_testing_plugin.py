@@ -389,15 +389,16 @@ def test_a_url_can_be_given_in_three_ways(project: Project) -> None:
     """The command line before the environment before the ini file."""
     project.write(
         "def test_nothing(checkpoint_store_url): pass",
-        f"{FIXTURE_LOOPS}checkpoint_store_test_url = postgresql://ini@[::1]:1/x",
+        f"{FIXTURE_LOOPS}checkpoint_store_test_url = postgresql://ini:s3cret@[::1]:1/x",
     )
-    option = ("--checkpoint-store-test-url", "postgresql://option@[::1]:1/x")
+    option = ("--checkpoint-store-test-url", "postgresql://option:s3cret@[::1]:1/x")
 
     assert outcome(project.run()) == "1 passed"
     for arguments, embedded in ((option, False), ((), True)):
         printed = project.run(*arguments, embedded=embedded)
         assert outcome(printed) == "1 error"
         assert "Unavailable: the databases for tests can't be made" in printed
+        assert "s3cret" not in printed
     assert project.left() == []
 
 
