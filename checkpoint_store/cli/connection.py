@@ -58,10 +58,12 @@ def on_backend(
     advice: str = NOTHING_CHANGED,
     *,
     retry_timeout: float = 0,
+    connect_timeout: float | None = None,
 ) -> T:
     """Run an async function on a backend, and return its result; Ctrl-C raises `Interrupted` with the advice.
 
-    A transient error is retried for `retry_timeout` seconds: a command that only reads fails at once.
+    A transient error is retried for `retry_timeout` seconds: a command that only reads fails at once. A server that
+    does not answer is given up after `connect_timeout` seconds, unless the URL has that parameter.
     """
     from checkpoint_store.database.factory import engine_backend
     from checkpoint_store.storage.refusals import with_similar
@@ -75,10 +77,12 @@ def on_backend(
         except ThreadNotFound as error:
             raise await backend.run(with_similar, error) from None
 
-    return on_engine(url, schema, run, advice)
+    return on_engine(url, schema, run, advice, connect_timeout=connect_timeout)
 
 
-def looking(url: str, schema: str | None, work: Callable[[Backend], Awaitable[T]]) -> T:
+def looking(
+    url: str, schema: str | None, work: Callable[[Backend], Awaitable[T]], *, connect_timeout: float | None = None
+) -> T:
     """Run an async function that only reads; as `on_backend`, but the tables may be older, or the stock saver's.
 
     Statements then read a table that is missing as one without rows, and a column that is missing as its default. One
@@ -98,14 +102,19 @@ def looking(url: str, schema: str | None, work: Callable[[Backend], Awaitable[T]
             raise (found.access_denied() if found.unreadable else error) from error
         return result, found
 
-    result, found = on_backend(url, schema, look)
+    result, found = on_backend(url, schema, look, connect_timeout=connect_timeout)
     if found.additions:
         output.hint(f"the tables {found.state}: `{_upgrade(schema)}` adds {found.additions}")
     return result
 
 
 def on_engine(
-    url: str, schema: str | None, work: Callable[[AsyncEngine], Awaitable[T]], advice: str = NOTHING_CHANGED
+    url: str,
+    schema: str | None,
+    work: Callable[[AsyncEngine], Awaitable[T]],
+    advice: str = NOTHING_CHANGED,
+    *,
+    connect_timeout: float | None = None,
 ) -> T:
     """Run an async function on an engine, which is disposed of afterwards; as `on_backend`."""
     from sqlalchemy.ext.asyncio import create_async_engine
@@ -118,7 +127,8 @@ def on_engine(
         raise InvalidURL("no database is named: give --url, or set CHECKPOINT_STORE_URL")
     address, connect_args = engine_arguments(url)
     # Few statements are executed twice here; without a cache it works through a transaction pooler too.
-    connect_args = {**pooler_options()["connect_args"], **connect_args, "async_creator_fn": connector(url)}
+    limit = {} if connect_timeout is None else {"timeout": connect_timeout}
+    connect_args = {**pooler_options()["connect_args"], **limit, **connect_args, "async_creator_fn": connector(url)}
 
     async def run() -> T:
         engine = create_async_engine(address, **pool_options({"connect_args": connect_args}))

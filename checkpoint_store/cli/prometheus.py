@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from checkpoint_store.storage.catalog import Catalog
     from checkpoint_store.storage.diagnosis import Measurements
 
-STATEMENT_SECONDS, LOCK_SECONDS = 10.0, 2.0
-"""Limits of a statement and of its wait for a lock: jobs that come every minute must not pile up."""
+CONNECT_SECONDS, STATEMENT_SECONDS, LOCK_SECONDS = 10.0, 10.0, 2.0
+"""Limits for connecting, of a statement and of its wait for a lock: jobs that come every minute must not pile up."""
 
 
 class Gauge(NamedTuple):
@@ -53,7 +53,7 @@ def print_metrics(url: str, schema: str | None, threads: int | None) -> None:
         largest = [] if threads is None else await backend.run(largest_threads, threads)
         return await backend.run(catalog), measured, largest
 
-    found, measured, largest = looking(url, schema, read)
+    found, measured, largest = looking(url, schema, read, connect_timeout=CONNECT_SECONDS)
     labels = {"database": measured.server.database, "schema": schema or ""}
     of_threads = Gauge(
         "thread_bytes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +164,20 @@ def test_a_lock_does_not_pile_up_jobs(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "lock timeout" in printed.err
+
+
+def test_a_server_that_says_nothing_does_not_pile_up_jobs_either(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up after ten seconds, here sooner; the driver's own limit is a minute."""
+    assert prometheus.CONNECT_SECONDS <= 10
+    monkeypatch.setattr(prometheus, "CONNECT_SECONDS", 0.2)
+    began = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/app"
+        assert main(["stats", "--prometheus", "--url", url]) == 4
+    assert time.monotonic() - began < 10
+    assert capsys.readouterr().out == ""
 
 
 def names_of(name: str, unit: str, kind: str) -> set[str]:
