@@ -79,7 +79,10 @@ def running(folder: Path, *arguments: str) -> Iterator[None]:
             yield
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0, (folder / "log").read_text()
+            try:
+                assert process.wait(60) == 0, (folder / "log").read_text()
+            finally:
+                process.kill()  # if it has not ended
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["each for itself", "preload"])

@@ -106,6 +106,7 @@ def run(host: Host, python: Path, checkout: Path, *, saver: str, url: str, resul
     A test that fails is run again, twice at most: many of theirs measure times.
     """
     folder = checkout / host.folder
+    results.unlink(missing_ok=True)  # those of the last night
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
         "PYTHONPATH": os.pathsep.join(map(str, (PLUGINS, checkout / "examples"))),
@@ -165,7 +166,11 @@ def running(command: list[str | Path], folder: Path, variables: dict[str, str], 
             yield
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 def answers(url: str) -> bool:
@@ -183,6 +188,8 @@ def fresh_database(server: str) -> Iterator[str]:
     name = f"nightly_{os.getpid()}"
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}".encode())
-    yield urlsplit(server)._replace(path=f"/{name}").geturl()
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    try:
+        yield urlsplit(server)._replace(path=f"/{name}").geturl()
+    finally:
+        with psycopg.connect(server, autocommit=True) as admin:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
