@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from checkpoint_store.errors import NotInstalled, Unavailable
+from checkpoint_store.errors import CheckpointStoreError, NotInstalled, Unavailable
 
 # The shell becomes the server. Its child reads from a pipe: a line means that the owner has stopped the server; the end
 # of the pipe means that the owner is dead, and the child ends the server and deletes the temporary directory.
@@ -267,7 +267,8 @@ def main(command: Sequence[str]) -> int:
         command: The command, such as `["alembic", "upgrade", "head"]`.
 
     Returns:
-        The command's exit status; 128 plus the signal's number if a signal has ended or prevented it.
+        The command's exit status; 128 plus the signal's number if a signal has ended or prevented it; 1 if there is no
+        server, with the reason on standard error.
     """
     if not command or command[0].startswith("-"):
         print(_USAGE, file=sys.stderr)  # noqa: T201
@@ -278,6 +279,9 @@ def main(command: Sequence[str]) -> int:
     try:
         with EmbeddedPostgres() as server:
             return _run(command, {**os.environ, "CHECKPOINT_STORE_URL": server.url})
+    except CheckpointStoreError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

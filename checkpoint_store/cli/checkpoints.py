@@ -17,7 +17,7 @@ from checkpoint_store.cli.delta_channels import delta_channels, is_in_parts, reb
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.shortened_diff import shortened
 from checkpoint_store.cli.text import moment, printable
-from checkpoint_store.errors import ThreadNotFound
+from checkpoint_store.errors import InvalidOption, ThreadNotFound
 from checkpoint_store.serde.keys import Key, checked_thread_id, plain_text
 from checkpoint_store.serde.records import Ancestor, Row
 from checkpoint_store.storage.checkpoint_time import time_of
@@ -116,6 +116,7 @@ async def _find(
     backend: Backend, thread: str, namespace: str, checkpoint_id: str | None, only: list[str] | None = None
 ) -> Checkpoint:
     """Return a checkpoint, named by its id or the start of it; the newest by default."""
+    from checkpoint_store.cli.findings.finding import listed
     from checkpoint_store.storage import read
     from checkpoint_store.storage.refusals import not_found
     from checkpoint_store.storage.thread_rows import count_rows
@@ -128,6 +129,9 @@ async def _find(
     row = await backend.run(read.find_checkpoint, key)
     if row is not None:
         found = Checkpoint.of(Row._make(row), only)
+        if unknown := [name for name in only or () if name not in found.names]:
+            names = listed(sorted(found.names), 20) or "none"
+            raise InvalidOption(f"--channel {unknown[0]!r}: the checkpoint has no such channel. It has {names}")
         if channels := found.delta_channels:
             ancestors = await backend.run(read.delta_history, key._replace(checkpoint_id=row[2]), channels)
             found.rebuilt.update(rebuilt(map(Ancestor._make, ancestors), channels))
@@ -195,6 +199,15 @@ class Checkpoint:
             for task, channel, kind, blob in found
             if self.only is None or channel in self.only
         ]
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all channels that have a value, a version or a pending write here, also of those not to show."""
+        from checkpoint_store.sql.read import TASKS
+
+        parts = [self.checkpoint.get("channel_values"), self.checkpoint.get("channel_versions")]
+        found = {name for part in parts if isinstance(part, dict) for name in part}
+        return found.union(self.row.blob_channels or (), self.row.write_channels or (), [TASKS][: bool(self.row.sends)])
 
     @property
     def absent(self) -> list[str]:

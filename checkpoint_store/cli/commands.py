@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -75,10 +76,20 @@ class _OnDemand(TyperCommand):
         alone = typer.Typer(add_completion=False, **_OPTIONS)
         alone.command(self.name)(hinting()(function_of(str(self.name))))
         command: Any = typer.main.get_command(alone)
-        for argument in command.params:
-            if argument.param_type_name == "argument":
-                argument.metavar = argument.metavar or argument.name.upper()
+        for param in command.params:
+            # Typer would print a range as "x>=0"; and of an argument its type, and braces where it is required.
+            param._get_number_range_help_str = lambda: None
+            if param.param_type_name == "argument":
+                param.metavar = param.metavar or param.name.upper()
+                param.display_type_rich = lambda ctx: None  # noqa: ARG005
+                param.get_usage_pieces = partial(_usage, param)
         return command.make_context(info_name, args, *others, **extra)
+
+
+def _usage(argument: Any, _: object) -> list[str]:
+    """Return an argument as the line of usage has it."""
+    name = argument.metavar if argument.required else f"[{argument.metavar}]"
+    return [name if argument.nargs == 1 else f"{name}..."]
 
 
 def _print_version(wanted: bool) -> None:
@@ -93,6 +104,7 @@ app = typer.Typer(
     epilog="CHECKPOINT_STORE_URL names the database. Exit codes: 0 done, 1 failed, 2 misused, 3 not at head, "
     "4 server unreachable, 130 interrupted.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     **_OPTIONS,
 )
 

@@ -16,7 +16,11 @@ from checkpoint_store.cli.text import counted, printable
 if TYPE_CHECKING:
     from checkpoint_store.cli.findings.finding import Finding
 
-_WIDTH = 79
+_IN_A_PIPE = 79
+"""The length of lines where there is no terminal, whose width they have otherwise."""
+
+_LEAST = 40
+
 _STYLES = {"ok": "", "warning": "yellow", "failure": "bold red"}
 _TOKEN = re.compile(r"""(?:"(?:[^"]|"")*"|'(?:[^']|'')*'|[^\s"'])+""")
 """A part of a line of SQL that is not broken: a quoted name or text has spaces of its own."""
@@ -44,8 +48,9 @@ def doctor(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
         entries = [{"check": f.check, "level": f.level.value, "found": f.found, "way_out": f.way_out} for f in findings]
         output.document({"findings": entries, **counts})
     else:
+        width = max(output.width() or _IN_A_PIPE, _LEAST)
         for finding in findings:
-            _print(finding)
+            _print(finding, width)
         output.line(
             f"{counted(counts['failure'], 'failure')}, {counted(counts['warning'], 'warning')}, {counts['ok']} ok"
         )
@@ -61,13 +66,13 @@ def _exit_code(findings: list[Finding]) -> int:
     return FAILED if failed else DONE
 
 
-def _print(finding: Finding) -> None:
+def _print(finding: Finding, width: int) -> None:
     text = f"{finding.level.value:8} {finding.check}: {printable(finding.found)}"
     options = {"break_long_words": False, "break_on_hyphens": False}
-    for line in textwrap.wrap(text, _WIDTH, subsequent_indent=" " * 9, **options):  # type: ignore[arg-type]
+    for line in textwrap.wrap(text, width, subsequent_indent=" " * 9, **options):  # type: ignore[arg-type]
         output.line(line, _STYLES[finding.level.value])
     for statement in finding.way_out:
-        for line in broken(printable(statement), _WIDTH - 13):
+        for line in broken(printable(statement), width - 13):
             output.line(" " * 13 + line, "bold")
 
 

@@ -99,9 +99,10 @@ def sweep(
 ) -> None:
     """Delete old checkpoints of all threads, or threads that have expired.
 
-    A checkpoint stays if either option asks for it: if it is younger, or among the newest. With --older-than alone a
-    thread is deleted altogether once everything in it is older. With --idle or --age a thread is deleted as a whole or
-    stays as it is. The database may be in use, also by another sweep.
+    It does not ask: --dry-run shows first what would be deleted. A checkpoint stays if --older-than or --keep-last asks
+    for it: if it is younger, or among the newest. With --older-than alone a thread is deleted altogether once
+    everything in it is older. With --idle or --age a thread is deleted as a whole or stays as it is. The database may
+    be in use, also by another sweep.
 
     \b
     Example:

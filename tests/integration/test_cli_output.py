@@ -102,3 +102,12 @@ def test_a_wide_terminal_and_a_pipe_show_everything(filled: str) -> None:
     assert piped[0].split() == names
     assert [line.split()[0] for line in piped[1:]] == THREADS
     assert len({cell_len(line) for line in piped}) == 1
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_doctor_folds_its_sentences_to_the_terminal(url: str, sync_saver: PostgresSaver, width: int) -> None:
+    """With a hanging indent; a long URL is not broken."""
+    lines = [line for line in shown(url, width, "doctor") if "://" not in line]
+
+    assert width - 20 < max(map(cell_len, lines)) <= width
+    assert any(line.startswith(" " * 9) for line in lines)

