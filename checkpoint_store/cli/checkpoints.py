@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass, field
 from difflib import unified_diff
 from functools import cached_property
@@ -19,7 +19,7 @@ from checkpoint_store.cli.shortened_diff import shortened
 from checkpoint_store.cli.text import moment, printable
 from checkpoint_store.errors import InvalidOption, ThreadNotFound
 from checkpoint_store.serde.keys import Key, checked_thread_id, plain_text
-from checkpoint_store.serde.records import Ancestor, Row
+from checkpoint_store.serde.records import Ancestor, Row, transposed
 from checkpoint_store.storage.checkpoint_time import time_of
 
 if TYPE_CHECKING:
@@ -177,11 +177,11 @@ class Checkpoint:
 
         inline = self.checkpoint.get("channel_values")
         found = dict(inline) if isinstance(inline, dict) else {}
-        for channel, kind, blob in _zip(self.row.blob_channels, self.row.blob_types, self.row.blobs):
+        for channel, kind, blob in transposed(self.row.blob_channels, self.row.blob_types, self.row.blobs):
             found[channel] = unwrapped(safe_decode(kind, blob))
         if self.row.send_types:
             # Before format 4 the sends of a step were stored with the parent; LangGraph reads them from this channel.
-            found[TASKS] = [safe_decode(kind, blob) for kind, blob in _zip(self.row.send_types, self.row.sends)]
+            found[TASKS] = [safe_decode(kind, blob) for kind, blob in transposed(self.row.send_types, self.row.sends)]
         return {name: value for name, value in found.items() if self.only is None or name in self.only}
 
     @property
@@ -193,7 +193,7 @@ class Checkpoint:
     def writes(self) -> list[tuple[str, str, Any]]:
         """Task, channel and decoded value of each pending write."""
         row = self.row
-        found = _zip(row.write_task_ids, row.write_channels, row.write_types, row.writes)
+        found = transposed(row.write_task_ids, row.write_channels, row.write_types, row.writes)
         return [
             (task, channel, safe_decode(kind, blob))
             for task, channel, kind, blob in found
@@ -285,7 +285,3 @@ def differences(old: Checkpoint, new: Checkpoint, *, full: bool) -> list[str]:
         if lines or both[0] == both[1]:
             break
     return lines if full else [*lines[:2], *shortened(lines[2:], values.Limits())]
-
-
-def _zip(*arrays: Sequence[Any] | None) -> list[tuple[Any, ...]]:
-    return [] if arrays[0] is None else list(zip(*[array or () for array in arrays], strict=True))

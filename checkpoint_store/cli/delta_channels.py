@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from checkpoint_store.cli.safe_decode import Call, safe_decode
-from checkpoint_store.serde.records import Ancestor, lineage
+from checkpoint_store.serde.records import Ancestor, lineage, transposed
 
 _COUNTERS = "counters_since_delta_snapshot"
 _PARTS, _SNAPSHOT = "DeltaChannel", "langgraph._DeltaSnapshot"
@@ -51,11 +51,11 @@ def rebuilt(rows: Iterable[Ancestor], channels: Sequence[str]) -> dict[str, Any]
     writes: dict[str, list[Any]] = {channel: [] for channel in channels}
     seeds: dict[str, Any] = {}
     for ancestor in lineage(rows):
-        stored = _zip(ancestor.write_channels, ancestor.write_types, ancestor.writes)
+        stored = list(transposed(ancestor.write_channels, ancestor.write_types, ancestor.writes))
         for channel, kind, blob in reversed(stored):
             writes[channel].append(safe_decode(kind, blob))
         values = (ancestor.value_channels, ancestor.value_types, ancestor.value_blobs, ancestor.value_inlines)
-        for channel, kind, blob, inline in _zip(*values):
+        for channel, kind, blob, inline in transposed(*values):
             # A blob wins over what is inline: that is only the mark of a snapshot then.
             seeds[channel] = safe_decode("json", (inline or "").encode()) if kind is None else safe_decode(kind, blob)
     return {
@@ -163,7 +163,3 @@ def _id(message: Any) -> str | None:
 
 def _named(call: Call) -> Iterable[tuple[str, Any]]:
     return [(name, value) for name, value in call.keywords if isinstance(name, str)]
-
-
-def _zip(*arrays: Sequence[Any] | None) -> list[tuple[Any, ...]]:
-    return [] if arrays[0] is None else list(zip(*[array or () for array in arrays], strict=True))

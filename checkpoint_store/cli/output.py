@@ -92,7 +92,7 @@ def line(text: str = "", style: str = "") -> None:
 
 def document(content: Any) -> None:
     """Print JSON in ASCII, which is safe for every terminal and encoding."""
-    text = json.dumps(content, indent=2, default=_as_json)
+    text = json.dumps(content, indent=2, default=_as_json).replace("\x7f", "\\u007f")
     Console().print(Text(text), soft_wrap=True, highlight=False)
 
 

@@ -15,7 +15,7 @@ from checkpoint_store.errors import NotEncrypted, UnreadableValue, safe_str, sho
 from checkpoint_store.serde import encryption, jsonb, messages
 from checkpoint_store.serde.encoder import ValuedChannels
 from checkpoint_store.serde.keys import Key, Location, next_version
-from checkpoint_store.serde.records import Ancestor, Row, lineage
+from checkpoint_store.serde.records import Ancestor, Row, lineage, transposed
 
 LARGE_BYTES = 64 * 1024
 """Rows with more bytes of values are decoded in a worker thread, so that they don't hold up the event loop."""
@@ -60,15 +60,15 @@ class Decoder:
         if self._encrypted_only:
             for channel in values.keys() - set(row.blob_channels or ()):
                 raise _in_clear(location, channel)
-        for channel, kind, blob in _zip(row.blob_channels, row.blob_types, row.blobs):
+        for channel, kind, blob in transposed(row.blob_channels, row.blob_types, row.blobs):
             values[channel] = self._load_value(kind, blob, location, channel, versions.get(channel))
         if row.send_types:
             # Before format 4 LangGraph kept the sends of a step with the parent; it finds them in a channel since.
             at = encryption.of_write(row.checkpoint_ns, row.parent_checkpoint_id, TASKS)
-            sends = _zip(row.send_types, row.sends)
+            sends = transposed(row.send_types, row.sends)
             values[TASKS] = [self._load(kind, blob, location, TASKS, at) for kind, blob in sends]
             versions[TASKS] = _newest(versions.values(), location) if versions else next_version(None)
-        writes = _zip(row.write_task_ids, row.write_channels, row.write_types, row.writes)
+        writes = transposed(row.write_task_ids, row.write_channels, row.write_types, row.writes)
         return CheckpointTuple(
             config=_config(row, row.checkpoint_id),
             checkpoint=cast("Checkpoint", checkpoint),
@@ -90,7 +90,7 @@ class Decoder:
             location = Location(key.thread_id, key.checkpoint_ns, ancestor.checkpoint_id)
             if not ancestor.sound:
                 raise _wrong_shape(location)
-            writes = _zip(ancestor.write_task_ids, ancestor.write_channels, ancestor.write_types, ancestor.writes)
+            writes = transposed(ancestor.write_task_ids, ancestor.write_channels, ancestor.write_types, ancestor.writes)
             for write in reversed(self._load_writes(writes, location)):
                 history[write[1]]["writes"].append(write)
             for channel, seed in self._seeds(ancestor, location):
@@ -100,7 +100,7 @@ class Decoder:
         return history
 
     def _seeds(self, ancestor: Ancestor, location: Location) -> Iterable[tuple[str, Any]]:
-        for channel, version, kind, blob, inline in _zip(
+        for channel, version, kind, blob, inline in transposed(
             *(ancestor.value_channels, ancestor.value_versions, ancestor.value_types, ancestor.value_blobs),
             ancestor.value_inlines,
         ):
@@ -184,8 +184,3 @@ def _newest(versions: Iterable[Any], location: Location) -> Any:
 def _config(row: Row, checkpoint_id: str) -> RunnableConfig:
     ids = {"thread_id": row.thread_id, "checkpoint_ns": row.checkpoint_ns, "checkpoint_id": checkpoint_id}
     return {"configurable": ids}
-
-
-def _zip(*arrays: Sequence[Any] | None) -> Iterable[tuple[Any, ...]]:
-    """Return the rows of parallel arrays, which are None where there is no row."""
-    return () if arrays[0] is None else zip(*cast("tuple[Sequence[Any], ...]", arrays), strict=True)

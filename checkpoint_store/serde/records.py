@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 
 class Row(NamedTuple):
@@ -114,6 +114,11 @@ class StoredWrite(NamedTuple):
     channel: str
     type: str | None
     blob: bytes
+
+
+def transposed(*arrays: Sequence[Any] | None) -> Iterable[tuple[Any, ...]]:
+    """Return the rows of parallel arrays, which are None where there is no row."""
+    return () if arrays[0] is None else zip(*cast("tuple[Sequence[Any], ...]", arrays), strict=True)
 
 
 def lineage(rows: Iterable[Ancestor]) -> Iterator[Ancestor]:

@@ -14,6 +14,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any, BinaryIO, NamedTuple
 
@@ -38,8 +39,7 @@ KINDS: dict[str, RowKind] = {
 MAX_LINE_BYTES = 3 << 29
 """The length of a line: a value of PostgreSQL's has 1 GB at most."""
 
-_STRUCTURE = ("v", "id", "ts", "channel_versions", "versions_seen", "updated_channels")
-"""The members of a checkpoint that are no values."""
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _SOURCES = ("input", "loop", "update", "fork")
 """LangGraph's values of `source` in the metadata."""
@@ -83,12 +83,12 @@ class Writer:
         try:
             checkpoint, metadata = [_object(getattr(row, name)) for name in _DOCUMENTS]
             inline = checkpoint.get("channel_values")
-            kept = {name: part if name in _STRUCTURE else self._of_json(part) for name, part in checkpoint.items()}
+            kept = {
+                name: part if _is_structure(name, part) else self._of_json(part) for name, part in checkpoint.items()
+            }
             if isinstance(inline, dict):
                 kept["channel_values"] = {channel: self._of_json(value) for channel, value in inline.items()}
-            known = {
-                name: part if _is_structure(name, part) else self._of_json(part) for name, part in metadata.items()
-            }
+            known = {name: part if _is_known(name, part) else self._of_json(part) for name, part in metadata.items()}
         except (ValueError, TypeError, RecursionError):
             raise UnreadableValue(
                 f"checkpoint {row.checkpoint_id!r} has JSON that Python can't hold: its values can't be left out"
@@ -265,9 +265,35 @@ def _number(text: str) -> Any:
 
 
 def _is_structure(name: str, value: Any) -> bool:
+    """Return whether a member of a checkpoint is LangGraph's own, and no value of a channel."""
+    if name == "versions_seen":
+        return isinstance(value, dict) and all(map(_are_versions, value.values()))
+    if name == "updated_channels":
+        return value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    if name == "ts":
+        return isinstance(value, str) and _is_time(value)
+    return {"v": type(value) is int, "id": _is_id(value), "channel_versions": _are_versions(value)}.get(name, False)
+
+
+def _are_versions(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, (str, int, orjson.Fragment)) for one in value.values())
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and _UUID.fullmatch(value) is not None
+
+
+def _is_time(value: str) -> bool:
+    try:
+        return bool(datetime.fromisoformat(value))
+    except ValueError:
+        return False
+
+
+def _is_known(name: str, value: Any) -> bool:
     """Return whether a member of the metadata is LangGraph's own."""
     if name == "parents":
-        return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+        return isinstance(value, dict) and all(map(_is_id, value.values()))
     return type(value) is int if name == "step" else name == "source" and value in _SOURCES
 
 

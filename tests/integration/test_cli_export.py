@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 from langgraph.graph import START, MessagesState, StateGraph
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -206,6 +207,31 @@ def test_a_file_without_values_has_none(run: Cli, url: str, transcripts: Any, tm
     assert {value for one in found for *_, value in one.pending_writes or ()} == {None}
     assert [one.metadata.get("user") for one in found] == [None] * len(found)
     assert run("history", "report").out.splitlines()[1:] != []
+
+
+def test_members_of_other_kinds_than_langgraphs_are_left_out_too(run: Cli, sync_saver: PostgresSaver, url: str) -> None:
+    """A row that something else wrote may have a secret wherever LangGraph has an id, a time or a version."""
+    saved = sync_saver.put(
+        {"configurable": {"thread_id": "t", "checkpoint_ns": ""}},
+        empty_checkpoint(),
+        {"source": "input", "step": 1},
+        {},
+    )
+    secrets = ["id", "ts", "v", "channel_versions", "versions_seen", "updated_channels"]
+    with psycopg.connect(url) as conn:
+        whole = run("export", "t", "--no-values").out
+        for name in secrets:
+            for value in ("SECRET", {"SECRET": {"a": ["SECRET"]}}, {"a": [{"b": "SECRET"}]}):
+                change = json.dumps({name: value})
+                conn.execute("UPDATE checkpoints SET checkpoint = checkpoint || %s", [change])
+                conn.commit()
+                assert "SECRET" not in run("export", "t", "--no-values").out, change
+        conn.execute("UPDATE checkpoints SET metadata = metadata || %s", ['{"parents": {"": "SECRET"}}'])
+        conn.commit()
+    assert "SECRET" not in run("export", "t", "--no-values").out
+    known = json.loads(whole.splitlines()[1])
+    assert known["checkpoint"]["id"] == saved["configurable"]["checkpoint_id"]
+    assert known["metadata"] == {"source": "input", "step": 1}
 
 
 def test_a_thread_of_the_stock_saver_is_exported_without_adopting_its_tables(
