@@ -22,8 +22,10 @@ from langgraph.types import Command, interrupt
 from checkpoint_store import AsyncPostgresSaver
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "agent-server.md").read_text()
-(LISTING,) = re.findall(r"^`checkpointer\.py`\n\n```python\n(.+?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-(SETTINGS,) = re.findall(r"^`langgraph\.json`\n\n```json\n(.+?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+GRAPH, LISTING, SETTINGS = (
+    re.findall(rf"^`{name}`, [^\n]+:\n\n```\w+\n(.+?)^```$", PAGE, re.DOTALL | re.MULTILINE)[0]
+    for name in (r"agent\.py", r"checkpointer\.py", r"langgraph\.json")
+)
 ASKED_FOR = [
     *("aput", "aput_writes", "aget_tuple", "alist"),
     *("adelete_thread", "acopy_thread", "adelete_for_runs", "aprune"),
@@ -77,6 +79,17 @@ def test_each_loop_has_a_saver_and_they_work_at_once(factory: Factory, url: str)
     assert answers == [[f"by {number}"] * 8 for number in range(LOOPS)]
     with psycopg.connect(url) as conn:
         assert conn.execute(OPEN).fetchone() == (0,)
+
+
+async def test_the_graph_remembers_with_the_factorys_saver(factory: Factory) -> None:
+    """The server puts the saver into the graph of the page, and calls the factory again after a restart."""
+    module: dict[str, Any] = {}
+    exec(GRAPH, module)  # noqa: S102 - it is our page
+    for count in (1, 3):
+        async with factory() as saver:
+            graph = module["graph"].copy({"checkpointer": saver})
+            state = await graph.ainvoke({"messages": [("user", "Hello")]}, thread("chat"))
+            assert state["messages"][-1].content == f"That was message {count}."
 
 
 async def test_the_saver_has_every_method_that_the_server_asks_for(factory: Factory) -> None:
