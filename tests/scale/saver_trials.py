@@ -223,7 +223,8 @@ async def _(at: Walk) -> None:
         steps = await at.chat(thread := at.thread(), 3, large=large, call=careful)
         await raises(Conflict, careful("put", steps[0].config, empty_checkpoint(), {}, {}))
         await raises(Conflict, careful("put", named(thread), empty_checkpoint(), {}, {}))
-        assert await at.ids(thread) == [step.checkpoint_id for step in reversed(steps)]
+        # By the one whose engine has written them: a replica may lack them for another.
+        assert await at.ids(thread, call=careful) == [step.checkpoint_id for step in reversed(steps)]
         await careful("put", steps[-1].config, empty_checkpoint(), {}, {})
 
 

@@ -117,9 +117,9 @@ class Walk:
             assert found.checkpoint["channel_values"] == step.values
             assert sorted(found.pending_writes) == step.writes
 
-    async def ids(self, thread_id: str, **options: Any) -> list[str]:
-        """The ids of a thread's checkpoints, newest first."""
-        found = await self.call("list", {"configurable": {"thread_id": thread_id}}, **options)
+    async def ids(self, thread_id: str, *, call: Calls | None = None, **options: Any) -> list[str]:
+        """The ids of a thread's checkpoints, newest first; by another saver, if that has written them."""
+        found = await (call or self.call)("list", {"configurable": {"thread_id": thread_id}}, **options)
         return [each.config["configurable"]["checkpoint_id"] for each in found]
 
     async def check_gone(self, thread_id: str) -> None:
