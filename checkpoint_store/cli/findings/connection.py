@@ -18,6 +18,9 @@ VERIFY = "sslmode=verify-full&sslrootcert=/path/to/ca.pem"
 
 _SLOW_CONNECT, _SLOW_TRIP = 1.0, 0.05
 
+_TIME_LIMITS = ("25P03", "25P04", "57014", "57P05")
+"""SQLSTATEs of what ends after a time that a setting allows; a session that is ended is a connection that is lost."""
+
 
 class Pooling(Enum):
     """A pooler between the client and the server, as far as it can be told from outside."""
@@ -116,7 +119,9 @@ def failed(error: Exception, shown_url: str, role: str, database: str) -> Findin
     cause = driver_error(error)
     diagnosis = diagnosis_of(error)
     said = diagnosis.message or diagnosis.name or type(cause).__name__
-    step, advice, *way_out = _by_class(error) or _by_answer(sqlstate_of(cause), role, database)
+    state = sqlstate_of(cause)
+    by_class = () if state in _TIME_LIMITS else _by_class(error)
+    step, advice, *way_out = by_class or _by_answer(state, role, database)
     return failure(step, f"{shown_url}: {said}. {advice}", *way_out)
 
 
@@ -164,6 +169,13 @@ def _by_answer(state: str, role: str, database: str) -> tuple[str, ...]:
         "53300": (
             *("login", "All connections are taken: make pools smaller, end sessions, or raise max_connections"),
             "SELECT usename, application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3;",
+        ),
+        **dict.fromkeys(
+            _TIME_LIMITS,
+            (
+                *("login", "The server has ended the session by a time limit of the role or the database: raise it"),
+                "SELECT setrole::regrole, setconfig FROM pg_db_role_setting;",
+            ),
         ),
         "57P03": ("login", "The server is starting, stopping or recovering: try again, and look into its log"),
     }

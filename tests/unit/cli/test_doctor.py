@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from asyncpg import exceptions
 
 from checkpoint_store.cli.doctor import broken
 from checkpoint_store.cli.findings import activity, connection, server, tables
@@ -193,6 +194,16 @@ def test_tls_is_judged_by_what_it_protects(facts: dict[str, Any], level: Level, 
 )
 def test_a_slow_way_to_the_server_is_a_warning(connect: float, trip: float, level: Level) -> None:
     assert connection.url(OPENED._replace(connect_seconds=connect, trip_seconds=trip)).level is level
+
+
+def test_a_session_that_a_time_limit_ends_is_not_a_server_that_is_away() -> None:
+    """Though the driver says that the connection was lost."""
+    error = exceptions.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+    error.__cause__ = exceptions.IdleInTransactionSessionTimeoutError("terminating connection")
+    error.__cause__.__cause__ = ConnectionResetError()
+    found = connection.failed(error, "postgresql:///app", "app", "app")
+    assert found.check == "login"
+    assert "by a time limit of the role or the database" in found.found
 
 
 def test_a_pooler_says_the_option() -> None:
