@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from checkpoint_store.cli.entries import ERROR, INTERRUPT, Entry, Key
 from checkpoint_store.cli.tasks import described
-from checkpoint_store.cli.text import counted, moment, printable, short_id, shortened, size
+from checkpoint_store.cli.text import counted, label, moment, printable, short_id, shortened, size
 
 
 def draw(
@@ -38,7 +38,7 @@ def draw(
         if isinstance(entry, str):
             rows.append(_Row(rest, f"{start}{printable(entry)}"))
             continue
-        step, source = entry.metadata.get("step", "?"), entry.metadata.get("source", "?")
+        step, source = label(entry.metadata.get("step"), "?"), label(entry.metadata.get("source"), "?")
         is_last = entry.key not in parents
         notes = {
             "older ones go on before it": entry.parent in cut,
@@ -53,7 +53,7 @@ def draw(
         rows.append(
             _Row(
                 rest,
-                f"{start}{printable(f'{step!s:>2} {source!s:<6}')}",
+                f"{start}{printable(f'{step:>2} {source:<6}')}",
                 printable(described(entry.ran)),
                 short_id(entry.checkpoint_id),
                 moment(entry.time, precise=True),

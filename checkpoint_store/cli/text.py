@@ -60,6 +60,16 @@ def _cut(cells: Sequence[int], width: int, places: Sequence[int]) -> tuple[int, 
     return max(found)[2:]
 
 
+def label(value: object, otherwise: str) -> str:
+    """Return a step or a source as text, and another text in the place of what LangGraph does not store as one."""
+    text = str(value) if isinstance(value, (int, str)) else ""
+    return text if 0 < len(text) <= _LABEL else otherwise
+
+
+_LABEL = 20
+"""The characters of a label: one of a row that something else wrote must not fill the screen."""
+
+
 def common(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Return the number of items that two texts, lists or views of bytes have in common at their beginning."""
     same, most = 0, min(len(one), len(other))

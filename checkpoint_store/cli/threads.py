@@ -14,7 +14,7 @@ from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, loo
 from checkpoint_store.cli.output import Column
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.stats import stored_stats
-from checkpoint_store.cli.text import age, counted, moment, short_id, size
+from checkpoint_store.cli.text import age, counted, label, moment, short_id, size
 from checkpoint_store.errors import InvalidConfig, ThreadExists
 from checkpoint_store.serde.keys import checked_thread_id, copy_of
 
@@ -236,8 +236,8 @@ def _print(
             "checkpoint": short_id(one.checkpoint_id),
             "updated": moment(one.updated_at),
             "age": age(one.updated_at),
-            "step": one.metadata.get("step", "-"),
-            "source": one.metadata.get("source", "-"),
+            "step": label(one.metadata.get("step"), "-"),
+            "source": label(one.metadata.get("source"), "-"),
             "checkpoints": f"{one.checkpoints or 0:,}",
             "size": size(stored or 0),
         }

@@ -209,7 +209,7 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
 def test_metadata_that_python_cannot_hold_keeps_no_other_thread_off_the_list(
     threads: Threads, sync_saver: PostgresSaver, url: str
 ) -> None:
-    """Nor does metadata that is nested deeply; an age before all times finds nothing."""
+    """Nor does metadata that is nested deeply, or fill the screen; an age before all times finds nothing."""
     for thread in ("large", "deep", "plain"):
         store(sync_saver, thread, first_id_of(datetime.now(UTC)))
     with psycopg.connect(url) as conn:
@@ -217,7 +217,9 @@ def test_metadata_that_python_cannot_hold_keeps_no_other_thread_off_the_list(
         conn.execute(update, (f'{{"step": {"7" * 5000}}}', "large"))
         conn.execute(update, (f'{{"step": {"[" * 900}{"]" * 900}}}', "deep"))
 
-    assert threads().code == 0
+    listing = threads()
+    assert listing.code == 0
+    assert max(map(len, listing.out.splitlines())) < 100
     listed = {one["thread_id"]: one["metadata"] for one in json.loads(threads("--json").out)["threads"]}
     assert listed.keys() == {"large", "deep", "plain"}
     assert listed["large"] == {}
