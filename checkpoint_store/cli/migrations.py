@@ -9,6 +9,7 @@ import typer
 
 from checkpoint_store.cli import output
 from checkpoint_store.cli.connection import Json, Schema, Url, Yes, advise_upgrade, confirm, on_backend, on_connection
+from checkpoint_store.cli.text import counted
 from checkpoint_store.errors import NotSetUp
 
 if TYPE_CHECKING:
@@ -184,8 +185,7 @@ def _in_session(url: str, schema: str | None, work: Callable[[Connection], T], a
 
 
 def _distributed(found: Distribution) -> str:
-    nodes = "1 node" if found.nodes == 1 else f"{found.nodes} nodes"
-    return f"distributed by thread over {found.shards} shards on {nodes}"
+    return f"distributed by thread over {counted(found.shards, 'shard')} on {counted(found.nodes, 'node')}"
 
 
 def _undoing(url: str, schema: str | None) -> str:

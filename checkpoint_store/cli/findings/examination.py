@@ -19,6 +19,7 @@ from checkpoint_store.cli.connection import on_engine
 from checkpoint_store.cli.findings import activity, connection, server, tables
 from checkpoint_store.cli.findings.connection import Opened, Pooling
 from checkpoint_store.cli.findings.finding import Finding, Unknown, failure, ok, warning
+from checkpoint_store.cli.text import counted
 from checkpoint_store.conninfo.driver_errors import diagnosis_of
 from checkpoint_store.conninfo.url import connector, masked, parse
 from checkpoint_store.database.error_translation import FOREIGN
@@ -233,7 +234,8 @@ class _Examination:
             return [warning("citus", f"not checked: {placed.reason}")]
         if placed is None:
             return [ok("citus", "the extension is there, the tables are not distributed")]
-        return [ok("citus", f"distributed by thread over {placed.shards} shards on {placed.nodes} nodes")]
+        places = f"{counted(placed.shards, 'shard')} on {counted(placed.nodes, 'node')}"
+        return [ok("citus", f"distributed by thread over {places}")]
 
 
 def _judged(check: str, judge: Callable[..., Finding], *facts: Any) -> Finding:
