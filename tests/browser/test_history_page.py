@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from checkpoint_store import PostgresSaver
 from tests.browser.conftest import PHONE, Open
-from tests.browser.threads import HOSTILE, attack, marathon, take_notes, tangle, travel
+from tests.browser.threads import HOSTILE, attack, correct_a_chat, marathon, take_notes, tangle, travel
 
 # A browser beside the other workers of a test run may have little of the machine.
 pytestmark = pytest.mark.timeout(900)
@@ -207,6 +207,18 @@ def test_a_delta_channel_is_put_together(show: Open, write: Write, url: str) -> 
     expect(page.locator("#detail")).to_contain_text('"line 2"')
     expect(page.locator("#detail")).to_contain_text("put together of what was written")
     expect(page.locator("#detail")).to_contain_text('["a title", "line 7", "line 6"')
+    assert heard == []
+
+
+def test_messages_of_a_delta_channel_are_those_of_the_graph(show: Open, write: Write, url: str) -> None:
+    """Replaced and removed ones too, at each checkpoint."""
+    with PostgresSaver.from_conn_string(url) as saver:
+        said = correct_a_chat(saver)
+    page, heard = show(write("corrected"))
+    content = 'message => resolve(member(message, "content"))'
+    messages = f'index => itemsOf(resolve(stateOf(index).channels.get("messages") ?? ["l"])).map({content})'
+    assert page.evaluate(f"[...thread.checkpoints.keys()].map({messages})") == said
+    assert said[-1] == ["final", "answer", "bye"]
     assert heard == []
 
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, TypedDict
 
 import msgpack
 import psycopg
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, RemoveMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels.delta import DeltaChannel
 from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import add_messages
+from langgraph.graph.message import _messages_delta_reducer, add_messages
 from langgraph.types import Command, Send, interrupt
 from psycopg.types.json import Jsonb
 
@@ -153,6 +153,29 @@ def take_notes(saver: PostgresSaver, thread_id: str = "notes") -> None:
     graph.compile(checkpointer=saver).invoke(
         {"left": 7, "lines": ["a title"]}, {"configurable": {"thread_id": thread_id}}
     )
+
+
+class Chat(TypedDict):
+    """A chat on a delta channel, in which messages are replaced and removed."""
+
+    messages: Annotated[list[AnyMessage], DeltaChannel(_messages_delta_reducer, list, snapshot_frequency=100)]
+
+
+def correct_a_chat(saver: PostgresSaver, thread_id: str = "corrected") -> list[list[str]]:
+    """Store a chat, and return the texts at each of its checkpoints, the oldest first."""
+    said: list[list[Any]] = [
+        [HumanMessage("draft", id="1")],
+        [AIMessage("answer", id="2"), HumanMessage("aside", id="3")],
+        [HumanMessage("final", id="1"), RemoveMessage(id="3")],
+        [AIMessage("bye", id="4")],
+    ]
+    graph = StateGraph(Chat).add_node("speak", lambda _: {}).add_edge(START, "speak").add_edge("speak", END)
+    compiled = graph.compile(checkpointer=saver)
+    config: Any = {"configurable": {"thread_id": thread_id}}
+    for messages in said:
+        compiled.update_state(config, {"messages": messages}, as_node="speak")
+    states = [[one.content for one in state.values.get("messages", [])] for state in compiled.get_state_history(config)]
+    return states[::-1]
 
 
 HOSTILE = (

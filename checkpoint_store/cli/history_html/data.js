@@ -76,12 +76,6 @@ function peeled(value) {
   return Array.isArray(value) && value[0] === "v" ? values[value[1]]?.node ?? value[2] : value;
 }
 
-// The value of a snapshot of a delta channel, and any other as it is.
-function unwrapped(value) {
-  const found = resolve(value);
-  return kindOf(found) === "c" && found[1] === "langgraph._DeltaSnapshot" ? found[3] : value;
-}
-
 // The channels of a checkpoint that have a value, by name, those that were rebuilt, and those without a value.
 function stateOf(index) {
   const found = new Map();
@@ -107,30 +101,6 @@ function stateOf(index) {
   }
   const sorted = [...found].sort((a, b) => (a[0] < b[0] ? -1 : 1));
   return { channels: new Map(sorted), rebuilt, absent: absent.sort() };
-}
-
-// Whether a channel is a delta channel, of which a checkpoint without a value has what was written since the last one.
-function isDelta(name, index) {
-  const metadata = resolve(thread.checkpoints[index].metadata);
-  const counters = pairsOf(metadata).find(([key]) => key === "counters_since_delta_snapshot");
-  const found = counters && resolve(counters[1]);
-  return kindOf(found) === "d" && pairsOf(found).some(([key]) => key === name);
-}
-
-const writesTo = (name, index) => (thread.writes[index] ?? []).filter((write) => write.channel === name).map((write) => write.node);
-
-// The value of a delta channel: lists one after the other, and of anything else the snapshot and the writes since.
-function deltaOf(name, index) {
-  let [at, snapshot, written] = [index, undefined, []];
-  while (snapshot === undefined && thread.checkpoints[at].parent >= 0 && thread.checkpoints[at].parent < at) {
-    at = thread.checkpoints[at].parent;
-    written = [...writesTo(name, at), ...written];
-    snapshot = thread.checkpoints[at].set.find(([channel, one]) => channel === name && resolve(one) !== undefined)?.[1];
-  }
-  const base = unwrapped(snapshot);
-  const parts = base === undefined ? written : [base, ...written];
-  if (parts.every((part) => kindOf(resolve(part)) === "l")) return ["l", ...parts.flatMap((part) => itemsOf(resolve(part)))];
-  return ["d", ...(base === undefined ? [] : ["snapshot", base]), "writes since", ["l", ...written]];
 }
 
 // The channels that differ from the parent's, as [name, before, after]; undefined where there is none.

@@ -20,7 +20,7 @@ from checkpoint_store.database.backend import Backend
 from checkpoint_store.serde.records import StoredCheckpoint, StoredPage, StoredValue, StoredWrite
 from checkpoint_store.tools.thread_rows import one_moment, rows_of
 
-_SCRIPTS = ("data.js", "tree.js", "text.js", "values.js", "detail.js", "rows.js", "search.js", "page.js")
+_SCRIPTS = ("data.js", "delta.js", "tree.js", "text.js", "values.js", "detail.js", "rows.js", "search.js", "page.js")
 
 _BLOCK = 32 * 1024 * 1024
 """The characters of a data block: a browser reads each into one string, which has a limit."""
