@@ -120,7 +120,6 @@ def on_engine(
     from sqlalchemy.ext.asyncio import create_async_engine
 
     from checkpoint_store.database.factory import engine_backend
-    from checkpoint_store.storage.catalog import catalog
     from checkpoint_store.url import connector, engine_arguments, pool_options, pooler_options
 
     if not url:
@@ -136,10 +135,8 @@ def on_engine(
         try:
             with backend.provider.translate_errors():
                 return await work(engine)
-        except NotSetUp:
-            if (found := await backend.run(catalog)).additions:
-                raise found.not_set_up() from None  # it says what the tables are, not which of them was missing
-            raise
+        except NotSetUp as error:
+            raise await _told(backend, schema, error) from None
         finally:
             await engine.dispose()
 
@@ -148,6 +145,22 @@ def on_engine(
             return asyncio.run(run())
     except KeyboardInterrupt:
         raise Interrupted(advice) from None
+
+
+async def _told(backend: Backend, schema: str | None, error: NotSetUp) -> NotSetUp:
+    """Return an error with what the tables are, not which of them was missing, and the schemas that have some."""
+    from checkpoint_store.storage.catalog import catalog
+    from checkpoint_store.storage.diagnosis import elsewhere
+
+    found = await backend.run(catalog)
+    if found.additions:
+        error = found.not_set_up()
+    wrong, advice, _ = str(error).partition(SET_UP)
+    others = await backend.run(elsewhere) if found.is_empty and advice else None
+    if not others or not others.total:
+        return error
+    there = f"There are tables in {others.places}: add --schema {shlex.quote(others.schemas[0])}"
+    return NotSetUp(f"{wrong}{there}. To set up new ones here, run `{_upgrade(schema)}`.")
 
 
 def on_connection(url: str, schema: str | None, work: Callable[[Connection], T], advice: str = NOTHING_CHANGED) -> T:

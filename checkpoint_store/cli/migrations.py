@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from checkpoint_store.cli import output
-from checkpoint_store.cli.connection import Json, Schema, Url, Yes, advise_upgrade, confirm, on_backend, on_connection
+from checkpoint_store.cli.connection import Json, Schema, Url, Yes, confirm, on_backend, on_connection
 from checkpoint_store.cli.text import counted
 from checkpoint_store.errors import NotSetUp
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from checkpoint_store.database.backend import Backend
     from checkpoint_store.distribution import Distribution
 
 Timeout = Annotated[
@@ -52,6 +54,7 @@ def upgrade(
     else:
         _migrate(url, schema, revision, timeout, migrations.upgrade)
     output.line(f"at {_current(url, schema)}")
+    on_backend(url, schema, _hint_at_others)
 
 
 def downgrade(
@@ -92,24 +95,24 @@ def check(url: Url = "", schema: Schema = None, as_json: Json = False) -> None:
     from checkpoint_store import distribution, migrations
     from checkpoint_store.schema import HEAD
 
-    def read(conn: Connection) -> tuple[str | None, Distribution | None, NotSetUp | None]:
+    def read(conn: Connection) -> tuple[str | None, Distribution | None]:
         try:
             migrations.check(conn, schema)
-        except NotSetUp as error:
-            return migrations.current(conn, schema), None, error
-        return migrations.current(conn, schema), distribution.current(conn, schema), None
+            return migrations.current(conn, schema), distribution.current(conn, schema)
+        except NotSetUp:
+            if as_json:
+                current = migrations.current(conn, schema)
+                output.document({"revision": current, "head": HEAD, "distribution": None, "ready": False})
+            raise
 
-    revision, found, error = on_connection(url, schema, read)
+    revision, found = on_connection(url, schema, read)
     if as_json:
         places = None if found is None else {"shards": found.shards, "nodes": found.nodes}
-        output.document({"revision": revision, "head": HEAD, "distribution": places, "ready": error is None})
-    elif error is None:
-        output.line(f"at {revision}" + (", which is head" if revision == HEAD else f", newer than {HEAD}"))
-        if found is not None:
-            output.line(_distributed(found))
-    if error is not None:
-        with advise_upgrade(schema):
-            raise error
+        output.document({"revision": revision, "head": HEAD, "distribution": places, "ready": True})
+        return
+    output.line(f"at {revision}" + (", which is head" if revision == HEAD else f", newer than {HEAD}"))
+    if found is not None:
+        output.line(_distributed(found))
 
 
 def sql(
@@ -186,6 +189,16 @@ def _in_session(url: str, schema: str | None, work: Callable[[Connection], T], a
 
 def _distributed(found: Distribution) -> str:
     return f"distributed by thread over {counted(found.shards, 'shard')} on {counted(found.nodes, 'node')}"
+
+
+async def _hint_at_others(backend: Backend) -> None:
+    """Say which other schemas have tables, if those that were upgraded are empty: another set may be meant."""
+    from checkpoint_store.cli.findings.tables import is_empty
+    from checkpoint_store.storage.diagnosis import elsewhere, relations
+
+    others = await backend.run(elsewhere)
+    if others.total and is_empty(await backend.run(relations)):
+        output.hint(f"there are tables in {others.places} too; --schema {shlex.quote(others.schemas[0])} names those")
 
 
 def _undoing(url: str, schema: str | None) -> str:

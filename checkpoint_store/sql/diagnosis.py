@@ -77,7 +77,8 @@ def named_relations(_: Tables) -> sa.Select[Any]:
     A row is a `storage.diagnosis.Relation`. Binds: `tables`, names without a schema; `schema`, NULL for the
     `search_path`'s.
     """
-    relation = _catalog("pg_class", "oid", "relname", "relkind", "relowner", "relnamespace", "relrowsecurity")
+    columns = ("oid", "relname", "relkind", "relowner", "relnamespace", "relrowsecurity", "reltuples")
+    relation = _catalog("pg_class", *columns)
     schema = _catalog("pg_namespace", "oid", "nspname")
     given = ex.param("schema")
     is_in_path = schema.c.nspname == sa.func.any(_search_path())
@@ -90,6 +91,7 @@ def named_relations(_: Tables) -> sa.Select[Any]:
             sa.or_(given.is_not(None), sa.func.pg_table_is_visible(relation.c.oid)),
             sa.func.row_security_active(relation.c.oid),
             *[sa.func.has_table_privilege(relation.c.oid, ex.text_literal(right)) for right in rights],
+            _has_rows(relation),
         )
         .join_from(relation, schema, schema.c.oid == relation.c.relnamespace)
         .where(
@@ -102,21 +104,27 @@ def named_relations(_: Tables) -> sa.Select[Any]:
 
 
 def elsewhere(_: Tables) -> sa.Select[Any]:
-    """Select other schemas that have a table `checkpoints`, at most five, and how many there are.
+    """Select other schemas with a table `checkpoints` that the role may use, at most five, those with rows first.
 
-    Binds: `schemas`, the names of those already looked at.
+    A row is a schema, whether its table has rows, and how many schemas there are. Binds: `schema`, the one that is
+    looked at, NULL for the `search_path`'s.
     """
-    relation = _catalog("pg_class", "relname", "relkind", "relnamespace")
+    relation = _catalog("pg_class", "oid", "relname", "relkind", "relnamespace", "reltuples")
     schema = _catalog("pg_namespace", "oid", "nspname")
+    given = ex.param("schema")
+    has_rows = _has_rows(relation).label("has_rows")
     return (
-        sa.select(schema.c.nspname, sa.func.count().over())
+        sa.select(schema.c.nspname, has_rows, sa.func.count().over())
         .join_from(relation, schema, schema.c.oid == relation.c.relnamespace)
         .where(
             relation.c.relname == ex.text_literal("checkpoints"),
             _is_table(relation),
-            schema.c.nspname != sa.func.all(ex.array_param("schemas")),
+            sa.case(
+                (given.is_(None), schema.c.nspname != sa.func.all(_search_path())), else_=schema.c.nspname != given
+            ),
+            sa.func.has_schema_privilege(schema.c.oid, ex.text_literal("USAGE")),
         )
-        .order_by(schema.c.nspname)
+        .order_by(has_rows.desc(), schema.c.nspname)
         .limit(ex.int_literal(5))
     )
 
@@ -335,6 +343,16 @@ def _locks() -> sa.Subquery:
 
 def _is_table(relation: sa.TableClause) -> sa.ColumnElement[bool]:
     return sa.cast(relation.c.relkind, sa.Text).in_([ex.text_literal(kind) for kind in "rpvmf"])
+
+
+def _has_rows(relation: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Return whether a table, or a partition of it, has rows by the server's statistics, for which no lock is taken."""
+    child, part = _catalog("pg_inherits", "inhrelid", "inhparent"), _catalog("pg_class", *_CLASS).alias("part")
+    own, of_part = [
+        sa.func.greatest(one.c.reltuples, _statistic("live_tuples", one)) > ex.ZERO for one in (relation, part)
+    ]
+    parts = sa.exists().where(child.c.inhparent == relation.c.oid, part.c.oid == child.c.inhrelid, of_part)
+    return sa.or_(own, parts)
 
 
 def _search_path() -> sa.ColumnElement[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from checkpoint_store.schema import LATEST_INDEX, STOCK_TABLE, VERSION_TABLE, qualified
+from checkpoint_store.schema import LATEST_INDEX, STOCK_TABLE, VERSION_TABLE, identifier, qualified
 from checkpoint_store.sql.executor import Executor, Row
 from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
@@ -72,14 +72,24 @@ class Relation(NamedTuple):
     may_insert: bool
     may_update: bool
     may_delete: bool
+    has_rows: bool
+    """Whether it has rows, by the server's statistics."""
 
 
 class Elsewhere(NamedTuple):
     """Schemas that were not asked about, and have tables of our names."""
 
     schemas: Sequence[str]
-    """Some of them."""
+    """Some of them, those whose tables have rows first."""
+    has_rows: bool
+    """Whether the tables of the first have rows, by the server's statistics."""
     total: int
+
+    @property
+    def places(self) -> str:
+        """Their names as part of a sentence."""
+        names = ", ".join(map(identifier, self.schemas[:3]))
+        return f"schema {names}" if self.total == 1 else f"{self.total} schemas, such as {names}"
 
 
 class Rule(NamedTuple):
@@ -185,10 +195,10 @@ def relations(db: Executor, sql: Statements) -> list[Relation]:
 
 
 @operation(Kind.PROBE)
-def elsewhere(db: Executor, sql: Statements, schemas: Sequence[str]) -> Elsewhere:
-    """Return the other schemas that have such tables."""
-    rows = db.fetch(sql.elsewhere, {"schemas": list(schemas)})
-    return Elsewhere([row[0] for row in rows], rows[0][1] if rows else 0)
+def elsewhere(db: Executor, sql: Statements) -> Elsewhere:
+    """Return the other schemas that have such tables and that the role may use."""
+    rows = db.fetch(sql.elsewhere, {"schema": sql.tables.schema})
+    return Elsewhere([row[0] for row in rows], *(rows[0][1:] if rows else (False, 0)))
 
 
 @operation(Kind.PROBE)

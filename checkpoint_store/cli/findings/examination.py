@@ -174,7 +174,7 @@ class _Examination:
         schema, opened, ask = self._schema, self._opened, self._ask
         found = ask(diagnosis.server)
         rights, relations = ask(diagnosis.schema_rights), ask(diagnosis.relations)
-        elsewhere = self._elsewhere(found)
+        elsewhere = ask(diagnosis.elsewhere)
         catalog = ask(catalog_of)
         is_at_head = isinstance(catalog, Catalog) and catalog.revision is not None and is_usable({catalog.revision})
         rules, indexes, vacuum = ask(diagnosis.rules), ask(diagnosis.indexes), ask(diagnosis.table_statistics)
@@ -190,7 +190,7 @@ class _Examination:
             *tables.damage(catalog),
             _judged("grants", tables.grants, schema, found, rights, relations),
             _judged("rules", tables.rules, relations, rules),
-            _judged("schemas", tables.duplicates, relations, elsewhere),
+            _judged("schemas", tables.duplicates, found, relations, elsewhere),
             _judged("indexes", tables.indexes, schema, is_at_head, relations, indexes),
             *self._distribution(found, is_at_head=is_at_head),
             _judged("vacuum", activity.vacuum, schema, found, vacuum),
@@ -215,12 +215,6 @@ class _Examination:
                 self._conn.rollback()
             diagnosed = diagnosis_of(error)
             return Unknown(diagnosed.message or diagnosed.name or type(error).__name__)
-
-    def _elsewhere(self, found: Server | Unknown) -> diagnosis.Elsewhere | Unknown:
-        if isinstance(found, Unknown):
-            return found
-        looked_at = found.search_path if self._schema is None else [self._schema]
-        return self._ask(diagnosis.elsewhere, looked_at)
 
     def _distribution(self, found: Server | Unknown, *, is_at_head: bool) -> list[Finding]:
         """Return the finding about distribution by Citus, where the database has it."""

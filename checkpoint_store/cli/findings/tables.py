@@ -41,7 +41,7 @@ def revision(
         found = "the tables were never set up"
         if not elsewhere.total:
             return failure("revision", found, upgrade)
-        found += f" here, but there are some in {_schemas(elsewhere)}. Name it, or set up new ones"
+        found += f" here, but there are some in {elsewhere.places}. Name it, or set up new ones"
         other = f"checkpoint-store doctor --schema {shlex.quote(elsewhere.schemas[0])}"
         return failure("revision", found, other, upgrade)
     noted = finds(relations, VERSION_TABLE)
@@ -69,7 +69,13 @@ def damage(catalog: Catalog | Unknown) -> list[Finding]:
     return [failure("tables", f"{found}; restore all tables from one backup")]
 
 
-def duplicates(relations: Sequence[Relation], elsewhere: Elsewhere) -> Finding:
+def is_empty(relations: Sequence[Relation]) -> bool:
+    """Return whether the table of checkpoints that statements find has no rows, by the server's statistics."""
+    checkpoints = finds(relations, Tables().checkpoints.name)
+    return checkpoints is not None and not checkpoints.has_rows
+
+
+def duplicates(server: Server, relations: Sequence[Relation], elsewhere: Elsewhere) -> Finding:
     """Judge whether tables of the same names are in other schemas, where another client may find them."""
     hidden = sorted({one.schema for one in relations if not one.is_found})
     if hidden and (found := of_ours(relations)):
@@ -80,8 +86,16 @@ def duplicates(relations: Sequence[Relation], elsewhere: Elsewhere) -> Finding:
             "schema in the saver and in Alembic's options",
             f"schema={found[0].schema!r}",
         )
+    # Of tables that Citus has distributed, only the workers have statistics.
+    if elsewhere.has_rows and is_empty(relations) and not server.has_citus:
+        return warning(
+            "schemas",
+            f"the tables here have no checkpoints, while those in {elsewhere.places} have some. If savers are to work "
+            "on those, name the schema",
+            f"checkpoint-store doctor --schema {shlex.quote(elsewhere.schemas[0])}",
+        )
     if elsewhere.total:
-        return ok("schemas", f"tables of the same names are in {_schemas(elsewhere)} too; --schema looks there")
+        return ok("schemas", f"tables of the same names are in {elsewhere.places} too; --schema looks there")
     return ok("schemas", "no other has tables of these names")
 
 
@@ -207,8 +221,3 @@ def _primary_key(tables: Tables, name: str) -> str:
     return (
         f"ALTER TABLE {qualified(name, tables.schema)} ADD PRIMARY KEY ({', '.join(table.primary_key.columns.keys())});"
     )
-
-
-def _schemas(elsewhere: Elsewhere) -> str:
-    names = listed([identifier(name) for name in elsewhere.schemas], 3)
-    return f"schema {names}" if elsewhere.total == 1 else f"{elsewhere.total} schemas, such as {names}"

@@ -271,7 +271,7 @@ def test_a_name_of_an_application_is_quoted() -> None:
     )
 
 
-CHECKPOINTS = Relation("public", "checkpoints", "app", True, False, True, True, True, True)
+CHECKPOINTS = Relation("public", "checkpoints", "app", True, False, True, True, True, True, False)
 
 
 def test_what_reindexing_left_over_is_dropped() -> None:
@@ -313,7 +313,7 @@ def test_rules_that_do_not_hold_are_not_named() -> None:
 
 
 def test_schemas_elsewhere_are_counted() -> None:
-    assert "7 schemas, such as" in tables.duplicates([], Elsewhere(["a", "b"], 7)).found
+    assert "7 schemas, such as" in tables.duplicates(SERVER, [], Elsewhere(["a", "b"], False, 7)).found
 
 
 def test_lines_of_sql_are_broken_between_words_only() -> None:
