@@ -52,11 +52,16 @@ def _checkpoint_store_databases(request: pytest.FixtureRequest) -> Iterator[Data
         pytest.fail("the fixtures of checkpoint_store need Linux or macOS; on Windows use them in WSL", pytrace=False)
 
     config = request.config
-    url = config.getoption("checkpoint_store_test_url") or os.environ.get(SERVER)
+    urls = {
+        "the option --checkpoint-store-test-url": config.getoption("checkpoint_store_test_url"),
+        f"the variable {SERVER}": os.environ.get(SERVER),
+        "the ini setting checkpoint_store_test_url": config.getini("checkpoint_store_test_url"),
+    }
+    place, url = next(((place, url) for place, url in urls.items() if url), ("", None))
     # In a worker of pytest-xdist's, the id that all of them have in common.
     run = getattr(config, "workerinput", {}).get("testrunuid")
-    with _without_traceback():
-        made = Databases(url or config.getini("checkpoint_store_test_url") or None, run)
+    with _without_traceback(f". The server is that of {place}." if place else ""):
+        made = Databases(url, run)
     with made as databases:
         yield databases
 
@@ -118,12 +123,10 @@ def checkpoint_store_sync_engine(checkpoint_store_url: str) -> Iterator[Engine]:
     """A sync engine of psycopg's on the test's database."""
     from sqlalchemy import create_engine, make_url
 
-    from checkpoint_store.errors import NotInstalled
-
     try:
         engine = create_engine(make_url(checkpoint_store_url).set(drivername="postgresql+psycopg"))
     except ModuleNotFoundError:
-        raise NotInstalled('the sync fixtures need an extra: pip install "checkpoint-store[testing]"') from None
+        pytest.fail('the sync fixtures need an extra: pip install "checkpoint-store[testing]"', pytrace=False)
     yield engine
     engine.dispose()
 
@@ -139,14 +142,14 @@ def checkpoint_store_sync_saver(checkpoint_store_sync_engine: Engine) -> Iterato
 
 
 @contextmanager
-def _without_traceback() -> Iterator[None]:
+def _without_traceback(note: str = "") -> Iterator[None]:
     """Fail by the message alone: a traceback would show arguments, and with them the URL's password."""
     from checkpoint_store.errors import Unavailable
 
     try:
         yield
     except Unavailable as error:
-        pytest.fail(f"Unavailable: {error}", pytrace=False)
+        pytest.fail(f"Unavailable: {error}{note}", pytrace=False)
 
 
 def _database(databases: Databases, template: str) -> Iterator[str]:

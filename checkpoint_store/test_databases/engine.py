@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from checkpoint_store.database.event_loop import EventLoop
 from checkpoint_store.url import connector, engine_arguments
 
 
@@ -17,7 +18,8 @@ def engine_for_one_test(conn_string: str) -> Iterator[AsyncEngine]:
     """Make an engine for sync code to set up and tear down, whatever loops it is used on, one after the other.
 
     A loop that ends closes the engine's connections itself: asyncio.run() and whatever else runs a loop first close its
-    async generators, of which there is one for each loop. Those of a loop that goes on after the test are closed here.
+    async generators, of which there is one for each loop. Those of a loop that goes on after the test are closed here,
+    and so is the loop in a thread of its own that an async saver's sync methods have started.
     """
     url, arguments = engine_arguments(conn_string)
     connect = connector(conn_string)
@@ -38,6 +40,7 @@ def engine_for_one_test(conn_string: str) -> Iterator[AsyncEngine]:
 
     engine = create_async_engine(url, connect_args={**arguments, "async_creator_fn": connect_here})
     yield engine
+    EventLoop.of(engine.dialect).stop()
     for loop, closer in closers.items():
         if not (loop.is_closed() or loop.is_running()):
             loop.run_until_complete(closer.aclose())

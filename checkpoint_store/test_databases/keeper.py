@@ -46,8 +46,11 @@ SETTINGS: dict[str, str | float] = {
 }
 MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a directory in it
 
-SESSIONS = """
-    SELECT format('%s%s, %s; last statement: %s', pid, ' of ' || nullif(application_name, ''), state, left(query, 200))
+SESSIONS = r"""
+    SELECT format(
+        '%s%s, %s; last statement: %s', pid, ' of ' || nullif(application_name, ''), state,
+        left(regexp_replace(query, '\s+', ' ', 'g'), 100)
+    )
     FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend' ORDER BY pid
 """
 

@@ -12,13 +12,14 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -180,6 +181,27 @@ def test_the_fixtures_work_with_every_plugin_for_async_tests(project: Project, m
     assert project.left() == []
 
 
+def test_an_async_saver_works_in_sync_code(project: Project) -> None:
+    """By a loop of its own, which ends with the test; also when an async test uses both."""
+    project.write("""
+        def reply(state):
+            return {"messages": [("ai", "Hello")]}
+
+        def test_sync(checkpoint_store_saver):
+            graph = StateGraph(MessagesState).add_node(reply).add_edge(START, "reply")
+            state = graph.compile(checkpointer=checkpoint_store_saver).invoke({"messages": []}, THREAD)
+            assert len(state["messages"]) == 1
+
+        @pytest.mark.asyncio
+        async def test_both(checkpoint_store_saver):
+            await asyncio.to_thread(checkpoint_store_saver.get, THREAD)
+            await talk(checkpoint_store_saver)
+    """)
+
+    assert outcome(project.run()) == "2 passed"
+    assert project.left() == []
+
+
 def test_sync_twins_see_the_same_database(project: Project) -> None:
     """Without any plugin for async tests."""
     project.write(
@@ -230,7 +252,7 @@ left = []
 @pytest.mark.asyncio
 async def test_leaves_a_connection(checkpoint_store_engine):
     left.append(await checkpoint_store_engine.connect())
-    await left[-1].exec_driver_sql("SELECT 1")
+    await left[-1].exec_driver_sql("SELECT\\n  1")
 
 
 @pytest.mark.asyncio
@@ -394,11 +416,32 @@ def test_a_url_can_be_given_in_three_ways(project: Project) -> None:
     option = ("--checkpoint-store-test-url", "postgresql://option:s3cret@[::1]:1/x")
 
     assert outcome(project.run()) == "1 passed"
-    for arguments, embedded in ((option, False), ((), True)):
+    for arguments, embedded, place in (
+        (option, False, "the option --checkpoint-store-test-url"),
+        ((), True, "the ini setting checkpoint_store_test_url"),
+    ):
         printed = project.run(*arguments, embedded=embedded)
         assert outcome(printed) == "1 error"
         assert "Unavailable: the databases for tests can't be made" in printed
+        assert f". The server is that of {place}." in printed
         assert "s3cret" not in printed
+    assert project.left() == []
+
+
+def test_a_database_that_cant_be_made_fails_without_the_password(project: Project) -> None:
+    """Which stands in the arguments of the fixtures that make it."""
+    url = make_url(project.server_url).set(password="s3cret").render_as_string(hide_password=False)  # noqa: S106
+    project.write("""
+        import psycopg
+
+        def test_a_template_that_is_in_use(checkpoint_store_template, request):
+            with psycopg.connect(checkpoint_store_template):
+                request.getfixturevalue("checkpoint_store_session_url")
+    """)
+    printed = replace(project, server_url=url).run("-W", "ignore")
+    assert outcome(printed) == "1 failed"
+    assert "is being accessed by other users" in printed
+    assert "s3cret" not in printed
     assert project.left() == []
 
 
@@ -421,7 +464,7 @@ def test_what_is_not_installed_is_named_with_the_way_out(project: Project) -> No
     """)
     printed = project.run()
     assert outcome(printed) == "1 passed, 1 error"
-    assert 'NotInstalled: the sync fixtures need an extra: pip install "checkpoint-store[testing]"' in printed
+    assert 'the sync fixtures need an extra: pip install "checkpoint-store[testing]"' in printed
 
     project.write("""
         import sys

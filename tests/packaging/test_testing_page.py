@@ -35,10 +35,10 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_page_followed_literally_is_green_and_leaves_nothing_over(
     python: Callable[..., str], temporary: Path, tmp_path: Path
 ) -> None:
-    """With pytest-asyncio's defaults, and no setting at all; then the same by two workers."""
+    """With the page's one setting, and no warning for the lack of it; then the same by two workers."""
     for name, text in LISTINGS:
         (tmp_path / name).write_text(text)
-    (tmp_path / "pytest.ini").touch()  # so that no other project's, in a folder above, is found
+    assert (tmp_path / "pytest.ini").exists()  # so that no other project's, in a folder above, is found
     install, *runs = COMMANDS
     assert install.startswith("pip install 'checkpoint-store[testing]'")
     assert [run.split()[0] for run in runs] == ["pytest", "pytest"]
@@ -47,6 +47,7 @@ def test_the_page_followed_literally_is_green_and_leaves_nothing_over(
         printed = python("-m", *shlex.split(run), cwd=tmp_path)
         assert re.search(r"^=+ 10 passed in ", printed, re.MULTILINE), printed
         assert f"asyncio-{pytest_asyncio_version}" in printed
+        assert "PytestDeprecationWarning" not in printed
         assert [path.name for path in temporary.iterdir() if not path.name.startswith("pytest-of-")] == []
         commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
         assert [command for command in commands if str(temporary) in command] == []
