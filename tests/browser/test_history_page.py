@@ -98,6 +98,50 @@ def test_search_finds_ids_nodes_and_values_where_they_came_in(show: Open, trip: 
     assert heard == []
 
 
+MARKED = """() => {
+    const canvas = document.querySelector('#marks');
+    const { data, width, height } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    return Array.from({ length: height }, (_, y) => y / height).filter((_, y) => data[4 * y * width + 3]);
+}"""
+
+
+def test_the_selection_is_marked_at_the_edge_only_of_a_tree_that_scrolls(show: Open, trip: Path) -> None:
+    """As far down as the row is among all rows."""
+    page, heard = show(trip)
+    for key in ("Home", "ArrowDown", "End"):
+        page.keyboard.press(key)
+        wanted = (selected(page) + 0.5) / page.evaluate("rows.length")
+        page.wait_for_function(
+            f"wanted => {{ const at = ({MARKED})(); return Math.abs(at[0] - wanted) < 0.01; }}", arg=wanted
+        )
+    page.set_viewport_size({"width": 1280, "height": 1600})
+    page.wait_for_function(f"!({MARKED})().length")
+    page.locator("#query").fill("hotel")
+    expect(page.locator("#found")).to_contain_text("checkpoint")
+    assert page.evaluate(MARKED) == []
+    assert [text for text in heard if "getImageData" not in text] == []  # which the test itself has used often
+
+
+def test_channels_of_langgraphs_own_come_last(show: Open, trip: Path) -> None:
+    """Below a title of their own, those without a value by their names only."""
+    page, heard = show(trip)
+    page.evaluate("select(rows.findIndex(one => thread.checkpoints[one.checkpoint]?.next.includes('search')))")
+    expect(page.locator("#detail")).to_contain_text("__pregel_tasks")
+    state = page.evaluate(
+        """() => {
+            const all = [...document.querySelector('#detail').children];
+            const from = all.findIndex(one => one.localName === 'h3' && one.textContent.startsWith('State'));
+            const to = all.findIndex((one, at) => at > from && one.localName === 'h3');
+            return all.slice(from + 1, to).map(one => one.querySelector('.channel')?.textContent ?? one.textContent);
+        }"""
+    )
+    title = next(at for at, text in enumerate(state) if text.startswith("LangGraph's own"))
+    assert "messages" in state[:title]
+    assert not [text for text in state[:title] if text.startswith(("__", "branch:to:"))]
+    assert state[title + 1 :] == ["__pregel_tasks"]
+    assert heard == []
+
+
 def test_light_and_dark(show: Open, trip: Path) -> None:
     """The page follows the system, and the key or button changes it."""
     colour = "getComputedStyle(document.documentElement).backgroundColor"

@@ -57,7 +57,7 @@ function changed(index) {
 }
 
 // Channels that LangGraph keeps for itself say little, and come last.
-const isOwn = (name) => name.startsWith("branch:to:") || name.startsWith("__");
+const isOwn = (name) => /^(branch:to:|join:|__)/.test(name);
 
 function ownChannels(named) {
   const made = element("div", "own", element("span", "", "LangGraph's own"));
@@ -96,11 +96,14 @@ function some(makers, from = 0) {
 
 function stateSection({ channels, rebuilt, absent }) {
   const largest = [...channels.values()].reduce((most, one) => Math.max(most, bytesOf(one)), 0);
-  const sorted = [...channels].sort(([a], [b]) => isOwn(a) - isOwn(b));
-  const entries = sorted.map(([name, one]) => () => entry(name, name, one, bytesOf(one), largest, rebuilt.has(name) ? "put together of what was written" : ""));
-  const own = absent.filter(isOwn).map((name) => [name, ""]);
+  const made = ([name, one]) => () => entry(name, name, one, bytesOf(one), largest, rebuilt.has(name) ? "put together of what was written" : "");
+  const its = [...channels].filter(([name]) => !isOwn(name));
+  const own = [...channels].filter(([name]) => isOwn(name));
+  const telling = own.filter(([, one]) => resolve(one) !== null);
+  const names = [...own.filter((one) => !telling.includes(one)).map(([name]) => name), ...absent.filter(isOwn)].map((name) => [name, ""]);
   const notes = absent.filter((name) => !isOwn(name)).map((name) => element("p", "absent", element("span", "channel", shown(name)), " ", "no value here"));
-  return section("State", counted(channels.size, "channel"), ...some(entries), ...notes, ...(own.length ? [ownChannels(own)] : []));
+  const last = own.length || names.length ? [ownChannels(names), ...some(telling.map(made))] : [];
+  return section("State", counted(channels.size, "channel"), ...some(its.map(made)), ...notes, ...last);
 }
 
 // A channel with its size, and its value if it is short or has been opened.

@@ -155,16 +155,17 @@ function dot(one, x, y) {
   return made;
 }
 
-// The strip beside the tree: where matches are, and the row that is selected.
+// The strip beside a tree that scrolls: where matches are, and the row that is selected.
 function drawMarks() {
   const canvas = $("marks");
   const scale = window.devicePixelRatio || 1;
   const [wide, tall] = [canvas.clientWidth, canvas.clientHeight];
   canvas.width = wide * scale;
   canvas.height = tall * scale;
+  if ($("tree").scrollHeight <= $("tree").clientHeight) return;
   const pen = canvas.getContext("2d");
   const colors = getComputedStyle(canvas);
-  const place = (row) => Math.min(canvas.height - 2 * scale, (row / rows.length) * canvas.height);
+  const place = (row) => ((row + 0.5) / rows.length) * canvas.height - scale;
   if (hits) {
     pen.fillStyle = colors.getPropertyValue("color");
     rows.forEach((one, row) => {
