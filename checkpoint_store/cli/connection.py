@@ -18,6 +18,7 @@ from checkpoint_store.errors import (
     InvalidURL,
     NotSetUp,
     ThreadNotFound,
+    Unavailable,
 )
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def on_engine(
                 return await work(engine)
         except NotSetUp as error:
             raise await _told(backend, schema, error) from None
+        except Unavailable as error:
+            raise _unreachable(error, url, backend.provider.where) from error
         finally:
             await engine.dispose()
 
@@ -145,6 +148,20 @@ def on_engine(
             return asyncio.run(run())
     except KeyboardInterrupt:
         raise Interrupted(advice) from None
+
+
+def _unreachable(error: Unavailable, url: str, where: str) -> Unavailable:
+    """Return an error of connecting with the URL as it was given, password hidden, and the command that examines it."""
+    from checkpoint_store.cli.findings.examination import shown_url
+    from checkpoint_store.conninfo.url import parse
+    from checkpoint_store.database.error_translation import CHECK_SERVER
+
+    said = str(error)
+    if not said.endswith(CHECK_SERVER):
+        return error
+    user = parse(url)[0].username
+    shown = shown_url(url).replace("://", f"://{user}@" if user else "://", 1)
+    return Unavailable(f"{shown}{said.removeprefix(where)} `checkpoint-store doctor` says which step failed.")
 
 
 async def _told(backend: Backend, schema: str | None, error: NotSetUp) -> NotSetUp:

@@ -53,7 +53,9 @@ FOREIGN = (
 )
 """Errors to be translated, beside those that the dialect's driver raises."""
 
-_ADVICE = "Check that the server runs, and that the URL and the login are right."
+CHECK_SERVER = "Check that the server runs, and that the URL and the login are right."
+"""The way out that `Unavailable` names where no connection could be made."""
+
 _UNSEEN = "Its message is in the server's log; it is not shown here, since it may quote values."
 _NO_GRANT = (
     "A GRANT does not help: the table's policies have to let the row pass for this role, and for what your listeners "
@@ -251,7 +253,7 @@ def _of_transient_error(failure: _Failure, tried: float) -> CheckpointStoreError
         return None
     in_conflict = is_conflict(failure.error)
     if tried:
-        advice = "" if in_conflict else f" {_ADVICE}"
+        advice = "" if in_conflict else f" {CHECK_SERVER}"
         return Unavailable(
             f"{where}: {message}. Tried again for {round(tried, 3):g} s (retry_timeout): {transient.reason}.{advice}"
         )
@@ -271,7 +273,7 @@ def _of_lost_connection(failure: _Failure) -> CheckpointStoreError | None:
         return Unavailable(f"{where}: {message + ': ' if state.startswith('57P') else ''}{_GONE}")
     is_transient = failure.transient is not None and not failure.callers
     if is_transient or failure.is_lost or state.startswith(_NO_SERVER) or isinstance(failure.error, OSError):
-        return Unavailable(f"{where}: {message}. {_ADVICE}")
+        return Unavailable(f"{where}: {message}. {CHECK_SERVER}")
     return None
 
 
