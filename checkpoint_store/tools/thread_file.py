@@ -41,6 +41,9 @@ MAX_LINE_BYTES = 3 << 29
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
+_VERSION = re.compile(r"[0-9]{1,32}(\.[0-9]{1,20}){0,2}(e-[0-9]{1,3})?")
+"""A version that is text: a number, and after it a random one."""
+
 _SOURCES = ("input", "loop", "update", "fork")
 """LangGraph's values of `source` in the metadata."""
 
@@ -276,7 +279,13 @@ def _is_structure(name: str, value: Any) -> bool:
 
 
 def _are_versions(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(one, (str, int, orjson.Fragment)) for one in value.values())
+    return isinstance(value, dict) and all(map(_is_version, value.values()))
+
+
+def _is_version(value: Any) -> bool:
+    return (
+        _VERSION.fullmatch(value) is not None if isinstance(value, str) else isinstance(value, (int, orjson.Fragment))
+    )
 
 
 def _is_id(value: Any) -> bool:

@@ -221,7 +221,7 @@ def test_members_of_other_kinds_than_langgraphs_are_left_out_too(run: Cli, sync_
     with psycopg.connect(url) as conn:
         whole = run("export", "t", "--no-values").out
         for name in secrets:
-            for value in ("SECRET", {"SECRET": {"a": ["SECRET"]}}, {"a": [{"b": "SECRET"}]}):
+            for value in ("SECRET", {"SECRET": {"a": ["SECRET"]}}, {"a": [{"b": "SECRET"}]}, {"a": "SECRET"}):
                 change = json.dumps({name: value})
                 conn.execute("UPDATE checkpoints SET checkpoint = checkpoint || %s", [change])
                 conn.commit()
