@@ -99,10 +99,16 @@ def _print_thread(stats: ThreadStats, limit: int, as_json: bool) -> None:
 
 
 def _print_database(url: str, schema: str | None, limit: int, as_json: bool) -> None:
+    from checkpoint_store.storage.diagnosis import table_statistics
+    from checkpoint_store.storage.probes import are_distributed
     from checkpoint_store.storage.thread_stats import largest_threads, table_sizes
 
     async def read(backend: Backend) -> tuple[Any, Any]:
-        return await backend.run(table_sizes), await backend.run(largest_threads, limit)
+        # Of tables that Citus has distributed, only the workers have statistics.
+        known = [] if await backend.run(are_distributed) else await backend.run(table_statistics)
+        current = {one.table: one.current_rows for one in known if one.current_rows is not None}
+        sizes = [(name, current.get(name, rows), count) for name, rows, count in await backend.run(table_sizes)]
+        return sizes, await backend.run(largest_threads, limit)
 
     tables, largest = looking(url, schema, read)
     if as_json:

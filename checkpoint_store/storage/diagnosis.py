@@ -134,6 +134,15 @@ class TableStatistics(NamedTuple):
     """The number of dead rows beyond which autovacuum comes."""
 
     @property
+    def current_rows(self) -> int | None:
+        """The number of rows now, where the server has kept count since the last VACUUM or ANALYZE; None otherwise.
+
+        A table that was never analyzed is counted from its first row; after a crash, and on a standby, none is.
+        """
+        is_kept = self.vacuumed_at or self.analyzed_at or (self.live and not self.rows)
+        return self.live if is_kept else None
+
+    @property
     def dead_bytes(self) -> int:
         """The bytes on disk that dead rows occupy."""
         heap = dead_share(self.live, self.dead) * self.disk_pages
