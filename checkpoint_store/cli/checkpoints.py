@@ -60,7 +60,8 @@ def show(
     if as_json:
         output.document(found.document())
         return
-    limits = values.UNLIMITED if full else values.Limits()
+    width = min(output.width() or values.Limits.width, values.Limits.width)
+    limits = values.UNLIMITED if full else values.Limits(width=width - 2)  # within the list of channels
     for line in [*found.title(), *found.lines(limits), *found.notes()]:
         output.line(line)
 

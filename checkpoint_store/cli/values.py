@@ -12,6 +12,8 @@ from checkpoint_store.cli.text import printable, size
 MAX_DEPTH = 40
 """The levels of a value that are shown."""
 
+_INDENT = "  "
+
 _FAMILIAR = ("langchain_core.", "langgraph.")
 """Packages whose classes are shown without their modules: they are in every chat."""
 
@@ -79,14 +81,14 @@ def _lines(start: str, value: Any, end: str, limits: Limits, depth: int, *, brok
     if parts is None or depth >= MAX_DEPTH:
         yield f"{start}{opening}{'...' if parts else ''}{closing}{end}"
         return
-    flat = None if broken else _flat(value, limits, depth, limits.width - len(start) - len(end))
+    flat = None if broken else _flat(value, limits, depth, limits.width - len(_INDENT) * depth - len(start) - len(end))
     if flat is not None:
         yield f"{start}{flat}{end}"
         return
     yield f"{start}{opening}"
     for name, part in parts:
         for line in _lines(name, part, ",", limits, depth + 1):
-            yield f"  {line}"
+            yield f"{_INDENT}{line}"
     yield f"{closing}{end}"
 
 
