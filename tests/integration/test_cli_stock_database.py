@@ -16,7 +16,8 @@ from langgraph.checkpoint.postgres import PostgresSaver as StockSaver
 from langgraph.checkpoint.postgres.base import MIGRATIONS as STOCK_MIGRATIONS
 from langgraph.graph import START, MessagesState, StateGraph
 from psycopg import sql
-from sqlalchemy import Engine, event
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from checkpoint_store import PostgresSaver
 from checkpoint_store.cli import main, text
@@ -137,7 +138,7 @@ def test_a_stock_database_is_looked_at_as_it_is(
     ]
 
 
-def test_threads_without_the_index_are_sought_by_id(run: Cli, empty_url: str, request: pytest.FixtureRequest) -> None:
+def test_threads_without_the_index_are_sought_by_id(run: Cli, empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A filter that few threads pass does not sort the table for each batch; a note says so, and `--cursor` goes on."""
     migrate(empty_url, NEWEST)
     statements: list[str] = []
@@ -151,8 +152,14 @@ def test_threads_without_the_index_are_sought_by_id(run: Cli, empty_url: str, re
             "lpad(i::text, 8, '0'), NULL, NULL, '{}', jsonb_build_object('even', i % 2 = 0) "
             "FROM generate_series(1, 9000) i"
         )
-    event.listen(Engine, "before_cursor_execute", note_statement)
-    request.addfinalizer(lambda: event.remove(Engine, "before_cursor_execute", note_statement))
+
+    def watched(*args: Any, **options: Any) -> AsyncEngine:
+        engine = create_async_engine(*args, **options)
+        # On this one: after a listener on the class, each engine of the process would count as one that is listened to.
+        event.listen(engine.sync_engine, "before_cursor_execute", note_statement)
+        return engine
+
+    monkeypatch.setattr("sqlalchemy.ext.asyncio.create_async_engine", watched)
     note = "listed by --order thread_id: to find the newest first, an index is needed that an upgrade adds\n"
 
     def threads(*options: str) -> dict[str, Any]:

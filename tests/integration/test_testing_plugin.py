@@ -82,9 +82,9 @@ class Project:
 
     def start(self, *arguments: str, embedded: bool = False) -> subprocess.Popen[str]:
         """Start pytest; on the server under test, or on one of its own."""
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "CHECKPOINT"))
-        }
+        # Where CI is set, pytest prints each message once more in its summary.
+        own = ("PYTEST_", "CHECKPOINT", "CI")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         server = {} if embedded else {"CHECKPOINT_STORE_TEST_URL": self.server_url}
         places = {"TMPDIR": str(self.temporary), "NOTES": str(self.folder / "notes"), "PYTHONPATH": str(REPOSITORY)}
         return subprocess.Popen(
