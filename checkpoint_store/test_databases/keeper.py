@@ -18,8 +18,8 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,15 +76,15 @@ class Keeper:
     async def serve(self, directory: Path, ready: Callable[[], None]) -> None:
         """Create a migrated database, the template of all others, and serve until the last test process has left."""
         made: set[str] = set()
-        admin = await self._connect()
         try:
-            self._template = await self._create(admin, made, None)
+            async with self._connection() as admin:
+                self._template = await self._create(admin, made, None)
             await self._migrate()
             async with await asyncio.start_unix_server(self._converse, directory / SOCKET):
                 ready()
                 await self._wait(directory / LOCK)
         finally:
-            await self._drop_all(admin, made)
+            await self._drop_all(made)
 
     async def _migrate(self) -> None:
         url, arguments = engine_arguments(self._template)
@@ -120,30 +120,36 @@ class Keeper:
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer a client's requests; when it leaves or is gone, drop its databases."""
         made: set[str] = set()
-        admin = await self._connect()
         try:
             while line := await reader.readline():
                 ((what, url),) = json.loads(line).items()
                 if what == "leave":
                     break
-                admin = await self._connect() if admin.is_closed() else admin
-                send(writer, await self._answer(admin, made, what, url))
+                send(writer, await self._answer(made, what, url))
         finally:
-            await self._drop_all(admin, made)
+            await self._drop_all(made)
 
-    async def _answer(self, admin: Any, made: set[str], what: str, url: str | None) -> dict[str, Any]:
+    async def _answer(self, made: set[str], what: str, url: str | None) -> dict[str, Any]:
         try:
-            if what == "drop" and url is not None:
-                left = await self._sessions(admin, url)
-                await self._drop(admin, url)
-                made.remove(url)
-                return {"left": left}
-            return {"url": await self._create(admin, made, url or self._template)}
+            async with self._connection() as admin:
+                if what == "drop" and url is not None:
+                    left = await self._sessions(admin, url)
+                    await self._drop(admin, url)
+                    made.remove(url)
+                    return {"left": left}
+                return {"url": await self._create(admin, made, url or self._template)}
         except _ERRORS as error:
             return {"error": str(error)}
 
-    async def _connect(self) -> Any:
-        return await asyncpg.connect(**engine_arguments(self._url)[1])
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        """Connect anew for each request: a test may have ended all sessions, or the server."""
+        admin = await asyncpg.connect(**engine_arguments(self._url)[1])
+        try:
+            yield admin
+        finally:
+            with suppress(*_ERRORS):
+                await admin.close()
 
     async def _create(self, admin: Any, made: set[str], template: str | None) -> str:
         """Create a database, as a copy of another one or empty, and return its URL."""
@@ -165,13 +171,13 @@ class Keeper:
     async def _drop(self, admin: Any, url: str) -> None:
         await admin.execute(f'DROP DATABASE IF EXISTS "{name_of(url)}" WITH (FORCE)')
 
-    async def _drop_all(self, admin: Any, made: set[str]) -> None:
-        """Drop databases, all that can be dropped, and close the connection."""
-        admin = await self._connect() if admin.is_closed() else admin
-        for url in made:
-            with suppress(*_ERRORS):
-                await self._drop(admin, url)
-        await admin.close()
+    async def _drop_all(self, made: set[str]) -> None:
+        """Drop databases, all that can be dropped."""
+        if made:
+            async with self._connection() as admin:
+                for url in made:
+                    with suppress(*_ERRORS):
+                        await self._drop(admin, url)
 
 
 def send(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:

@@ -397,7 +397,7 @@ def test_a_server_that_ends_sessions_does_not_end_the_run(project: Project) -> N
         def test_ends_all_sessions(checkpoint_store_url):
             with psycopg.connect(checkpoint_store_url) as conn:
                 others = "FROM pg_stat_activity WHERE pid != pg_backend_pid() AND backend_type = 'client backend'"
-                assert conn.execute(f"SELECT count(pg_terminate_backend(pid)) {others}").fetchone() > (1,)
+                conn.execute(f"SELECT pg_terminate_backend(pid) {others}")
 
         def test_that_comes_next(checkpoint_store_url):
             psycopg.connect(checkpoint_store_url).close()
