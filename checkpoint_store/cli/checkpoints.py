@@ -60,8 +60,9 @@ def show(
     if as_json:
         output.document(found.document())
         return
-    width = min(output.width() or values.Limits.width, values.Limits.width)
-    limits = values.UNLIMITED if full else values.Limits(width=width - 2)  # within the list of channels
+    # In a pipe as wide as ever; on a terminal within the list of channels, which is indented.
+    width = min(values.Limits.width, (output.width() or 1000) - 2)
+    limits = values.UNLIMITED if full else values.Limits(width=width)
     for line in [*found.title(), *found.lines(limits), *found.notes()]:
         output.line(line)
 

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from checkpoint_store import PostgresSaver
 from checkpoint_store.cli import main
 from checkpoint_store.embedded import EmbeddedPostgres
-from tests.browser.conftest import NAMES, OPTIONS, PHONE, QUIET
+from tests.browser.conftest import NAMES, OPTIONS, PHONE, QUIET, wait_until_drawn
 from tests.browser.threads import marathon, travel
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -74,7 +74,7 @@ def opened(browser: Browser, file: Path, **options: Any) -> Page:
     """Return a page, once it has drawn its tree."""
     page = browser.new_context(**{**OPTIONS, **options}).new_page()
     page.goto(file.as_uri())
-    page.wait_for_function("performance.getEntriesByName('ready').length > 0")
+    wait_until_drawn(page)
     return page
 
 
