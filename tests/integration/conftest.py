@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import io
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -16,7 +19,9 @@ from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from checkpoint_store import AsyncPipeline, AsyncPostgresSaver, PostgresSaver
-from tests.conftest import Setting
+from checkpoint_store.cli import main
+from tests.conftest import REPOSITORY, Setting
+from tests.integration.commands import Cli, Done
 
 
 class Agent:
@@ -127,3 +132,28 @@ def agents(request: pytest.FixtureRequest, setting: Setting) -> Agents:
         return Agent(compiled_on(ours), blocking=blocking), Agent(compiled_on(InMemorySaver()), blocking=blocking)
 
     return compile_twice
+
+
+@pytest.fixture
+def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs a command in this process, on `url`, with an answer to what it asks."""
+    monkeypatch.setenv("CHECKPOINT_STORE_URL", url)
+
+    def run(*arguments: str, answer: str = "") -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        code = main(arguments)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def transcripts() -> Any:
+    """The script that makes the documentation's transcripts, for the threads in them."""
+    spec = importlib.util.spec_from_file_location("transcripts", REPOSITORY / "docs" / "transcripts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
 import re
@@ -12,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 import pytest
@@ -23,47 +22,12 @@ from langgraph.graph import START, MessagesState, StateGraph
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checkpoint_store import PostgresSaver
-from checkpoint_store.cli import main
 from checkpoint_store.database.factory import engine_backend
 from checkpoint_store.serde.records import StoredCheckpoint, StoredPage, StoredValue, StoredWrite
 from checkpoint_store.sql.thread_rows import TABLES
 from checkpoint_store.storage import thread_rows
 from checkpoint_store.tools.thread_rows import one_moment, rows_of
-
-
-class Done(NamedTuple):
-    """What a command has come to."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
-
-
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process, on `url`."""
-    monkeypatch.setenv("CHECKPOINT_STORE_URL", url)
-
-    def run(*arguments: str) -> Done:
-        capsys.readouterr()
-        code = main(arguments)
-        return Done(code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def transcripts() -> Any:
-    """The script that makes the documentation's transcripts, for the threads in them."""
-    spec = importlib.util.spec_from_file_location("transcripts", Path(__file__).parents[2] / "docs" / "transcripts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.integration.commands import Cli
 
 
 def fill(url: str, thread_id: str = "t", steps: int = 30) -> None:

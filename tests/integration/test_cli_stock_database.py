@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -22,19 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from checkpoint_store import PostgresSaver
 from checkpoint_store.cli import main, text
 from tests.conftest import database
+from tests.integration.commands import Cli, Done
 
 NEWEST = len(STOCK_MIGRATIONS) - 1
-
-
-class Done(NamedTuple):
-    """What a command has come to."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
 
 
 @pytest.fixture

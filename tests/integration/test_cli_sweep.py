@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pty
@@ -10,10 +9,9 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,35 +19,12 @@ from langgraph.checkpoint.base import empty_checkpoint
 from sqlalchemy import create_engine
 
 from checkpoint_store import PostgresSaver, SweepReport, partitioning
-from checkpoint_store.cli import main, retention
+from checkpoint_store.cli import retention
+from tests.integration.commands import Cli, Done
 from tests.integration.histories import id_at
 
 CHANCE = random.Random(5)
 LINE = r"VACUUM makes about [\d.]+ k?B reusable \((.+)\); files shrink only by VACUUM FULL or pg_repack\n"
-
-
-class Done(NamedTuple):
-    """What a command has come to."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
-
-
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process, on `url`."""
-    monkeypatch.setenv("CHECKPOINT_STORE_URL", url)
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-
-    def run(*arguments: str) -> Done:
-        capsys.readouterr()
-        return Done(main(arguments), *capsys.readouterr())
-
-    return run
 
 
 def store(saver: PostgresSaver, thread_id: str, *days: float, **metadata: Any) -> None:

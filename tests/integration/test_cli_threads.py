@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 import pytest
@@ -18,17 +18,10 @@ from checkpoint_store.cli.arguments import bytes_of
 from checkpoint_store.cli.text import size
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.storage.checkpoint_time import first_id_of
+from tests.integration.commands import Done
 
 AGES = {f"t{days:03}": timedelta(days=days) for days in range(1, 201)}
 """Threads that were last used so many days ago."""
-
-
-class Done(NamedTuple):
-    """What a command has come to."""
-
-    code: int
-    out: str
-    err: str
 
 
 Threads = Callable[..., Done]

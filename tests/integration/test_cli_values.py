@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from operator import add
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import psycopg
 import pytest
@@ -18,45 +17,10 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES, _messages_delta_reducer
 from langgraph.types import Overwrite
 
 from checkpoint_store import PostgresSaver
-from checkpoint_store.cli import main
 from checkpoint_store.cli.safe_decode import safe_decode
 from checkpoint_store.cli.values import as_json
+from tests.integration.commands import Cli
 from tests.integration.test_graph_delta_channel import THREAD, working
-
-
-class Done(NamedTuple):
-    """What a command has come to."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
-
-
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process, on `url`."""
-    monkeypatch.setenv("CHECKPOINT_STORE_URL", url)
-
-    def run(*arguments: str) -> Done:
-        capsys.readouterr()
-        code = main(arguments)
-        return Done(code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def transcripts() -> Any:
-    """The script that makes the documentation's transcripts, for the threads in them."""
-    spec = importlib.util.spec_from_file_location("transcripts", Path(__file__).parents[2] / "docs" / "transcripts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def plain(saver: PostgresSaver, value: Any) -> Any:

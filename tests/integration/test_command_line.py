@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
-import io
 import json
 import os
 import pty
@@ -19,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 import psycopg
@@ -36,44 +34,9 @@ from checkpoint_store.cli.arguments import age_of
 from checkpoint_store.encryption import KeyRing
 from checkpoint_store.errors import InvalidOption
 from checkpoint_store.serde import pages
+from tests.integration.commands import Cli
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-class Done(NamedTuple):
-    """What a command has come to."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
-
-
-@pytest.fixture
-def run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process, on `url`."""
-    monkeypatch.setenv("CHECKPOINT_STORE_URL", url)
-
-    def run(*arguments: str, answer: str = "") -> Done:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
-        code = main(arguments)
-        return Done(code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def transcripts() -> Any:
-    """The script that makes the documentation's transcripts, for the threads in them."""
-    spec = importlib.util.spec_from_file_location("transcripts", REPOSITORY / "docs" / "transcripts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
