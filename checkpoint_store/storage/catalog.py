@@ -59,7 +59,7 @@ class Catalog:
 
     @property
     def state(self) -> str:
-        """What the tables are, as the end of a sentence about them."""
+        """A description of the tables, as the end of a sentence about them."""
         if self.revision is not None:
             return f"are at revision {self.revision}"
         if STOCK_TABLE in self.columns:

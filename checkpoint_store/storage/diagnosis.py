@@ -93,7 +93,7 @@ class Elsewhere(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What may hide, change or refuse rows of one of our tables."""
+    """Rules of one of our tables by which rows are hidden, changed or refused."""
 
     table: str
     kind: str

@@ -40,13 +40,13 @@ class Expiry:
     """
 
     idle: timedelta | None = None
-    """How long nothing was stored in the thread: the age of its newest checkpoint, in any namespace."""
+    """The time since anything was stored in the thread: the age of its newest checkpoint, in any namespace."""
     age: timedelta | None = None
     """The age of its oldest checkpoint that is stored, whether the thread is in use or not."""
     filter: Mapping[str, Any] | None = None
-    """What the metadata of its newest root checkpoint must contain (PostgreSQL's `@>`); None for every thread."""
+    """The metadata that its newest root checkpoint must contain (PostgreSQL's `@>`); None for every thread."""
     quiet: timedelta = timedelta(hours=1)
-    """How long nothing was stored when a thread is deleted by `age`, so that no run under way loses its thread."""
+    """The time without a write before a thread is deleted by `age`, so that no run under way loses its thread."""
 
     def __post_init__(self) -> None:
         if self.idle is None and self.age is None:

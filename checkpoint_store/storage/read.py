@@ -80,7 +80,7 @@ class History(NamedTuple):
 
     rows: Sequence[Summary]
     total: int
-    """How many there are without the limit."""
+    """The number of them without the limit."""
     parents: Sequence[Summary]
     """Those of their parents that are stored, but are not among them."""
     continued: Set[tuple[str, str]]

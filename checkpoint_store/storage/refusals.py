@@ -11,7 +11,7 @@ from checkpoint_store.sql.statements import Statements
 from checkpoint_store.storage.operation import Kind, operation
 
 _SUGGESTED, _LOOKED_AT = 3, 20
-"""How many ids an error names, and how many are looked at for them."""
+"""The number of ids that an error names, and of those that are looked at for them."""
 
 
 def refusal(thread_id: str, table: Table, outcome: str | None = None) -> str:

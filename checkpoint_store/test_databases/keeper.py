@@ -55,7 +55,7 @@ SESSIONS = r"""
 """
 
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-"""What the server, or the way to it, can fail with; a client that is gone is an OSError too."""
+"""Errors of the server and of the connection to it; a client that is gone is an OSError too."""
 
 
 class Keeper:

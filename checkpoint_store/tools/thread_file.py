@@ -121,7 +121,7 @@ class Reader:
         self.number = 0
         """The number of the line read last."""
         self.incomplete = 0
-        """How many values lack a page, and so could not be read in the database of the export either."""
+        """The number of values that lack a page, and so could not be read in the database of the export either."""
         self._digests: set[bytes] = set()
         self.header = self._header()
 
@@ -370,4 +370,4 @@ _READERS: dict[RowKind, dict[str, Callable[[Any], Any]]] = {
         "blob": _bytes,
     },
 }
-"""What a member of each kind of row must be, and is made into."""
+"""The function that checks and converts each member of each kind of row."""

@@ -51,7 +51,7 @@ _EXACT = 2**53
 
 
 class Place(NamedTuple):
-    """Where a list is found: in which channel, and by which keys within its value."""
+    """The place of a list: its channel, and the keys that lead to it within the value."""
 
     channel: tuple[str, ...]
     path: tuple[str, ...] = ()
